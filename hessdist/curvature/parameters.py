@@ -1,0 +1,87 @@
+"""The parameters in use, as one flat vector in `named_parameters()` order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from hessdist.errors import WorkloadError
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each parameter tensor lies in the flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]  # one more than there are tensors; the last is d
+
+    @property
+    def size(self) -> int:
+        """d, the number of parameters."""
+        return self.offsets[-1]
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of a flat vector (d,) in the shapes of the parameters."""
+        pieces = zip(self.offsets[:-1], self.offsets[1:], self.shapes, strict=True)
+        return [vector[begin:end].view(shape) for begin, end, shape in pieces]
+
+    def add_to(self, vector: Tensor, pieces: Iterable[Tensor | None]) -> None:
+        """Add parameter-shaped pieces to a flat vector (d,) in place; None stands for zero."""
+        for begin, end, piece in zip(self.offsets[:-1], self.offsets[1:], pieces, strict=True):
+            if piece is not None:
+                vector[begin:end].add_(piece.reshape(-1))
+
+
+class Parameters:
+    """The trainable parameters of a model, or some layers of it; the others count as constants.
+
+    Args:
+        model: The model; parameters that do not require a gradient are left out.
+        layers: Names of parameters ("fc1.weight") or of modules ("fc1"); empty: all.
+
+    Raises:
+        WorkloadError: A name is unknown, or no parameter is left.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] = ()) -> None:
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for layer in layers:
+            if not any(_is_part(name, layer) for name in trainable):
+                near = get_close_matches(layer, trainable, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(trainable)}"
+                raise WorkloadError(f"spectrum.layers: no trainable parameter '{layer}'", hint)
+        chosen = {
+            name: p
+            for name, p in trainable.items()
+            if not layers or any(_is_part(name, layer) for layer in layers)
+        }
+        if not chosen:
+            raise WorkloadError(
+                "the model has no trainable parameter", "set requires_grad on what to analyse"
+            )
+        self.tensors: list[nn.Parameter] = list(chosen.values())
+        shapes = tuple(tuple(p.shape) for p in self.tensors)
+        offsets = [0]
+        for shape in shapes:
+            offsets.append(offsets[-1] + prod(shape))
+        self.layout = ParameterLayout(tuple(chosen), shapes, tuple(offsets))
+
+    def flat(self) -> Tensor:
+        """A copy of θ, (d,), in the dtype and on the device of the parameters."""
+        return torch.cat([p.detach().reshape(-1) for p in self.tensors])
+
+    @torch.no_grad()
+    def assign(self, theta: Tensor) -> None:
+        """Overwrite the parameters by a flat vector (d,)."""
+        for parameter, value in zip(self.tensors, self.layout.split(theta), strict=True):
+            parameter.copy_(value)
+
+
+def _is_part(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(layer + ".")

@@ -1,0 +1,144 @@
+"""Curvature products over one rank's samples, with the graphs of as many batches as fit kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
+from hessdist.curvature.local_loss import LocalLoss
+
+
+class LocalProduct:
+    """v ↦ Σ over this rank's samples of a curvature matrix times v.
+
+    θ must not move as long as the object is used. Graphs that depend on θ alone are built at once
+    and kept while their tensors fit the budget; the other batches are linearised anew at every
+    product, which costs a gradient more.
+
+    Args:
+        local: The loss on this rank's samples, at the θ of the solve.
+        operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
+        cache_bytes: Budget for kept graphs.
+    """
+
+    def __init__(self, local: LocalLoss, operator: str, cache_bytes: float) -> None:
+        self.local = local
+        self._linearize = LINEARIZATIONS[operator]
+        self._kept: dict[int, BatchProduct] = {}
+        self.kept_bytes = 0
+        self._keep_what_fits(cache_bytes)
+        self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.local.parameters.layout.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the product."""
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the product."""
+        return self.local.device
+
+    @property
+    def kept_batches(self) -> int:
+        """Batches whose graph is kept."""
+        return len(self._kept)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            v: (d,), in the product's dtype and on its device.
+
+        Returns:
+            (d,) float64, the sum over this rank's samples.
+
+        Raises:
+            NumericalError: The product is not finite; rank and batch are named.
+        """
+        total = self.local.zeros()
+        direction = self.local.parameters.layout.split(v)
+        for number, product in self._kept.items():
+            self._add(total, product, direction, number)
+        for number, batch in self.local.shard.batches(self._rebuilt):
+            self._add(total, self._linearize(self.local, batch), direction, number)
+        return total
+
+    def _add(
+        self, total: Tensor, product: BatchProduct, direction: list[Tensor], number: int
+    ) -> None:
+        pieces = product(direction)
+        self.local.parameters.layout.add_to(total, pieces)
+        # The sum of all entries is finite if and only if every entry is, short of an overflow.
+        sums = [piece.sum() for piece in pieces if piece is not None]
+        if sums:
+            self.local.require_finite(torch.stack(sums), f"the product over batch {number}")
+
+    def _keep_what_fits(self, budget: float) -> None:
+        """Keep graphs, in batch order, up to the first that would exceed the budget."""
+        largest = 0
+        for number, batch in self.local.shard.batches():
+            if self.kept_bytes + largest > budget or budget <= 0:
+                break
+            counted = _SavedBytes(exclude=self.local.parameters.tensors)
+            with saved_tensors_hooks(counted.pack, _unpack):
+                product = self._linearize(self.local, batch)
+            largest = max(largest, counted.bytes)
+            if self.kept_bytes + counted.bytes > budget:
+                break
+            self._kept[number] = product
+            self.kept_bytes += counted.bytes
+
+
+class _SavedBytes:
+    """Bytes of the storages that a graph saves, each counted once; parameters are not its own."""
+
+    def __init__(self, exclude: list[torch.nn.Parameter]) -> None:
+        self._seen = {parameter.untyped_storage().data_ptr() for parameter in exclude}
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor as the graph saves it."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _unpack(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) -> Tensor:
+    """Hv by central differences of the gradient, a check on the exact product; two gradients.
+
+    (∇L(θ + εv) − ∇L(θ − εv)) / 2ε, summed over this rank's samples.
+
+    Args:
+        local: The loss; its parameters are moved and put back.
+        v: (d,), in the product's dtype and on its device.
+        step: ε ‖v‖; the cube root of the dtype's epsilon when None (rounding and truncation balance).
+
+    Returns:
+        (d,) float64.
+    """
+    theta = local.parameters.flat()
+    if step is None:
+        step = torch.finfo(local.dtype).eps ** (1 / 3)
+    epsilon = step / max(float(v.norm()), torch.finfo(local.dtype).tiny)
+    try:
+        local.parameters.assign(theta + epsilon * v)
+        ahead = local.loss_and_gradient().gradient
+        local.parameters.assign(theta - epsilon * v)
+        behind = local.loss_and_gradient().gradient
+    finally:
+        local.parameters.assign(theta)
+    return (ahead - behind) / (2 * epsilon)

@@ -1,0 +1,60 @@
+"""What can go wrong, each with its remedy and its exit status."""
+
+from __future__ import annotations
+
+
+class HessdistError(Exception):
+    """A failure that hessdist foresees: one line says what, where and the remedy.
+
+    Args:
+        what: What went wrong and where.
+        remedy: What the user can do about it; appended after a semicolon.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(what, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
+
+
+class InputError(HessdistError):
+    """Bad input: the job file, the data, a checkpoint, an option, an output folder."""
+
+    exit_status = 2
+
+
+class JobError(InputError):
+    """The job file or an override of it is wrong."""
+
+
+class WorkloadError(InputError):
+    """The model, the loss or a factory does not do what a workload needs."""
+
+
+class DataError(InputError):
+    """A data set is missing, truncated or does not fit the model."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+class OutputError(InputError):
+    """The result cannot be written, or something else is already there."""
+
+
+class ResultError(InputError):
+    """A result file is damaged, or is not one of ours."""
+
+
+class DependencyError(InputError):
+    """A library that this step needs is missing or built in a way that cannot serve."""
+
+
+class NumericalError(HessdistError):
+    """A loss or a product is not finite."""

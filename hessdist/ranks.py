@@ -1,0 +1,240 @@
+"""Who am I, which device, which samples are mine; every collective the program makes.
+
+No other module imports mpi4py. The collectives of the Krylov algebra are PETSc's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessdist.errors import DependencyError, HessdistError, InputError
+
+if TYPE_CHECKING:
+    import torch
+    from mpi4py import MPI
+    from numpy.typing import NDArray
+
+# One message of a broadcast stays far below the 2 GiB that a C int can count.
+_BROADCAST_BYTES = 1 << 28
+
+
+def shard_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
+    """Bounds of one of `parts` contiguous shards whose sizes differ by at most one.
+
+    Args:
+        total: Number of items.
+        parts: Number of shards; may exceed `total`, and then the last shards are empty.
+        part: Index of the shard.
+
+    Returns:
+        `(begin, end)`, half open. The first `total % parts` shards hold one item more,
+        which is also how PETSc lays out a vector.
+    """
+    quotient, remainder = divmod(total, parts)
+    begin = part * quotient + min(part, remainder)
+    return begin, begin + quotient + (part < remainder)
+
+
+def import_mpi() -> Any:
+    """Import `mpi4py.MPI`, which initialises MPI.
+
+    Returns:
+        The module `mpi4py.MPI`.
+
+    Raises:
+        DependencyError: mpi4py is missing, or its MPI library is.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise DependencyError(
+            f"mpi4py cannot be imported ({error})",
+            "install it (Debian: python3-mpi4py; conda-forge: mpi4py) and see `hessdist doctor`",
+        ) from error
+    return MPI
+
+
+class Ranks:
+    """A communicator, and what hessdist does with it.
+
+    Every method says whether it is collective. `collectives` counts the calls that move data
+    between ranks, by name, on this rank.
+
+    Args:
+        comm: The communicator; `MPI.COMM_WORLD` when None.
+    """
+
+    def __init__(self, comm: MPI.Comm | None = None) -> None:
+        self._mpi = import_mpi()
+        self.comm: MPI.Comm = self._mpi.COMM_WORLD if comm is None else comm
+        self.rank: int = self.comm.Get_rank()
+        self.size: int = self.comm.Get_size()
+        self.collectives: Counter[str] = Counter()
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the one that speaks and writes. Not collective."""
+        return self.rank == 0
+
+    def shard(self, total: int) -> tuple[int, int]:
+        """Bounds of this rank's shard of `total` items; not collective. See `shard_bounds`."""
+        return shard_bounds(total, self.size, self.rank)
+
+    def counts(self, total: int) -> list[int]:
+        """Shard sizes of all ranks, in rank order. Not collective."""
+        bounds = (shard_bounds(total, self.size, rank) for rank in range(self.size))
+        return [end - begin for begin, end in bounds]
+
+    # -- errors ------------------------------------------------------------------------------
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Run a block without collectives; if it fails on any rank, fail on all of them. Collective.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            HessdistError: What the lowest failing rank raised (its rank is named when it is not 0).
+            Exception: Likewise for an error that hessdist does not foresee.
+        """
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            mine = error
+        self.collectives["allgather"] += 1
+        failed = self.comm.allgather(None if mine is None else self._portable(mine))
+        first = next((rank for rank, error in enumerate(failed) if error is not None), None)
+        if first is None:
+            return
+        error = mine if mine is not None and first == self.rank else failed[first]
+        assert error is not None
+        error.agreed = True  # type: ignore[attr-defined]
+        raise error
+
+    def _portable(self, error: Exception) -> Exception:
+        """The error in a form that survives pickling, with this rank named unless it is 0."""
+        where = f"rank {self.rank}: " if self.rank else ""
+        if isinstance(error, HessdistError):
+            return type(error)(where + error.what, error.remedy)
+        return RuntimeError(f"{where}{type(error).__name__}: {error}")
+
+    def abort(self, status: int) -> None:
+        """End all ranks at once with an exit status. Not collective: any rank may call it."""
+        self._mpi.COMM_WORLD.Abort(status)
+
+    # -- moving data -------------------------------------------------------------------------
+
+    def gather_vector(self, mine: NDArray[Any], whole: NDArray[Any]) -> None:
+        """Assemble the vector that is spread over the ranks, on every rank. Collective.
+
+        Args:
+            mine: This rank's entries, (d_local,), in rank order by `shard`.
+            whole: Output, (d,), same dtype.
+        """
+        self.collectives["allgatherv"] += 1
+        self.comm.Allgatherv(mine, [whole, self.counts(whole.size)])
+
+    def reduce_scatter(self, whole: NDArray[Any], mine: NDArray[Any]) -> None:
+        """Sum vectors over the ranks and leave each rank its slice of the sum. Collective.
+
+        Args:
+            whole: This rank's addend, (d,).
+            mine: Output, (d_local,), same dtype.
+        """
+        self.collectives["reduce_scatter"] += 1
+        self.comm.Reduce_scatter(whole, mine, self.counts(whole.size))
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum a small float64 array over the ranks, on every rank. Collective."""
+        self.collectives["allreduce"] += 1
+        total = np.empty_like(values)
+        self.comm.Allreduce(values, total)
+        return total
+
+    def gather_to_root(self, mine: NDArray[Any], total: int) -> NDArray[Any] | None:
+        """Assemble a spread vector on rank 0 alone. Collective.
+
+        Args:
+            mine: This rank's entries, (d_local,).
+            total: d.
+
+        Returns:
+            The vector, (d,), on rank 0; None elsewhere.
+        """
+        self.collectives["gatherv"] += 1
+        whole = np.empty(total, dtype=mine.dtype) if self.is_root else None
+        self.comm.Gatherv(np.ascontiguousarray(mine), [whole, self.counts(total)], root=0)
+        return whole
+
+    def broadcast(self, value: Any) -> Any:
+        """Give every rank the (small, picklable) object of rank 0. Collective."""
+        self.collectives["bcast"] += 1
+        return self.comm.bcast(value, root=0)
+
+    def broadcast_array(self, array: NDArray[Any]) -> None:
+        """Overwrite a C-contiguous array on every rank by that of rank 0, in pieces. Collective."""
+        raw = array.reshape(-1).view(np.uint8)
+        for begin in range(0, raw.size, _BROADCAST_BYTES):
+            self.collectives["bcast"] += 1
+            self.comm.Bcast(raw[begin : begin + _BROADCAST_BYTES], root=0)
+
+    # -- devices and threads -----------------------------------------------------------------
+
+    def node(self) -> tuple[int, int, int]:
+        """This rank's place on its node. Collective.
+
+        Returns:
+            `(index, ranks, threads)`: index among the ranks of the node, their number, and the
+            threads that are this rank's share of the cores it may run on.
+        """
+        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        cores = frozenset(os.sched_getaffinity(0))
+        sharing = sum(other == cores for other in node.allgather(cores))
+        place = node.Get_rank(), node.Get_size(), max(1, len(cores) // sharing)
+        node.Free()
+        return place
+
+
+def choose_device(requested: str, node_index: int) -> torch.device:
+    """The device of a rank: the GPU of its node-local index, or the CPU. Not collective.
+
+    Args:
+        requested: "auto", "cpu" or "cuda".
+        node_index: Index of the rank among those of its node.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: A GPU is asked for and PyTorch sees none.
+    """
+    import torch
+
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            "compute.device is 'cuda' and PyTorch sees no GPU on this node",
+            "use 'auto' or 'cpu', or see `hessdist doctor`",
+        )
+    # A launcher that shows each rank one device (srun --gpus-per-task) leaves only index 0.
+    return torch.device("cuda", node_index % torch.cuda.device_count())
+
+
+def use_threads(threads: int) -> None:
+    """Give PyTorch and every BLAS in the process this many threads, unless OMP_NUM_THREADS is set."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)

@@ -1,0 +1,110 @@
+"""PETSc and SLEPc: initialised once, with the command line's options, and checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hessdist.errors import DependencyError, InputError
+
+_INSTALL = (
+    "install petsc4py and slepc4py of one version, with real scalars (Debian: python3-petsc4py-real "
+    "python3-slepc4py-real; conda-forge: 'petsc=*=real*' slepc4py) and see `hessdist doctor`"
+)
+
+
+def initialise(options: Sequence[str] = ()) -> Any:
+    """Initialise PETSc and SLEPc with options; the first call counts. Collective.
+
+    Args:
+        options: Words of the command line, such as ("-eps_ncv", "60").
+
+    Returns:
+        The modules `petsc4py.PETSc` and `slepc4py.SLEPc`.
+
+    Raises:
+        DependencyError: One is missing, they do not fit together, or scalars are complex.
+    """
+    try:
+        if "petsc4py.PETSc" not in sys.modules:
+            import petsc4py
+
+            petsc4py.init(["hessdist", *options])
+        from petsc4py import PETSc
+
+        if "slepc4py.SLEPc" not in sys.modules:
+            import slepc4py
+
+            slepc4py.init()
+        from slepc4py import SLEPc
+    except ImportError as error:
+        raise DependencyError(
+            f"PETSc or SLEPc cannot be imported ({error})", _INSTALL
+        ) from error
+    problem = scalar_problem(PETSc.ScalarType, PETSc.IntType)
+    if problem:
+        raise DependencyError(problem, _INSTALL)
+    return PETSc, SLEPc
+
+
+def scalar_problem(scalar: Any, integer: Any) -> str:
+    """What is wrong with a PETSc build's number types; empty where they serve.
+
+    Args:
+        scalar: `PETSc.ScalarType`.
+        integer: `PETSc.IntType`.
+
+    Returns:
+        One line, or nothing.
+    """
+    if np.dtype(scalar) not in (np.dtype(np.float64), np.dtype(np.float32)):
+        return f"PETSc is built with {np.dtype(scalar).name} scalars, and hessdist needs real ones"
+    if np.dtype(integer) not in (np.dtype(np.int32), np.dtype(np.int64)):
+        return f"PETSc is built with {np.dtype(integer).name} integers"
+    return ""
+
+
+def check_dimension(dimension: int, columns: int) -> None:
+    """Refuse a problem that PETSc's integers cannot count.
+
+    Args:
+        dimension: d.
+        columns: Vectors of the Krylov basis.
+
+    Raises:
+        InputError: d does not fit.
+    """
+    from petsc4py import PETSc
+
+    largest = np.iinfo(PETSc.IntType).max
+    if dimension > largest:
+        raise InputError(
+            f"{dimension} parameters are more than PETSc's {np.dtype(PETSc.IntType).name} counts",
+            "use a PETSc built with 64-bit integers (--with-64-bit-indices)",
+        )
+
+
+def unused_options(options: Sequence[str]) -> list[str]:
+    """Options of the command line that no PETSc object has asked for. Not collective.
+
+    Args:
+        options: Words of the command line.
+
+    Returns:
+        Names, with their dash.
+    """
+    from petsc4py import PETSc
+
+    left = PETSc.Options()
+    used = getattr(left, "used", None)
+    if used is None:  # petsc4py before 3.19 does not say
+        return []
+    return [word for word in options if is_option(word) and not used(word[1:])]
+
+
+def is_option(word: str) -> bool:
+    """Whether a word of the command line is the name of a PETSc option: -eps_ncv, -log_view."""
+    return len(word) > 2 and word[0] == "-" and word[1].isalpha()

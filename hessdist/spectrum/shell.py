@@ -1,0 +1,188 @@
+"""The curvature matrix of the whole training set as a PETSc shell matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessdist.errors import HessdistError
+from hessdist.ranks import Ranks
+
+# Rows of the recorded products that are combined at a time in float64.
+_BLOCK = 1 << 18
+
+
+class LocalOperator(Protocol):
+    """A symmetric operator's share on one rank: all that the eigensolver asks of a problem."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, v: Tensor) -> Tensor: ...
+
+
+class ShellMatrix:
+    """A v ↦ scale · Σ_ranks local(v) + shift · v, on vectors spread over the ranks.
+
+    A product gathers v, multiplies by this rank's share, and one reduce-scatter leaves each rank
+    its slice of the sum: the two halves of an allreduce, in the dtype of the product.
+
+    Args:
+        local: This rank's share.
+        ranks: The ranks of the solve.
+        scale: Factor of the sum: 1/N.
+        shift: Added to the diagonal: the l2 penalty.
+        on_product: Called after every product with the number of products so far.
+    """
+
+    def __init__(
+        self,
+        local: LocalOperator,
+        ranks: Ranks,
+        *,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        on_product: Callable[[int], None] = lambda products: None,
+    ) -> None:
+        self._local = local
+        self.ranks = ranks
+        self._scale, self._shift = scale, shift
+        self._on_product = on_product
+        self.products = 0
+        self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0}
+        begin, end = ranks.shard(local.size)
+        self.local_size = end - begin
+        dtype = torch.empty((), dtype=local.dtype).numpy().dtype
+        pinned = local.device.type == "cuda"  # staging that a GPU copies from at full speed
+        self._mine = np.empty(self.local_size, dtype)
+        self._slice = np.empty(self.local_size, dtype)
+        self._whole = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
+        self._sum = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
+        self._recorded: list[NDArray[Any]] | None = None
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self._local.size
+
+    @property
+    def epsilon(self) -> float:
+        """Rounding of the product's dtype."""
+        return torch.finfo(self._local.dtype).eps
+
+    # -- the product -------------------------------------------------------------------------
+
+    def apply(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Multiply. Collective.
+
+        Args:
+            x: This rank's entries, (d_local,).
+
+        Returns:
+            This rank's entries of the product, (d_local,).
+        """
+        start = time.perf_counter()
+        self._mine[:] = x
+        self.ranks.gather_vector(self._mine, self._whole.numpy())
+        gathered = time.perf_counter()
+        total = self._local(self._whole.to(self._local.device, non_blocking=True))
+        self._sum.copy_(total)  # waits for the device
+        multiplied = time.perf_counter()
+        self.ranks.reduce_scatter(self._sum.numpy(), self._slice)
+        self.products += 1
+        if self._recorded is not None:
+            self._recorded.append(self._slice.copy())
+        self.seconds["gather"] += gathered - start
+        self.seconds["product"] += multiplied - gathered
+        self.seconds["reduction"] += time.perf_counter() - multiplied
+        self._on_product(self.products)
+        return self._finish(self._slice.astype(np.float64), x)
+
+    def mult(self, matrix: Any, x: Any, y: Any) -> None:
+        """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all."""
+        try:
+            y.setArray(self.apply(x.getArray(readonly=1)))
+        except Exception as error:
+            if self.ranks.size > 1:  # the others are inside the reduction and would wait for ever
+                status = error.exit_status if isinstance(error, HessdistError) else 1
+                print(f"hessdist: rank {self.ranks.rank}: {error}", flush=True)
+                self.ranks.abort(status)
+            raise
+
+    def _finish(self, total: NDArray[np.float64], x: NDArray[Any]) -> NDArray[np.float64]:
+        total *= self._scale
+        if self._shift:
+            total += self._shift * x
+        return total
+
+    def create_petsc(self) -> Any:
+        """Make the PETSc matrix, symmetric, of type python; the caller destroys it. Collective."""
+        from petsc4py import PETSc
+
+        sizes = (self.local_size, self.size)
+        matrix = PETSc.Mat().createPython((sizes, sizes), self, comm=self.ranks.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
+
+    # -- recorded products -------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> int:
+        """The number of columns recorded; 0 where recording is off."""
+        return len(self._recorded or ())
+
+    def record(self) -> None:
+        """Keep the result of every product from now on, (d_local,) in the product's dtype each."""
+        self._recorded = []
+
+    def forget(self) -> None:
+        """Drop the recorded products and stop recording."""
+        self._recorded = None
+
+    def recombine(self, coefficients: NDArray[np.float64]) -> None:
+        """Replace the recorded columns W by W C, which bounds their memory. Not collective.
+
+        Args:
+            coefficients: C, (recorded, columns).
+        """
+        assert self._recorded is not None
+        combined = self._combine(coefficients).astype(self._slice.dtype)
+        self._recorded = list(np.ascontiguousarray(combined.T))
+
+    def products_of(
+        self, coefficients: NDArray[np.float64], vectors: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """A V for vectors that are known combinations V = X C of those multiplied before.
+
+        By linearity A V = (A X) C, so no new product is needed. Not collective.
+
+        Args:
+            coefficients: C, (recorded, n).
+            vectors: V, this rank's entries, (n, d_local).
+
+        Returns:
+            This rank's entries of A V, (n, d_local).
+        """
+        combined = self._combine(coefficients).T
+        return np.stack([self._finish(w, v) for w, v in zip(combined, vectors, strict=True)])
+
+    def _combine(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert self._recorded is not None
+        combined = np.empty((self.local_size, coefficients.shape[1]))
+        for begin in range(0, self.local_size, _BLOCK):
+            rows = np.array([column[begin : begin + _BLOCK] for column in self._recorded], float)
+            combined[begin : begin + _BLOCK] = rows.T @ coefficients
+        return combined

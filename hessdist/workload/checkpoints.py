@@ -1,0 +1,220 @@
+"""Checkpoints of a training run: found, ordered by step, read without running code, written whole."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessdist.errors import CheckpointError, OutputError
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+_NESTED = ("state_dict", "model_state_dict", "model")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """A checkpoint file and the training step it was written at."""
+
+    step: int
+    path: Path
+
+
+def find_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Find the checkpoints of a run.
+
+    Args:
+        directory: A folder of files whose names hold the step: the number after "step" where
+            there is one ("epoch=0-step=10.ckpt"), else the last number ("model_0050.pt").
+
+    Returns:
+        Checkpoints by increasing step (a number, not text).
+
+    Raises:
+        CheckpointError: No such folder, no checkpoint in it, or two of one step.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"the checkpoint folder {directory} does not exist",
+            "run `hessdist train` with the same job file, or correct checkpoints.directory",
+        )
+    found: dict[int, Checkpoint] = {}
+    for path in sorted(directory.iterdir()):
+        step = step_of(path)
+        if path.suffix not in SUFFIXES or path.name.startswith(".") or step is None:
+            continue
+        if step in found:
+            raise CheckpointError(
+                f"{path} and {found[step].path.name} are both of step {step}", "move one away"
+            )
+        found[step] = Checkpoint(step, path)
+    if not found:
+        raise CheckpointError(
+            f"the folder {directory} holds no checkpoint ({', '.join(SUFFIXES)}, with the step in "
+            "the name)",
+            "run `hessdist train` with the same job file, or correct checkpoints.directory",
+        )
+    return sorted(found.values())
+
+
+def step_of(path: Path) -> int | None:
+    """The training step in a file's name; None where there is no number."""
+    match = re.search(r"step\D{0,3}?(\d+)", path.stem) or re.search(r"(\d+)\D*$", path.stem)
+    return int(match[1]) if match else None
+
+
+def checkpoint_name(step: int) -> str:
+    """The file name of the checkpoint that training writes at a step: step-00000050.pt."""
+    return f"step-{step:08d}.pt"
+
+
+def write_checkpoint(directory: Path, step: int, model: nn.Module) -> Path:
+    """Write a plain state dict so that a kill leaves it whole or absent.
+
+    Args:
+        directory: Where to; made if missing.
+        step: The training step.
+        model: The model.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = directory / checkpoint_name(step)
+    partial = path.with_suffix(".partial")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save({k: v.detach().cpu() for k, v in model.state_dict().items()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"the checkpoint {path} cannot be written ({error})",
+            "free some space, or change checkpoints.directory",
+        ) from error
+    return path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint; code in it is refused, not run.
+
+    Args:
+        path: A state dict by `torch.save`, plain or under "state_dict", "model_state_dict" or
+            "model", or a safetensors file. A prefix "module." (DataParallel) is taken off.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, carries code, or holds no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"the checkpoint {path} does not exist", "correct its path")
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in _NESTED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, Mapping) or not all(isinstance(k, str) for k in loaded):
+        raise CheckpointError(
+            f"the checkpoint {path} holds no state dict",
+            f"save model.state_dict(), plain or under one of {', '.join(_NESTED)}",
+        )
+    state = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "weights_only" in str(error).lower():
+            raise CheckpointError(
+                f"the checkpoint {path} carries more than tensors, and running code from it is "
+                f"refused ({_first_line(error)})",
+                "save the bare model.state_dict()",
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged archive fails in many ways
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is truncated or damaged ({_first_line(error)})",
+        "write it again, or move it out of the folder",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Put the tensors of a checkpoint into a model.
+
+    Args:
+        model: The model; its tensors are overwritten in place, in their own dtype.
+        state: Tensors by name.
+        path: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: Names or shapes differ from the model's, or a value is not finite.
+    """
+    expected = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(tensor.shape)} in the model"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    lists = [
+        _listed("shapes differ", wrong),
+        _listed("missing", missing),
+        _listed("not in the model", unknown),
+    ]
+    if wrong or missing or unknown:
+        raise CheckpointError(
+            f"the checkpoint {path} is of another model: {'; '.join(filter(None, lists))}",
+            "correct model.factory and model.arguments, or checkpoints.directory",
+        )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"the checkpoint {path} is not finite: {name} holds NaN or infinity",
+                "move it out of the folder; training diverged before it",
+            )
+    model.load_state_dict(dict(state))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{what}: {', '.join(names[:_SHOWN])}{more}"

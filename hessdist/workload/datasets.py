@@ -1,0 +1,328 @@
+"""Built-in data sets and the subset of one that a job asks for.
+
+Images are float32 in [0, 1], channels first, nothing else done to them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessdist.errors import DataError
+from hessdist.workload.factories import call_factory, find_factory
+
+DATA_VARIABLE = "HESSDIST_DATA"
+"""The environment variable that names the data folder where `data.root` does not."""
+
+_IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+class MapDataset(Protocol):
+    """A map-style data set, as `torch.utils.data.Dataset`: a length, and samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class ImageDataset:
+    """Labelled images held as bytes; samples are (image float32 in [0, 1], label int).
+
+    Args:
+        images: (N, channels, height, width) uint8.
+        labels: (N,) integers.
+        white: The byte that becomes 1.0.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[Any], white: int = 255) -> None:
+        self.white = white
+        self.images = torch.from_numpy(np.array(images, order="C"))
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index].to(torch.float32) / self.white, self.labels[index]
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> NDArray[Any]:
+    """Read an IDX file, gzipped or not (http://yann.lecun.com/exdb/mnist, "file formats").
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array, in the file's shape and type.
+
+    Raises:
+        DataError: The file cannot be read, is no IDX file, or is shorter or longer than it says.
+    """
+    raw = _read_bytes(path)
+    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_TYPES:
+        raise DataError(f"{path} is no IDX file", "fetch it again")
+    dtype, dimensions = np.dtype(_IDX_TYPES[raw[2]]), raw[3]
+    header = 4 + 4 * dimensions
+    shape = tuple(int(n) for n in np.frombuffer(raw[4:header], ">u4")) if len(raw) >= header else ()
+    expected = header + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(shape) != dimensions or len(raw) != expected:
+        raise DataError(
+            f"{path} is truncated or damaged: {len(raw)} bytes, its header says {expected}",
+            "fetch it again",
+        )
+    return np.frombuffer(raw, dtype, offset=header).reshape(shape)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error})", "fetch it again") from error
+
+
+def _data_root(root: Path | None, name: str) -> Path:
+    """The data folder of the job, or of the environment."""
+    if root is None and DATA_VARIABLE in os.environ:
+        root = Path(os.environ[DATA_VARIABLE])
+    if root is None:
+        raise DataError(
+            f"the data set '{name}' needs a folder and none is named",
+            f"set data.root in the job file, or the environment variable {DATA_VARIABLE}",
+        )
+    if not root.is_dir():
+        raise DataError(
+            f"the data folder {root} does not exist",
+            f"correct data.root in the job file, or the environment variable {DATA_VARIABLE}",
+        )
+    return root
+
+
+def _find_file(folders: Sequence[Path], names: Sequence[str], dataset: str) -> Path:
+    for folder in folders:
+        for name in names:
+            if (path := folder / name).is_file():
+                return path
+    raise DataError(
+        f"the data set '{dataset}' has no file {names[0]} in "
+        f"{', '.join(str(folder) for folder in folders)}",
+        f"put it there, or correct data.root or {DATA_VARIABLE}",
+    )
+
+
+def _idx_images(folders: Sequence[Path], name: str, split: str) -> ImageDataset:
+    """MNIST's four files: <train|t10k>-<images-idx3|labels-idx1>-ubyte[.gz]."""
+
+    def read(what: str) -> tuple[Path, NDArray[Any]]:
+        stem = f"{'train' if split == 'train' else 't10k'}-{what}-ubyte"
+        dotted = stem.replace("-idx", ".idx")
+        path = _find_file(folders, [f"{stem}.gz", stem, f"{dotted}.gz", dotted], name)
+        return path, read_idx(path)
+
+    images_path, images = read("images-idx3")
+    labels_path, labels = read("labels-idx1")
+    if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{images_path} and {labels_path} do not fit together: {images.shape} and "
+            f"{labels.shape}",
+            "fetch both again",
+        )
+    return ImageDataset(images[:, None], labels)
+
+
+# -- the built-in data sets ------------------------------------------------------------------
+
+
+def mnist(root: Path | None = None, split: str = "train") -> ImageDataset:
+    """MNIST, 60,000 + 10,000 images of 1 x 28 x 28.
+
+    Args:
+        root: Folder with the IDX files, gzipped or not, or with torchvision's `MNIST/raw`.
+        split: "train" or "test".
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    root = _data_root(root, "mnist")
+    return _idx_images([root / "MNIST" / "raw", root / "mnist", root], "mnist", split)
+
+
+def fashion_mnist(root: Path | None = None, split: str = "train") -> ImageDataset:
+    """Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 1 x 28 x 28.
+
+    Args:
+        root: Folder with the IDX files, gzipped or not, or with torchvision's
+            `FashionMNIST/raw`; Debian's package dataset-fashion-mnist is looked at too.
+        split: "train" or "test".
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    if root is None and DATA_VARIABLE not in os.environ:
+        folders = [debian]
+    elif root is None:
+        # The variable may name a folder of other data sets, so only a subfolder is believed.
+        root = _data_root(None, "fashion_mnist")
+        folders = [root / "FashionMNIST" / "raw", root / "fashion-mnist", debian]
+    else:
+        root = _data_root(root, "fashion_mnist")
+        folders = [root / "FashionMNIST" / "raw", root / "fashion-mnist", root]
+    return _idx_images(folders, "fashion_mnist", split)
+
+
+def cifar10(root: Path | None = None, split: str = "train") -> ImageDataset:
+    """CIFAR-10 in its binary layout (1 label byte, 3,072 pixel bytes), images of 3 x 32 x 32.
+
+    Args:
+        root: Folder with the `.bin` batches, or with `cifar-10-batches-bin`.
+        split: "train" or "test".
+
+    Returns:
+        The data set; as many images as the batches hold.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    root = _data_root(root, "cifar10")
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    records = []
+    for name in names:
+        path = _find_file([root / "cifar-10-batches-bin", root], [name], "cifar10")
+        raw = np.frombuffer(_read_bytes(path), np.uint8)
+        if raw.size == 0 or raw.size % 3073:
+            raise DataError(
+                f"{path} is truncated or damaged: {raw.size} bytes are not a whole number of "
+                "images of 3,073",
+                "fetch it again",
+            )
+        records.append(raw.reshape(-1, 3073))
+    whole = np.concatenate(records)
+    return ImageDataset(whole[:, 1:].reshape(-1, 3, 32, 32), whole[:, 0])
+
+
+def digits(split: str = "train") -> ImageDataset:
+    """The 1,797 digits of 1 x 8 x 8 pixels that scikit-learn ships.
+
+    Args:
+        split: "train" is all of them; there is no test set.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: scikit-learn is missing, or a test set is asked for.
+    """
+    if split != "train":
+        raise DataError("the data set 'digits' has no test set", "use data.split = 'train'")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            f"the data set 'digits' needs scikit-learn ({error})", "pip install scikit-learn"
+        ) from error
+    bunch = load_digits()
+    return ImageDataset(bunch.images[:, None].astype(np.uint8), bunch.target, white=16)
+
+
+DATASETS: dict[str, Callable[..., MapDataset]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+}
+
+
+def build_dataset(
+    dataset: str, root: Path | None, arguments: Mapping[str, Any], split: str = "train"
+) -> MapDataset:
+    """Open the data set that a job names.
+
+    Args:
+        dataset: "digits", "mnist", "fashion_mnist", "cifar10", or "package.module:callable".
+        root: The data folder, given to a callable that has a parameter of this name.
+        arguments: More keyword arguments of the callable.
+        split: "train" or "test", given likewise.
+
+    Returns:
+        A map-style data set.
+
+    Raises:
+        DataError: Files are missing or damaged, or the result has no length or no items.
+        WorkloadError: The callable is not found, or its arguments do not fit.
+    """
+    factory = find_factory(dataset, DATASETS, "data.dataset")
+    given = dict(arguments)
+    accepted = inspect.signature(factory).parameters if not inspect.isbuiltin(factory) else {}
+    for name, value in (("root", root), ("split", split)):
+        if name in accepted and (value is not None) and name not in given:
+            given[name] = value
+    opened = call_factory(factory, given, "data")
+    if not (hasattr(opened, "__len__") and hasattr(opened, "__getitem__")):
+        raise DataError(
+            f"data.dataset: '{dataset}' returned {type(opened).__name__}, not a map-style data set",
+            "return an object with __len__ and __getitem__",
+        )
+    return opened  # type: ignore[no-any-return]
+
+
+def choose_samples(
+    available: int,
+    fraction: float | None,
+    samples: int | None,
+    subset: Literal["random", "first"],
+    seed: int,
+) -> NDArray[np.int64]:
+    """Indices of the samples in use.
+
+    A smaller subset of the same seed is part of every larger one, so that subsets of growing
+    size are comparable.
+
+    Args:
+        available: Length of the data set.
+        fraction: The share of it in use, in (0, 1]; or
+        samples: The number of samples in use. Neither: all.
+        subset: "random": drawn once with the seed; "first": the first of the data set.
+        seed: Seed of the draw.
+
+    Returns:
+        (N,) int64, increasing.
+
+    Raises:
+        DataError: No sample is left, or there are fewer than asked for.
+    """
+    if fraction is not None:
+        samples = round(fraction * available)
+    wanted = available if samples is None else samples
+    if wanted < 1:
+        share = f" (data.fraction = {fraction:g})" if fraction is not None else ""
+        raise DataError(
+            f"no sample is left: the data set has {available}{share}",
+            "raise data.fraction, or check the data set",
+        )
+    if wanted > available:
+        raise DataError(
+            f"data.samples = {wanted} and the data set has {available}", "ask for fewer"
+        )
+    if subset == "first" or wanted == available:
+        return np.arange(wanted, dtype=np.int64)
+    return np.sort(np.random.default_rng(seed).permutation(available)[:wanted]).astype(np.int64)

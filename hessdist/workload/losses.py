@@ -1,0 +1,189 @@
+"""Losses as sums over samples, whatever form the user has them in.
+
+Curvature adds over samples: batches of different sizes and shards of different sizes weigh
+right only if every term is a sum, divided by the number of all samples once at the end.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hessdist.errors import DataError, WorkloadError
+from hessdist.workload.factories import call_factory, find_factory
+
+Batch = Any
+"""What a data loader collates: a pair (inputs, targets), or any nesting of tensors."""
+
+Criterion = Callable[[Any, Any], Tensor]
+"""(outputs, targets) to a scalar: a sum or a mean over the samples of the batch."""
+
+SummedLoss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+"""(model, batch) to (the loss summed over the batch, the number of samples in it)."""
+
+
+@dataclass(frozen=True)
+class CriterionLoss:
+    """A criterion of (outputs, targets), as a sum over samples.
+
+    Args:
+        criterion: The criterion.
+        reduction: Whether it sums or averages over samples.
+    """
+
+    criterion: Criterion
+    reduction: Literal["sum", "mean"]
+
+    def total(self, outputs: Any, targets: Any, count: int) -> Tensor:
+        """The loss summed over a batch of `count` samples; a scalar tensor."""
+        value = self.criterion(outputs, targets)
+        return value * count if self.reduction == "mean" else value
+
+    def of_each_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, (B,): the criterion on batches of one."""
+
+        def of_one(output: Tensor, target: Tensor) -> Tensor:
+            return self.criterion(output.unsqueeze(0), target.unsqueeze(0))
+
+        return torch.func.vmap(of_one)(outputs, targets)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Evaluate the model on (inputs, targets); the summed loss and the number of samples."""
+        inputs, targets = batch
+        count = len(targets)
+        return self.total(model(inputs), targets, count), count
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error, the mean over samples and outputs (PyTorch's convention).
+
+    Args:
+        outputs: (B, C).
+        targets: (B, C), or class labels (B,), which stand for unit vectors.
+
+    Returns:
+        A scalar.
+    """
+    if not targets.is_floating_point():
+        targets = nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+    return nn.functional.mse_loss(outputs, targets.reshape(outputs.shape))
+
+
+LOSSES: dict[str, Criterion] = {"cross_entropy": nn.functional.cross_entropy, "mse": mse}
+
+
+def build_loss(factory: str, arguments: Mapping[str, Any]) -> Criterion | SummedLoss:
+    """Find the loss that a job names.
+
+    Args:
+        factory: "cross_entropy", "mse", or "package.module:callable". The callable is the loss
+            itself, or (a class, or where there are `arguments`) makes it when called.
+        arguments: Keyword arguments for a callable that makes the loss.
+
+    Returns:
+        A criterion or a summed loss.
+
+    Raises:
+        WorkloadError: The factory is not found, fails, or makes nothing callable.
+    """
+    found = find_factory(factory, LOSSES, "loss.factory")
+    if not (arguments or inspect.isclass(found)):
+        return found
+    made = call_factory(found, arguments, "loss")
+    if not callable(made):
+        raise WorkloadError(
+            f"loss.factory: '{factory}' made {type(made).__name__}, which is not callable",
+            "name a criterion of (outputs, targets) or a callable of (model, batch)",
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def is_summed_loss(loss: Criterion | SummedLoss) -> bool:
+    """Whether a loss is a callable of (model, batch): its first parameter is called `model`."""
+    if isinstance(loss, nn.Module):
+        return False
+    try:
+        return next(iter(inspect.signature(loss).parameters), None) == "model"
+    except (TypeError, ValueError):
+        return False
+
+
+def as_summed_loss(
+    loss: Criterion | SummedLoss, model: nn.Module, samples: Batch
+) -> CriterionLoss | SummedLoss:
+    """Bring any loss into the summed form, finding out whether a criterion sums or averages.
+
+    Args:
+        loss: A criterion of (outputs, targets), or a callable whose first parameter is `model`.
+        model: In evaluation mode.
+        samples: A batch of one to three samples of the data set, of the model's dtype and device.
+
+    Returns:
+        The loss, as a sum over samples.
+
+    Raises:
+        WorkloadError: The criterion is neither a sum nor a mean over samples (class weights do
+            that), or returns no scalar.
+        DataError: The samples are no pair of inputs and targets.
+    """
+    if is_summed_loss(loss):
+        return loss  # type: ignore[return-value]
+    if not (isinstance(samples, (tuple, list)) and len(samples) == 2):
+        raise DataError(
+            "the data set does not give pairs of inputs and targets",
+            "give a loss of (model, batch) that returns (summed loss, number of samples)",
+        )
+    inputs, targets = samples
+    with torch.no_grad():
+        outputs = model(inputs)
+        check_labels(outputs, targets)
+        whole = loss(outputs, targets)
+        if not isinstance(whole, Tensor) or whole.numel() != 1:
+            raise WorkloadError(
+                "the loss does not return a scalar", "use reduction='sum' or reduction='mean'"
+            )
+        single = [loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+    return CriterionLoss(loss, _reduction(float(whole), [float(value) for value in single]))  # type: ignore[arg-type]
+
+
+def _reduction(whole: float, single: list[float]) -> Literal["sum", "mean"]:
+    """Sum or mean, told from the loss of a batch and of its samples one by one."""
+    total = sum(single)
+    scale = max(map(abs, single)) + 1e-30
+    if abs(whole - total / len(single)) <= 1e-4 * scale:
+        return "mean"
+    if abs(whole - total) <= 1e-4 * scale:
+        return "sum"
+    raise WorkloadError(
+        "the loss is neither the sum nor the mean of the losses of its samples "
+        f"(batch {whole:.6g}, samples {', '.join(f'{value:.6g}' for value in single)})",
+        "drop class weights and batch statistics, or give a loss of (model, batch) "
+        "that returns (summed loss, number of samples)",
+    )
+
+
+def check_labels(outputs: Any, targets: Any) -> None:
+    """Check class labels against the number of outputs.
+
+    Args:
+        outputs: (B, C, ...), or anything else, which is not checked.
+        targets: Integer labels (B, ...), or anything else, which is not checked.
+
+    Raises:
+        DataError: A label is not in 0 ... C-1.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or outputs.ndim < 2:
+        return
+    if targets.is_floating_point() or targets.ndim != outputs.ndim - 1 or not targets.numel():
+        return
+    low, high, classes = int(targets.min()), int(targets.max()), outputs.shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"labels are {low} ... {high}, and the model has outputs 0 ... {classes - 1}",
+            "change the model's number of classes (model.arguments) or the data set",
+        )

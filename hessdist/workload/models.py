@@ -1,0 +1,151 @@
+"""Built-in networks. Any `torch.nn.Module` of one's own serves as well."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from hessdist.errors import WorkloadError
+from hessdist.workload.factories import call_factory, find_factory
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+def lenet(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
+    """The LeNet of Alain, Le Roux and Manzagol: 3,274,634 parameters for 28 x 28 images.
+
+    Two 5 x 5 convolutions (`conv1`, 32 channels; `conv2`, 64; padding 2), each with ReLU and 2 x 2
+    max pooling, then `fc1` (1,024 units, ReLU) and `fc2`.
+
+    Args:
+        in_channels: Channels of the images.
+        image_size: Their height and width in pixels, at least 4.
+        num_classes: Outputs.
+
+    Returns:
+        The network; images (B, in_channels, image_size, image_size) to logits (B, num_classes).
+
+    Raises:
+        WorkloadError: `image_size` leaves no pixel after two poolings.
+    """
+    pooled = image_size // 2 // 2
+    if pooled < 1:
+        raise WorkloadError(f"lenet cannot take images of {image_size} pixels", "use at least 4")
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(in_channels, 32, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * pooled * pooled, 1024),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(1024, num_classes),
+        )
+    )
+
+
+def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
+    """LeNet-5 of LeCun et al. (1998) with ReLU and max pooling: 61,706 parameters for 28 x 28.
+
+    Two 5 x 5 convolutions (`conv1`, 6 channels, padding 2; `conv2`, 16, no padding), each with
+    ReLU and 2 x 2 max pooling, then `fc1` (120), `fc2` (84) and `fc3`.
+
+    Args:
+        in_channels: Channels of the images.
+        image_size: Their height and width in pixels, at least 12.
+        num_classes: Outputs.
+
+    Returns:
+        The network; images (B, in_channels, image_size, image_size) to logits (B, num_classes).
+
+    Raises:
+        WorkloadError: `image_size` leaves no pixel for the second pooling.
+    """
+    pooled = (image_size // 2 - 4) // 2
+    if pooled < 1:
+        raise WorkloadError(f"lenet5 cannot take images of {image_size} pixels", "use at least 12")
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(in_channels, 6, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * pooled * pooled, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, num_classes),
+        )
+    )
+
+
+def mlp(widths: Sequence[int], activation: str = "relu", bias: bool = True) -> nn.Module:
+    """A fully connected network; inputs of any shape are flattened.
+
+    Args:
+        widths: Sizes of the input, the hidden layers and the output: at least two numbers.
+        activation: Between layers: relu, tanh, sigmoid, gelu, softplus or identity.
+        bias: Whether layers have biases.
+
+    Returns:
+        The network, its layers named `fc1`, `fc2`, ...; (B, ...) to (B, widths[-1]).
+
+    Raises:
+        WorkloadError: Fewer than two widths, a width below 1, or an unknown activation.
+    """
+    if len(widths) < 2 or min(widths) < 1:
+        raise WorkloadError(
+            f"mlp: widths = {list(widths)} is no network", "give at least two, each 1 or more"
+        )
+    if activation not in _ACTIVATIONS:
+        raise WorkloadError(
+            f"mlp: activation '{activation}' is not known", f"use one of {', '.join(_ACTIVATIONS)}"
+        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    last = len(widths) - 1
+    for index, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        layers[f"fc{index}"] = nn.Linear(fan_in, fan_out, bias=bias)
+        if index < last:
+            layers[f"{activation}{index}"] = _ACTIVATIONS[activation]()
+    return nn.Sequential(layers)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"lenet": lenet, "lenet5": lenet5, "mlp": mlp}
+
+
+def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build the model that a job names.
+
+    Args:
+        factory: "lenet", "lenet5", "mlp" or "package.module:callable".
+        arguments: Keyword arguments of the factory.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        WorkloadError: The factory is not found, fails, or returns something else than a module.
+    """
+    model = call_factory(find_factory(factory, MODELS, "model.factory"), arguments, "model")
+    if not isinstance(model, nn.Module):
+        raise WorkloadError(
+            f"model.factory: '{factory}' returned {type(model).__name__}, not a torch.nn.Module",
+            "name a callable that builds the model",
+        )
+    return model

@@ -1,0 +1,107 @@
+"""Minibatch training that writes checkpoints: the loop of Alain et al. (2018), section 2.1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hessdist.errors import NumericalError
+from hessdist.workload.checkpoints import write_checkpoint
+from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss
+from hessdist.workload.shard import Shard
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+
+
+def minibatches(num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Endless minibatches without replacement, shuffled anew every epoch.
+
+    Args:
+        num_samples: Samples to draw from.
+        batch_size: Samples in a minibatch; the last of an epoch may be smaller.
+        seed: Seed of the shuffling.
+
+    Yields:
+        Indices, (batch_size,) int64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(num_samples, generator=generator).split(batch_size)
+
+
+def train(
+    model: nn.Module,
+    loss: Criterion | SummedLoss,
+    shard: Shard,
+    *,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    checkpoint_steps: list[int],
+    seed: int,
+    directory: Path,
+    l2: float = 0.0,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> list[Path]:
+    """Train on one process and write the state at the given steps (0 is before the first one).
+
+    Args:
+        model: The model, on the shard's device; left at the last step.
+        loss: A criterion of (outputs, targets) or a callable of (model, batch).
+        shard: The training samples.
+        optimizer: Over the model's parameters.
+        batch_size: Samples a step.
+        checkpoint_steps: Increasing steps; training ends at the last.
+        seed: Seed of the shuffling.
+        directory: Where checkpoints go.
+        l2: Adds (l2 / 2) times the squared norm of the trainable parameters.
+        on_step: Called with the step and the minibatch loss after every step.
+
+    Returns:
+        Paths of the checkpoints.
+
+    Raises:
+        NumericalError: The loss is not finite.
+    """
+    model.eval()
+    summed = as_summed_loss(loss, model, shard.head(3))
+    model.train()
+    draw = minibatches(shard.num_samples, batch_size, seed)
+    written: list[Path] = []
+    for step in range(checkpoint_steps[-1] + 1):
+        if step in checkpoint_steps:
+            written.append(write_checkpoint(directory, step, model))
+        if step == checkpoint_steps[-1]:
+            break
+        picked = next(draw)
+        value, count = summed(model, shard.fetch(picked.tolist()))
+        value = value / count + _penalty(model, l2)
+        if not bool(torch.isfinite(value)):
+            raise NumericalError(
+                f"training: the loss is {float(value)} at step {step}",
+                "lower training.learning_rate",
+            )
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        on_step(step + 1, float(value.detach()))
+    return written
+
+
+def initialise(seed: int) -> None:
+    """Seed PyTorch so that the model built next is the same in every run."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _penalty(model: nn.Module, l2: float) -> Tensor | float:
+    if not l2:
+        return 0.0
+    return l2 / 2 * sum((p.square().sum() for p in model.parameters() if p.requires_grad))
