@@ -58,3 +58,7 @@ class DependencyError(InputError):
 
 class NumericalError(HessdistError):
     """A loss or a product is not finite."""
+
+
+class RankFailure(HessdistError):
+    """An error on another rank that hessdist did not foresee."""

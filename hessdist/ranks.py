@@ -6,6 +6,8 @@ No other module imports mpi4py. The collectives of the Krylov algebra are PETSc'
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessdist.errors import DependencyError, HessdistError, InputError
+from hessdist.errors import DependencyError, HessdistError, InputError, RankFailure
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,22 @@ if TYPE_CHECKING:
 
 # One message of a broadcast stays far below the 2 GiB that a C int can count.
 _BROADCAST_BYTES = 1 << 28
+
+
+def launched_rank() -> int:
+    """This process's number as the launcher's environment says it, before MPI is initialised."""
+    for variable in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 0
+
+
+def launched_size() -> int:
+    """The number of processes that the launcher's environment says it started."""
+    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 1
 
 
 def shard_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
@@ -102,7 +120,8 @@ class Ranks:
 
         Raises:
             HessdistError: What the lowest failing rank raised (its rank is named when it is not 0).
-            Exception: Likewise for an error that hessdist does not foresee.
+            RankFailure: Likewise for an error that hessdist does not foresee; that rank itself
+                raises the error as it is.
         """
         mine: Exception | None = None
         try:
@@ -121,14 +140,21 @@ class Ranks:
 
     def _portable(self, error: Exception) -> Exception:
         """The error in a form that survives pickling, with this rank named unless it is 0."""
+        if isinstance(error, HessdistError) and error.what.startswith("rank "):
+            return error
         where = f"rank {self.rank}: " if self.rank else ""
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
-        return RuntimeError(f"{where}{type(error).__name__}: {error}")
+        return RankFailure(f"{where}{type(error).__name__}: {error}")
 
-    def abort(self, status: int) -> None:
-        """End all ranks at once with an exit status. Not collective: any rank may call it."""
-        self._mpi.COMM_WORLD.Abort(status)
+    def abort(self, error: BaseException) -> None:
+        """End all ranks at once, saying why. Not collective: the rank that failed calls it."""
+        if isinstance(error, HessdistError):
+            print(f"hessdist: {self._portable(error)}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+            print(f"hessdist: rank {self.rank} failed", file=sys.stderr, flush=True)
+        self._mpi.COMM_WORLD.Abort(getattr(error, "exit_status", 1))
 
     # -- moving data -------------------------------------------------------------------------
 

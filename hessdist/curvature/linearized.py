@@ -12,12 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.local_loss import LocalLoss, Pieces
 from hessdist.errors import WorkloadError
 from hessdist.workload.losses import Batch, CriterionLoss
-
-Pieces = Sequence[Tensor | None]
-"""Tensors in parameter shapes; None stands for zero."""
 
 BatchProduct = Callable[[Sequence[Tensor]], Pieces]
 """v to the product over one batch, both in parameter shapes."""
@@ -60,9 +57,7 @@ def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
     criterion, inputs, targets = _criterion_parts(local, batch, "gauss_newton")
     outputs = local.model(inputs)
     z = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(
-        criterion.total(z, targets, len(targets)), z, create_graph=True
-    )
+    (slope,) = torch.autograd.grad(criterion.total(z, targets, len(targets)), z, create_graph=True)
     jacobian = _Jacobian(local, outputs)
 
     def product(v: Sequence[Tensor]) -> Pieces:
@@ -163,9 +158,7 @@ def _vjp(
     """Vector-Jacobian product that leaves the graph in place."""
     if not any(output is not None and output.requires_grad for output in outputs):
         return [None] * len(inputs)
-    return list(
-        torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
-    )
+    return list(torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True))
 
 
 def _criterion_parts(

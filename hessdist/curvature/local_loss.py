@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, check_labels
 from hessdist.workload.shard import Shard
+
+Pieces = Sequence[Tensor | None]
+"""Tensors in parameter shapes; None stands for zero."""
 
 # Two passes over the same samples may differ by rounding on a GPU, and by nothing else.
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -101,24 +105,27 @@ class LocalLoss:
                 value = self.loss.total(outputs, targets, size)
             else:
                 value, size = self.loss(self.model, batch)
-            self.parameters.layout.add_to(gradient, self.gradient_of(value))
+            self.require_finite(value, f"the loss of batch {number}")
+            pieces = self.gradient_of(value)
+            self.require_finite(pieces, f"the gradient of batch {number}")
+            self.parameters.layout.add_to(gradient, pieces)
             loss += float(value.detach())
             count += size
-            self.require_finite(value, f"the loss of batch {number}")
-        self.require_finite(gradient, "the gradient")
         return LossSums(loss, count, gradient)
 
-    def require_finite(self, value: Tensor, what: str) -> None:
+    def require_finite(self, value: Tensor | Pieces, what: str) -> None:
         """Refuse NaN and infinity.
 
         Args:
-            value: Any tensor.
+            value: A tensor, or tensors in parameter shapes.
             what: Its name in the message.
 
         Raises:
             NumericalError: It is not finite; the rank is named.
         """
-        if not bool(torch.isfinite(value).all()):
+        # A sum is finite if and only if every term is, short of an overflow: one word to look at.
+        pieces = [value] if isinstance(value, Tensor) else [p for p in value if p is not None]
+        if pieces and not bool(torch.isfinite(torch.stack([p.sum() for p in pieces])).all()):
             raise NumericalError(
                 f"rank {self.rank}: {what} is not finite",
                 "check the checkpoint and the data, or use compute.dtype = 'float64'",

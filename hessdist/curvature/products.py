@@ -33,7 +33,7 @@ class LocalProduct:
 
     @property
     def size(self) -> int:
-        """d."""
+        """D."""
         return self.local.parameters.layout.size
 
     @property
@@ -76,10 +76,7 @@ class LocalProduct:
     ) -> None:
         pieces = product(direction)
         self.local.parameters.layout.add_to(total, pieces)
-        # The sum of all entries is finite if and only if every entry is, short of an overflow.
-        sums = [piece.sum() for piece in pieces if piece is not None]
-        if sums:
-            self.local.require_finite(torch.stack(sums), f"the product over batch {number}")
+        self.local.require_finite(pieces, f"the product over batch {number}")
 
     def _keep_what_fits(self, budget: float) -> None:
         """Keep graphs, in batch order, up to the first that would exceed the budget."""

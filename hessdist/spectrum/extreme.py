@@ -85,9 +85,12 @@ def extreme_eigenpairs(
     Raises:
         InputError: The numbers do not fit the matrix.
     """
-    _check_wanted(shell.size, largest, smallest, tolerance)
+    with shell.ranks.agreeing():
+        _check_wanted(shell.size, largest, smallest, tolerance)
+        petsc.require()
     petsc.initialise()
-    petsc.check_dimension(shell.size, basis_size(largest + smallest, shell.size))
+    with shell.ranks.agreeing():
+        petsc.check_dimension(shell.size)
     start, products = time.perf_counter(), shell.products
     with _Solver(shell, largest, smallest, tolerance, seed) as solver:
         solver.on_restart = on_restart
@@ -237,9 +240,10 @@ class _Solver:
         """Of columns by ascending value, those of the two ends, each once."""
         if len(ascending) <= self.largest + self.smallest:
             return ascending
-        return np.concatenate(
-            [ascending[: self.smallest], ascending[len(ascending) - self.largest :]]
-        )
+        return np.concatenate([
+            ascending[: self.smallest],
+            ascending[len(ascending) - self.largest :],
+        ])
 
     def _compare(self, one: complex, other: complex, *unused: object) -> int:
         """SLEPc's order of Ritz values: negative if the first one comes first."""
@@ -254,7 +258,7 @@ class _Solver:
         return (first < second) - (first > second)
 
     def _center_of(self, ascending: NDArray[np.float64]) -> float:
-        """c for the current Ritz values."""
+        """C for the current Ritz values."""
         low, high, n = ascending[0], ascending[-1], len(ascending)
         reach = 2 * (high - low) + 1
         if self.smallest == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,19 @@ _INSTALL = (
 )
 
 
+def require() -> None:
+    """Find out whether petsc4py and slepc4py are there, without initialising them. Not collective.
+
+    Raises:
+        DependencyError: One is missing.
+    """
+    for name in ("petsc4py", "slepc4py"):
+        if find_spec(name) is None:
+            raise DependencyError(f"{name} is not installed for {sys.executable}", _INSTALL)
+
+
 def initialise(options: Sequence[str] = ()) -> Any:
-    """Initialise PETSc and SLEPc with options; the first call counts. Collective.
+    """Initialise PETSc and SLEPc; the options of the first call count. Collective.
 
     Args:
         options: Words of the command line, such as ("-eps_ncv", "60").
@@ -41,9 +53,7 @@ def initialise(options: Sequence[str] = ()) -> Any:
             slepc4py.init()
         from slepc4py import SLEPc
     except ImportError as error:
-        raise DependencyError(
-            f"PETSc or SLEPc cannot be imported ({error})", _INSTALL
-        ) from error
+        raise DependencyError(f"PETSc or SLEPc cannot be imported ({error})", _INSTALL) from error
     problem = scalar_problem(PETSc.ScalarType, PETSc.IntType)
     if problem:
         raise DependencyError(problem, _INSTALL)
@@ -67,12 +77,11 @@ def scalar_problem(scalar: Any, integer: Any) -> str:
     return ""
 
 
-def check_dimension(dimension: int, columns: int) -> None:
+def check_dimension(dimension: int) -> None:
     """Refuse a problem that PETSc's integers cannot count.
 
     Args:
         dimension: d.
-        columns: Vectors of the Krylov basis.
 
     Raises:
         InputError: d does not fit.

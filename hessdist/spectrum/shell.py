@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdist.errors import HessdistError
 from hessdist.ranks import Ranks
 
 # Rows of the recorded products that are combined at a time in float64.
@@ -74,7 +73,7 @@ class ShellMatrix:
 
     @property
     def size(self) -> int:
-        """d."""
+        """D."""
         return self._local.size
 
     @property
@@ -116,9 +115,7 @@ class ShellMatrix:
             y.setArray(self.apply(x.getArray(readonly=1)))
         except Exception as error:
             if self.ranks.size > 1:  # the others are inside the reduction and would wait for ever
-                status = error.exit_status if isinstance(error, HessdistError) else 1
-                print(f"hessdist: rank {self.ranks.rank}: {error}", flush=True)
-                self.ranks.abort(status)
+                self.ranks.abort(error)
             raise
 
     def _finish(self, total: NDArray[np.float64], x: NDArray[Any]) -> NDArray[np.float64]:

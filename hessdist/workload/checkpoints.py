@@ -94,7 +94,7 @@ def write_checkpoint(directory: Path, step: int, model: nn.Module) -> Path:
     partial = path.with_suffix(".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with Path(partial).open("wb") as file:
             torch.save({k: v.detach().cpu() for k, v in model.state_dict().items()}, file)
             file.flush()
             os.fsync(file.fileno())

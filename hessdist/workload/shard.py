@@ -116,12 +116,15 @@ class Shard:
             if self._workers:
                 # Forked copies of a process that runs MPI are not safe; fresh ones are.
                 parallel = {"multiprocessing_context": "forkserver", "persistent_workers": True}
-            self._loader = numbers, DataLoader(
-                _AsDataset(self._dataset),
-                batch_sampler=[self._indices[number] for number in numbers],
-                num_workers=self._workers,
-                pin_memory=self._device.type == "cuda",
-                **parallel,
+            self._loader = (
+                numbers,
+                DataLoader(
+                    _AsDataset(self._dataset),
+                    batch_sampler=[self._indices[number] for number in numbers],
+                    num_workers=self._workers,
+                    pin_memory=self._device.type == "cuda",
+                    **parallel,
+                ),
             )
         return self._loader[1]
 

@@ -104,4 +104,23 @@ def initialise(seed: int) -> None:
 def _penalty(model: nn.Module, l2: float) -> Tensor | float:
     if not l2:
         return 0.0
-    return l2 / 2 * sum((p.square().sum() for p in model.parameters() if p.requires_grad))
+    return l2 / 2 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+
+
+def build_optimizer(
+    name: str, model: nn.Module, learning_rate: float, momentum: float
+) -> torch.optim.Optimizer:
+    """Make a stochastic optimiser over the trainable parameters.
+
+    Args:
+        name: "rmsprop", "sgd" or "adam".
+        model: The model.
+        learning_rate: The step size.
+        momentum: Of rmsprop and sgd.
+
+    Returns:
+        The optimiser.
+    """
+    arguments = {"lr": learning_rate} | ({"momentum": momentum} if momentum else {})
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[name](trainable, **arguments)  # type: ignore[arg-type]

@@ -1,0 +1,35 @@
+"""Extreme eigenpairs of a network's Hessian over its whole training set, on many ranks.
+
+Nothing heavy is imported until it is used: reading results needs h5py and NumPy alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hessdist.api import Spectrum, extreme_eigenpairs
+    from hessdist.results.reader import Run, open_run
+
+__all__ = ["Run", "Spectrum", "__version__", "extreme_eigenpairs", "open_run"]
+
+_HOMES = {
+    "Run": "hessdist.results.reader",
+    "open_run": "hessdist.results.reader",
+    "Spectrum": "hessdist.api",
+    "extreme_eigenpairs": "hessdist.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hessdist' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

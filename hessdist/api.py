@@ -1,0 +1,171 @@
+"""The Python interface: eigenpairs of a model in hand. The same call under mpirun uses all ranks."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hessdist.assembly import TrainingLoss, full_vectors
+from hessdist.errors import WorkloadError
+from hessdist.job import ComputeSection
+from hessdist.ranks import Ranks
+from hessdist.spectrum.extreme import extreme_eigenpairs as solve
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from hessdist.workload.datasets import MapDataset
+    from hessdist.workload.losses import Criterion, SummedLoss
+
+_log = logging.getLogger("hessdist")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Extreme eigenpairs of a model's Hessian, whole on every rank."""
+
+    eigenvalues_largest: NDArray[np.float64]  # (k,) descending
+    eigenvectors_largest: NDArray[Any] | None  # (k, d), the model's dtype, unit norm
+    residuals_largest: NDArray[np.float64]  # (k,) ‖Hv − λv‖ / |λ|
+    converged_largest: NDArray[np.bool_]  # (k,)
+    eigenvalues_smallest: NDArray[np.float64]  # (m,) ascending
+    eigenvectors_smallest: NDArray[Any] | None  # (m, d)
+    residuals_smallest: NDArray[np.float64]  # (m,)
+    converged_smallest: NDArray[np.bool_]  # (m,)
+    loss: float  # mean over all samples
+    gradient_norm: float
+    products: int  # matrix-vector products that the solve made
+    seconds: float  # wall time of the solve
+    outcome: str  # why it ended, and what to do about it
+    parameter_names: tuple[str, ...]  # in the order of the flat vector
+    parameter_shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def converged(self) -> bool:
+        """Whether every pair converged."""
+        return bool(self.converged_largest.all() and self.converged_smallest.all())
+
+
+def extreme_eigenpairs(
+    model: nn.Module,
+    loss: Criterion | SummedLoss,
+    dataset: MapDataset,
+    *,
+    largest: int = 20,
+    smallest: int = 3,
+    tolerance: float = 1e-3,
+    operator: Literal["hessian", "gauss_newton", "empirical_fisher", "residual"] = "hessian",
+    layers: Sequence[str] = (),
+    l2: float = 0.0,
+    eigenvectors: bool = True,
+    seed: int = 0,
+    batch_size: int = 256,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    cache_gib: float = 4.0,
+    data_gib: float = 8.0,
+    workers: int = 0,
+    residuals: Literal["recorded", "recomputed"] = "recorded",
+    comm: MPI.Comm | None = None,
+) -> Spectrum:
+    """Compute LA(k) and SA(m) of a curvature matrix over a whole data set. Collective.
+
+    Every rank calls it with the same arguments; rank p differentiates the p-th part of the
+    samples. The model is copied, and the copy is evaluated in `eval()` mode.
+
+    Args:
+        model: Any module with float32 or float64 parameters. Those that do not require a gradient
+            are constants.
+        loss: A criterion of (outputs, targets) that sums or averages over samples; or a callable
+            whose first parameter is called `model`, of (model, batch), that returns the loss
+            summed over the batch and the number of samples in it.
+        dataset: A map-style data set: `len(dataset)`, `dataset[i]`.
+        largest: k, the number of algebraically largest eigenpairs.
+        smallest: m, the number of algebraically smallest.
+        tolerance: Relative residual ‖Hv − λv‖ / |λ| of a converged pair.
+        operator: The matrix; "residual" is the Hessian less the Gauss-Newton matrix.
+        layers: Names of parameters or modules: that block's spectrum; empty: all.
+        l2: Adds (l2 / 2) ‖θ‖² to the loss.
+        eigenvectors: Whether vectors are gathered, whole on every rank.
+        seed: Of the starting vector.
+        batch_size: Samples of one pass; it does not change the result.
+        device: "auto": the GPU of the rank's node-local index where there is one.
+        cache_gib: Budget a rank for kept graphs, in GiB.
+        data_gib: Budget a rank for its samples, in GiB; a larger shard is streamed.
+        workers: Processes a rank that read a streamed shard ahead.
+        residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
+        comm: The communicator; `MPI.COMM_WORLD` when None.
+
+    Returns:
+        The eigenpairs, the same on every rank; pairs that did not converge are marked.
+
+    Raises:
+        InputError: The arguments do not fit together.
+        NumericalError: A loss or a gradient is not finite.
+        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
+    """
+    dtype = _dtype_of(model)
+    ranks = Ranks(comm)
+    compute = ComputeSection(
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        cache_gib=cache_gib,
+        data_gib=data_gib,
+        workers=workers,
+    )
+    total = TrainingLoss(
+        ranks,
+        copy.deepcopy(model),
+        loss,
+        dataset,
+        np.arange(len(dataset)),
+        compute=compute,
+        l2=l2,
+        layers=layers,
+    )
+    here = total.evaluate()
+    shell = total.shell(operator, here.num_samples)
+    pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
+    if not pairs.converged and ranks.is_root:
+        _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
+
+    def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
+        return full_vectors(ranks, vectors, shell.size, dtype) if eigenvectors else None
+
+    return Spectrum(
+        eigenvalues_largest=pairs.largest.values,
+        eigenvectors_largest=gathered(pairs.largest.vectors),
+        residuals_largest=pairs.largest.residuals,
+        converged_largest=pairs.largest.converged,
+        eigenvalues_smallest=pairs.smallest.values,
+        eigenvectors_smallest=gathered(pairs.smallest.vectors),
+        residuals_smallest=pairs.smallest.residuals,
+        converged_smallest=pairs.smallest.converged,
+        loss=here.loss,
+        gradient_norm=here.gradient_norm,
+        products=pairs.products,
+        seconds=pairs.seconds,
+        outcome=pairs.outcome.value,
+        parameter_names=total.layout.names,
+        parameter_shapes=total.layout.shapes,
+    )
+
+
+def _dtype_of(model: nn.Module) -> Literal["float32", "float64"]:
+    found = {parameter.dtype for parameter in model.parameters()}
+    if found == {torch.float32}:
+        return "float32"
+    if found == {torch.float64}:
+        return "float64"
+    listed = ", ".join(sorted(str(dtype) for dtype in found)) or "none"
+    raise WorkloadError(
+        f"the model's parameters are of dtype {listed}", "call model.float() or model.double()"
+    )

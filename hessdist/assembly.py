@@ -1,0 +1,223 @@
+"""From a model and a data set to quantities of the whole training set, over ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.parameters import Parameters
+from hessdist.curvature.products import LocalProduct
+from hessdist.job import ComputeSection
+from hessdist.ranks import Ranks, choose_device, use_threads
+from hessdist.spectrum.shell import ShellMatrix
+from hessdist.workload.datasets import MapDataset
+from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss
+from hessdist.workload.shard import Shard
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and gradient over all samples."""
+
+    loss: float  # mean over all samples, the l2 term included
+    num_samples: int  # N
+    gradient: NDArray[np.float64]  # (d_local,) this rank's entries
+    gradient_norm: float
+
+
+class TrainingLoss:
+    """L(θ) over the samples of all ranks, and the curvature matrices of it. Making it is collective.
+
+    Args:
+        ranks: The ranks.
+        model: The model; it is moved to the device and dtype, and put into evaluation mode.
+        loss: A criterion of (outputs, targets) or a callable of (model, batch).
+        dataset: The whole data set, the same on every rank.
+        indices: Samples in use, (N,) int64.
+        compute: Device, dtype, batch size, budgets.
+        l2: Adds (l2 / 2) ‖θ‖².
+        layers: Names of parameters or modules in use; empty: all.
+
+    Raises:
+        InputError: The model, loss and data do not fit together; on every rank.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        loss: Criterion | SummedLoss,
+        dataset: MapDataset,
+        indices: NDArray[np.int64],
+        *,
+        compute: ComputeSection,
+        l2: float = 0.0,
+        layers: Sequence[str] = (),
+    ) -> None:
+        self.ranks, self.compute, self.l2 = ranks, compute, l2
+        node_index, _, threads = ranks.node()
+        with ranks.agreeing():
+            use_threads(threads)
+            # The same bits from the same product, and float32 that is float32.
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            self.device = choose_device(compute.device, node_index)
+            dtype = DTYPES[compute.dtype]
+            self.model = model.to(self.device, dtype).eval()
+
+            def shard(chosen: NDArray[np.int64]) -> Shard:
+                return Shard(
+                    dataset,
+                    chosen,
+                    batch_size=compute.batch_size,
+                    device=self.device,
+                    dtype=dtype,
+                    memory=compute.data_gib * 2**30,
+                    workers=compute.workers,
+                )
+
+            begin, end = ranks.shard(len(indices))
+            summed = as_summed_loss(loss, self.model, shard(indices[:3]).head(3))
+            parameters = Parameters(self.model, layers)
+            self.local = LocalLoss(
+                self.model, summed, shard(indices[begin:end]), parameters, ranks.rank
+            )
+
+    @property
+    def layout(self) -> Any:
+        """The `ParameterLayout` of the parameters in use."""
+        return self.local.parameters.layout
+
+    def load(self, read: Callable[[nn.Module], None]) -> str:
+        """Set the parameters and buffers: rank 0 reads them, the others receive them. Collective.
+
+        Args:
+            read: Fills the model; called on rank 0 alone.
+
+        Returns:
+            A digest of all the tensors, the same on every rank.
+
+        Raises:
+            CheckpointError: What `read` raises, on every rank.
+        """
+        with self.ranks.agreeing():
+            if self.ranks.is_root:
+                read(self.model)
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            host = np.ascontiguousarray(tensor.detach().cpu().numpy())
+            self.ranks.broadcast_array(host)
+            tensor.copy_(torch.from_numpy(host))
+            digest.update(name.encode())
+            digest.update(host.tobytes())
+        return digest.hexdigest()
+
+    def evaluate(self) -> Evaluation:
+        """Loss and gradient in one pass over the samples. Collective.
+
+        Returns:
+            Both, over all samples.
+
+        Raises:
+            InputError: A workload that is not deterministic, labels out of range; on every rank.
+            NumericalError: A value is not finite; the rank and batch are named; on every rank.
+        """
+        with self.ranks.agreeing():
+            self.local.check_deterministic()
+            sums = self.local.loss_and_gradient()
+        loss, count = self.ranks.sum(np.array([sums.loss, sums.count]))
+        begin, end = self.ranks.shard(self.layout.size)
+        gradient = np.empty(end - begin)
+        self.ranks.reduce_scatter(sums.gradient.cpu().numpy(), gradient)
+        gradient /= count
+        gradient += self.l2 * self.local.parameters.flat()[begin:end].cpu().numpy()
+        (square,) = self.ranks.sum(np.array([gradient @ gradient]))
+        penalty = self.l2 / 2 * float(_square_norm(self.model))
+        return Evaluation(loss / count + penalty, int(count), gradient, float(np.sqrt(square)))
+
+    def shell(
+        self,
+        operator: str,
+        num_samples: int,
+        on_product: Callable[[int], None] = lambda products: None,
+    ) -> ShellMatrix:
+        """A curvature matrix at the present parameters, which must not move while it is used.
+
+        Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix.
+
+        Args:
+            operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
+            num_samples: N, from `evaluate`.
+            on_product: Called after every product with their number.
+
+        Returns:
+            The matrix.
+
+        Raises:
+            WorkloadError: The operator is not defined for this loss; on every rank.
+        """
+        with self.ranks.agreeing():
+            local = LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
+        shift = self.l2 if operator in ("hessian", "gauss_newton") else 0.0
+        return ShellMatrix(
+            local, self.ranks, scale=1 / num_samples, shift=shift, on_product=on_product
+        )
+
+
+def _square_norm(model: nn.Module) -> Tensor:
+    squares = [p.detach().double().square().sum() for p in model.parameters() if p.requires_grad]
+    return torch.stack(squares).sum()
+
+
+def full_vectors(
+    ranks: Ranks, vectors: NDArray[Any], size: int, dtype: Any = np.float32
+) -> NDArray[Any]:
+    """Spread vectors as whole ones on every rank. Collective.
+
+    Args:
+        ranks: The ranks.
+        vectors: This rank's entries, (n, d_local).
+        size: d.
+        dtype: Of the result.
+
+    Returns:
+        (n, d) on every rank, each signed so that its entry of largest magnitude is positive.
+    """
+    whole = np.empty((len(vectors), size), dtype)
+    for row, vector in enumerate(vectors):
+        ranks.gather_vector(np.ascontiguousarray(vector, dtype), whole[row])
+        whole[row] *= sign_of(whole[row])
+    return whole
+
+
+def sign_of(vector: NDArray[Any]) -> float:
+    """The sign that makes a vector's entry of largest magnitude positive."""
+    return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0
+
+
+def library_versions() -> Mapping[str, str]:
+    """Versions of the libraries that numbers depend on, by lower-case name. Not collective."""
+    import h5py
+    import petsc4py
+    import slepc4py
+
+    from hessdist.ranks import import_mpi
+
+    mpi = import_mpi()
+    return {
+        "torch": torch.__version__,
+        "petsc": petsc4py.__version__,
+        "slepc": slepc4py.__version__,
+        "mpi": mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0"),
+        "hdf5": h5py.version.hdf5_version,
+    }

@@ -1,0 +1,328 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hessdist import __version__
+from hessdist.errors import HessdistError, InputError
+from hessdist.job import Job, load_job
+from hessdist.ranks import Ranks, launched_rank
+from hessdist.results.reader import Run, open_run
+from hessdist.service.report import Report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    name="hessdist",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Extreme eigenpairs of a network's Hessian over its whole training set, for every "
+    "checkpoint of a training run.\n\nRun it on many ranks: [bold]mpirun -n 4 hessdist spectrum "
+    "JOB[/bold]. Options that PETSc knows (-eps_ncv 60, -eps_monitor, -log_view) pass through.",
+)
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB", help="The job file, TOML.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override a value of the job file; repeatable.",
+        show_default=False,
+    ),
+]
+RunFile = Annotated[
+    Path, typer.Argument(metavar="RUN.h5", help="The result of a job.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"hessdist {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(context: typer.Context, job: JobFile, overrides: Overrides = None) -> None:
+    """Train the job's model and write its checkpoints (on one process)."""
+    _refuse_petsc_options(context)
+    if launched_rank():  # under mpirun, rank 0 trains
+        return
+    loaded, _ = load_job(job, overrides or ())
+    with Report(speaks=True) as report:
+        _train(loaded, report)
+
+
+@app.command()
+def spectrum(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a result of another job; it stays until the new one is complete.",
+        ),
+    ] = False,
+) -> None:
+    """Compute the extreme eigenpairs of every checkpoint, into the job's HDF5 file.
+
+    The main job, for one rank or many. Checkpoints whose result is there already are skipped.
+    PETSc's and SLEPc's options pass through: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
+    """
+    ranks = Ranks()
+    try:
+        status = _spectrum(ranks, job, overrides or [], overwrite, context.obj)
+    except Exception as error:
+        if ranks.size > 1 and not getattr(error, "agreed", False):
+            ranks.abort(error)
+        raise
+    raise typer.Exit(status)
+
+
+@app.command()
+def show(context: typer.Context, run: RunFile) -> None:
+    """Print a table of what is in a result."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from rich.console import Console
+
+    opened = open_run(run)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(
+        f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
+        f"{opened.num_samples:,} samples, {opened.attributes['ranks']} ranks, "
+        f"hessdist {opened.attributes['software_version']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(_table(opened))
+
+
+@app.command()
+def plot(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Where to; default: beside the result."),
+    ] = None,
+) -> None:
+    """Draw the progression of the eigenvalues with the loss, as PNG and PDF."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from hessdist.figures.progression import progression, save
+    from hessdist.job import parse_job
+
+    opened = open_run(run)
+    title = parse_job(opened.job, str(run))[0].name
+    folder = run.parent if output is None else output
+    for path in save(progression(opened, title), folder, f"{run.stem}-progression"):
+        typer.echo(f"figure: {path}")
+
+
+@app.command()
+def doctor(context: typer.Context) -> None:
+    """Say what is installed, what is wrong, and how to mend it."""
+    _refuse_petsc_options(context)
+    from hessdist.doctor import examine
+
+    findings = examine()
+    wrong = [finding for finding in findings if finding.remedy]
+    if launched_rank() == 0:
+        for finding in findings:
+            typer.echo(f"{'!!' if finding.remedy else 'ok'} {finding.what:12} {finding.found}")
+            if finding.remedy:
+                typer.echo(f"   {'':12} -> {finding.remedy}")
+        typer.echo(f"{len(wrong)} problems" if wrong else "all is well")
+    raise typer.Exit(InputError.exit_status if wrong else 0)
+
+
+def _train(job: Job, report: Report) -> None:
+    import torch
+
+    from hessdist.ranks import choose_device
+    from hessdist.workload.datasets import build_dataset, choose_samples
+    from hessdist.workload.losses import build_loss
+    from hessdist.workload.models import build_model
+    from hessdist.workload.shard import Shard
+    from hessdist.workload.training import build_optimizer, initialise, train
+
+    settings, data = job.training, job.data
+    initialise(settings.seed)
+    device = choose_device(job.compute.device, 0)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[job.compute.dtype]
+    model = build_model(job.model.factory, job.model.arguments).to(device, dtype)
+    dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
+    shard = Shard(
+        dataset,
+        choose_samples(len(dataset), None, None, "first", 0),
+        batch_size=settings.batch_size,
+        device=device,
+        dtype=dtype,
+        memory=0,
+    )
+    report.line(
+        f"{job.name}: {settings.steps} steps of {settings.optimizer} at batch size "
+        f"{settings.batch_size} over {shard.num_samples:,} samples"
+    )
+    report.begin("step", settings.steps)
+
+    def on_step(step: int, loss: float) -> None:
+        report.advance(step)
+        report.note(f"loss {loss:.4f}")
+
+    written = train(
+        model,
+        build_loss(job.loss.factory, job.loss.arguments),
+        shard,
+        optimizer=build_optimizer(
+            settings.optimizer, model, settings.learning_rate, settings.momentum
+        ),
+        batch_size=settings.batch_size,
+        checkpoint_steps=settings.written_steps(),
+        seed=settings.seed,
+        directory=job.checkpoints.directory,
+        l2=job.loss.l2,
+        on_step=on_step,
+    )
+    report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
+
+
+def _spectrum(
+    ranks: Ranks, path: Path, overrides: list[str], overwrite: bool, options: list[str]
+) -> int:
+    with ranks.agreeing():
+        from hessdist.service.sweep import sweep  # needs PyTorch, which may be missing
+
+        job, text = load_job(path, overrides)
+    with Report(speaks=ranks.is_root) as report:
+        result = sweep(job, text, ranks, report, options=options, overwrite=overwrite)
+        report.line(f"result: {result.path} ({result.solved} solved, {result.skipped} done before)")
+        if result.unconverged:
+            steps = ", ".join(map(str, result.unconverged))
+            report.line(
+                f"unconverged pairs at steps {steps}: stored and marked; raise -eps_max_it or "
+                "-eps_ncv, or spectrum.tolerance"
+            )
+    return 3 if result.unconverged else 0
+
+
+def _table(run: Run) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
+    top = sorted({0, 1, k - 1} & set(range(k)))
+    bottom = sorted({0, m - 1} & set(range(m)))
+    columns = ["step", "loss", "‖g‖", *(f"λ_{i + 1}" for i in top)]
+    columns += ["λ_d" if i == 0 else f"λ_d-{i}" for i in bottom]
+    columns += ["converged", "residual ≤", "products", "seconds"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row, step in enumerate(run.steps):
+        large, small = run.eigenvalues_largest[row], run.eigenvalues_smallest[row]
+        good = f"{run.converged_largest[row].sum()}/{k} {run.converged_smallest[row].sum()}/{m}"
+        worst = max([*run.residuals_largest[row], *run.residuals_smallest[row]])
+        table.add_row(
+            str(step),
+            f"{run.loss[row]:.5g}",
+            f"{run.gradient_norm[row]:.4g}",
+            *(f"{large[i]:.5g}" for i in top),
+            *(f"{small[i]:.5g}" for i in bottom),
+            good,
+            f"{worst:.1e}",
+            str(run.products[row]),
+            f"{run.seconds[row]:.1f}",
+        )
+    return table
+
+
+# -- the way in ------------------------------------------------------------------------------
+
+
+def split_petsc_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """Take PETSc's options out of a command line.
+
+    PETSc's have one dash and a name of two letters or more; what follows is their value, unless
+    it starts with a dash and is no number, or is a job file.
+
+    Args:
+        words: The command line, without the program.
+
+    Returns:
+        Our words, and PETSc's.
+    """
+    ours: list[str] = []
+    petsc: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not (len(word) > 2 and word[0] == "-" and word[1].isalpha()):
+            ours.append(word)
+            continue
+        petsc.append(word)
+        if position < len(words) and _is_value(words[position]):
+            petsc.append(words[position])
+            position += 1
+    return ours, petsc
+
+
+def _is_value(word: str) -> bool:
+    if word.endswith((".toml", ".h5")):
+        return False
+    return not word.startswith("-") or word[1:2].isdigit() or word[1:2] == "."
+
+
+def _refuse_petsc_options(context: typer.Context) -> None:
+    if context.obj:
+        raise InputError(
+            f"hessdist {context.info_name} takes no option {context.obj[0]}",
+            f"see hessdist {context.info_name} --help",
+        )
+
+
+def main() -> None:
+    """Run the command line and end with its exit status (docs/commands)."""
+    ours, petsc = split_petsc_options(sys.argv[1:])
+    try:
+        status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
+    except typer.TyperException as error:  # the words of the command line are off
+        status = InputError.exit_status
+        if error.format_message():
+            _complain(f"{error.format_message()} See hessdist --help.")
+    except HessdistError as error:
+        status = error.exit_status
+        _complain(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+        _complain("interrupted")
+    except Exception:
+        status = 1
+        if launched_rank() == 0:
+            traceback.print_exc()
+    sys.exit(status)
+
+
+def _complain(text: str) -> None:
+    """One line, once."""
+    if launched_rank() == 0:
+        print("hessdist:", " ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,0 +1,127 @@
+"""`hessdist doctor`: what is installed, what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+from hessdist.errors import DependencyError
+from hessdist.ranks import Ranks, launched_size
+from hessdist.spectrum import petsc
+
+_LIBRARIES = (
+    "numpy",
+    "h5py",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "xarray",
+    "h5netcdf",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    found: str
+    remedy: str = ""  # empty: nothing is wrong
+
+
+def examine() -> list[Finding]:
+    """Look at everything that hessdist stands on. Collective under a launcher.
+
+    Returns:
+        Findings, in the order in which things build on each other.
+    """
+    from hessdist import __version__
+
+    findings = [
+        Finding("hessdist", __version__),
+        Finding("Python", f"{sys.version.split()[0]} ({sys.executable})"),
+    ]
+    for check in (_torch, _mpi, _petsc, _hdf5, _threads):
+        findings += _guarded(check)
+    for name in _LIBRARIES:
+        findings += _guarded(lambda name=name: [_library(name)])  # type: ignore[misc]
+    return findings
+
+
+def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return check()
+    except DependencyError as error:
+        return [Finding(check.__name__.strip("_"), error.what, error.remedy)]
+    except ImportError as error:
+        name = error.name or check.__name__.strip("_")
+        return [Finding(name, f"missing ({error})", f"pip install {name}")]
+
+
+def _library(name: str) -> Finding:
+    module = importlib.import_module(name)
+    return Finding(name, str(getattr(module, "__version__", None) or metadata.version(name)))
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    findings = [Finding("torch", torch.__version__)]
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        remedy = "check the driver (nvidia-smi)" if built and pathlib.Path("/dev/nvidia0").exists() else ""
+        return [*findings, Finding("GPUs", "none that PyTorch sees", remedy)]
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [*findings, Finding("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]
+
+
+def _mpi() -> list[Finding]:
+    ranks = Ranks()
+    import mpi4py
+    from mpi4py import MPI
+
+    library = MPI.Get_library_version().split("\n")[0].strip("\0")
+    findings = [Finding("mpi4py", mpi4py.__version__), Finding("MPI", library)]
+    started, index_size = launched_size(), ranks.node()[1]
+    remedy = ""
+    if started > 1 and ranks.size == 1:
+        remedy = (
+            f"the launcher started {started} processes and each is alone: mpirun and mpi4py are of "
+            "different MPIs; use the mpirun of the library above"
+        )
+    return [*findings, Finding("ranks", f"{ranks.size}, {index_size} on this node", remedy)]
+
+
+def _petsc() -> list[Finding]:
+    petsc.require()
+    import petsc4py
+    import slepc4py
+
+    PETSc, _ = petsc.initialise()  # noqa: N806 (the module's own name)
+    types = f"{PETSc.ScalarType.__name__} scalars, {PETSc.IntType.__name__} integers"
+    findings = [
+        Finding("PETSc", f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, {types}"),
+        Finding("petsc4py", f"{petsc4py.__version__} ({petsc4py.get_config()['PETSC_DIR']})"),
+    ]
+    same = petsc4py.__version__.split(".")[:2] == slepc4py.__version__.split(".")[:2]
+    remedy = "" if same else "install slepc4py of PETSc's version"
+    return [*findings, Finding("slepc4py", slepc4py.__version__, remedy)]
+
+
+def _hdf5() -> list[Finding]:
+    import h5py
+
+    parallel = "with MPI" if h5py.get_config().mpi else "serial"
+    return [Finding("HDF5", f"{h5py.version.hdf5_version}, {parallel}")]
+
+
+def _threads() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    given = os.environ.get("OMP_NUM_THREADS")
+    return [Finding("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]

@@ -1,0 +1,117 @@
+"""The progression of eigenvalues during training: Figures 5 and 6 of Alain et al. (2018)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from hessdist.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from hessdist.results.reader import Run
+
+
+def progression(run: Run, title: str = "") -> Figure:
+    """Draw log |λ| of both ends and the loss against the training step.
+
+    The largest eigenvalues are blue to green, the smallest red; a hollow mark is an eigenvalue
+    of the other sign (a positive one among the smallest), a cross one that did not converge. The
+    loss is the dotted black curve, on the right axis.
+
+    Args:
+        run: The result.
+        title: Above the figure.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_end(axes, run.steps, run.eigenvalues_largest, run.converged_largest, "winter", 1)
+    _draw_end(axes, run.steps, run.eigenvalues_smallest, run.converged_smallest, "autumn", -1)
+    axes.set_yscale("log")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("|λ|")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title)
+    axes.grid(True, which="major", alpha=0.25)
+    right = axes.twinx()
+    right.plot(run.steps, run.loss, ":k", linewidth=1.5)
+    right.set_yscale("log")
+    right.set_ylabel("loss")
+    axes.legend(handles=_legend(run), loc="upper right", fontsize="small", framealpha=0.9)
+    return figure
+
+
+def _draw_end(
+    axes: Axes,
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    converged: NDArray[np.bool_],
+    colours: str,
+    sign: int,
+) -> None:
+    """One line an eigenvalue, the most extreme first."""
+    count = values.shape[1]
+    for column in range(count):
+        # The first two thirds of the map: its end is too light on white.
+        colour = colormaps[colours](0.65 * column / max(1, count - 1))
+        value, good = values[:, column], converged[:, column]
+        axes.plot(steps, np.abs(value), "-", color=colour, linewidth=1.0)
+        expected = good & (value * sign > 0)
+        other = good & ~(value * sign > 0)
+        for marked, mark in ((expected, {"marker": "o"}), (~good, {"marker": "x"})):
+            axes.plot(
+                steps[marked], np.abs(value[marked]), color=colour, linestyle="", ms=3.0, **mark
+            )
+        axes.plot(
+            steps[other], np.abs(value[other]), "o", color=colour, markerfacecolor="none", ms=3.5
+        )
+
+
+def _legend(run: Run) -> list[Line2D]:
+    handles = []
+    if k := run.eigenvalues_largest.shape[1]:
+        handles.append(Line2D([], [], color=colormaps["winter"](0.3), label=f"largest, LA({k})"))
+    if m := run.eigenvalues_smallest.shape[1]:
+        handles.append(Line2D([], [], color=colormaps["autumn"](0.2), label=f"smallest, SA({m})"))
+    handles.append(Line2D([], [], color="black", linestyle=":", label="loss (right)"))
+    return handles
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Save a figure as PNG and PDF.
+
+    Args:
+        figure: The figure.
+        folder: Where to; made if missing.
+        name: Without suffix.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # No date in the file: the same data give the same bytes.
+        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"CreationDate": None})
+    except OSError as error:
+        raise OutputError(
+            f"the figure {paths[0]} cannot be written ({error.strerror})", "choose a folder by -o"
+        ) from error
+    return paths

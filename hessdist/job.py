@@ -1,0 +1,308 @@
+"""The job file: TOML, validated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tomlkit.exceptions import TOMLKitError
+
+from hessdist.errors import JobError
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    # Names such as model_config are ours to use; an unknown key is an error.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+class ModelSection(_Section):
+    """What is differentiated."""
+
+    factory: str
+    """A built-in name (lenet, lenet5, mlp), or "package.module:callable"."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+
+class LossSection(_Section):
+    """The loss, a sum or a mean over samples."""
+
+    factory: str = "cross_entropy"
+    """cross_entropy, mse, or "package.module:callable"."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments for a callable that makes the loss."""
+    l2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Adds (l2 / 2) times the squared norm of the parameters, so l2 to every eigenvalue."""
+
+
+class DataSection(_Section):
+    """The samples over which the loss is averaged."""
+
+    dataset: str
+    """digits, mnist, fashion_mnist, cifar10, or "package.module:callable" returning a map-style data set."""
+    root: Path | None = None
+    """The data folder; default: the environment variable HESSDIST_DATA."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the callable."""
+    split: Literal["train", "test"] = "train"
+    """Which part of a built-in data set."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the data set that is analysed; or"""
+    samples: Positive | None = None
+    """the number of samples that are analysed. Neither: all. Training uses all in any case."""
+    subset: Literal["random", "first"] = "random"
+    """Drawn once with the seed, or the first of the data set."""
+    seed: Seed = 0
+    """Seed of the draw."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DataSection:
+        if self.fraction is not None and self.samples is not None:
+            raise ValueError("fraction and samples exclude each other")
+        return self
+
+
+class TrainingSection(_Section):
+    """The training run that `hessdist train` makes."""
+
+    optimizer: Literal["rmsprop", "sgd", "adam"] = "rmsprop"
+    """The stochastic optimiser, of torch.optim."""
+    learning_rate: Rate = 1e-3
+    """Its step size."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of rmsprop and sgd."""
+    batch_size: Positive = 32
+    """Samples of a minibatch."""
+    steps: Positive = 2000
+    """Minibatches in all."""
+    checkpoint_steps: list[Count] | None = None
+    """Steps at which the state is written; 0 is before the first minibatch. Or"""
+    checkpoint_every: Positive | None = None
+    """one in so many steps. Neither: ten times in all. The last step is always among them."""
+    seed: Seed = 0
+    """Seed of the initial parameters and of the shuffling."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> TrainingSection:
+        if self.checkpoint_steps is not None and self.checkpoint_every is not None:
+            raise ValueError("checkpoint_steps and checkpoint_every exclude each other")
+        if self.checkpoint_steps and max(self.checkpoint_steps) > self.steps:
+            raise ValueError(f"checkpoint_steps go beyond steps = {self.steps}")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("momentum is for rmsprop and sgd")
+        return self
+
+    def written_steps(self) -> list[int]:
+        """The steps at which a checkpoint is written, increasing."""
+        every = self.checkpoint_every or max(1, self.steps // 10)
+        chosen = self.checkpoint_steps or range(0, self.steps + 1, every)
+        return sorted({*chosen, self.steps})
+
+
+class CheckpointsSection(_Section):
+    """Where training writes, and the sweep reads."""
+
+    directory: Path
+    """A folder of checkpoints, the step in each file's name."""
+
+
+class SpectrumSection(_Section):
+    """Which eigenpairs of which matrix."""
+
+    operator: Literal["hessian", "gauss_newton", "empirical_fisher", "residual"] = "hessian"
+    """The matrix; residual is the Hessian less the Gauss-Newton matrix."""
+    largest: Count = 20
+    """k of LA(k), the algebraically largest eigenpairs."""
+    smallest: Count = 3
+    """m of SA(m), the algebraically smallest eigenpairs."""
+    tolerance: Rate = 1e-3
+    """Relative residual of a converged pair."""
+    eigenvectors: bool = True
+    """Whether eigenvectors are stored."""
+    layers: list[str] = []
+    """Names of parameters or modules: the spectrum of that block; empty: all."""
+    seed: Seed = 0
+    """Seed of the starting vector."""
+    residuals: Literal["recorded", "recomputed"] = "recorded"
+    """From kept products (more memory), or from as many more products as there are pairs."""
+
+    @model_validator(mode="after")
+    def _some(self) -> SpectrumSection:
+        if self.largest + self.smallest == 0:
+            raise ValueError("largest and smallest are both 0: no eigenpair is asked for")
+        return self
+
+
+class ComputeSection(_Section):
+    """How it is computed; none of it changes the numbers beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of the rank's node-local index where there is one."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of parameters, activations and products."""
+    batch_size: Positive = 256
+    """Samples of one pass."""
+    cache_gib: Annotated[float, Field(ge=0)] = 4.0
+    """Budget a rank for kept graphs, in GiB; 0: none are kept."""
+    data_gib: Annotated[float, Field(ge=0)] = 8.0
+    """Budget a rank for its samples, in GiB; a larger shard is read anew at every product."""
+    workers: Count = 2
+    """Processes a rank that read such a shard ahead."""
+
+
+class OutputSection(_Section):
+    """Where the result goes."""
+
+    path: Path
+    """The run's HDF5 file."""
+
+
+class Job(_Section):
+    """A job file."""
+
+    name: str = "hessdist"
+    """A name for tables and figures."""
+    model: ModelSection
+    loss: LossSection = LossSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    checkpoints: CheckpointsSection
+    spectrum: SpectrumSection = SpectrumSection()
+    compute: ComputeSection = ComputeSection()
+    output: OutputSection
+
+    def determining(self) -> dict[str, Any]:
+        """What the numbers of a result depend on, apart from the checkpoints themselves.
+
+        Returns:
+            Values by dotted key, of JSON types.
+        """
+        sections = self.model_dump(mode="json", exclude_none=True)
+        del sections["data"]["arguments"], sections["spectrum"]["residuals"]
+        sections["data"].pop("root", None)  # the same data may lie elsewhere
+        sections["data"]["arguments"] = self.data.arguments
+        kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}
+        kept["compute"] = {"dtype": self.compute.dtype}
+        return {
+            f"{section}.{key}": value
+            for section, values in kept.items()
+            for key, value in values.items()
+        }
+
+    def fingerprint(self) -> str:
+        """A short hash of `determining()`: jobs of one fingerprint have the same result."""
+        text = json.dumps(self.determining(), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
+    """Read a job file.
+
+    Args:
+        path: The TOML file.
+        overrides: "section.key=value" each, the value in TOML or a bare string.
+
+    Returns:
+        The job, and the TOML text with the overrides in it.
+
+    Raises:
+        JobError: The file is missing or no TOML, or a key or value is wrong; the first of them.
+    """
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(
+            f"the job file {path} cannot be read ({error.strerror})",
+            "give the path of a TOML file, such as jobs/lenet_mnist.toml",
+        ) from error
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not TOML ({error})", "correct that place") from error
+    for override in overrides:
+        _override(document, override)
+    return parse_job(document.as_string(), str(path))
+
+
+def parse_job(text: str, where: str) -> tuple[Job, str]:
+    """Validate the TOML text of a job.
+
+    Args:
+        text: TOML.
+        where: The file it comes from, for messages.
+
+    Returns:
+        The job and the text.
+
+    Raises:
+        JobError: A key or value is wrong; the first of them.
+    """
+    try:
+        return Job.model_validate(tomlkit.parse(text).unwrap()), text
+    except ValidationError as error:
+        raise _job_error(error, where) from error
+
+
+def changed_fields(one: Job, other: Job) -> list[str]:
+    """Keys that determine the numbers and differ between two jobs: "key: this, not that"."""
+    mine, theirs = one.determining(), other.determining()
+    return [
+        f"{key}: {theirs.get(key, 'unset')!r} there, {mine.get(key, 'unset')!r} here"
+        for key in sorted({*mine, *theirs})
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _override(document: tomlkit.TOMLDocument, override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise JobError(f"--set {override} sets nothing", "write --set section.key=value")
+    try:
+        value: Any = tomlkit.parse(f"x = {text.strip()}")["x"]
+    except TOMLKitError:
+        value = text.strip()  # a bare word is a string
+    table: Any = document
+    for section in sections:
+        if section not in table:
+            table[section] = tomlkit.table()
+        table = table[section]
+        if not hasattr(table, "keys"):
+            raise JobError(f"--set {override}: '{section}' is no section", "see docs/job-file")
+    table[last] = value
+
+
+def _job_error(error: ValidationError, where: str) -> JobError:
+    """The first complaint of pydantic as one line of ours."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return JobError(f"{where}: unknown key '{key}'", hint)
+    if first["type"] == "missing":
+        what = "section" if len(location) == 1 else "key"
+        return JobError(f"{where}: the {what} '{key}' is missing", "add it; see docs/job-file")
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
+    return JobError(f"{where}: {key or 'job'}: {message}{given}", "correct it; see docs/job-file")
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = Job
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,269 @@
+"""Reading results: h5py and NumPy alone, on a laptop that has neither MPI, PETSc nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.errors import ResultError
+from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run's result.
+
+    The small tables are read at once and the file is closed again; eigenvectors are read when
+    they are asked for. A sweep may go on writing meanwhile: open the run anew to see more.
+
+    Args:
+        path: The run's HDF5 file.
+
+    Returns:
+        The run.
+
+    Raises:
+        ResultError: The file is missing, damaged, of a newer schema, or not one of ours.
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """All checkpoints of a run; arrays have one row a checkpoint, by increasing step.
+
+    Args:
+        path: The run's HDF5 file.
+
+    Raises:
+        ResultError: The file is missing, damaged, of a newer schema, or not one of ours.
+    """
+
+    steps: NDArray[np.int64]  # (S,)
+    loss: NDArray[np.float64]  # (S,)
+    gradient_norm: NDArray[np.float64]  # (S,)
+    eigenvalues_largest: NDArray[np.float64]  # (S, k) descending
+    residuals_largest: NDArray[np.float64]  # (S, k) relative
+    converged_largest: NDArray[np.bool_]  # (S, k)
+    eigenvalues_smallest: NDArray[np.float64]  # (S, m) ascending
+    residuals_smallest: NDArray[np.float64]  # (S, m) relative
+    converged_smallest: NDArray[np.bool_]  # (S, m)
+    products: NDArray[np.int64]  # (S,)
+    seconds: NDArray[np.float64]  # (S,)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _open(path) as file:
+            check_ours(file, path)
+            try:
+                self.attributes: dict[str, Any] = dict(file.attrs)
+                self.steps = file[STEP.name][()]
+                for field in TABLES:
+                    setattr(self, field.name, file[field.name][()])
+                self.parameters = _parameters(file["parameters"])
+            except (KeyError, OSError, ValueError) as error:
+                raise _damaged(path, error) from error
+
+    @property
+    def job(self) -> str:
+        """The TOML text of the job."""
+        return str(self.attributes["job"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of what determines the numbers."""
+        return str(self.attributes.get("fingerprint", ""))
+
+    @property
+    def num_parameters(self) -> int:
+        """D."""
+        return int(self.attributes["num_parameters"])
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return int(self.attributes["num_samples"])
+
+    def __len__(self) -> int:
+        """The number of checkpoints, S."""
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> CheckpointResult:
+        """The result at a training step.
+
+        Args:
+            step: The step.
+
+        Returns:
+            The checkpoint's result.
+
+        Raises:
+            KeyError: There is no checkpoint of this step.
+        """
+        (rows,) = np.nonzero(self.steps == step)
+        if not len(rows):
+            raise KeyError(f"no step {step}; there are {', '.join(map(str, self.steps))}")
+        return CheckpointResult(self, step, int(rows[0]))
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The small tables as an `xarray.Dataset` with dimensions step, largest, smallest.
+
+        Returns:
+            The data set, in memory.
+        """
+        import xarray
+
+        variables = {
+            field.name: (
+                ("step", *field.dimensions),
+                getattr(self, field.name),
+                {"units": field.units, "long_name": field.long_name},
+            )
+            for field in TABLES
+        }
+        coordinates = {
+            "step": self.steps,
+            "largest": np.arange(1, self.eigenvalues_largest.shape[1] + 1),
+            "smallest": np.arange(1, self.eigenvalues_smallest.shape[1] + 1),
+        }
+        return xarray.Dataset(variables, coordinates, self.attributes)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Run {self.path}: {len(self)} checkpoints, {self.num_parameters} parameters, "
+            f"{self.num_samples} samples>"
+        )
+
+
+@dataclass(frozen=True)
+class ParameterTensor:
+    """One tensor of the flat parameter vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointResult:
+    """One checkpoint of a run; large arrays are read when asked for.
+
+    Small tables (`loss`, `eigenvalues_largest`, ...) are attributes as those of the run, without
+    the first dimension.
+    """
+
+    run: Run
+    step: int
+    row: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {field.name for field in TABLES}:
+            return getattr(self.run, name)[self.row]
+        raise AttributeError(name)
+
+    @cached_property
+    def eigenvectors_largest(self) -> NDArray[np.float32]:
+        """(k, d) float32, unit norm; rows in the order of `eigenvalues_largest`."""
+        return self._read("eigenvectors_largest")
+
+    @cached_property
+    def eigenvectors_smallest(self) -> NDArray[np.float32]:
+        """(m, d) float32, unit norm; rows in the order of `eigenvalues_smallest`."""
+        return self._read("eigenvectors_smallest")
+
+    @cached_property
+    def gradient(self) -> NDArray[np.float64]:
+        """(d,)."""
+        return self._read("gradient")
+
+    def _read(self, name: str) -> NDArray[Any]:
+        with _open(self.run.path) as file:
+            try:
+                group = file["checkpoints"][group_name(self.step)]
+            except (KeyError, OSError) as error:
+                raise ResultError(
+                    f"{self.run.path}: the file of step {self.step} is missing or damaged "
+                    f"({error})",
+                    "keep the .checkpoints folder beside the run's file",
+                ) from error
+            if name not in group:
+                raise ResultError(
+                    f"{self.run.path}: {name} of step {self.step} was not stored",
+                    "run with spectrum.eigenvectors = true",
+                )
+            return group[name][()]  # type: ignore[no-any-return]
+
+
+def is_complete(part: Path, fingerprint: str, digest: str) -> bool:
+    """Whether a checkpoint's file is complete, and of this job and this checkpoint.
+
+    Args:
+        part: The file.
+        fingerprint: Of the job.
+        digest: Of the checkpoint's parameters.
+
+    Returns:
+        True if its result can be taken over.
+    """
+    try:
+        with h5py.File(part, "r") as file:
+            attributes = file.attrs
+            return bool(
+                attributes.get("complete", False)
+                and attributes.get("fingerprint") == fingerprint
+                and attributes.get("checkpoint_digest") == digest
+                and all(field.name in file for field in TABLES)
+            )
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def check_ours(file: h5py.File, path: Path) -> None:
+    """Refuse a file that hessdist did not write, or a later version of it did.
+
+    Args:
+        file: The open file.
+        path: Its path, for messages.
+
+    Raises:
+        ResultError: It is not ours to read.
+    """
+    if file.attrs.get("software") != SOFTWARE:
+        raise ResultError(f"{path} is not a result of hessdist", "name the run's HDF5 file")
+    version = int(file.attrs.get("schema_version", 0))
+    if version > SCHEMA_VERSION:
+        raise ResultError(
+            f"{path} has schema version {version}, and this hessdist reads up to {SCHEMA_VERSION}",
+            "update hessdist",
+        )
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise ResultError(f"the result {path} does not exist", "run `hessdist spectrum` first")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ResultError:
+    return ResultError(
+        f"{path} is no HDF5 file, or damaged ({error})",
+        "run `hessdist spectrum` again: it rebuilds the index from the files of the checkpoints",
+    )
+
+
+def _parameters(group: h5py.Group) -> list[ParameterTensor]:
+    names, shapes = group["name"].asstr()[()], group["shape"].asstr()[()]
+    return [
+        ParameterTensor(name, tuple(int(n) for n in shape.split(",") if n), int(offset))
+        for name, shape, offset in zip(names, shapes, group["offset"][()], strict=True)
+    ]

@@ -1,0 +1,56 @@
+"""Names, units and meanings of everything in a result file (docs/hdf5-file)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+SOFTWARE = "hessdist"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A dataset: its dimensions, and what it says."""
+
+    name: str
+    dimensions: tuple[str, ...]
+    dtype: str
+    long_name: str
+    units: str = "1"
+
+
+TABLES = (
+    Field("loss", (), "f8", "loss: mean over all samples"),
+    Field("gradient_norm", (), "f8", "Euclidean norm of the gradient of the loss"),
+    Field("eigenvalues_largest", ("largest",), "f8", "algebraically largest eigenvalues"),
+    Field("residuals_largest", ("largest",), "f8", "relative residuals |Hv - λv| / |λ|"),
+    Field("converged_largest", ("largest",), "?", "residual within the tolerance"),
+    Field("eigenvalues_smallest", ("smallest",), "f8", "algebraically smallest eigenvalues"),
+    Field("residuals_smallest", ("smallest",), "f8", "relative residuals |Hv - λv| / |λ|"),
+    Field("converged_smallest", ("smallest",), "?", "residual within the tolerance"),
+    Field("products", (), "i8", "matrix-vector products that the solve made"),
+    Field("seconds", (), "f8", "wall time of the solve", "s"),
+)
+"""Small tables: in a checkpoint with these dimensions, in the index behind `step`."""
+
+VECTORS = (
+    Field("eigenvectors_largest", ("largest", "parameter"), "f4", "unit eigenvectors"),
+    Field("eigenvectors_smallest", ("smallest", "parameter"), "f4", "unit eigenvectors"),
+    Field("gradient", ("parameter",), "f8", "gradient of the loss"),
+)
+"""Large arrays, in the checkpoint's file alone; the index links to them."""
+
+STEP = Field("step", ("step",), "i8", "training step of the checkpoint")
+
+DIMENSIONS = {
+    "largest": "rank from the largest eigenvalue down",
+    "smallest": "rank from the smallest eigenvalue up",
+    "parameter": "index in the flat vector of parameters, named_parameters() order",
+    "tensor": "index of the parameter tensor",
+}
+"""Dimension scales without values of their own, and what they count."""
+
+
+def group_name(step: int) -> str:
+    """The name of a checkpoint's group: step-00000050."""
+    return f"step-{step:08d}"

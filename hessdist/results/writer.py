@@ -1,0 +1,292 @@
+"""Result files, written so that a kill at any moment leaves the last complete one.
+
+One file a checkpoint, written under another name, flushed to disk and renamed; the run's file is
+an index over them: external links, with the small tables copied in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.errors import OutputError
+from hessdist.results.schema import (
+    DIMENSIONS,
+    SCHEMA_VERSION,
+    SOFTWARE,
+    STEP,
+    TABLES,
+    VECTORS,
+    Field,
+    group_name,
+)
+
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What is the same for all checkpoints of a run."""
+
+    job: str  # the TOML text
+    fingerprint: str  # of the job: Job.fingerprint()
+    num_parameters: int
+    num_samples: int
+    ranks: int
+    versions: Mapping[str, str]  # torch, PETSc, SLEPc, MPI, HDF5: by lower-case name
+    parameter_names: Sequence[str]
+    parameter_shapes: Sequence[Sequence[int]]
+    parameter_offsets: Sequence[int]
+
+    def attributes(self) -> dict[str, Any]:
+        """Root attributes."""
+        from hessdist import __version__
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "software": SOFTWARE,
+            "software_version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "job": self.job,
+            "fingerprint": self.fingerprint,
+            "num_parameters": self.num_parameters,
+            "num_samples": self.num_samples,
+            "ranks": self.ranks,
+            **{f"{name}_version": version for name, version in self.versions.items()},
+        }
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/."""
+    return path.with_name(path.stem + ".checkpoints")
+
+
+def part_path(path: Path, step: int, fingerprint: str) -> Path:
+    """The file of one checkpoint; jobs with other numbers have other names."""
+    return parts_folder(path) / f"{group_name(step)}.{fingerprint}.h5"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[h5py.File]:
+    """Write an HDF5 file beside its place, flush it to disk, and rename it into place.
+
+    Args:
+        path: Where the file shall be.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OutputError: It cannot be written; what was there is untouched.
+    """
+    # Hidden and with the process number: another writer, or a scan, does not take it for a result.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "w", track_order=True) as file:
+            yield file
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written ({error})", "free some space, or change output.path"
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a long solve whether the result can be written.
+
+    Args:
+        path: The run's file.
+
+    Raises:
+        OutputError: The folder cannot be made or written to.
+    """
+    folder = parts_folder(path)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {folder} cannot be written ({error.strerror})",
+            "change output.path or the folder's permissions",
+        ) from error
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "change output.path to a file's name")
+
+
+# -- one checkpoint --------------------------------------------------------------------------
+
+
+class CheckpointFile:
+    """The file of one checkpoint while it is written.
+
+    Args:
+        file: The open HDF5 file.
+        description: The run.
+        step: The training step.
+        sizes: Lengths of the dimensions "largest" and "smallest".
+    """
+
+    def __init__(
+        self, file: h5py.File, description: RunDescription, step: int, sizes: Mapping[str, int]
+    ) -> None:
+        self._file = file
+        self._sizes = {**sizes, "parameter": description.num_parameters}
+        file.attrs.update(description.attributes())
+        file.attrs["step"] = step
+        for name, size in self._sizes.items():
+            _make_dimension(file, name, size)
+        _write_parameters(file, description)
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a small table, or the gradient."""
+        _write(self._file, _field(name), np.asarray(value))
+
+    def put_row(self, name: str, row: int, vector: NDArray[Any]) -> None:
+        """Write one eigenvector, (d,); rows are written one by one so that one is held at a time."""
+        field = _field(name)
+        if name not in self._file:
+            shape = tuple(self._sizes[dimension] for dimension in field.dimensions)
+            self._file.create_dataset(name, shape, field.dtype)
+            _annotate(self._file, field)
+        self._file[name][row] = vector
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Write the last attributes, and the one that says the file is complete."""
+        self._file.attrs.update(attributes)
+        self._file.attrs["complete"] = True
+
+
+# -- the index -------------------------------------------------------------------------------
+
+
+def write_index(path: Path, parts: Sequence[Path]) -> None:
+    """Write the run's file anew from the files of its checkpoints.
+
+    Args:
+        path: The run's file.
+        parts: Complete files of one job, by increasing step; at least one.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        with h5py.File(part, "r") as file:
+            rows.append({field.name: file[field.name][()] for field in TABLES})
+            rows[-1][STEP.name] = file.attrs["step"]
+    with replacing(path) as index:
+        with h5py.File(parts[-1], "r") as file:
+            for name, value in file.attrs.items():
+                if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
+                    index.attrs[name] = value
+            sizes = {name: len(file[name]) for name in ("largest", "smallest")}
+            file.copy("parameters", index)
+        _write(index, STEP, np.array([row[STEP.name] for row in rows]), scale=True)
+        for name, size in sizes.items():
+            _make_dimension(index, name, size)
+        for field in TABLES:
+            behind_step = Field(
+                field.name, ("step", *field.dimensions), field.dtype, field.long_name, field.units
+            )
+            _write(index, behind_step, np.stack([row[field.name] for row in rows]))
+        group = index.create_group("checkpoints")
+        for row, part in zip(rows, parts, strict=True):
+            target = os.path.relpath(part, path.parent)
+            group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
+
+
+_ROOT_ATTRIBUTES = (
+    "software",
+    "created",
+    "job",
+    "fingerprint",
+    "num_parameters",
+    "num_samples",
+    "ranks",
+)
+
+
+# -- datasets --------------------------------------------------------------------------------
+
+
+def _field(name: str) -> Field:
+    return next(field for field in (*TABLES, *VECTORS) if field.name == name)
+
+
+def _write(file: h5py.Group, field: Field, values: NDArray[Any], scale: bool = False) -> None:
+    dataset = file.create_dataset(field.name, data=values.astype(field.dtype))
+    if scale:
+        dataset.make_scale(field.name)
+    _annotate(file, field, skip_scales=scale)
+
+
+def _annotate(file: h5py.Group, field: Field, skip_scales: bool = False) -> None:
+    dataset = file[field.name]
+    dataset.attrs["units"] = field.units
+    dataset.attrs["long_name"] = field.long_name
+    if not skip_scales:
+        for axis, dimension in enumerate(field.dimensions):
+            dataset.dims[axis].attach_scale(file[dimension])
+
+
+def _make_dimension(file: h5py.Group, name: str, size: int) -> None:
+    """A dimension scale without values: netCDF's dimension without a variable."""
+    if name == "parameter":
+        scale = file.create_dataset(name, (size,), "f4")  # never written: takes no space
+        scale.make_scale(_NO_VARIABLE.format(size))
+    else:
+        scale = file.create_dataset(name, data=np.arange(1, size + 1))
+        scale.make_scale(name)
+    scale.attrs["units"] = "1"
+    scale.attrs["long_name"] = DIMENSIONS[name]
+
+
+def _write_parameters(file: h5py.File, description: RunDescription) -> None:
+    group = file.create_group("parameters")
+    text = h5py.string_dtype()
+    count = len(description.parameter_names)
+    scale = group.create_dataset("tensor", data=np.arange(count))
+    scale.make_scale("tensor")
+    shapes = [",".join(map(str, shape)) for shape in description.parameter_shapes]
+    columns: dict[str, tuple[Any, str]] = {
+        "name": (
+            np.array(list(description.parameter_names), dtype=text),
+            "name of the parameter tensor",
+        ),
+        "shape": (np.array(shapes, dtype=text), "its shape, comma-separated; empty for a scalar"),
+        "offset": (
+            np.array(description.parameter_offsets[:-1], dtype="i8"),
+            "its first entry in the flat vector",
+        ),
+    }
+    scale.attrs["units"], scale.attrs["long_name"] = "1", DIMENSIONS["tensor"]
+    for name, (values, long_name) in columns.items():
+        dataset = group.create_dataset(name, data=values)
+        dataset.dims[0].attach_scale(scale)
+        dataset.attrs["units"], dataset.attrs["long_name"] = "1", long_name

@@ -1,0 +1,1 @@
+"""Many checkpoints: the sweep that takes each of them through the solver."""

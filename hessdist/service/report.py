@@ -1,0 +1,108 @@
+"""What a person sees of a run: rank 0 alone speaks, a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Report:
+    """Lines and progress on standard output; silent where it is not to speak.
+
+    Args:
+        speaks: Whether this rank is the one that speaks.
+        pace: Seconds between progress lines where output is not a terminal.
+    """
+
+    def __init__(self, speaks: bool, pace: float = 30.0) -> None:
+        self._speaks = speaks
+        self._pace = pace
+        # A log is not wrapped to the width of a terminal.
+        width = None if sys.stdout.isatty() else 10_000
+        self._console = Console(width=width, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = 0
+        self._done = 0
+        self._what = ""
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> Report:
+        if self._speaks and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """Say a line; markup in it is text."""
+        if self._speaks:
+            self._console.print(text, markup=False)
+            sys.stdout.flush()
+
+    def begin(self, what: str, total: int) -> None:
+        """Start counting towards a total: checkpoints, or minibatches."""
+        self._what, self._total, self._done = what, total, 0
+        self._start = self._last = time.monotonic()
+        if self._bar is not None:
+            self._task = self._bar.add_task(what, total=total, note="")
+
+    def advance(self, done: int) -> None:
+        """Say how far the count is."""
+        self._done = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """Say where the present item stands; in a log only now and then."""
+        if not self._speaks:
+            return
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note=text)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._pace:
+            self._last = now
+            self.line(f"{self._what} {self._done}/{self._total}, {text}, {self._times(now)}")
+
+    def _times(self, now: float) -> str:
+        elapsed = now - self._start
+        if not self._done:
+            return f"{_clock(elapsed)} elapsed"
+        left = elapsed / self._done * (self._total - self._done)
+        return f"{_clock(elapsed)} elapsed, about {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
