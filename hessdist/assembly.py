@@ -215,7 +215,7 @@ def library_versions() -> Mapping[str, str]:
 
     mpi = import_mpi()
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str
         "petsc": petsc4py.__version__,
         "slepc": slepc4py.__version__,
         "mpi": mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0"),

@@ -14,7 +14,7 @@ from hessdist.errors import HessdistError, InputError
 from hessdist.job import Job, load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import Run, open_run
-from hessdist.service.report import Report
+from hessdist.service.report import Report, is_terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,7 +104,7 @@ def show(context: typer.Context, run: RunFile) -> None:
     from rich.console import Console
 
     opened = open_run(run)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False, width=None if is_terminal() else 140)
     console.print(
         f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
         f"{opened.num_samples:,} samples, {opened.attributes['ranks']} ranks, "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -17,6 +19,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hessdist.ranks import launched_size
+
+_LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "hydra_pmi_proxy")
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output: a terminal, mpirun's own included.
+
+    Open MPI gives a rank a pseudo-terminal even where mpirun itself writes to a file, so what
+    counts under a launcher is where the launcher writes.
+
+    Returns:
+        False where that cannot be found out.
+    """
+    if launched_size() == 1:
+        return sys.stdout.isatty()
+    parent = Path("/proc") / str(os.getppid())
+    try:
+        launcher = (parent / "comm").read_text().strip()
+        target = os.readlink(parent / "fd" / "1")
+    except OSError:
+        return False
+    return launcher in _LAUNCHERS and target.startswith(("/dev/pts/", "/dev/tty"))
+
 
 class Report:
     """Lines and progress on standard output; silent where it is not to speak.
@@ -29,9 +55,12 @@ class Report:
     def __init__(self, speaks: bool, pace: float = 30.0) -> None:
         self._speaks = speaks
         self._pace = pace
+        terminal = is_terminal()
         # A log is not wrapped to the width of a terminal.
-        width = None if sys.stdout.isatty() else 10_000
-        self._console = Console(width=width, highlight=False, soft_wrap=True)
+        width = None if terminal else 10_000
+        self._console = Console(
+            width=width, force_terminal=terminal, highlight=False, soft_wrap=True
+        )
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = 0
