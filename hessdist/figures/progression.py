@@ -39,7 +39,7 @@ def progression(run: Run, title: str = "") -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _draw_end(axes, run.steps, run.eigenvalues_largest, run.converged_largest, "winter", 1)
-    _draw_end(axes, run.steps, run.eigenvalues_smallest, run.converged_smallest, "autumn", -1)
+    _draw_end(axes, run.steps, run.eigenvalues_smallest, run.converged_smallest, "Reds_r", -1)
     axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("|λ|")
@@ -65,8 +65,8 @@ def _draw_end(
     """One line an eigenvalue, the most extreme first."""
     count = values.shape[1]
     for column in range(count):
-        # The first two thirds of the map: its end is too light on white.
-        colour = colormaps[colours](0.65 * column / max(1, count - 1))
+        # Not the ends of the maps, where they are too light on white.
+        colour = colormaps[colours](0.15 + 0.6 * column / max(1, count - 1))
         value, good = values[:, column], converged[:, column]
         axes.plot(steps, np.abs(value), "-", color=colour, linewidth=1.0)
         expected = good & (value * sign > 0)
@@ -85,7 +85,7 @@ def _legend(run: Run) -> list[Line2D]:
     if k := run.eigenvalues_largest.shape[1]:
         handles.append(Line2D([], [], color=colormaps["winter"](0.3), label=f"largest, LA({k})"))
     if m := run.eigenvalues_smallest.shape[1]:
-        handles.append(Line2D([], [], color=colormaps["autumn"](0.2), label=f"smallest, SA({m})"))
+        handles.append(Line2D([], [], color=colormaps["Reds_r"](0.2), label=f"smallest, SA({m})"))
     handles.append(Line2D([], [], color="black", linestyle=":", label="loss (right)"))
     return handles
 

@@ -1,0 +1,96 @@
+"""What the tests share: how ranks are started, where data is, small problems."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Open MPI: as root it must be told twice, and three ranks on two cores are asked for on purpose.
+os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
+os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+os.environ.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
+os.environ.setdefault("OMPI_MCA_hwloc_base_binding_policy", "none")
+os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+HESSDIST = [sys.executable, "-m", "hessdist"]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the command line as users do, in a folder of the test's own, on some ranks."""
+
+    def start(
+        *words: str, ranks: int = 0, timeout: float = 120, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = ["mpirun", "-n", str(ranks)] if ranks else []
+        return subprocess.run(
+            [*launcher, *HESSDIST, *words],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return start
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder with MNIST and CIFAR-10; the test is skipped where there is none."""
+    named = os.environ.get("HESSDIST_DATA")
+    if not named or not Path(named).is_dir():
+        pytest.skip("HESSDIST_DATA names no folder with MNIST and CIFAR-10")
+    return Path(named)
+
+
+DIGITS_JOB = """
+name = "digits"
+
+[model]
+factory = "mlp"
+arguments = { widths = [64, 8, 10], activation = "tanh" }
+
+[data]
+dataset = "digits"
+samples = 100
+subset = "first"
+
+[training]
+optimizer = "sgd"
+learning_rate = 0.5
+steps = 40
+checkpoint_steps = [0, 20, 40]
+
+[checkpoints]
+directory = "checkpoints"
+
+[spectrum]
+largest = 4
+smallest = 2
+
+[compute]
+dtype = "float64"
+batch_size = 32
+
+[output]
+path = "results/digits.h5"
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A small job on scikit-learn's digits, 610 parameters."""
+    path = tmp_path / "job.toml"
+    path.write_text(DIGITS_JOB, encoding="utf-8")
+    return path
