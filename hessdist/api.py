@@ -1,4 +1,4 @@
-"""The Python interface: eigenpairs of a model in hand. The same call under mpirun uses all ranks."""
+"""The Python interface: eigenpairs of a model in hand, on one rank or on all of them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Evaluation:
 
 
 class TrainingLoss:
-    """L(θ) over the samples of all ranks, and the curvature matrices of it. Making it is collective.
+    """L(θ) over the samples of all ranks, and its curvature matrices. Making it is collective.
 
     Args:
         ranks: The ranks.

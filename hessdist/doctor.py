@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from hessdist.errors import DependencyError
 from hessdist.ranks import Ranks, launched_size
@@ -75,7 +75,8 @@ def _torch() -> list[Finding]:
     findings = [Finding("torch", torch.__version__)]
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        remedy = "check the driver (nvidia-smi)" if built and pathlib.Path("/dev/nvidia0").exists() else ""
+        hidden = built and Path("/dev/nvidia0").exists()
+        remedy = "check the driver (nvidia-smi)" if hidden else ""
         return [*findings, Finding("GPUs", "none that PyTorch sees", remedy)]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [*findings, Finding("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]

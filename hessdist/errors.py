@@ -60,5 +60,5 @@ class NumericalError(HessdistError):
     """A loss or a product is not finite."""
 
 
-class RankFailure(HessdistError):
+class RankError(HessdistError):
     """An error on another rank that hessdist did not foresee."""

@@ -52,7 +52,8 @@ class DataSection(_Section):
     """The samples over which the loss is averaged."""
 
     dataset: str
-    """digits, mnist, fashion_mnist, cifar10, or "package.module:callable" returning a map-style data set."""
+    """digits, mnist, fashion_mnist, cifar10, or "package.module:callable", which
+    returns a map-style data set."""
     root: Path | None = None
     """The data folder; default: the environment variable HESSDIST_DATA."""
     arguments: dict[str, Any] = {}
@@ -251,7 +252,7 @@ def parse_job(text: str, where: str) -> tuple[Job, str]:
     try:
         return Job.model_validate(tomlkit.parse(text).unwrap()), text
     except ValidationError as error:
-        raise _job_error(error, where) from error
+        raise JobError(*_complaint(error, where)) from error
 
 
 def changed_fields(one: Job, other: Job) -> list[str]:
@@ -279,12 +280,12 @@ def _override(document: tomlkit.TOMLDocument, override: str) -> None:
             table[section] = tomlkit.table()
         table = table[section]
         if not hasattr(table, "keys"):
-            raise JobError(f"--set {override}: '{section}' is no section", "see docs/job-file")
+            raise JobError(f"--set {override}: '{section}' is no section", "see docs/job-file.md")
     table[last] = value
 
 
-def _job_error(error: ValidationError, where: str) -> JobError:
-    """The first complaint of pydantic as one line of ours."""
+def _complaint(error: ValidationError, where: str) -> tuple[str, str]:
+    """The first complaint of pydantic: what is wrong, and the remedy."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
@@ -292,13 +293,13 @@ def _job_error(error: ValidationError, where: str) -> JobError:
         known = _known_keys(location[:-1])
         near = get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-        return JobError(f"{where}: unknown key '{key}'", hint)
+        return f"{where}: unknown key '{key}'", hint
     if first["type"] == "missing":
         what = "section" if len(location) == 1 else "key"
-        return JobError(f"{where}: the {what} '{key}' is missing", "add it; see docs/job-file")
+        return f"{where}: the {what} '{key}' is missing", "add it; see docs/job-file.md"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
-    return JobError(f"{where}: {key or 'job'}: {message}{given}", "correct it; see docs/job-file")
+    given = "" if isinstance(first["input"], dict | BaseModel) else f" (it is {first['input']!r})"
+    return f"{where}: {key or 'job'}: {message}{given}", "correct it; see docs/job-file.md"
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessdist.errors import DependencyError, HessdistError, InputError, RankFailure
+from hessdist.errors import DependencyError, HessdistError, InputError, RankError
 
 if TYPE_CHECKING:
     import torch
@@ -113,30 +113,29 @@ class Ranks:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Run a block without collectives; if it fails on any rank, fail on all of them. Collective.
+        """Run a block without collectives; if it fails on any rank, fail on all. Collective.
 
         Yields:
             Nothing.
 
         Raises:
             HessdistError: What the lowest failing rank raised (its rank is named when it is not 0).
-            RankFailure: Likewise for an error that hessdist does not foresee; that rank itself
+            RankError: Likewise for an error that hessdist does not foresee; that rank itself
                 raises the error as it is.
         """
         mine: Exception | None = None
         try:
             yield
-        except Exception as error:
-            mine = error
+        except Exception as caught:
+            mine = caught
         self.collectives["allgather"] += 1
-        failed = self.comm.allgather(None if mine is None else self._portable(mine))
-        first = next((rank for rank, error in enumerate(failed) if error is not None), None)
+        everyone = self.comm.allgather(None if mine is None else self._portable(mine))
+        first = next((rank for rank, error in enumerate(everyone) if error is not None), None)
         if first is None:
             return
-        error = mine if mine is not None and first == self.rank else failed[first]
-        assert error is not None
-        error.agreed = True  # type: ignore[attr-defined]
-        raise error
+        failure = mine if first == self.rank and mine is not None else everyone[first]
+        failure.agreed = True  # type: ignore[union-attr]
+        raise failure
 
     def _portable(self, error: Exception) -> Exception:
         """The error in a form that survives pickling, with this rank named unless it is 0."""
@@ -145,7 +144,7 @@ class Ranks:
         where = f"rank {self.rank}: " if self.rank else ""
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
-        return RankFailure(f"{where}{type(error).__name__}: {error}")
+        return RankError(f"{where}{type(error).__name__}: {error}")
 
     def abort(self, error: BaseException) -> None:
         """End all ranks at once, saying why. Not collective: the rank that failed calls it."""
@@ -256,7 +255,7 @@ def choose_device(requested: str, node_index: int) -> torch.device:
 
 
 def use_threads(threads: int) -> None:
-    """Give PyTorch and every BLAS in the process this many threads, unless OMP_NUM_THREADS is set."""
+    """Give PyTorch and every BLAS this many threads, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     import torch

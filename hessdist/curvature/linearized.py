@@ -33,7 +33,7 @@ def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
     gradient = local.gradient_of(local.of_batch(batch), create_graph=True)
     # A parameter that the loss does not reach, or reaches linearly, has no second derivative.
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-    outputs = [gradient[i] for i in curved]
+    outputs = [g for g in gradient if g is not None and g.requires_grad]
 
     def product(v: Sequence[Tensor]) -> Pieces:
         return _vjp(outputs, local.parameters.tensors, [v[i] for i in curved])
@@ -138,7 +138,7 @@ class _Jacobian:
             else ()
         )
         self._rows = [i for i, piece in enumerate(pieces) if piece is not None]
-        self._transposed = [pieces[i] for i in self._rows]
+        self._transposed = [piece for piece in pieces if piece is not None]
 
     def times(self, v: Sequence[Tensor]) -> Tensor:
         """Jv, in the shape of the outputs."""
@@ -153,10 +153,10 @@ class _Jacobian:
 
 
 def _vjp(
-    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Vector-Jacobian product that leaves the graph in place."""
-    if not any(output is not None and output.requires_grad for output in outputs):
+    if not any(output.requires_grad for output in outputs):
         return [None] * len(inputs)
     return list(torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True))
 

@@ -122,7 +122,8 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
     Args:
         local: The loss; its parameters are moved and put back.
         v: (d,), in the product's dtype and on its device.
-        step: ε ‖v‖; the cube root of the dtype's epsilon when None (rounding and truncation balance).
+        step: ε ‖v‖; the cube root of the dtype's epsilon when None, where rounding and
+            truncation balance.
 
     Returns:
         (d,) float64.

@@ -70,14 +70,19 @@ def _draw_end(
         value, good = values[:, column], converged[:, column]
         axes.plot(steps, np.abs(value), "-", color=colour, linewidth=1.0)
         expected = good & (value * sign > 0)
-        other = good & ~(value * sign > 0)
-        for marked, mark in ((expected, {"marker": "o"}), (~good, {"marker": "x"})):
+        for shown, mark, fill in (
+            (expected, "o", colour),
+            (good & ~expected, "o", "none"),
+            (~good, "x", colour),
+        ):
             axes.plot(
-                steps[marked], np.abs(value[marked]), color=colour, linestyle="", ms=3.0, **mark
+                steps[shown],
+                np.abs(value[shown]),
+                mark,
+                color=colour,
+                markerfacecolor=fill,
+                markersize=3.0,
             )
-        axes.plot(
-            steps[other], np.abs(value[other]), "o", color=colour, markerfacecolor="none", ms=3.5
-        )
 
 
 def _legend(run: Run) -> list[Line2D]:

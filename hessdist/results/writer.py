@@ -168,7 +168,7 @@ class CheckpointFile:
         _write(self._file, _field(name), np.asarray(value))
 
     def put_row(self, name: str, row: int, vector: NDArray[Any]) -> None:
-        """Write one eigenvector, (d,); rows are written one by one so that one is held at a time."""
+        """Write one eigenvector, (d,); row by row, so that only one is held at a time."""
         field = _field(name)
         if name not in self._file:
             shape = tuple(self._sizes[dimension] for dimension in field.dimensions)

@@ -38,7 +38,7 @@ def is_terminal() -> bool:
     parent = Path("/proc") / str(os.getppid())
     try:
         launcher = (parent / "comm").read_text().strip()
-        target = os.readlink(parent / "fd" / "1")
+        target = str((parent / "fd" / "1").readlink())
     except OSError:
         return False
     return launcher in _LAUNCHERS and target.startswith(("/dev/pts/", "/dev/tty"))

@@ -337,8 +337,8 @@ class _Solver:
 
     def _floor(self, norm: float) -> float:
         """The |λ| below which a residual of rounding size is above the tolerance."""
-        rounding = _ROUNDINGS * max(self.shell.epsilon, 1e-16) * norm
-        return max(rounding / self._aim, np.finfo(float).tiny)
+        rounding: float = _ROUNDINGS * max(self.shell.epsilon, 1e-16) * norm
+        return float(max(rounding / self._aim, np.finfo(float).tiny))
 
     def _accept_everything(self) -> None:
         """Have SLEPc hand over every Ritz pair of the next restart; we mark what converged."""
@@ -394,10 +394,7 @@ class _Solver:
     # -- what was found ----------------------------------------------------------------------
 
     def measured_pairs(self) -> list[_Pair]:
-        """The wanted pairs by ascending value, with Rayleigh quotients and residuals. Collective.
-
-        Sums over entries are in float64, over all ranks.
-        """
+        """The wanted pairs by ascending value, Rayleigh quotients and residuals. Collective."""
         if not self._columns:
             return []
         vectors = np.stack(self._columns)
@@ -407,7 +404,10 @@ class _Solver:
         )
         values = dots / norms
         defects = self.shell.ranks.sum(
-            np.array([float(((w - t * v) ** 2).sum()) for v, w, t in zip(vectors, images, values)])
+            np.array([
+                float(((w - t * v) ** 2).sum())
+                for v, w, t in zip(vectors, images, values, strict=True)
+            ])
         )
         absolute = np.sqrt(defects / norms)
         floor = self._floor(float(np.abs(values).max()))

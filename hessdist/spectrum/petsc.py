@@ -12,8 +12,9 @@ import numpy as np
 from hessdist.errors import DependencyError, InputError
 
 _INSTALL = (
-    "install petsc4py and slepc4py of one version, with real scalars (Debian: python3-petsc4py-real "
-    "python3-slepc4py-real; conda-forge: 'petsc=*=real*' slepc4py) and see `hessdist doctor`"
+    "install petsc4py and slepc4py of one version, with real scalars (Debian: "
+    "python3-petsc4py-real python3-slepc4py-real; conda-forge: 'petsc=*=real*' slepc4py) and see "
+    "`hessdist doctor`"
 )
 
 

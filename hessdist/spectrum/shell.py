@@ -21,15 +21,19 @@ class LocalOperator(Protocol):
     """A symmetric operator's share on one rank: all that the eigensolver asks of a problem."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The dimension d."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Of the product, float32 or float64."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where the product takes its vector."""
 
-    def __call__(self, v: Tensor) -> Tensor: ...
+    def __call__(self, v: Tensor) -> Tensor:
+        """(d,) to this rank's addend of the product, (d,) float64."""
 
 
 class ShellMatrix:

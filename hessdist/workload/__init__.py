@@ -1,1 +1,1 @@
-"""What is differentiated: models, data sets, losses, checkpoints and the training that writes them."""
+"""What is differentiated: models, data sets, losses, checkpoints, training."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: found, ordered by step, read without running code, written whole."""
+"""Checkpoints of a run: found, ordered by step, read without running code, written whole."""
 
 from __future__ import annotations
 

@@ -24,7 +24,14 @@ from hessdist.workload.factories import call_factory, find_factory
 DATA_VARIABLE = "HESSDIST_DATA"
 """The environment variable that names the data folder where `data.root` does not."""
 
-_IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_TYPES: dict[int, Any] = {
+    0x08: np.uint8,
+    0x09: np.int8,
+    0x0B: ">i2",
+    0x0C: ">i4",
+    0x0D: ">f4",
+    0x0E: ">f8",
+}
 
 
 class MapDataset(Protocol):

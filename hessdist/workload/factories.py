@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hessdist.errors import InputError, WorkloadError
@@ -39,7 +39,7 @@ def find_factory(
         raise WorkloadError(
             f"{where}: '{name}' is not known", f"{hint} (or write 'package.module:callable')"
         )
-    if (here := os.getcwd()) not in sys.path:
+    if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)

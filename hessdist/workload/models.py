@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -119,7 +120,7 @@ def mlp(widths: Sequence[int], activation: str = "relu", bias: bool = True) -> n
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     last = len(widths) - 1
-    for index, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+    for index, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
         layers[f"fc{index}"] = nn.Linear(fan_in, fan_out, bias=bias)
         if index < last:
             layers[f"{activation}{index}"] = _ACTIVATIONS[activation]()

@@ -40,7 +40,7 @@ def count_bytes(batch: Batch) -> int:
 
 
 class Shard:
-    """The batches of one rank; batch b holds samples b * batch_size and on, the last may be shorter.
+    """The batches of one rank: batch b holds samples b * batch_size and on.
 
     Args:
         dataset: The whole data set.

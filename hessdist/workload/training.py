@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +33,8 @@ def minibatches(num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(num_samples, generator=generator).split(batch_size)
+        order = torch.randperm(num_samples, generator=generator)
+        yield from torch.split(order, batch_size)
 
 
 def train(
@@ -89,7 +89,7 @@ def train(
                 "lower training.learning_rate",
             )
         optimizer.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
         on_step(step + 1, float(value.detach()))
     return written
@@ -98,7 +98,6 @@ def train(
 def initialise(seed: int) -> None:
     """Seed PyTorch so that the model built next is the same in every run."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _penalty(model: nn.Module, l2: float) -> Tensor | float:
