@@ -29,7 +29,8 @@ from hessdist.results.writer import (
 from hessdist.service.report import Report
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
-from hessdist.spectrum.extreme import Progress, extreme_eigenpairs
+from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.krylov_schur import Progress
 from hessdist.workload.checkpoints import Checkpoint, find_checkpoints, load_into, read_state
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.losses import build_loss

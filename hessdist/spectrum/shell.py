@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hessdist.ranks import Ranks
 
-# Rows of the recorded products that are combined at a time in float64.
-_BLOCK = 1 << 18
+# Entries of the recorded products that are combined at a time in float64.
+_BLOCK = 1 << 16
 
 
 class LocalOperator(Protocol):
@@ -74,6 +74,7 @@ class ShellMatrix:
         self._whole = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
         self._sum = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
         self._recorded: list[NDArray[Any]] | None = None
+        self.failure: Exception | None = None
 
     @property
     def size(self) -> int:
@@ -114,13 +115,20 @@ class ShellMatrix:
         return self._finish(self._slice.astype(np.float64), x)
 
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
-        """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all."""
-        try:
-            y.setArray(self.apply(x.getArray(readonly=1)))
-        except Exception as error:
-            if self.ranks.size > 1:  # the others are inside the reduction and would wait for ever
-                self.ranks.abort(error)
-            raise
+        """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all.
+
+        PETSc does not survive an exception in the middle of a solve: a single rank keeps it in
+        `failure` and goes on with the identity, at which the solver stops.
+        """
+        entries = x.getArray(readonly=1)
+        if self.failure is None:
+            try:
+                entries = self.apply(entries)
+            except Exception as error:
+                if self.ranks.size > 1:  # the others are inside the reduction, and would wait
+                    self.ranks.abort(error)
+                self.failure = error
+        y.setArray(entries)
 
     def _finish(self, total: NDArray[np.float64], x: NDArray[Any]) -> NDArray[np.float64]:
         total *= self._scale
@@ -160,12 +168,14 @@ class ShellMatrix:
             coefficients: C, (recorded, columns).
         """
         assert self._recorded is not None
-        combined = self._combine(coefficients).astype(self._slice.dtype)
-        self._recorded = list(np.ascontiguousarray(combined.T))
+        combined = np.empty((coefficients.shape[1], self.local_size), self._slice.dtype)
+        for part, block in self._combinations(coefficients):
+            combined[:, part] = block
+        self._recorded = list(combined)
 
     def products_of(
         self, coefficients: NDArray[np.float64], vectors: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """A V for vectors that are known combinations V = X C of those multiplied before.
 
         By linearity A V = (A X) C, so no new product is needed. Not collective.
@@ -174,16 +184,18 @@ class ShellMatrix:
             coefficients: C, (recorded, n).
             vectors: V, this rank's entries, (n, d_local).
 
-        Returns:
-            This rank's entries of A V, (n, d_local).
+        Yields:
+            A range of this rank's entries, and A V there, (n, entries).
         """
-        combined = self._combine(coefficients).T
-        return np.stack([self._finish(w, v) for w, v in zip(combined, vectors, strict=True)])
+        for part, block in self._combinations(coefficients):
+            yield part, self._finish(block, vectors[:, part])
 
-    def _combine(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _combinations(
+        self, coefficients: NDArray[np.float64]
+    ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """(W C)ᵀ in float64, a range of entries at a time."""
         assert self._recorded is not None
-        combined = np.empty((self.local_size, coefficients.shape[1]))
         for begin in range(0, self.local_size, _BLOCK):
-            rows = np.array([column[begin : begin + _BLOCK] for column in self._recorded], float)
-            combined[begin : begin + _BLOCK] = rows.T @ coefficients
-        return combined
+            part = slice(begin, min(begin + _BLOCK, self.local_size))
+            columns = np.array([column[part] for column in self._recorded], float)
+            yield part, coefficients.T @ columns

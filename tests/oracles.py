@@ -1,0 +1,109 @@
+"""Problems with known answers, and slow methods that are surely right."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class PrescribedSpectrum:
+    """A symmetric matrix with given eigenvalues, as a local operator of one of several ranks.
+
+    The matrix is P diag(λ) P with a Householder reflection P, so that no entry is an eigenvector's;
+    each rank adds its share of it.
+
+    Args:
+        eigenvalues: (d,).
+        share: This rank's factor; those of all ranks add up to 1.
+        dtype: Of the product.
+    """
+
+    def __init__(
+        self,
+        eigenvalues: NDArray[np.float64],
+        share: float = 1.0,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.eigenvalues = torch.from_numpy(eigenvalues)
+        mirror = torch.from_numpy(np.random.default_rng(99).standard_normal(len(eigenvalues)))
+        self._mirror = mirror / mirror.norm()
+        self._share, self._dtype = share, dtype
+
+    @property
+    def size(self) -> int:
+        return len(self.eigenvalues)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def reflect(self, v: Tensor) -> Tensor:
+        return v - 2 * (self._mirror @ v) * self._mirror
+
+    def __call__(self, v: Tensor) -> Tensor:
+        image = self.reflect(self.eigenvalues * self.reflect(v.double()))
+        return self._share * image.to(self._dtype).double()
+
+
+def outliers_and_bulk(negative: float, size: int = 3000) -> NDArray[np.float64]:
+    """A spectrum as a network's: 20 outliers, a decaying bulk on both sides of zero.
+
+    Args:
+        negative: Size of the negative end against the positive bulk's edge.
+        size: d.
+
+    Returns:
+        Eigenvalues, (d,), in no order.
+    """
+    outliers = np.geomspace(17.5, 0.7, 20)
+    count = (size - 20) // 2
+    positive = 0.6 * np.arange(1, count + 1) ** -0.7
+    below = -1.2 * negative * np.arange(1, size - 20 - count + 1) ** -0.6
+    return np.concatenate([outliers, positive, below])
+
+
+def full_lanczos(
+    operator: PrescribedSpectrum,
+    start: NDArray[np.float64],
+    largest: int,
+    smallest: int,
+    tolerance: float,
+) -> int:
+    """Products that one Lanczos run with full orthogonalisation, never restarted, needs.
+
+    Args:
+        operator: The matrix.
+        start: (d,).
+        largest: k.
+        smallest: m.
+        tolerance: Relative residual.
+
+    Returns:
+        The first number of products at which all k + m Ritz pairs are within the tolerance.
+    """
+    basis = [start / np.linalg.norm(start)]
+    diagonal: list[float] = []
+    off: list[float] = []
+    while len(diagonal) < len(start):
+        image = operator(torch.from_numpy(basis[-1])).numpy()
+        diagonal.append(float(basis[-1] @ image))
+        for _ in range(2):
+            stack = np.array(basis)
+            image = image - stack.T @ (stack @ image)
+        off.append(float(np.linalg.norm(image)))
+        basis.append(image / off[-1])
+        if len(diagonal) < largest + smallest:
+            continue
+        tridiagonal = np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1)
+        values, vectors = np.linalg.eigh(tridiagonal)
+        relative = off[-1] * np.abs(vectors[-1]) / np.abs(values)
+        wanted = np.concatenate([relative[:smallest], relative[len(values) - largest :]])
+        if (wanted <= tolerance).all():
+            break
+    return len(diagonal)
