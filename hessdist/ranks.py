@@ -133,8 +133,11 @@ class Ranks:
         first = next((rank for rank, error in enumerate(everyone) if error is not None), None)
         if first is None:
             return
-        failure = mine if first == self.rank and mine is not None else everyone[first]
-        failure.agreed = True  # type: ignore[union-attr]
+        failure = everyone[first]
+        if first == self.rank and mine is not None and not isinstance(mine, HessdistError):
+            failure = mine  # with its traceback
+        assert failure is not None
+        failure.agreed = True
         raise failure
 
     def _portable(self, error: Exception) -> Exception:

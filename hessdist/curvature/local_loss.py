@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
-from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, check_labels
+from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, check_labels, evaluating
 from hessdist.workload.shard import Shard
 
 Pieces = Sequence[Tensor | None]
@@ -97,21 +97,24 @@ class LocalLoss:
         """
         loss, count, gradient = 0.0, 0, self.zeros()
         for number, batch in self.shard.batches():
-            if isinstance(self.loss, CriterionLoss):
-                inputs, targets = batch
-                outputs = self.model(inputs)
-                check_labels(outputs, targets)
-                size = len(targets)
-                value = self.loss.total(outputs, targets, size)
-            else:
-                value, size = self.loss(self.model, batch)
+            with evaluating(f"rank {self.rank}: batch {number}"):
+                value, size = self._checked(batch)
+                pieces = self.gradient_of(value)
             self.require_finite(value, f"the loss of batch {number}")
-            pieces = self.gradient_of(value)
             self.require_finite(pieces, f"the gradient of batch {number}")
             self.parameters.layout.add_to(gradient, pieces)
             loss += float(value.detach())
             count += size
         return LossSums(loss, count, gradient)
+
+    def _checked(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed loss and count of a batch whose class labels are looked at first."""
+        if not (isinstance(self.loss, CriterionLoss) and self.loss.of_classes):
+            return self.loss(self.model, batch)
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        check_labels(outputs, targets)
+        return self.loss.total(outputs, targets, len(targets)), len(targets)
 
     def require_finite(self, value: Tensor | Pieces, what: str) -> None:
         """Refuse NaN and infinity.
@@ -166,7 +169,8 @@ class LocalLoss:
 
     @torch.no_grad()
     def _value(self, batch: Batch) -> float:
-        return float(self.of_batch(batch))
+        with evaluating(f"rank {self.rank}: the first samples"):
+            return float(self._checked(batch)[0])
 
     def _reason(self, otherwise: str) -> str:
         training = [name for name, module in self.model.named_modules() if module.training]

@@ -99,6 +99,7 @@ class Solver:
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
         self._multiplied = shell.products
         self._failure: Exception | None = None
+        self._accepting = False
         self._ritz: _Ritz | None = None
         self._center: float | None = None
 
@@ -149,7 +150,9 @@ class Solver:
     def __enter__(self) -> Solver:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and issubclass(kind, self._petsc.Error):
+            return  # PETSc's objects are in no state to be destroyed, and would hide the error
         for thing in (self.eps, self.start, self.matrix):
             thing.destroy()
 
@@ -278,14 +281,15 @@ class Solver:
                 worst_residual=float(wanted.max()),
             )
         )
+        ncv = self.eps.getDimensions()[1]
         enough = len(values) >= min(self.largest + self.smallest, self.shell.size)
         done = (
             enough and bool((wanted <= self._aim).all()) and self._none_hidden(relative, ascending)
         )
         if done and converged >= min(self.largest + self.smallest, self.shell.size):
             return reasons.CONVERGED_TOL
-        if restarts >= max_restarts:
-            self.hit_limit = not done
+        if self._accepting or restarts >= max_restarts or converged >= ncv:
+            self.hit_limit = restarts >= max_restarts and not done
             return reasons.CONVERGED_USER
         if done:  # pairs that rounding limits: SLEPc would not count them, the next time it shall
             self._accept_everything()
@@ -334,6 +338,7 @@ class Solver:
 
     def _accept_everything(self) -> None:
         """Have SLEPc hand over every Ritz pair of the next restart; we mark what converged."""
+        self._accepting = True
         self.eps.setTolerances(np.finfo(np.float32).max, self._max_restarts)
 
     def _follow_basis(self, ritz: _Ritz) -> None:

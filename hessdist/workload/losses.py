@@ -7,14 +7,15 @@ right only if every term is a sum, divided by the number of all samples once at 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hessdist.errors import DataError, WorkloadError
+from hessdist.errors import DataError, HessdistError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
 
 Batch = Any
@@ -34,10 +35,12 @@ class CriterionLoss:
     Args:
         criterion: The criterion.
         reduction: Whether it sums or averages over samples.
+        of_classes: Whether integer targets are class labels.
     """
 
     criterion: Criterion
     reduction: Literal["sum", "mean"]
+    of_classes: bool = False
 
     def total(self, outputs: Any, targets: Any, count: int) -> Tensor:
         """The loss summed over a batch of `count` samples; a scalar tensor."""
@@ -113,6 +116,46 @@ def is_summed_loss(loss: Criterion | SummedLoss) -> bool:
         return False
 
 
+# Criteria whose integer targets are class labels: out of range, they end in an assertion on a GPU.
+_OF_CLASSES = (nn.functional.cross_entropy, nn.functional.nll_loss, mse)
+_CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+@contextmanager
+def evaluating(what: str) -> Iterator[None]:
+    """Turn what PyTorch and the user's code raise when a model is evaluated into one line.
+
+    Args:
+        what: What is evaluated ("batch 3").
+
+    Yields:
+        Nothing.
+
+    Raises:
+        WorkloadError: The model or the loss cannot be evaluated there.
+        HessdistError: Passed on as it is.
+    """
+    try:
+        yield
+    except HessdistError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise WorkloadError(
+            f"{what}: the device is out of memory ({_first_line(error)})",
+            "lower compute.batch_size, compute.cache_gib or compute.data_gib",
+        ) from error
+    except Exception as error:
+        raise WorkloadError(
+            f"{what}: the model and the loss cannot be evaluated ({type(error).__name__}: "
+            f"{_first_line(error)})",
+            "check that the model, the loss and the data set fit together",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+
+
 def as_summed_loss(
     loss: Criterion | SummedLoss, model: nn.Module, samples: Batch
 ) -> CriterionLoss | SummedLoss:
@@ -139,16 +182,20 @@ def as_summed_loss(
             "give a loss of (model, batch) that returns (summed loss, number of samples)",
         )
     inputs, targets = samples
-    with torch.no_grad():
+    criterion = cast("Criterion", loss)
+    of_classes = isinstance(criterion, _CLASS_MODULES) or criterion in _OF_CLASSES
+    with torch.no_grad(), evaluating("the first samples"):
         outputs = model(inputs)
-        check_labels(outputs, targets)
-        whole = loss(outputs, targets)
+        if of_classes:
+            check_labels(outputs, targets)
+        whole = criterion(outputs, targets)
         if not isinstance(whole, Tensor) or whole.numel() != 1:
             raise WorkloadError(
                 "the loss does not return a scalar", "use reduction='sum' or reduction='mean'"
             )
-        single = [loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
-    return CriterionLoss(loss, _reduction(float(whole), [float(value) for value in single]))  # type: ignore[arg-type]
+        single = [criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+    reduction = _reduction(float(whole), [float(value) for value in single])
+    return CriterionLoss(criterion, reduction, of_classes)
 
 
 def _reduction(whole: float, single: list[float]) -> Literal["sum", "mean"]:

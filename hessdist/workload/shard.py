@@ -86,7 +86,7 @@ class Shard:
 
     def head(self, count: int) -> Batch:
         """The first `count` samples as a batch, read anew from the data set."""
-        return self._collate([int(i) for batch in self._indices[:1] for i in batch[:count]])
+        return self.fetch(list(range(min(count, self.num_samples))))
 
     def fetch(self, positions: list[int]) -> Batch:
         """Samples of the shard by their position in it, as a batch, read anew."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -58,5 +60,5 @@ def test_shards_are_contiguous_and_balanced(total: int, parts: int) -> None:
     sizes = [end - begin for begin, end in bounds]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == total
-    assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(bounds))
     assert max(sizes) - min(sizes) <= 1

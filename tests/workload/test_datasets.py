@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import gzip
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from hessdist.errors import DataError, InputError
+from hessdist.workload.datasets import (
+    DATA_VARIABLE,
+    ImageDataset,
+    build_dataset,
+    choose_samples,
+    read_idx,
+)
+
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
+
+
+def idx(array: NDArray[Any]) -> bytes:
+    """An array in the IDX format, big-endian."""
+    header = struct.pack(">HBB", 0, CODES[array.dtype.str[1:]], array.ndim)
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return header + shape + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+@pytest.fixture
+def images() -> NDArray[np.uint8]:
+    """(5, 4, 3), with 0 and 255 among them."""
+    drawn = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    drawn[0, 0, 0], drawn[0, 0, 1] = 0, 255
+    return drawn
+
+
+@pytest.fixture
+def labels() -> NDArray[np.uint8]:
+    return np.array([3, 1, 4, 1, 5], np.uint8)
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Write:
+    """Write the training and test files of a small MNIST below the root, which it returns."""
+
+    def files(folder: str = ".", dotted: bool = False, zipped: bool = True) -> Path:
+        place = tmp_path / "root" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        for prefix, size in (("train", 5), ("t10k", 2)):
+            for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+                name = f"{prefix}-{what}-ubyte"
+                name = name.replace("-idx", ".idx") if dotted else name
+                raw = idx(array[:size])
+                if zipped:
+                    (place / f"{name}.gz").write_bytes(gzip.compress(raw))
+                else:
+                    (place / name).write_bytes(raw)
+        return tmp_path / "root"
+
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "dotted", "zipped"),
+    [
+        ("mnist", "MNIST/raw", False, True),
+        ("mnist", "MNIST/raw", False, False),
+        ("mnist", "mnist", False, True),
+        ("mnist", ".", False, True),
+        ("mnist", ".", True, False),
+        ("fashion_mnist", "FashionMNIST/raw", False, True),
+        ("fashion_mnist", "fashion-mnist", False, False),
+        ("fashion_mnist", ".", False, True),
+    ],
+)
+def test_idx_images_are_read_in_every_usual_layout(
+    write: Write,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    name: str,
+    folder: str,
+    dotted: bool,
+    zipped: bool,
+) -> None:
+    dataset = build_dataset(name, write(folder, dotted, zipped), {})
+    assert len(dataset) == 5
+    for index in range(5):
+        image, label = dataset[index]
+        assert image.dtype == torch.float32
+        assert np.array_equal(image.numpy(), images[index][None].astype(np.float32) / 255)
+        assert int(label) == labels[index]
+
+
+def test_the_test_split_is_read_from_its_own_files(write: Write) -> None:
+    assert len(build_dataset("mnist", write(), {}, "test")) == 2
+
+
+def test_the_data_folder_comes_from_the_environment_where_the_job_names_none(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_VARIABLE, str(write("MNIST/raw")))
+    assert len(build_dataset("mnist", None, {})) == 5
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_idx_arrays_of_every_type_come_back_as_they_were(tmp_path: Path, kind: str) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(kind)
+    path = tmp_path / "array"
+    path.write_bytes(idx(array))
+    back = read_idx(path)
+    assert back.dtype.newbyteorder("=") == array.dtype
+    assert np.array_equal(back, array)
+
+
+# -- damage ----------------------------------------------------------------------------------
+
+
+def cut(share: float) -> Callable[[bytes], bytes]:
+    return lambda raw: raw[: int(share * len(raw))]
+
+
+def rezipped(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    return lambda raw: gzip.compress(change(gzip.decompress(raw)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut(0.5), "cannot be read"),  # a truncated gzip stream
+        (lambda raw: raw[:-8] + bytes(8), "cannot be read"),  # a wrong checksum
+        (rezipped(cut(0.8)), "truncated"),
+        (rezipped(lambda raw: raw[:9]), "truncated"),  # ends within the header
+        (rezipped(lambda raw: raw + b"\0"), "truncated or damaged"),
+        (rezipped(lambda raw: b"\x01" + raw[1:]), "no IDX file"),
+        (lambda raw: b"", "no IDX file"),
+        (lambda raw: b"<html>404</html>", "no IDX file"),
+    ],
+)
+def test_a_damaged_idx_file_is_named(
+    write: Write, damage: Callable[[bytes], bytes], says: str
+) -> None:
+    root = write()
+    path = root / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=says) as caught:
+        build_dataset("mnist", root, {})
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_and_labels_of_different_number_are_refused(write: Write) -> None:
+    root = write()
+    (root / "train-labels-idx1-ubyte.gz").write_bytes(
+        (root / "t10k-labels-idx1-ubyte.gz").read_bytes()
+    )
+    with pytest.raises(DataError, match="do not fit together"):
+        build_dataset("mnist", root, {})
+
+
+def test_a_missing_file_is_named_with_the_folders_that_were_looked_at(write: Write) -> None:
+    root = write()
+    (root / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz") as caught:
+        build_dataset("mnist", root, {})
+    assert str(root / "MNIST" / "raw") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_a_missing_data_folder_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="does not exist") as caught:
+        build_dataset(name, tmp_path / "absent", {})
+    assert str(tmp_path / "absent") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_without_a_root_and_without_the_variable_both_are_named_as_remedies(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    with pytest.raises(DataError, match=rf"data\.root.*{DATA_VARIABLE}"):
+        build_dataset(name, None, {})
+
+
+# -- digits, CIFAR-10 ------------------------------------------------------------------------
+
+
+def test_digits_are_all_of_scikit_learns_in_sixteenths() -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    dataset = build_dataset("digits", None, {})
+    assert len(dataset) == 1797
+    image, label = dataset[1234]
+    assert image.shape == (1, 8, 8)
+    assert image.dtype == torch.float32
+    assert torch.equal(16 * image, (16 * image).round())
+    assert np.array_equal(16 * image[0].numpy(), bunch.images[1234])
+    assert int(label) == bunch.target[1234]
+    assert max(float(dataset[i][0].max()) for i in range(50)) == 1.0
+
+
+def test_digits_have_no_test_set() -> None:
+    with pytest.raises(DataError, match="no test set"):
+        build_dataset("digits", None, {}, "test")
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "."])
+def test_cifar10_is_read_from_its_binary_batches_in_order(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    records = np.random.default_rng(1).integers(0, 256, (5, 2, 3073), dtype=np.uint8)
+    records[:, :, 0] %= 10
+    for number in range(5):
+        (place / f"data_batch_{number + 1}.bin").write_bytes(records[number].tobytes())
+    (place / "test_batch.bin").write_bytes(records[0, :1].tobytes())
+    dataset = build_dataset("cifar10", tmp_path, {})
+    assert len(dataset) == 10
+    image, label = dataset[7]  # the second record of the fourth batch
+    assert image.dtype == torch.float32
+    assert image.shape == (3, 32, 32)
+    # The format has 1,024 red bytes, then green, then blue, each row by row.
+    byte = records[3, 1, 1 + 2 * 1024 + 5 * 32 + 6]
+    assert image[2, 5, 6].numpy() == np.float32(byte) / np.float32(255)
+    assert int(label) == records[3, 1, 0]
+    assert len(build_dataset("cifar10", tmp_path, {}, "test")) == 1
+
+
+@pytest.mark.parametrize("size", [0, 3072, 3074])
+def test_a_truncated_cifar_batch_is_named(tmp_path: Path, size: int) -> None:
+    for number in range(1, 6):
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(bytes(3073))
+    (tmp_path / "data_batch_3.bin").write_bytes(bytes(size))
+    with pytest.raises(DataError, match=r"data_batch_3\.bin is truncated"):
+        build_dataset("cifar10", tmp_path, {})
+
+
+# -- real data -------------------------------------------------------------------------------
+
+
+def moments(dataset: Any) -> NDArray[np.float64]:
+    """Mean of each channel of an image data set."""
+    assert isinstance(dataset, ImageDataset)
+    return dataset.images.numpy().mean(axis=(0, 2, 3)) / dataset.white
+
+
+def test_mnist_is_the_public_data_set(data_root: Path) -> None:
+    dataset = build_dataset("mnist", data_root, {})
+    image, label = dataset[0]
+    assert len(dataset) == 60_000
+    assert image.shape == (1, 28, 28)
+    assert int(label) == 5
+    assert (float(image.min()), float(image.max())) == (0.0, 1.0)
+    # The mean that everybody normalises MNIST by.
+    assert moments(dataset) == pytest.approx([0.1307], abs=5e-5)
+    assert len(build_dataset("mnist", data_root, {}, "test")) == 10_000
+
+
+def test_cifar10_channels_are_red_green_blue(data_root: Path) -> None:
+    dataset = build_dataset("cifar10", data_root, {})
+    assert len(dataset) % 1000 == 0
+    assert moments(dataset) == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is absent")
+@pytest.mark.parametrize("variable", [False, True])
+def test_fashion_mnist_is_found_where_debian_has_it(
+    variable: bool, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:  # a folder with another data set of the same file names
+        monkeypatch.setenv(DATA_VARIABLE, str(write(".")))
+    else:
+        monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    dataset = build_dataset("fashion_mnist", None, {}, "test")
+    assert len(dataset) == 10_000
+    assert moments(dataset) == pytest.approx([0.2868], abs=1e-3)
+
+
+# -- the user's ------------------------------------------------------------------------------
+
+OURS = """
+class Squares:
+    def __init__(self, size=3, root=None, split="train"):
+        self.size, self.root, self.split = size, root, split
+    def __len__(self):
+        return self.size
+    def __getitem__(self, index):
+        return index, index**2
+
+class Rooted(Squares):
+    def __init__(self, root):
+        super().__init__(root=root)
+
+def rootless(size):
+    return Squares(size)
+
+def stream():
+    yield from range(3)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "data_of_a_user.py").write_text(OURS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield
+    sys.modules.pop("data_of_a_user", None)
+
+
+@pytest.mark.usefixtures("user_module")
+def test_a_data_set_of_the_users_gets_root_split_and_arguments_it_has_parameters_for() -> None:
+    made: Any = build_dataset("data_of_a_user:Squares", Path("here"), {"size": 4}, "test")
+    assert (len(made), made.root, made.split) == (4, Path("here"), "test")
+    rootless: Any = build_dataset("data_of_a_user:rootless", Path("here"), {"size": 2}, "test")
+    assert (len(rootless), rootless[1]) == (2, (1, 1))
+
+
+@pytest.mark.usefixtures("user_module")
+def test_a_data_set_of_the_users_gets_the_folder_of_the_environment_as_built_in_ones_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(DATA_VARIABLE, "there")
+    made: Any = build_dataset("data_of_a_user:Rooted", None, {})
+    assert Path(made.root) == Path("there")
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "says"),
+    [
+        ("minst", {}, "did you mean 'mnist'"),
+        ("data_of_a_user:stream", {}, "generator, not a map-style data set"),
+        ("data_of_a_user:Squares", {"sizes": 4}, "data.arguments do not fit Squares"),
+        ("data_of_a_user:rootless", {}, "missing a required argument: 'size'"),
+        ("data_of_a_user:absent", {}, "does not import"),
+    ],
+)
+def test_a_data_set_that_cannot_be_had_is_refused_in_one_line(
+    dataset: str, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        build_dataset(dataset, None, arguments)
+    assert "data" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# -- subsets ---------------------------------------------------------------------------------
+
+
+def test_the_first_samples_and_all_samples_are_ranges() -> None:
+    assert np.array_equal(choose_samples(10, None, 4, "first", 0), np.arange(4))
+    assert np.array_equal(choose_samples(10, None, None, "random", 0), np.arange(10))
+    assert np.array_equal(choose_samples(10, 1.0, None, "random", 0), np.arange(10))
+    assert len(choose_samples(60_000, 0.05, None, "random", 0)) == 3000
+
+
+def test_a_random_subset_is_a_reproducible_increasing_draw_of_distinct_samples() -> None:
+    drawn = choose_samples(1000, None, 100, "random", 7)
+    assert drawn.dtype == np.int64
+    assert (np.diff(drawn) > 0).all()
+    assert drawn[0] >= 0
+    assert drawn[-1] < 1000
+    assert np.array_equal(drawn, choose_samples(1000, None, 100, "random", 7))
+    assert not np.array_equal(drawn, choose_samples(1000, None, 100, "random", 8))
+    assert not np.array_equal(drawn, np.arange(100))
+
+
+@pytest.mark.parametrize("subset", ["first", "random"])
+def test_smaller_subsets_are_part_of_larger_ones(subset: Any) -> None:
+    sizes = (1, 10, 100, 999, 1000)
+    drawn = [set(choose_samples(1000, None, size, subset, 3)) for size in sizes]
+    assert [len(chosen) for chosen in drawn] == list(sizes)
+    assert all(small < large for small, large in pairwise(drawn))
+
+
+@pytest.mark.parametrize(
+    ("available", "fraction", "samples", "says"),
+    [
+        (1797, 1e-9, None, "no sample is left.*1797.*data.fraction = 1e-09"),
+        (0, None, None, "no sample is left"),
+        (1797, None, 1798, "data.samples = 1798 and the data set has 1797"),
+    ],
+)
+def test_no_samples_and_more_than_there_are_are_refused(
+    available: int, fraction: float | None, samples: int | None, says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        choose_samples(available, fraction, samples, "random", 0)
