@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessdist import __version__
-from hessdist.errors import HessdistError, InputError
+from hessdist.errors import DependencyError, HessdistError, InputError
 from hessdist.job import Job, load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import Run, open_run
@@ -156,6 +157,7 @@ def doctor(context: typer.Context) -> None:
 
 
 def _train(job: Job, report: Report) -> None:
+    training = _needing_torch("hessdist.workload.training")
     import torch
 
     from hessdist.ranks import choose_device
@@ -163,10 +165,9 @@ def _train(job: Job, report: Report) -> None:
     from hessdist.workload.losses import build_loss
     from hessdist.workload.models import build_model
     from hessdist.workload.shard import Shard
-    from hessdist.workload.training import build_optimizer, initialise, train
 
     settings, data = job.training, job.data
-    initialise(settings.seed)
+    training.initialise(settings.seed)
     device = choose_device(job.compute.device, 0)
     dtype = {"float32": torch.float32, "float64": torch.float64}[job.compute.dtype]
     model = build_model(job.model.factory, job.model.arguments).to(device, dtype)
@@ -189,11 +190,11 @@ def _train(job: Job, report: Report) -> None:
         report.advance(step)
         report.note(f"loss {loss:.4f}")
 
-    written = train(
+    written = training.train(
         model,
         build_loss(job.loss.factory, job.loss.arguments),
         shard,
-        optimizer=build_optimizer(
+        optimizer=training.build_optimizer(
             settings.optimizer, model, settings.learning_rate, settings.momentum
         ),
         batch_size=settings.batch_size,
@@ -206,12 +207,22 @@ def _train(job: Job, report: Report) -> None:
     report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
 
 
+def _needing_torch(module: str) -> Any:
+    """Import a module of ours that needs the libraries for solving."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise DependencyError(
+            f"{error.name or module} cannot be imported ({error})",
+            "install what solving takes: make setup, or pip install 'hessdist[solve]'",
+        ) from error
+
+
 def _spectrum(
     ranks: Ranks, path: Path, overrides: list[str], overwrite: bool, options: list[str]
 ) -> int:
     with ranks.agreeing():
-        from hessdist.service.sweep import sweep  # needs PyTorch, which may be missing
-
+        sweep = _needing_torch("hessdist.service.sweep").sweep
         job, text = load_job(path, overrides)
     with Report(speaks=ranks.is_root) as report:
         result = sweep(job, text, ranks, report, options=options, overwrite=overwrite)

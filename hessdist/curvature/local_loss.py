@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
-from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, check_labels, evaluating
+from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, checked_loss, evaluating
 from hessdist.workload.shard import Shard
 
 Pieces = Sequence[Tensor | None]
@@ -97,8 +97,9 @@ class LocalLoss:
         """
         loss, count, gradient = 0.0, 0, self.zeros()
         for number, batch in self.shard.batches():
-            with evaluating(f"rank {self.rank}: batch {number}"):
-                value, size = self._checked(batch)
+            where = f"rank {self.rank}: batch {number}"
+            value, size = checked_loss(self.loss, self.model, batch, where)
+            with evaluating(where):
                 pieces = self.gradient_of(value)
             self.require_finite(value, f"the loss of batch {number}")
             self.require_finite(pieces, f"the gradient of batch {number}")
@@ -106,15 +107,6 @@ class LocalLoss:
             loss += float(value.detach())
             count += size
         return LossSums(loss, count, gradient)
-
-    def _checked(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed loss and count of a batch whose class labels are looked at first."""
-        if not (isinstance(self.loss, CriterionLoss) and self.loss.of_classes):
-            return self.loss(self.model, batch)
-        inputs, targets = batch
-        outputs = self.model(inputs)
-        check_labels(outputs, targets)
-        return self.loss.total(outputs, targets, len(targets)), len(targets)
 
     def require_finite(self, value: Tensor | Pieces, what: str) -> None:
         """Refuse NaN and infinity.
@@ -169,8 +161,8 @@ class LocalLoss:
 
     @torch.no_grad()
     def _value(self, batch: Batch) -> float:
-        with evaluating(f"rank {self.rank}: the first samples"):
-            return float(self._checked(batch)[0])
+        where = f"rank {self.rank}: the first samples"
+        return float(checked_loss(self.loss, self.model, batch, where)[0])
 
     def _reason(self, otherwise: str) -> str:
         training = [name for name, module in self.model.named_modules() if module.training]

@@ -202,7 +202,7 @@ class CheckpointResult:
 
 
 def is_complete(part: Path, fingerprint: str, digest: str) -> bool:
-    """Whether a checkpoint's file is complete, and of this job and this checkpoint.
+    """Whether a checkpoint's file is complete, of this job and checkpoint, and all converged.
 
     Args:
         part: The file.
@@ -220,6 +220,8 @@ def is_complete(part: Path, fingerprint: str, digest: str) -> bool:
                 and attributes.get("fingerprint") == fingerprint
                 and attributes.get("checkpoint_digest") == digest
                 and all(field.name in file for field in TABLES)
+                and file["converged_largest"][()].all()
+                and file["converged_smallest"][()].all()
             )
     except (OSError, RuntimeError, ValueError):
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,13 +97,13 @@ def replacing(path: Path) -> Iterator[h5py.File]:
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written ({error})", "free some space, or change output.path"
-        ) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):
+            raise OutputError(
+                f"{path} cannot be written ({error})", "free some space, or change output.path"
+            ) from error
         raise
 
 
@@ -161,7 +161,10 @@ class CheckpointFile:
         file.attrs["step"] = step
         for name, size in self._sizes.items():
             _make_dimension(file, name, size)
-        _write_parameters(file, description)
+        shapes = [",".join(map(str, shape)) for shape in description.parameter_shapes]
+        _write_parameters(
+            file, description.parameter_names, shapes, description.parameter_offsets[:-1]
+        )
 
     def put(self, name: str, value: Any) -> None:
         """Write a small table, or the gradient."""
@@ -206,7 +209,8 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
                 if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
                     index.attrs[name] = value
             sizes = {name: len(file[name]) for name in ("largest", "smallest")}
-            file.copy("parameters", index)
+            columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
+        _write_parameters(index, *columns)
         _write(index, STEP, np.array([row[STEP.name] for row in rows]), scale=True)
         for name, size in sizes.items():
             _make_dimension(index, name, size)
@@ -267,25 +271,22 @@ def _make_dimension(file: h5py.Group, name: str, size: int) -> None:
     scale.attrs["long_name"] = DIMENSIONS[name]
 
 
-def _write_parameters(file: h5py.File, description: RunDescription) -> None:
+def _write_parameters(
+    file: h5py.File, names: Sequence[Any], shapes: Sequence[Any], offsets: Sequence[int]
+) -> None:
     group = file.create_group("parameters")
     text = h5py.string_dtype()
-    count = len(description.parameter_names)
-    scale = group.create_dataset("tensor", data=np.arange(count))
+    scale = group.create_dataset("tensor", data=np.arange(len(names)))
     scale.make_scale("tensor")
-    shapes = [",".join(map(str, shape)) for shape in description.parameter_shapes]
-    columns: dict[str, tuple[Any, str]] = {
-        "name": (
-            np.array(list(description.parameter_names), dtype=text),
-            "name of the parameter tensor",
-        ),
-        "shape": (np.array(shapes, dtype=text), "its shape, comma-separated; empty for a scalar"),
-        "offset": (
-            np.array(description.parameter_offsets[:-1], dtype="i8"),
-            "its first entry in the flat vector",
-        ),
-    }
     scale.attrs["units"], scale.attrs["long_name"] = "1", DIMENSIONS["tensor"]
+    columns: dict[str, tuple[NDArray[Any], str]] = {
+        "name": (np.array(list(names), dtype=text), "name of the parameter tensor"),
+        "shape": (
+            np.array(list(shapes), dtype=text),
+            "its shape, comma-separated; empty for a scalar",
+        ),
+        "offset": (np.array(offsets, dtype="i8"), "its first entry in the flat vector"),
+    }
     for name, (values, long_name) in columns.items():
         dataset = group.create_dataset(name, data=values)
         dataset.dims[0].attach_scale(scale)

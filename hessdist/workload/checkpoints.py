@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hessdist.errors import CheckpointError, OutputError
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SHOWN = 3
+# How PyTorch's reader names what it does not let a checkpoint make.
+_FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)")
 
 
 @dataclass(frozen=True, order=True)
@@ -100,7 +103,8 @@ def write_checkpoint(directory: Path, step: int, model: nn.Module) -> Path:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise OutputError(
             f"the checkpoint {path} cannot be written ({error})",
             "free some space, or change checkpoints.directory",
@@ -151,28 +155,25 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error).lower():
-            raise CheckpointError(
-                f"the checkpoint {path} carries more than tensors, and running code from it is "
-                f"refused ({_first_line(error)})",
-                "save the bare model.state_dict()",
-            ) from error
-        raise _damaged(path, error) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age, which is no matter here
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in many ways
-        raise _damaged(path, error) from error
+        forbidden = _FORBIDDEN.search(str(error))
+        if forbidden is None:
+            raise _damaged(path, error) from error
+        raise CheckpointError(
+            f"the checkpoint {path} carries more than tensors ({forbidden[1]}), which could run "
+            "code and is refused",
+            "save the bare model.state_dict()",
+        ) from error
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {path} is truncated or damaged ({_first_line(error)})",
+        f"the checkpoint {path} is truncated or damaged, or no checkpoint ({type(error).__name__})",
         "write it again, or move it out of the folder",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

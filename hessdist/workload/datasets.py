@@ -278,6 +278,8 @@ def build_dataset(
         WorkloadError: The callable is not found, or its arguments do not fit.
     """
     factory = find_factory(dataset, DATASETS, "data.dataset")
+    if root is None and dataset not in DATASETS and DATA_VARIABLE in os.environ:
+        root = Path(os.environ[DATA_VARIABLE])
     given = dict(arguments)
     accepted = inspect.signature(factory).parameters if not inspect.isbuiltin(factory) else {}
     for name, value in (("root", root), ("split", split)):

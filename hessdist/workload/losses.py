@@ -7,6 +7,7 @@ right only if every term is a sum, divided by the number of all samples once at 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hessdist.errors import DataError, HessdistError, WorkloadError
+from hessdist.errors import DataError, HessdistError, NumericalError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
 
 Batch = Any
@@ -60,6 +61,33 @@ class CriterionLoss:
         inputs, targets = batch
         count = len(targets)
         return self.total(model(inputs), targets, count), count
+
+
+def checked_loss(
+    loss: CriterionLoss | SummedLoss, model: nn.Module, batch: Batch, what: str
+) -> tuple[Tensor, int]:
+    """Evaluate a batch for the first time: class labels are looked at, failures are one line.
+
+    Args:
+        loss: The loss.
+        model: The model.
+        batch: The batch.
+        what: Its name in messages.
+
+    Returns:
+        The summed loss and the number of samples.
+
+    Raises:
+        WorkloadError: The model or the loss cannot be evaluated there.
+        DataError: A class label is out of the range of the model's outputs.
+    """
+    with evaluating(what):
+        if not (isinstance(loss, CriterionLoss) and loss.of_classes):
+            return loss(model, batch)
+        inputs, targets = batch
+        outputs = model(inputs)
+        check_labels(outputs, targets)
+        return loss.total(outputs, targets, len(targets)), len(targets)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -194,17 +222,30 @@ def as_summed_loss(
                 "the loss does not return a scalar", "use reduction='sum' or reduction='mean'"
             )
         single = [criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
-    reduction = _reduction(float(whole), [float(value) for value in single])
+    reduction = _reduction(criterion, float(whole), [float(value) for value in single])
     return CriterionLoss(criterion, reduction, of_classes)
 
 
-def _reduction(whole: float, single: list[float]) -> Literal["sum", "mean"]:
+def _reduction(criterion: Criterion, whole: float, single: list[float]) -> Literal["sum", "mean"]:
     """Sum or mean, told from the loss of a batch and of its samples one by one."""
-    total = sum(single)
-    scale = max(map(abs, single)) + 1e-30
-    if abs(whole - total / len(single)) <= 1e-4 * scale:
+    if not all(math.isfinite(value) for value in (whole, *single)):
+        raise NumericalError(
+            "the loss of the first samples is not finite", "check the data, the model and the loss"
+        )
+    total, allowed = sum(single), 1e-4 * max(map(abs, single))
+    is_sum, is_mean = abs(whole - total) <= allowed, abs(whole - total / len(single)) <= allowed
+    if is_sum and is_mean and len(single) > 1:  # the first samples have no loss
+        stated = getattr(criterion, "reduction", None)
+        is_sum, is_mean = stated == "sum", stated == "mean"
+        if not (is_sum or is_mean):
+            raise WorkloadError(
+                "whether the loss sums or averages over samples cannot be told: it is zero on the "
+                "first ones",
+                "give it an attribute reduction = 'sum' or 'mean'",
+            )
+    if is_mean:
         return "mean"
-    if abs(whole - total) <= 1e-4 * scale:
+    if is_sum:
         return "sum"
     raise WorkloadError(
         "the loss is neither the sum nor the mean of the losses of its samples "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,10 @@ class Shard:
         if self._kept is not None:
             yield from ((number, self._kept[number]) for number in numbers)
         elif numbers:
-            for number, batch in zip(numbers, self._stream(numbers), strict=True):
+            stream = iter(self._stream(numbers))
+            for number in numbers:
+                with _reading(self._indices[number]):
+                    batch = next(stream)
                 yield number, self._place(batch)
 
     def _stream(self, numbers: list[int]) -> DataLoader[Batch]:
@@ -129,17 +133,8 @@ class Shard:
         return self._loader[1]
 
     def _collate(self, indices: list[int]) -> Batch:
-        try:
+        with _reading(indices):
             return self._place(default_collate([self._dataset[index] for index in indices]))
-        except DataError:
-            raise
-        except Exception as error:  # reading samples runs the user's code
-            raise DataError(
-                f"samples {indices[0]} ... {indices[-1]} of the data set cannot be read as a batch "
-                f"({type(error).__name__}: {error})",
-                "check that each sample is a tensor, or a tuple or dictionary of tensors of one "
-                "shape",
-            ) from error
 
     def _place(self, batch: Batch) -> Batch:
         def place(tensor: Tensor) -> Tensor:
@@ -147,6 +142,24 @@ class Shard:
             return tensor.to(self._device, dtype, non_blocking=True)
 
         return map_tensors(batch, place)
+
+
+@contextmanager
+def _reading(indices: list[int]) -> Iterator[None]:
+    """Name the samples when the user's data set fails on them."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a worker's error has its traceback in the message
+        reason = (str(error).strip().splitlines() or ["no message"])[-1][:200]
+        name = type(error).__name__
+        said = reason if reason.startswith(name) else f"{name}: {reason}"
+        raise DataError(
+            f"samples {indices[0]} ... {indices[-1]} of the data set cannot be read as a batch "
+            f"({said})",
+            "check that each sample is a tensor, or a tuple or dictionary of tensors of one shape",
+        ) from error
 
 
 class _AsDataset(Dataset[Any]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessdist.errors import NumericalError
 from hessdist.workload.checkpoints import write_checkpoint
-from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss
+from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.shard import Shard
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -69,6 +69,7 @@ def train(
 
     Raises:
         NumericalError: The loss is not finite.
+        InputError: The model, the loss and the data do not fit together.
     """
     model.eval()
     summed = as_summed_loss(loss, model, shard.head(3))
@@ -81,11 +82,12 @@ def train(
         if step == checkpoint_steps[-1]:
             break
         picked = next(draw)
-        value, count = summed(model, shard.fetch(picked.tolist()))
+        batch = shard.fetch(picked.tolist())
+        value, count = checked_loss(summed, model, batch, f"training, step {step}")
         value = value / count + _penalty(model, l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError(
-                f"training: the loss is {float(value)} at step {step}",
+                f"training: the loss is {float(value.detach())} at step {step}",
                 "lower training.learning_rate",
             )
         optimizer.zero_grad()

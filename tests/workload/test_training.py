@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessdist.errors import NumericalError
+from hessdist.errors import DataError, NumericalError
 from hessdist.workload.checkpoints import find_checkpoints, read_state
 from hessdist.workload.datasets import build_dataset
 from hessdist.workload.losses import mse
@@ -162,6 +162,31 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_step_and_the_key_to_ch
     with pytest.raises(NumericalError, match=r"at step \d+; lower training.learning_rate"):
         run_training(digits, tmp_path, steps=(0, 500), learning_rate=1e6, loss=mse)
     assert [at.step for at in find_checkpoints(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, mse])
+def test_a_label_out_of_range_in_a_later_minibatch_is_named(
+    digits: Any, tmp_path: Path, loss: Any
+) -> None:
+    model = build_model("mlp", {"widths": [64, 5]}).double()
+    shard = Shard(
+        digits,  # whose first labels are 0, 1, 2
+        np.arange(100),
+        batch_size=100,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )
+    with pytest.raises(DataError, match=r"labels are 0 \.\.\. 9.*outputs 0 \.\.\. 4"):
+        train(
+            model,
+            loss,
+            shard,
+            optimizer=build_optimizer("sgd", model, 0.1, 0.0),
+            batch_size=100,
+            checkpoint_steps=[1],
+            seed=0,
+            directory=tmp_path,
+        )
 
 
 # -- minibatches -----------------------------------------------------------------------------
