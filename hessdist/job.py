@@ -15,6 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from hessdist.errors import JobError
 
+FilePath = Annotated[Path, Field(strict=False)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -24,7 +25,11 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class _Section(BaseModel):
     # Names such as model_config are ours to use; an unknown key is an error.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,  # true is no number, and "4" is none either
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -54,7 +59,7 @@ class DataSection(_Section):
     dataset: str
     """digits, mnist, fashion_mnist, cifar10, or "package.module:callable", which
     returns a map-style data set."""
-    root: Path | None = None
+    root: FilePath | None = None
     """The data folder; default: the environment variable HESSDIST_DATA."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the callable."""
@@ -109,14 +114,16 @@ class TrainingSection(_Section):
     def written_steps(self) -> list[int]:
         """The steps at which a checkpoint is written, increasing."""
         every = self.checkpoint_every or max(1, self.steps // 10)
-        chosen = self.checkpoint_steps or range(0, self.steps + 1, every)
+        chosen = self.checkpoint_steps
+        if chosen is None:
+            chosen = list(range(0, self.steps + 1, every))
         return sorted({*chosen, self.steps})
 
 
 class CheckpointsSection(_Section):
     """Where training writes, and the sweep reads."""
 
-    directory: Path
+    directory: FilePath
     """A folder of checkpoints, the step in each file's name."""
 
 
@@ -167,7 +174,7 @@ class ComputeSection(_Section):
 class OutputSection(_Section):
     """Where the result goes."""
 
-    path: Path
+    path: FilePath
     """The run's HDF5 file."""
 
 

@@ -159,14 +159,24 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about the pickle's age, which is no matter here
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in many ways
-        forbidden = _FORBIDDEN.search(str(error))
-        if forbidden is None:
+        named = _FORBIDDEN.search(str(error))
+        if named is None and not _is_foreign_pickle(path):
             raise _damaged(path, error) from error
+        what = named[1] if named else "a pickle that torch.save did not write"
         raise CheckpointError(
-            f"the checkpoint {path} carries more than tensors ({forbidden[1]}), which could run "
+            f"the checkpoint {path} carries more than tensors ({what}), which could run "
             "code and is refused",
             "save the bare model.state_dict()",
         ) from error
+
+
+def _is_foreign_pickle(path: Path) -> bool:
+    """Whether a file is a pickle of a protocol that torch.save does not use."""
+    with path.open("rb") as file:
+        head = file.read(2)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 1))
+        return len(head) == 2 and head[0] == 0x80 and 3 <= head[1] <= 5 and file.read(1) == b"."
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
