@@ -8,7 +8,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 RANKS ?= 2
 
-.PHONY: help setup demo test test-slow check docs clean
+.PHONY: help setup demo test test-slow bench check docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make demo       train a LeNet on Fashion-MNIST, its spectrum at every checkpoint, a figure"
 	@echo "make test       the test suite"
 	@echo "make test-slow  what is too long for it"
+	@echo "make bench      seconds of a product, in gradients"
 	@echo "make check      linters, type checker, documentation"
 	@echo "make docs       the documentation, in docs/_build/html"
 
@@ -40,6 +41,9 @@ test: .venv/.ready-dev
 
 test-slow: .venv/.ready-dev
 	@python -m pytest -m slow --timeout 3600
+
+bench: .venv/.ready-dev
+	@python tests/benchmarks/product.py
 
 check: .venv/.ready-dev
 	@ruff format --check .

@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "inventories",
     "from_code",
+    "from_docstrings",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = False
@@ -35,6 +36,7 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"NDArray": "NDArray"}  # as the source has it, unexpanded
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

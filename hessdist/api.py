@@ -41,12 +41,12 @@ class Spectrum:
     residuals_smallest: NDArray[np.float64]  # (m,)
     converged_smallest: NDArray[np.bool_]  # (m,)
     loss: float  # mean over all samples
-    gradient_norm: float
+    gradient_norm: float  # Euclidean
     products: int  # matrix-vector products that the solve made
     seconds: float  # wall time of the solve
     outcome: str  # why it ended, and what to do about it
     parameter_names: tuple[str, ...]  # in the order of the flat vector
-    parameter_shapes: tuple[tuple[int, ...], ...]
+    parameter_shapes: tuple[tuple[int, ...], ...]  # likewise
 
     @property
     def converged(self) -> bool:
@@ -99,7 +99,8 @@ def extreme_eigenpairs(
         device: "auto": the GPU of the rank's node-local index where there is one.
         cache_gib: Budget a rank for kept graphs, in GiB.
         data_gib: Budget a rank for its samples, in GiB; a larger shard is streamed.
-        workers: Processes a rank that read a streamed shard ahead.
+        workers: Processes a rank that read a streamed shard ahead; they import the data set's
+            module, which a notebook has none of, so none by default.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
         comm: The communicator; `MPI.COMM_WORLD` when None.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.curvature.local_loss import LocalLoss
-from hessdist.curvature.parameters import Parameters
+from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.job import ComputeSection
 from hessdist.ranks import Ranks, choose_device, use_threads
@@ -32,7 +32,7 @@ class Evaluation:
     loss: float  # mean over all samples, the l2 term included
     num_samples: int  # N
     gradient: NDArray[np.float64]  # (d_local,) this rank's entries
-    gradient_norm: float
+    gradient_norm: float  # Euclidean, over all parameters in use
 
 
 class TrainingLoss:
@@ -94,8 +94,8 @@ class TrainingLoss:
             )
 
     @property
-    def layout(self) -> Any:
-        """The `ParameterLayout` of the parameters in use."""
+    def layout(self) -> ParameterLayout:
+        """Where the parameters in use lie in the flat vector."""
         return self.local.parameters.layout
 
     def load(self, read: Callable[[nn.Module], None]) -> str:
@@ -187,7 +187,7 @@ def full_vectors(
     Args:
         ranks: The ranks.
         vectors: This rank's entries, (n, d_local).
-        size: d.
+        size: the dimension d.
         dtype: Of the result.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -269,6 +270,9 @@ def _table(run: Run) -> Table:
 # -- the way in ------------------------------------------------------------------------------
 
 
+_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+
+
 def split_petsc_options(words: list[str]) -> tuple[list[str], list[str]]:
     """Take PETSc's options out of a command line.
 
@@ -312,10 +316,12 @@ def _refuse_petsc_options(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Run the command line and end with its exit status (docs/commands)."""
+    """Run the command line and end with its exit status (docs/commands.md)."""
     ours, petsc = split_petsc_options(sys.argv[1:])
     try:
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
+        if status == _INTERRUPTED:
+            _complain("interrupted; finished checkpoints are kept")
     except typer.TyperException as error:  # the words of the command line are off
         status = InputError.exit_status
         if error.format_message():
@@ -324,12 +330,13 @@ def main() -> None:
         status = error.exit_status
         _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        status = 130
-        _complain("interrupted")
+        status = _INTERRUPTED
+        _complain("interrupted; finished checkpoints are kept")
     except Exception:
-        status = 1
         if launched_rank() == 0:
             traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)  # libraries that a fault left half-way do not survive their own clean-up
     sys.exit(status)
 
 

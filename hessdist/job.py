@@ -66,9 +66,9 @@ class DataSection(_Section):
     split: Literal["train", "test"] = "train"
     """Which part of a built-in data set."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the data set that is analysed; or"""
+    """The share of the data set that is analysed; excludes samples."""
     samples: Positive | None = None
-    """the number of samples that are analysed. Neither: all. Training uses all in any case."""
+    """The number of samples that are analysed. Without it or fraction: all. Training uses all."""
     subset: Literal["random", "first"] = "random"
     """Drawn once with the seed, or the first of the data set."""
     seed: Seed = 0
@@ -95,9 +95,9 @@ class TrainingSection(_Section):
     steps: Positive = 2000
     """Minibatches in all."""
     checkpoint_steps: list[Count] | None = None
-    """Steps at which the state is written; 0 is before the first minibatch. Or"""
+    """Steps at which the state is written; 0 is before the first minibatch."""
     checkpoint_every: Positive | None = None
-    """one in so many steps. Neither: ten times in all. The last step is always among them."""
+    """Writes it every so many steps instead. Without either: ten times. The last is always one."""
     seed: Seed = 0
     """Seed of the initial parameters and of the shuffling."""
 

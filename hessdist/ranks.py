@@ -1,6 +1,6 @@
 """Who am I, which device, which samples are mine; every collective the program makes.
 
-No other module imports mpi4py. The collectives of the Krylov algebra are PETSc's own.
+No other module communicates. The collectives of the Krylov algebra are PETSc's own.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Ranks:
 
         Args:
             mine: This rank's entries, (d_local,).
-            total: d.
+            total: the dimension d.
 
         Returns:
             The vector, (d,), on rank 0; None elsewhere.

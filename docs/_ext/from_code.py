@@ -1,73 +1,89 @@
 """Directives that write tables from the code, so that they cannot go stale.
 
-`job-section`      the keys of a section of the job file, from the pydantic model
-`hdf5-datasets`    the datasets of a result, from the schema
-`command`          usage and options of a command, from the command line's own parser
-`collective-calls` which public calls are collective, from the docstrings
-`rooms`            API pages of the inner modules, room by room
+`job-section`    the keys of a section of the job file, from the pydantic model
+`job-example`    a job with every key at its default, compared with the model
+`hdf5-datasets`  the datasets of a result, from the schema
+`command`        usage and options of a command, from the command line's own parser
 
-A section, or a command, that no page describes is a warning, so an error of `make docs`.
+A section or a command that no page describes is a warning, so an error of `make docs`.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
-import textwrap
-import tokenize
+import tomllib
 from collections.abc import Iterator
-from io import StringIO
-from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-import hessdist
 from hessdist.cli import app as command_line
 from hessdist.job import Job
 from hessdist.results import schema
 
-PACKAGE = Path(hessdist.__file__).parent
-PUBLIC = {home: name for name, home in hessdist._HOMES.items()}
 log = logging.getLogger(__name__)
+
+
+def note_page(env: Any) -> None:
+    """Have the present page read again at every build: it depends on the code."""
+    env.__dict__.setdefault("hessdist_pages", set()).add(env.docname)
+
+
+def outdated_pages(app: Any, env: Any, added: Any, changed: Any, removed: set[str]) -> set[str]:
+    """Pages that `note_page` has seen in an earlier build."""
+    return env.__dict__.get("hessdist_pages", set()) & env.found_docs
 
 
 class MarkdownDirective(SphinxDirective):
     """A directive whose output is written in Markdown."""
 
     def run(self) -> list[nodes.Node]:
-        text = "\n".join(self.markdown())
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        note_page(self.env)
+        return self.parse_text_to_nodes("\n".join(self.markdown()), allow_section_headings=True)
 
     def markdown(self) -> Iterator[str]:
         raise NotImplementedError
 
     def describes(self, kind: str, name: str) -> None:
-        """Note that this page describes something; what nothing describes is warned about."""
+        """Note that this page describes something."""
         described = self.env.__dict__.setdefault("hessdist_described", {})
         described.setdefault(kind, {})[name] = self.env.docname
 
 
-def table(header: list[str], rows: list[list[str]], widths: str = "auto") -> Iterator[str]:
+def table(header: list[str], rows: list[list[str]], widths: str) -> Iterator[str]:
     """A table in MyST; cells are Markdown."""
-    yield "::::{list-table}"
-    yield ":header-rows: 1"
-    yield f":widths: {widths}"
-    yield ""
+    yield from ("::::{list-table}", ":header-rows: 1", f":widths: {widths}", "")
     for row in [header, *rows]:
         for number, cell in enumerate(row):
-            yield f"{'* - ' if number == 0 else '  - '}{cell}"
-    yield "::::"
-    yield ""
+            yield f"{'  - ' if number else '* - '}{cell}"
+    yield from ("::::", "")
+
+
+def in_markdown(text: str) -> str:
+    """A docstring's words: quoted names in literal type."""
+    text = " ".join(text.split())
+    literal = re.compile(r'"([^" ]+)"')
+    pieces = literal.split(text)  # text, name, text, name, ...
+    return "".join(
+        f"`{piece}`" if number % 2 else re.sub(r"([_*|<\[])", r"\\\1", piece)
+        for number, piece in enumerate(pieces)
+    )
 
 
 # -- the job file ----------------------------------------------------------------------------
+
+WORDS = {
+    "string": "text",
+    "object": "table",
+    "boolean": "true, false",
+    "number": "number",
+    "integer": "integer",
+}
+SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def type_of(key: dict[str, Any]) -> str:
@@ -80,37 +96,29 @@ def type_of(key: dict[str, Any]) -> str:
         return f"list: {type_of(key['items'])}"
     if key.get("format") == "path":
         return "path"
-    words = {
-        "string": "text",
-        "object": "table",
-        "boolean": "true, false",
-        "number": "number",
-        "integer": "integer",
-    }[key["type"]]
-    signs = {
-        "minimum": "≥",
-        "exclusiveMinimum": ">",
-        "maximum": "≤",
-        "exclusiveMaximum": "<",
-    }
     bounds = [
-        f"{sign} {key[name]:g}" for name, sign in signs.items() if abs(key.get(name, 2**63)) < 2**63
+        f"{sign} {key[name]:g}"
+        for name, sign in SIGNS.items()
+        if name in key and abs(key[name]) < 2**63  # what fits into 64 bits goes without saying
     ]
-    return " ".join([words, ", ".join(bounds)]).strip()
+    return f"{WORDS[key['type']]} {', '.join(bounds)}".strip()
 
 
 def default_of(name: str, key: dict[str, Any], required: list[str]) -> str:
+    """A key's default as TOML."""
     if name in required:
         return "required"
-    if key.get("default") is None:
-        return "not set"
-    return f"`{json.dumps(key['default'])}`"
+    return "not set" if key.get("default") is None else f"`{json.dumps(key['default'])}`"
 
 
-def in_markdown(text: str) -> str:
-    """A docstring's words: quoted names in literal type."""
-    text = " ".join(text.split()).replace("_", r"\_").replace("*", r"\*")
-    return re.sub(r'"([^" ]+)"', lambda match: "`" + match[1].replace("\\", "") + "`", text)
+def sections_of_the_job() -> dict[str, str]:
+    """Sections of the job file, and the names of their models."""
+    found = {}
+    for name, key in Job.model_json_schema()["properties"].items():
+        reference = key.get("$ref") or (key.get("allOf") or [{}])[0].get("$ref")
+        if reference:
+            found[name] = reference.rsplit("/", 1)[-1]
+    return found
 
 
 class JobSection(MarkdownDirective):
@@ -119,23 +127,19 @@ class JobSection(MarkdownDirective):
     optional_arguments = 1
 
     def markdown(self) -> Iterator[str]:
-        whole = Job.model_json_schema()
+        whole, sections = Job.model_json_schema(), sections_of_the_job()
+        keys = {name: key for name, key in whole["properties"].items() if name not in sections}
+        required = whole["required"]
         if self.arguments:
             name = self.arguments[0]
-            if name not in whole["properties"]:
+            if name not in sections:
                 raise self.error(f"the job file has no section '{name}'")
             self.describes("section", name)
-            reference = whole["properties"][name]
-            title = (reference.get("$ref") or reference["allOf"][0]["$ref"]).rsplit("/", 1)[-1]
-            section = whole["$defs"][title]
-            yield in_markdown(section["description"])
-            if name in whole["required"]:
-                yield "This section is required."
+            model = whole["$defs"][sections[name]]
+            yield in_markdown(model["description"])
+            yield "The section is required." if name in required else ""
             yield ""
-        else:
-            own = {k: v for k, v in whole["properties"].items() if "$ref" not in v}
-            section = {"properties": own, "required": whole["required"]}
-        required = section.get("required", [])
+            keys, required = model["properties"], model.get("required", [])
         rows = [
             [
                 f"`{name}`",
@@ -143,41 +147,75 @@ class JobSection(MarkdownDirective):
                 default_of(name, key, required),
                 in_markdown(key.get("description", "")),
             ]
-            for name, key in section["properties"].items()
+            for name, key in keys.items()
         ]
-        yield from table(["key", "type", "default", "meaning"], rows, "15 20 15 50")
+        yield from table(["key", "type", "default", "meaning"], rows, "18 20 17 45")
 
 
-def sections_of_the_job() -> list[str]:
-    return [name for name, key in Job.model_json_schema()["properties"].items() if "$ref" in key]
+class JobExample(SphinxDirective):
+    """A job in TOML that has every key: values are the defaults, keys without one in comments."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        note_page(self.env)
+        text = "\n".join(self.content)
+        given, whole, sections = tomllib.loads(text), Job.model_json_schema(), sections_of_the_job()
+        top, *parts = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
+        texts = {part[1 : part.index("]")]: part for part in parts}
+        for name in given.keys() - whole["properties"].keys():
+            raise self.error(f"the job file has no '{name}'")
+        keys = {name: key for name, key in whole["properties"].items() if name not in sections}
+        self._compare("", {k: v for k, v in given.items() if k not in sections}, keys, top)
+        for name, title in sections.items():
+            keys = whole["$defs"][title]["properties"]
+            self._compare(f"{name}.", given.get(name, {}), keys, texts.get(name, ""))
+        block = nodes.literal_block(text, text, language="toml")
+        self.set_source_info(block)
+        return [block]
+
+    def _compare(
+        self, section: str, given: dict[str, Any], keys: dict[str, Any], text: str
+    ) -> None:
+        for name in given.keys() - keys.keys():
+            raise self.error(f"the job file has no key '{section}{name}'")
+        for name, key in keys.items():
+            default = key.get("default", ...)  # a required key has none
+            if default is None:
+                if not re.search(rf"^# {name} =", text, re.MULTILINE):
+                    raise self.error(f"the example lacks the comment '# {name} =' of '{section}'")
+            elif name not in given:
+                raise self.error(f"the example lacks '{section}{name}'")
+            elif default is not ... and given[name] != default:
+                raise self.error(f"'{section}{name}' is not the default, {default!r}")
 
 
 # -- the HDF5 file ---------------------------------------------------------------------------
 
 DTYPES = {"f8": "float64", "f4": "float32", "i8": "int64", "?": "bool"}
+SYMBOLS = {"step": "S", "largest": "k", "smallest": "m", "parameter": "d"}
 
 
 class Hdf5Datasets(MarkdownDirective):
     """`{hdf5-datasets} tables`, `vectors` or `scales`."""
 
     required_arguments = 1
-    symbols: ClassVar = {"step": "S", "largest": "k", "smallest": "m", "parameter": "d"}
 
     def markdown(self) -> Iterator[str]:
         what = self.arguments[0]
         if what == "scales":
-            fields = [(schema.STEP.name, schema.STEP.long_name), *schema.DIMENSIONS.items()]
-            rows = [[f"`{name}`", in_markdown(meaning)] for name, meaning in fields]
+            scales = {schema.STEP.name: schema.STEP.long_name, **schema.DIMENSIONS}
+            rows = [[f"`{name}`", in_markdown(meaning)] for name, meaning in scales.items()]
             yield from table(["scale", "what it counts"], rows, "20 80")
             return
         fields = {"tables": schema.TABLES, "vectors": schema.VECTORS}[what]
         rows = [
             [
                 f"`{field.name}`",
-                "(" + ", ".join(self.symbols[name] for name in field.dimensions) + ")",
+                f"({', '.join(SYMBOLS[name] for name in field.dimensions)})",
                 DTYPES[field.dtype],
                 f"`{field.units}`",
-                in_markdown(field.long_name).replace("|", r"\|"),
+                in_markdown(field.long_name),
             ]
             for field in fields
         ]
@@ -188,195 +226,58 @@ class Hdf5Datasets(MarkdownDirective):
 # -- the command line ------------------------------------------------------------------------
 
 
+def commands() -> dict[str, Any]:
+    """Commands by name, as the parser has them."""
+    return dict(typer.main.get_command(command_line).commands)  # type: ignore[attr-defined]
+
+
 class Command(MarkdownDirective):
     """`{command} spectrum`."""
 
     required_arguments = 1
+    header: ClassVar = ["argument", "meaning"]
 
     def markdown(self) -> Iterator[str]:
         name = self.arguments[0]
-        commands = typer.main.get_command(command_line).commands
-        if name not in commands:
+        if name not in commands():
             raise self.error(f"there is no command '{name}'")
         self.describes("command", name)
-        command = commands[name]
+        command = commands()[name]
         words, rows = [], []
         for parameter in command.params:
             shown = parameter.metavar or ""
             if parameter.param_type_name == "argument":
                 words.append(shown)
-                rows.append([f"`{shown}`", in_markdown(parameter.help or "")])
-                continue
-            spelled = ", ".join(f"`{option}`" for option in parameter.opts)
-            words.append(f"[{parameter.opts[0]}{' ' if shown else ''}{shown}]")
-            rows.append([
-                spelled + (f" `{shown}`" if shown else ""),
-                in_markdown(parameter.help or ""),
-            ])
-        yield "```text"
-        yield " ".join(["hessdist", name, *words])
-        yield "```"
-        yield ""
+                spelled = f"`{shown}`"
+            else:
+                words.append(f"[{' '.join(filter(None, [parameter.opts[0], shown]))}]")
+                spelled = ", ".join(f"`{option}`" for option in parameter.opts)
+                spelled += f" `{shown}`" if shown else ""
+            rows.append([spelled, in_markdown(parameter.help or "")])
+        yield from ("```text", " ".join(["hessdist", name, *words]), "```", "")
         yield in_markdown(command.help or "")
         yield ""
         if rows:
-            yield from table(["argument", "meaning"], rows, "35 65")
+            yield from table(self.header, rows, "35 65")
+
+
+# -- nothing is left out ---------------------------------------------------------------------
 
 
 def check_described(app: Any, env: Any) -> None:
     """Warn about sections and commands that no page describes."""
     described = env.__dict__.get("hessdist_described", {})
-    commands = list(typer.main.get_command(command_line).commands)
-    for kind, names in (("section", sections_of_the_job()), ("command", commands)):
+    for kind, names, page in (
+        ("section", sections_of_the_job(), "job-file.md"),
+        ("command", commands(), "commands.md"),
+    ):
         for name in names:
             if name not in described.get(kind, {}):
-                page = {"section": "job-file.md", "command": "commands.md"}[kind]
                 log.warning("no page describes the %s '%s': add it to docs/%s", kind, name, page)
 
 
-# -- docstrings ------------------------------------------------------------------------------
-
-
-def modules() -> Iterator[tuple[str, Path]]:
-    """Names and files of the package's modules, in the order of the folders."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        if parts[-1] == "__main__":
-            continue
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def public_calls(path: Path) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a module's public functions, classes and methods."""
-
-    def look(body: list[ast.stmt], before: str) -> Iterator[tuple[str, str]]:
-        for node in body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-                continue
-            yield before + node.name, ast.get_docstring(node) or ""
-            if isinstance(node, ast.ClassDef):
-                yield from look(node.body, f"{before}{node.name}.")
-
-    yield from look(ast.parse(path.read_text(encoding="utf-8")).body, "")
-
-
-def collectivity(docstring: str) -> str:
-    """The sentence or clause of a docstring that says whether a call is collective."""
-    found = re.search(r"([^.;]*\b[Cc]ollective\b[^.;]*)", " ".join(docstring.split()))
-    return found[1].strip() if found else ""
-
-
-class CollectiveCalls(MarkdownDirective):
-    """Two tables: collective calls, and those that say that they are not."""
-
-    def markdown(self) -> Iterator[str]:
-        rows: dict[bool, list[list[str]]] = {True: [], False: []}
-        for module, path in modules():
-            for name, docstring in public_calls(path):
-                said = collectivity(docstring)
-                if not said:
-                    continue
-                public = PUBLIC.get(module) == name.split(".")[0]
-                full = f"hessdist.{name}" if public else f"{module}.{name}"
-                role = "func" if "." not in name and name[0].islower() else "obj"
-                call = f"{{py:{role}}}`{name} <{full}>`"
-                where = "`hessdist`" if public else f"`{module.removeprefix('hessdist.')}`"
-                collective = not re.search(r"\bnot collective\b", said, re.IGNORECASE)
-                note = "" if said.lower() in {"collective", "not collective"} else in_markdown(said)
-                if name.split(".")[-1][0].isupper() and not note:
-                    note = "making it is"
-                rows[collective].append([call, where, note])
-        for collective, heading in ((True, "Collective"), (False, "Not collective")):
-            yield f"**{heading}:**"
-            yield ""
-            yield from table(["call", "module", "its docstring says"], rows[collective], "35 25 40")
-
-
-# -- API pages -------------------------------------------------------------------------------
-
-FIRST = ("hessdist.job", "hessdist.ranks", "hessdist.assembly")
-
-
-class Rooms(MarkdownDirective):
-    """Every module of every room, less what the option `elsewhere` names."""
-
-    option_spec: ClassVar = {"elsewhere": directives.unchanged}
-
-    def markdown(self) -> Iterator[str]:
-        elsewhere = self.options.get("elsewhere", "").split()
-        found = [name for name, _ in modules() if name not in (*elsewhere, "hessdist")]
-        rooms = [name for name in found if (PACKAGE.parent / name.replace(".", "/")).is_dir()]
-        alone = [name for name in found if name.count(".") == 1 and name not in rooms]
-        alone.sort(key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0))
-        yield "## Beside the rooms"
-        yield ""
-        for name in alone:
-            yield from self._module(name, elsewhere)
-        for room in rooms:
-            yield f"## `{room}`"
-            yield ""
-            yield from self._automodule(room, [])
-            for name in found:
-                if name.startswith(f"{room}."):
-                    yield from self._module(name, elsewhere)
-
-    def _module(self, name: str, elsewhere: list[str]) -> Iterator[str]:
-        yield f"### `{name}`"
-        yield ""
-        yield from self._automodule(name, elsewhere)
-
-    def _automodule(self, name: str, elsewhere: list[str]) -> Iterator[str]:
-        yield "```{eval-rst}"
-        yield f".. automodule:: {name}"
-        left_out = [one.removeprefix(f"{name}.") for one in elsewhere if one.startswith(f"{name}.")]
-        yield f"   :exclude-members: {', '.join(['model_config', *left_out])}"
-        yield "```"
-        yield ""
-
-
-def comments_of_fields(cls: type) -> dict[str, str]:
-    """The comment behind each field of a class: shapes and meanings stand there."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    comments = {
-        token.start[0]: token.string.removeprefix("#").strip()
-        for token in tokenize.generate_tokens(StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        node.target.id: comments[node.lineno]
-        for node in definition.body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and node.lineno in comments
-    }
-
-
-def describe_field(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Give a field without a docstring the comment that stands behind it."""
-    if what != "attribute" or any(line.strip() for line in lines):
-        return
-    owner, _, field = name.rpartition(".")
-    module, _, cls = owner.rpartition(".")
-    try:
-        found = getattr(__import__(module, fromlist=[cls]), cls)
-        comment = comments_of_fields(found).get(field) if inspect.isclass(found) else None
-    except (ImportError, AttributeError, OSError, TypeError):
-        return
-    if comment:
-        lines[:] = [comment]
-
-
-def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """|λ| is an absolute value in docstrings, not a substitution of reStructuredText."""
-    lines[:] = [line.replace("|", r"\|") for line in lines]
-
-
 def forget_page(app: Any, env: Any, docname: str) -> None:
-    """What a page described, it is about to describe anew."""
+    """What a page describes is found out anew when it is read again."""
     for names in env.__dict__.get("hessdist_described", {}).values():
         for name in [name for name, page in names.items() if page == docname]:
             del names[name]
@@ -385,12 +286,10 @@ def forget_page(app: Any, env: Any, docname: str) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx's hook."""
     app.add_directive("job-section", JobSection)
+    app.add_directive("job-example", JobExample)
     app.add_directive("hdf5-datasets", Hdf5Datasets)
     app.add_directive("command", Command)
-    app.add_directive("collective-calls", CollectiveCalls)
-    app.add_directive("rooms", Rooms)
-    app.connect("autodoc-process-docstring", describe_field)
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("env-get-outdated", outdated_pages)
     app.connect("env-purge-doc", forget_page)
     app.connect("env-check-consistency", check_described)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

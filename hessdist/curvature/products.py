@@ -33,7 +33,7 @@ class LocalProduct:
 
     @property
     def size(self) -> int:
-        """D."""
+        """The dimension d."""
         return self.local.parameters.layout.size
 
     @property

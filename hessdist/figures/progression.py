@@ -44,13 +44,13 @@ def progression(run: Run, title: str = "") -> Figure:
     axes.set_xlabel("training step")
     axes.set_ylabel("|λ|")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title)
     axes.grid(True, which="major", alpha=0.25)
     right = axes.twinx()
     right.plot(run.steps, run.loss, ":k", linewidth=1.5)
     right.set_yscale("log")
     right.set_ylabel("loss")
-    axes.legend(handles=_legend(run), loc="upper right", fontsize="small", framealpha=0.9)
+    figure.legend(handles=_legend(run), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
     return figure
 
 
@@ -66,7 +66,7 @@ def _draw_end(
     count = values.shape[1]
     for column in range(count):
         # Not the ends of the maps, where they are too light on white.
-        colour = colormaps[colours](0.15 + 0.6 * column / max(1, count - 1))
+        colour = colormaps[colours](0.15 + 0.5 * column / max(1, count - 1))
         value, good = values[:, column], converged[:, column]
         axes.plot(steps, np.abs(value), "-", color=colour, linewidth=1.0)
         expected = good & (value * sign > 0)

@@ -83,12 +83,12 @@ class Run:
 
     @property
     def num_parameters(self) -> int:
-        """D."""
+        """The number of parameters, d."""
         return int(self.attributes["num_parameters"])
 
     @property
     def num_samples(self) -> int:
-        """N."""
+        """The number of samples, N."""
         return int(self.attributes["num_samples"])
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class CheckpointResult:
 
     @cached_property
     def gradient(self) -> NDArray[np.float64]:
-        """(d,)."""
+        """The gradient of the loss, (d,)."""
         return self._read("gradient")
 
     def _read(self, name: str) -> NDArray[Any]:

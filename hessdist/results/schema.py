@@ -1,4 +1,4 @@
-"""Names, units and meanings of everything in a result file (docs/hdf5-file)."""
+"""Names, units and meanings of everything in a result file (docs/hdf5-file.md)."""
 
 from __future__ import annotations
 

@@ -65,6 +65,10 @@ class RunDescription:
         }
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def parts_folder(path: Path) -> Path:
     """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/."""
     return path.with_name(path.stem + ".checkpoints")
@@ -208,6 +212,7 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
             for name, value in file.attrs.items():
                 if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
                     index.attrs[name] = value
+            index.attrs["created"] = _now()
             sizes = {name: len(file[name]) for name in ("largest", "smallest")}
             columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
         _write_parameters(index, *columns)
@@ -227,7 +232,6 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
 
 _ROOT_ATTRIBUTES = (
     "software",
-    "created",
     "job",
     "fingerprint",
     "num_parameters",

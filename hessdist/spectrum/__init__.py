@@ -1,1 +1,1 @@
-"""The shell matrix and its extreme eigenpairs. PETSc and SLEPc live here and nowhere else."""
+"""The shell matrix and its extreme eigenpairs. PETSc and SLEPc are used here and nowhere else."""

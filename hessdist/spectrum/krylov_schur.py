@@ -50,7 +50,7 @@ def basis_sizes(wanted: int, dimension: int) -> tuple[int, int]:
 
     Args:
         wanted: Eigenpairs wanted.
-        dimension: d.
+        dimension: the dimension d.
 
     Returns:
         Those of the first cycle (`mpd`, which then grows), and the most there can be (`ncv`).
@@ -111,7 +111,11 @@ class Solver:
         begin, end = shell.ranks.shard(shell.size)
         self.start.setArray(random_entries(seed, begin, end))
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
-        self._configure(min(largest + smallest, shell.size), tolerance)
+        try:
+            self._configure(min(largest + smallest, shell.size), tolerance)
+        except Exception:
+            self._destroy()
+            raise
         self.one_space = self.eps.getType() == SLEPc.EPS.Type.KRYLOVSCHUR
         self._aim, self._max_restarts = self.eps.getTolerances()
         self.tolerance = self._aim if given.hasName("eps_tol") else tolerance
@@ -153,6 +157,9 @@ class Solver:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and issubclass(kind, self._petsc.Error):
             return  # PETSc's objects are in no state to be destroyed, and would hide the error
+        self._destroy()
+
+    def _destroy(self) -> None:
         for thing in (self.eps, self.start, self.matrix):
             thing.destroy()
 

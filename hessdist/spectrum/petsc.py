@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -45,7 +46,8 @@ def initialise(options: Sequence[str] = ()) -> Any:
         if "petsc4py.PETSc" not in sys.modules:
             import petsc4py
 
-            petsc4py.init(["hessdist", *options])
+            # PETSc's handler writes pages about signals that only mean to end the program.
+            petsc4py.init(["hessdist", "-no_signal_handler", *options])
         from petsc4py import PETSc
 
         if "slepc4py.SLEPc" not in sys.modules:
@@ -82,7 +84,7 @@ def check_dimension(dimension: int) -> None:
     """Refuse a problem that PETSc's integers cannot count.
 
     Args:
-        dimension: d.
+        dimension: the dimension d.
 
     Raises:
         InputError: d does not fit.
@@ -108,11 +110,16 @@ def unused_options(options: Sequence[str]) -> list[str]:
     """
     from petsc4py import PETSc
 
-    left = PETSc.Options()
-    used = getattr(left, "used", None)
-    if used is None:  # petsc4py before 3.19 does not say
-        return []
-    return [word for word in options if is_option(word) and not used(word[1:])]
+    # petsc4py has no call for it before 3.19; the library that it has loaded does.
+    asked = ctypes.CDLL(PETSc.__file__).PetscOptionsUsed
+    asked.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int)]
+    unused = []
+    for word in filter(is_option, options):
+        used = ctypes.c_int(0)
+        asked(None, word[1:].encode(), ctypes.byref(used))
+        if not used.value:
+            unused.append(word)
+    return unused
 
 
 def is_option(word: str) -> bool:

@@ -78,7 +78,7 @@ class ShellMatrix:
 
     @property
     def size(self) -> int:
-        """D."""
+        """The dimension d."""
         return self._local.size
 
     @property
