@@ -220,13 +220,13 @@ class Solver:
                 values, _ = self._projected()
                 self._center = self._center_of(np.sort(values))
             first, second = abs(one.real - self._center), abs(other.real - self._center)
-        except Exception as error:  # nothing may be raised through SLEPc's sort
-            self._failure = self._failure or error
+        except Exception as error:
+            self._fail(error)
             return 0
         return (first < second) - (first > second)
 
     def _center_of(self, ascending: NDArray[np.float64]) -> float:
-        """C for the current Ritz values."""
+        """The point c for the current Ritz values."""
         low, high, n = ascending[0], ascending[-1], len(ascending)
         reach = 2 * (high - low) + 1
         if self.smallest == 0:
@@ -266,8 +266,17 @@ class Solver:
                 return reasons.ITERATING
             return self._after_restart(restarts, max_restarts, converged)
         except Exception as error:
-            self._failure = self._failure or error
+            self._fail(error)
             return reasons.CONVERGED_USER
+
+    def _fail(self, error: Exception) -> None:
+        """Keep an error of a callback, since SLEPc does not survive one that is raised through it.
+
+        On many ranks the others would go on without this one, and wait for it: all end.
+        """
+        if self.shell.ranks.size > 1:
+            self.shell.ranks.abort(error)
+        self._failure = self._failure or error
 
     def _after_restart(self, restarts: int, max_restarts: int, converged: int) -> Any:
         reasons = self._slepc.EPS.ConvergedReason

@@ -197,3 +197,11 @@ def test_the_starting_vector_does_not_depend_on_how_it_is_cut() -> None:
     pieces = [random_entries(3, a, b) for a, b in ((0, 7), (7, 131_072), (131_072, 200_000))]
     assert np.array_equal(whole, np.concatenate(pieces))
     assert not np.array_equal(whole, random_entries(4, 0, 200_000))
+
+
+def test_an_error_of_a_callback_is_raised_after_the_solve() -> None:
+    def break_off(progress: object) -> None:
+        raise OSError("nobody reads")
+
+    with pytest.raises(OSError, match="nobody reads"):
+        solve(PrescribedSpectrum(outliers_and_bulk(0.1)), 20, 3, on_restart=break_off)
