@@ -51,7 +51,7 @@ def test_every_eigenvalue_is_a_curve_of_its_size_over_the_steps(k: int, m: int) 
 def test_the_axes_say_what_they_show_and_the_loss_has_its_own() -> None:
     figure = progression(made(), "my run")
     left, right = figure.axes
-    assert left.get_title() == "my run"
+    assert figure.get_suptitle() == "my run"
     assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == (
         "training step",
         "|λ|",
@@ -60,8 +60,7 @@ def test_the_axes_say_what_they_show_and_the_loss_has_its_own() -> None:
     assert left.get_yscale() == "log"
     (loss,) = right.get_lines()
     assert np.array_equal(loss.get_ydata(), made().loss)
-    legend = left.get_legend()
-    assert legend is not None
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "largest, LA(4)",
         "smallest, SA(2)",
