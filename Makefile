@@ -16,7 +16,7 @@ help:
 	@echo "make demo       train a LeNet on Fashion-MNIST, its spectrum at every checkpoint, a figure"
 	@echo "make test       the test suite"
 	@echo "make test-slow  what is too long for it"
-	@echo "make bench      seconds of a product, in gradients"
+	@echo "make bench      seconds of a product in gradients, products to both ends"
 	@echo "make check      linters, type checker, documentation"
 	@echo "make docs       the documentation, in docs/_build/html"
 
@@ -44,6 +44,7 @@ test-slow: .venv/.ready-dev
 
 bench: .venv/.ready-dev
 	@python tests/benchmarks/product.py
+	@python tests/benchmarks/both_ends.py
 
 check: .venv/.ready-dev
 	@ruff format --check .

@@ -349,7 +349,8 @@ class Solver:
         Returns:
             The |λ|.
         """
-        rounding: float = _ROUNDINGS * max(self.shell.epsilon, 1e-16) * norm
+        algebra = float(np.finfo(self._petsc.ScalarType).eps)
+        rounding = _ROUNDINGS * max(self.shell.epsilon, algebra) * norm
         return float(max(rounding / self._aim, np.finfo(float).tiny))
 
     def _accept_everything(self) -> None:
