@@ -13,7 +13,7 @@ import typer
 
 from hessdist import __version__
 from hessdist.errors import DependencyError, HessdistError, InputError
-from hessdist.job import Job, load_job
+from hessdist.job import load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import Run, open_run
 from hessdist.service.report import Report, is_terminal
@@ -66,7 +66,7 @@ def train(context: typer.Context, job: JobFile, overrides: Overrides = None) -> 
         return
     loaded, _ = load_job(job, overrides or ())
     with Report(speaks=True) as report:
-        _train(loaded, report)
+        _needing_torch("hessdist.service.train").train_job(loaded, report)
 
 
 @app.command()
@@ -155,57 +155,6 @@ def doctor(context: typer.Context) -> None:
                 typer.echo(f"   {'':12} -> {finding.remedy}")
         typer.echo(f"{len(wrong)} problems" if wrong else "all is well")
     raise typer.Exit(InputError.exit_status if wrong else 0)
-
-
-def _train(job: Job, report: Report) -> None:
-    training = _needing_torch("hessdist.workload.training")
-    import torch
-
-    from hessdist.ranks import choose_device
-    from hessdist.workload.datasets import build_dataset, choose_samples
-    from hessdist.workload.losses import build_loss
-    from hessdist.workload.models import build_model
-    from hessdist.workload.shard import Shard
-
-    settings, data = job.training, job.data
-    training.initialise(settings.seed)
-    device = choose_device(job.compute.device, 0)
-    dtype = {"float32": torch.float32, "float64": torch.float64}[job.compute.dtype]
-    model = build_model(job.model.factory, job.model.arguments).to(device, dtype)
-    dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
-    shard = Shard(
-        dataset,
-        choose_samples(len(dataset), None, None, "first", 0),
-        batch_size=settings.batch_size,
-        device=device,
-        dtype=dtype,
-        memory=0,
-    )
-    report.line(
-        f"{job.name}: {settings.steps} steps of {settings.optimizer} at batch size "
-        f"{settings.batch_size} over {shard.num_samples:,} samples"
-    )
-    report.begin("step", settings.steps)
-
-    def on_step(step: int, loss: float) -> None:
-        report.advance(step)
-        report.note(f"loss {loss:.4f}")
-
-    written = training.train(
-        model,
-        build_loss(job.loss.factory, job.loss.arguments),
-        shard,
-        optimizer=training.build_optimizer(
-            settings.optimizer, model, settings.learning_rate, settings.momentum
-        ),
-        batch_size=settings.batch_size,
-        checkpoint_steps=settings.written_steps(),
-        seed=settings.seed,
-        directory=job.checkpoints.directory,
-        l2=job.loss.l2,
-        on_step=on_step,
-    )
-    report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
 
 
 def _needing_torch(module: str) -> Any:

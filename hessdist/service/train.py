@@ -1,0 +1,65 @@
+"""The training run of a job: the checkpoints that the sweep reads."""
+
+from __future__ import annotations
+
+from hessdist.assembly import DTYPES
+from hessdist.job import Job
+from hessdist.ranks import choose_device
+from hessdist.service.report import Report
+from hessdist.workload.datasets import build_dataset, choose_samples
+from hessdist.workload.losses import build_loss
+from hessdist.workload.models import build_model
+from hessdist.workload.shard import Shard
+from hessdist.workload.training import build_optimizer, initialise, train
+
+
+def train_job(job: Job, report: Report) -> None:
+    """Train the job's model on its whole data set, on this process, and write its checkpoints.
+
+    Args:
+        job: The job.
+        report: Where progress is told.
+
+    Raises:
+        InputError: Anything that a user can get wrong.
+        NumericalError: The loss is not finite.
+    """
+    settings, data = job.training, job.data
+    initialise(settings.seed)
+    device = choose_device(job.compute.device, 0)
+    dtype = DTYPES[job.compute.dtype]
+    model = build_model(job.model.factory, job.model.arguments).to(device, dtype)
+    dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
+    shard = Shard(
+        dataset,
+        choose_samples(len(dataset), None, None, "first", 0),
+        batch_size=settings.batch_size,
+        device=device,
+        dtype=dtype,
+        memory=0,
+    )
+    report.line(
+        f"{job.name}: {settings.steps} steps of {settings.optimizer} at batch size "
+        f"{settings.batch_size} over {shard.num_samples:,} samples"
+    )
+    report.begin("step", settings.steps)
+
+    def on_step(step: int, loss: float) -> None:
+        report.advance(step)
+        report.note(f"loss {loss:.4f}")
+
+    written = train(
+        model,
+        build_loss(job.loss.factory, job.loss.arguments),
+        shard,
+        optimizer=build_optimizer(
+            settings.optimizer, model, settings.learning_rate, settings.momentum
+        ),
+        batch_size=settings.batch_size,
+        checkpoint_steps=settings.written_steps(),
+        seed=settings.seed,
+        directory=job.checkpoints.directory,
+        l2=job.loss.l2,
+        on_step=on_step,
+    )
+    report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
