@@ -17,6 +17,7 @@ from hessdist.job import load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import Run, open_run
 from hessdist.service.report import Report, is_terminal
+from hessdist.spectrum.petsc import is_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -240,7 +241,7 @@ def split_petsc_options(words: list[str]) -> tuple[list[str], list[str]]:
     while position < len(words):
         word = words[position]
         position += 1
-        if not (len(word) > 2 and word[0] == "-" and word[1].isalpha()):
+        if not is_option(word):
             ours.append(word)
             continue
         petsc.append(word)

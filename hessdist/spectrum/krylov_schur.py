@@ -64,7 +64,6 @@ class _Ritz:
     """The projected problem of SLEPc at a restart, in its order: the farthest from c first."""
 
     values: NDArray[np.float64]  # (n,)
-    residuals: NDArray[np.float64]  # (n,) estimated, absolute
     rotation: NDArray[np.float64]  # (n, n): Ritz vectors in terms of the basis
 
 
@@ -281,7 +280,7 @@ class Solver:
     def _after_restart(self, restarts: int, max_restarts: int, converged: int) -> Any:
         reasons = self._slepc.EPS.ConvergedReason
         values, estimates = self._projected()
-        self._ritz = _Ritz(values, estimates, self._rotation())
+        self._ritz = _Ritz(values, self._rotation())
         self._center = None
         self.restarts = restarts
         self._follow_basis(self._ritz)
