@@ -16,6 +16,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.job import ComputeSection
+from hessdist.memory import keep_freed_memory
 from hessdist.ranks import Ranks, choose_device, use_threads
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.workload.datasets import MapDataset
@@ -68,6 +69,7 @@ class TrainingLoss:
         node_index, _, threads = ranks.node()
         with ranks.agreeing():
             use_threads(threads)
+            keep_freed_memory()
             # The same bits from the same product, and float32 that is float32.
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,8 +72,50 @@ def outliers_and_bulk(negative: float, size: int = 3000) -> NDArray[np.float64]:
     return np.concatenate([outliers, positive, below])
 
 
+class Multiplies(Protocol):
+    """A symmetric matrix, as a function of a vector."""
+
+    def __call__(self, v: Tensor) -> Tensor: ...
+
+
+def lanczos_steps(
+    operator: Multiplies, start: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.float64], float]]:
+    """Lanczos with full orthogonalisation, never restarted.
+
+    Args:
+        operator: The matrix.
+        start: (d,).
+
+    Yields:
+        After n products, the projected matrix, (n, n), and its entry below the last row.
+    """
+    basis = np.empty((64, len(start)))
+    basis[0] = start / np.linalg.norm(start)
+    diagonal: list[float] = []
+    off: list[float] = []
+    while len(diagonal) < len(start):
+        n = len(diagonal)
+        image = operator(torch.from_numpy(basis[n])).double().numpy()
+        diagonal.append(float(basis[n] @ image))
+        for _ in range(2):
+            image = image - basis[: n + 1].T @ (basis[: n + 1] @ image)
+        off.append(float(np.linalg.norm(image)))
+        yield np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1), off[-1]
+        if n + 1 == len(basis):
+            basis = np.concatenate([basis, np.empty_like(basis)])
+        basis[n + 1] = image / off[-1]
+
+
+def lanczos(
+    operator: Multiplies, start: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], float]:
+    """What `lanczos_steps` yields after `steps` products."""
+    return next(islice(lanczos_steps(operator, start), steps - 1, None))
+
+
 def full_lanczos(
-    operator: PrescribedSpectrum,
+    operator: Multiplies,
     start: NDArray[np.float64],
     largest: int,
     smallest: int,
@@ -87,23 +133,11 @@ def full_lanczos(
     Returns:
         The first number of products at which all k + m Ritz pairs are within the tolerance.
     """
-    basis = [start / np.linalg.norm(start)]
-    diagonal: list[float] = []
-    off: list[float] = []
-    while len(diagonal) < len(start):
-        image = operator(torch.from_numpy(basis[-1])).numpy()
-        diagonal.append(float(basis[-1] @ image))
-        for _ in range(2):
-            stack = np.array(basis)
-            image = image - stack.T @ (stack @ image)
-        off.append(float(np.linalg.norm(image)))
-        basis.append(image / off[-1])
-        if len(diagonal) < largest + smallest:
-            continue
-        tridiagonal = np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1)
-        values, vectors = np.linalg.eigh(tridiagonal)
-        relative = off[-1] * np.abs(vectors[-1]) / np.abs(values)
-        wanted = np.concatenate([relative[:smallest], relative[len(values) - largest :]])
-        if (wanted <= tolerance).all():
-            break
-    return len(diagonal)
+    for matrix, below in lanczos_steps(operator, start):
+        if len(matrix) >= largest + smallest:
+            values, vectors = np.linalg.eigh(matrix)
+            relative = below * np.abs(vectors[-1]) / np.abs(values)
+            wanted = np.concatenate([relative[:smallest], relative[len(values) - largest :]])
+            if (wanted <= tolerance).all():
+                break
+    return len(matrix)

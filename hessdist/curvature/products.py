@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from hessdist.curvature.convolution import own_convolutions
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
 from hessdist.curvature.local_loss import LocalLoss
+from hessdist.workload.losses import Batch
 
 
 class LocalProduct:
@@ -68,8 +70,12 @@ class LocalProduct:
         for number, product in self._kept.items():
             self._add(total, product, direction, number)
         for number, batch in self.local.shard.batches(self._rebuilt):
-            self._add(total, self._linearize(self.local, batch), direction, number)
+            self._add(total, self._linearized(batch), direction, number)
         return total
+
+    def _linearized(self, batch: Batch) -> BatchProduct:
+        with own_convolutions():
+            return self._linearize(self.local, batch)
 
     def _add(
         self, total: Tensor, product: BatchProduct, direction: list[Tensor], number: int
@@ -86,7 +92,7 @@ class LocalProduct:
                 break
             counted = _SavedBytes(exclude=self.local.parameters.tensors)
             with saved_tensors_hooks(counted.pack, _unpack):
-                product = self._linearize(self.local, batch)
+                product = self._linearized(batch)
             largest = max(largest, counted.bytes)
             if self.kept_bytes + counted.bytes > budget:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,14 @@ class Outcome(Enum):
 class End:
     """The extreme eigenpairs of one end of the spectrum, the most extreme first.
 
-    Vectors have unit norm and are spread over the ranks: `vectors` holds this rank's entries.
+    Vectors have unit norm, are in the dtype of the product and spread over the ranks: `vectors`
+    holds this rank's entries. Values and residuals are those of the vectors as they are here.
     """
 
     values: NDArray[np.float64]  # (k,) Rayleigh quotients of the vectors
     residuals: NDArray[np.float64]  # (k,) ‖Av − λv‖ / |λ|, from products of A
     converged: NDArray[np.bool_]  # (k,)
-    vectors: NDArray[np.float64]  # (k, d_local)
+    vectors: NDArray[Any]  # (k, d_local)
 
 
 @dataclass(frozen=True)

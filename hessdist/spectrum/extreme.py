@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -62,19 +61,17 @@ def extreme_eigenpairs(
             solver.solve_both_ends()
         else:
             solver.solve_each_end()
-        pairs = _measured(shell, solver)
+        found = _measured(shell, solver)
     shell.forget()
-    top, bottom = pairs[::-1][:largest], pairs[:smallest]
+    n = len(found.values)
+    top = _end(found, slice(n - 1, n - 1 - largest if largest < n else None, -1), largest)
+    bottom = _end(found, slice(0, smallest), smallest)
+    good = bool(top.converged.all() and bottom.converged.all())
     return Eigenpairs(
-        largest=_end(top, largest, shell.local_size),
-        smallest=_end(bottom, smallest, shell.local_size),
+        largest=top,
+        smallest=bottom,
         tolerance=solver.tolerance,
-        outcome=_outcome(
-            len(top) == largest
-            and len(bottom) == smallest
-            and all(pair.converged for pair in (*top, *bottom)),
-            solver.hit_limit,
-        ),
+        outcome=_outcome(good, solver.hit_limit),
         products=shell.products - products,
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
@@ -100,25 +97,23 @@ def _outcome(good: bool, hit_limit: bool) -> Outcome:
     return Outcome.ITERATION_LIMIT if hit_limit else Outcome.ROUNDING
 
 
-@dataclass(frozen=True)
-class _Pair:
-    value: float
-    residual: float
-    converged: bool
-    vector: NDArray[np.float64]
+def _end(found: End, rows: slice, count: int) -> End:
+    """Some of the pairs as one end of `count` rows; NaN where a pair was not found at all."""
+    short = count - len(found.values[rows])
+
+    def padded(array: NDArray[Any], filling: float) -> NDArray[Any]:
+        widths = [(0, short)] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array[rows], widths, constant_values=filling) if short else array[rows]
+
+    return End(
+        values=padded(found.values, np.nan),
+        residuals=padded(found.residuals, np.nan),
+        converged=padded(found.converged, False),
+        vectors=padded(found.vectors, np.nan),
+    )
 
 
-def _end(pairs: list[_Pair], count: int, local_size: int) -> End:
-    """The pairs as arrays of `count` rows; NaN where a pair was not found at all."""
-    values, residuals = np.full(count, np.nan), np.full(count, np.nan)
-    converged, vectors = np.zeros(count, bool), np.full((count, local_size), np.nan)
-    for row, pair in enumerate(pairs):
-        values[row], residuals[row], converged[row] = pair.value, pair.residual, pair.converged
-        vectors[row] = pair.vector
-    return End(values, residuals, converged, vectors)
-
-
-def _measured(shell: ShellMatrix, solver: Solver) -> list[_Pair]:
+def _measured(shell: ShellMatrix, solver: Solver) -> End:
     """The pairs found, by ascending value, with Rayleigh quotients and residuals. Collective.
 
     With r = Av − θv for the solver's value θ, the Rayleigh quotient is ρ = θ + vᵀr / vᵀv and the
@@ -126,32 +121,31 @@ def _measured(shell: ShellMatrix, solver: Solver) -> list[_Pair]:
     reduction.
 
     Returns:
-        Pairs with unit vectors, this rank's entries.
+        Pairs with unit vectors, this rank's entries; the solver's vectors are normalised in place.
     """
-    if not len(solver.vectors):
-        return []
-    sums = np.zeros((3, len(solver.vectors)))
+    vectors = solver.vectors
+    if not len(vectors):
+        return End(np.zeros(0), np.zeros(0), np.zeros(0, bool), vectors)
+    sums = np.zeros((3, len(vectors)))
     for rows, part, images in _images(shell, solver):
-        vectors = solver.vectors[rows, part]
-        defects = images - solver.values[rows, None] * vectors
-        for total, one, other in zip(
-            sums, (vectors, vectors, defects), (vectors, defects, defects), strict=True
-        ):
-            total[rows] += np.einsum("id,id->i", one, other)
+        here = vectors[rows, part].astype(np.float64)
+        defects = images - solver.values[rows, None] * here
+        sums[0, rows] += np.einsum("id,id->i", here, here)
+        sums[1, rows] += np.einsum("id,id->i", here, defects)
+        sums[2, rows] += np.einsum("id,id->i", defects, defects)
     norms, slopes, squares = shell.ranks.sum(sums)
+    vectors /= np.sqrt(norms)[:, None].astype(vectors.dtype)
     values = solver.values + slopes / norms
     absolute = np.sqrt(np.maximum(squares - slopes**2 / norms, 0) / norms)
-    floor = solver.floor(float(np.abs(values).max()))
-    pairs = [
-        _Pair(
-            value=float(value),
-            residual=float(size / abs(value)) if value else np.inf,
-            converged=bool(size <= solver.tolerance * max(abs(value), floor)),
-            vector=vector / np.sqrt(norm),
-        )
-        for value, size, norm, vector in zip(values, absolute, norms, solver.vectors, strict=True)
-    ]
-    return sorted(pairs, key=lambda pair: pair.value)
+    scale = np.maximum(np.abs(values), solver.floor(float(np.abs(values).max())))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(values == 0, np.inf, absolute / np.abs(values))
+    order = np.argsort(values)
+    if (np.diff(order) != 1).any():  # the correction has changed places of near neighbours
+        vectors = vectors[order]
+    return End(
+        values[order], relative[order], (absolute <= solver.tolerance * scale)[order], vectors
+    )
 
 
 def _images(shell: ShellMatrix, solver: Solver) -> Iterator[tuple[slice, slice, NDArray[Any]]]:

@@ -8,7 +8,7 @@ and the m-th smallest, the k + m wanted ones are exactly the farthest from c.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
+from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 
 # The share of unconverged Ritz vectors that a restart keeps; SLEPc allows no more.
 _KEEP = 0.9
+# A vector is orthogonalised a second time if the first time took away more than this share of it.
+# The two terms of the Lanczos recurrence alone take 1 - 1/√2 of it where the spectrum lies around
+# zero, so that SLEPc's 0.7071 repeats nearly every time; where zero lies outside the spectrum, and
+# errors would grow, they take more than 1 - 1/√6.
+_REFINE_BELOW = 0.5
 # The first cycle is short, so that an easy problem stops soon, and the basis then grows up to ncv
 # by so many vectors a restart, so that a hard one converges nearly as if it were never restarted.
 _GROWTH = 6
+# Products of a cycle, at least: a restart costs about as much as one.
+_FEWEST = 3
 _MAX_RESTARTS = 500
-# Relative residual at which the pair next to the wanted ones counts as settled.
-_SETTLED = 0.5
 # The solver's estimate and the measured residual differ by rounding: aim a little lower.
 _MARGIN = 0.97
 # A pair whose residual is this many roundings of ‖A‖ cannot do better (an eigenvalue zero has no
@@ -56,15 +62,7 @@ def basis_sizes(wanted: int, dimension: int) -> tuple[int, int]:
         Those of the first cycle (`mpd`, which then grows), and the most there can be (`ncv`).
     """
     first = max(2 * wanted, wanted + 12)
-    return min(dimension, first), min(dimension, first + first // 2 + 8)
-
-
-@dataclass(frozen=True)
-class _Ritz:
-    """The projected problem of SLEPc at a restart, in its order: the farthest from c first."""
-
-    values: NDArray[np.float64]  # (n,)
-    rotation: NDArray[np.float64]  # (n, n): Ritz vectors in terms of the basis
+    return min(dimension, first), min(dimension, first + max(first // 2, 16))
 
 
 class Solver:
@@ -93,13 +91,14 @@ class Solver:
         self.restarts = 0
         self.hit_limit = False
         self.values = np.zeros(0)  # (n,) what the solver takes for the eigenvalues
-        self.vectors = np.zeros((0, shell.local_size))  # (n, d_local)
+        self.vectors = np.zeros((0, shell.local_size), shell.dtype)  # (n, d_local)
         # Vectors as combinations of those multiplied, (recorded, n); None where that is unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
         self._multiplied = shell.products
         self._failure: Exception | None = None
         self._accepting = False
-        self._ritz: _Ritz | None = None
+        self._ritz: Ritz | None = None
+        self._kept = 0  # vectors that the last restart kept
         self._center: float | None = None
 
         given = PETSc.Options()
@@ -118,6 +117,8 @@ class Solver:
         self.one_space = self.eps.getType() == SLEPc.EPS.Type.KRYLOVSCHUR
         self._aim, self._max_restarts = self.eps.getTolerances()
         self.tolerance = self._aim if given.hasName("eps_tol") else tolerance
+        self._ends = Ends(largest, smallest, self._aim)
+        self._keep = self.eps.getKrylovSchurRestart() if self.one_space else _KEEP
 
     def _configure(self, wanted: int, tolerance: float) -> None:
         eps, kinds = self.eps, self._slepc.EPS
@@ -133,7 +134,11 @@ class Solver:
         eps.setTolerances(tolerance * _MARGIN, _MAX_RESTARTS)
         eps.setConvergenceTest(kinds.Conv.REL)
         eps.setKrylovSchurRestart(_KEEP)
-        eps.getBV().setType(self._slepc.BV.Type.MAT)  # one dense block: matrix-matrix algebra
+        basis = eps.getBV()
+        basis.setType(self._slepc.BV.Type.MAT)  # one dense block: matrix-matrix algebra
+        basis.setOrthogonalization(
+            refine=self._slepc.BV.OrthogRefineType.IFNEEDED, eta=_REFINE_BELOW
+        )
         eps.setInitialSpace([self.start])
         with self._refusals():
             eps.setFromOptions()  # the command line has the last word
@@ -181,30 +186,16 @@ class Solver:
         self._run()
         assert self._ritz is not None
         order = np.argsort(self._ritz.values[: self.eps.getConverged()])
-        chosen = self._wanted_of(order)
-        basis, vectors = self.eps.getBV(), []
-        for column in chosen.tolist():
+        chosen = self._ends.chosen(order)
+        basis = self.eps.getBV()
+        self.values = self._ritz.values[chosen]
+        self.vectors = np.empty((len(chosen), self.shell.local_size), self.shell.dtype)
+        for row, column in enumerate(chosen.tolist()):
             vector = basis.getColumn(column)
-            vectors.append(vector.getArray(readonly=1).astype(np.float64))
+            self.vectors[row] = vector.getArray(readonly=1)
             basis.restoreColumn(column, vector)
-        self._found(self._ritz.values[chosen], vectors)
         if self.coefficients is not None:
             self.coefficients = self.coefficients[:, chosen]
-
-    def _found(
-        self, values: Sequence[float] | NDArray[np.float64], vectors: list[NDArray[np.float64]]
-    ) -> None:
-        if vectors:
-            self.values, self.vectors = np.array(values), np.stack(vectors)
-
-    def _wanted_of(self, ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of columns by ascending value, those of the two ends, each once."""
-        if len(ascending) <= self.largest + self.smallest:
-            return ascending
-        return np.concatenate([
-            ascending[: self.smallest],
-            ascending[len(ascending) - self.largest :],
-        ])
 
     def _compare(self, one: complex, other: complex, *unused: object) -> int:
         """SLEPc's order of Ritz values: negative if the first one comes first."""
@@ -217,24 +208,12 @@ class Solver:
                 if self.restarts >= self._max_restarts - 1:
                     self._accept_everything()
                 values, _ = self._projected()
-                self._center = self._center_of(np.sort(values))
+                self._center = self._ends.center(np.sort(values))
             first, second = abs(one.real - self._center), abs(other.real - self._center)
         except Exception as error:
             self._fail(error)
             return 0
         return (first < second) - (first > second)
-
-    def _center_of(self, ascending: NDArray[np.float64]) -> float:
-        """The point c for the current Ritz values."""
-        low, high, n = ascending[0], ascending[-1], len(ascending)
-        reach = 2 * (high - low) + 1
-        if self.smallest == 0:
-            return float(low - reach)
-        if self.largest == 0:
-            return float(high + reach)
-        if self.largest + self.smallest >= n:
-            return float((low + high) / 2)
-        return float((ascending[n - self.largest] + ascending[self.smallest - 1]) / 2)
 
     def _projected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Diagonal and last row (as a column) of SLEPc's projected, solved problem."""
@@ -280,64 +259,52 @@ class Solver:
     def _after_restart(self, restarts: int, max_restarts: int, converged: int) -> Any:
         reasons = self._slepc.EPS.ConvergedReason
         values, estimates = self._projected()
-        self._ritz = _Ritz(values, self._rotation())
+        self._ritz = Ritz(values, estimates, self._rotation())
         self._center = None
         self.restarts = restarts
         self._follow_basis(self._ritz)
-        relative = estimates / self._scale(values)
+        floor = self.floor(float(np.abs(values).max()))
+        relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
-        wanted = relative[np.concatenate([top, bottom])]
         self.on_restart(
             Progress(
                 products=self.shell.products,
                 converged_largest=int((relative[top] <= self._aim).sum()),
                 converged_smallest=int((relative[bottom] <= self._aim).sum()),
-                worst_residual=float(wanted.max()),
+                worst_residual=float(relative[self._ends.chosen(ascending)].max()),
             )
         )
         ncv = self.eps.getDimensions()[1]
-        enough = len(values) >= min(self.largest + self.smallest, self.shell.size)
-        done = (
-            enough and bool((wanted <= self._aim).all()) and self._none_hidden(relative, ascending)
-        )
-        if done and converged >= min(self.largest + self.smallest, self.shell.size):
+        wanted = min(self.largest + self.smallest, self.shell.size)
+        done = len(values) >= wanted and self._ends.excess(values, relative) <= 1
+        if done and converged >= wanted:
             return reasons.CONVERGED_TOL
         if self._accepting or restarts >= max_restarts or converged >= ncv:
             self.hit_limit = restarts >= max_restarts and not done
             return reasons.CONVERGED_USER
         if done:  # pairs that rounding limits: SLEPc would not count them, the next time it shall
             self._accept_everything()
-        self._grow(len(values))
+        self._plan_cycle(self._ritz, floor, converged)
         return reasons.ITERATING
 
-    def _none_hidden(self, relative: NDArray[np.float64], ascending: NDArray[np.int64]) -> bool:
-        """Whether the next Ritz value beyond each end has settled too.
+    def _plan_cycle(self, ritz: Ritz, floor: float, converged: int) -> None:
+        """Say how large the basis shall be when the next cycle ends, and it is looked at again.
 
-        As long as it has not, an eigenvector that the starting vector hardly contains may still be
-        absent, and the pair after it be taken for it.
-
-        Returns:
-            True if both have, or if there is none.
+        As large as convergence will take at the present rate, so that the solve stops at the
+        product that makes it, but for a start no more than a few vectors larger than this one.
         """
-        if len(relative) <= self.largest + self.smallest:
-            return True
-        nexts = []
-        if self.largest:
-            nexts.append(relative[ascending[::-1][self.largest]])
-        if self.smallest:
-            nexts.append(relative[ascending[self.smallest]])
-        return bool(max(nexts) <= max(_SETTLED, self._aim))
-
-    def _grow(self, size: int) -> None:
-        """Let the next cycle's basis be larger than this one's `size`, up to ncv."""
-        if self._grows:
-            nev, ncv, _ = self.eps.getDimensions()
-            self.eps.setDimensions(nev, ncv, min(ncv, size + _GROWTH))
-
-    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What a residual is relative to: |λ|, but no less than rounding leaves of it."""
-        return np.maximum(np.abs(values), self.floor(float(np.abs(values).max())))
+        size, last_kept = len(ritz.values), self._kept
+        self._kept = converged + max(1, int((size - converged) * self._keep))  # as SLEPc has it
+        if not self._grows:
+            return
+        nev, ncv, _ = self.eps.getDimensions()
+        target = size + _GROWTH
+        steps = steps_to_go(ritz, last_kept, self._ends, floor)
+        if steps is not None:
+            target = min(target, self._kept + max(steps, _FEWEST))
+        # One rank says it for all: theirs may round differently.
+        self.eps.setDimensions(nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
 
     def floor(self, norm: float) -> float:
         """The |λ| below which a residual of rounding size is above the tolerance.
@@ -357,7 +324,7 @@ class Solver:
         self._accepting = True
         self.eps.setTolerances(np.finfo(np.float32).max, self._max_restarts)
 
-    def _follow_basis(self, ritz: _Ritz) -> None:
+    def _follow_basis(self, ritz: Ritz) -> None:
         """Keep the Ritz vectors known as combinations of the vectors that were multiplied.
 
         A restart's basis is the last Ritz vectors that were kept, then one new vector for each
@@ -388,7 +355,7 @@ class Solver:
         self.coefficients = None
         which = self._slepc.EPS.Which
         values: list[float] = []
-        vectors: list[NDArray[np.float64]] = []
+        vectors: list[NDArray[Any]] = []
         vector = self.start.duplicate()
         ends = ((self.smallest, which.SMALLEST_REAL), (self.largest, which.LARGEST_REAL))
         for count, end in ends:
@@ -403,6 +370,7 @@ class Solver:
             self.hit_limit |= found < count
             for index in range(found) if end == which.SMALLEST_REAL else range(found)[::-1]:
                 values.append(self.eps.getEigenpair(index, vector).real)
-                vectors.append(vector.getArray(readonly=1).astype(np.float64))
+                vectors.append(vector.getArray(readonly=1).astype(self.shell.dtype))
         vector.destroy()
-        self._found(values, vectors)
+        if vectors:
+            self.values, self.vectors = np.array(values), np.stack(vectors)

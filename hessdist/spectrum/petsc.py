@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import numpy as np
 
 from hessdist.errors import DependencyError, InputError
 
+_SPIN = "10"  # 2^10 cycles; OpenBLAS's default is 2^26
 _INSTALL = (
     "install petsc4py and slepc4py of one version, with real scalars (Debian: "
     "python3-petsc4py-real python3-slepc4py-real; conda-forge: 'petsc=*=real*' slepc4py) and see "
@@ -42,6 +44,9 @@ def initialise(options: Sequence[str] = ()) -> Any:
     Raises:
         DependencyError: One is missing, they do not fit together, or scalars are complex.
     """
+    # OpenBLAS, which reads this when it is loaded, lets its threads spin for some 30 ms after every
+    # call, on the cores that the next product needs.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPIN)
     try:
         if "petsc4py.PETSc" not in sys.modules:
             import petsc4py

@@ -15,6 +15,9 @@ from hessdist.ranks import Ranks
 
 # Entries of the recorded products that are combined at a time in float64.
 _BLOCK = 1 << 16
+# Columns that are allocated at a time for recorded products. One by one they would take the place
+# of a product's freed temporaries, and the next product would pay for fresh pages.
+_COLUMNS = 64
 
 
 class LocalOperator(Protocol):
@@ -74,12 +77,19 @@ class ShellMatrix:
         self._whole = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
         self._sum = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
         self._recorded: list[NDArray[Any]] | None = None
+        self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: Exception | None = None
 
     @property
     def size(self) -> int:
         """The dimension d."""
         return self._local.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the product."""
+        dtype: np.dtype[Any] = self._slice.dtype
+        return dtype
 
     @property
     def epsilon(self) -> float:
@@ -107,7 +117,8 @@ class ShellMatrix:
         self.ranks.reduce_scatter(self._sum.numpy(), self._slice)
         self.products += 1
         if self._recorded is not None:
-            self._recorded.append(self._slice.copy())
+            self._recorded.append(self._column())
+            self._recorded[-1][:] = self._slice
         self.seconds["gather"] += gathered - start
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
@@ -160,6 +171,13 @@ class ShellMatrix:
     def forget(self) -> None:
         """Drop the recorded products and stop recording."""
         self._recorded = None
+        self._free = []
+
+    def _column(self) -> NDArray[Any]:
+        """An array to record a product in, (d_local,)."""
+        if not self._free:
+            self._free = list(np.empty((_COLUMNS, self.local_size), self.dtype))
+        return self._free.pop()
 
     def recombine(self, coefficients: NDArray[np.float64]) -> None:
         """Replace the recorded columns W by W C, which bounds their memory. Not collective.
@@ -168,13 +186,13 @@ class ShellMatrix:
             coefficients: C, (recorded, columns).
         """
         assert self._recorded is not None
-        combined = np.empty((coefficients.shape[1], self.local_size), self._slice.dtype)
+        combined = np.empty((coefficients.shape[1], self.local_size), self.dtype)
         for part, block in self._combinations(coefficients):
             combined[:, part] = block
         self._recorded = list(combined)
 
     def products_of(
-        self, coefficients: NDArray[np.float64], vectors: NDArray[np.float64]
+        self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
     ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """A V for vectors that are known combinations V = X C of those multiplied before.
 
