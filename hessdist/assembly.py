@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.job import ComputeSection
+from hessdist.job import ComputeSection, Job
 from hessdist.memory import keep_freed_memory
 from hessdist.ranks import Ranks, choose_device, use_threads
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.workload.datasets import MapDataset
-from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss
+from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
+from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
+from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -34,6 +35,61 @@ class Evaluation:
     num_samples: int  # N
     gradient: NDArray[np.float64]  # (d_local,) this rank's entries
     gradient_norm: float  # Euclidean, over all parameters in use
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a job differentiates, as it is before anything is moved to a device."""
+
+    model: nn.Module
+    loss: Criterion | SummedLoss
+    dataset: MapDataset
+    indices: NDArray[np.int64]  # (N,) samples in use
+
+    @classmethod
+    def of(cls, job: Job) -> Workload:
+        """Build it. Not collective, and the same on every rank.
+
+        Args:
+            job: The job.
+
+        Returns:
+            Model, loss, data set, and the samples that the job draws from it.
+
+        Raises:
+            InputError: A factory or the data is missing or fails.
+        """
+        model = build_model(job.model.factory, job.model.arguments)
+        loss = build_loss(job.loss.factory, job.loss.arguments)
+        data = job.data
+        dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
+        indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
+        return cls(model, loss, dataset, indices)
+
+    def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> TrainingLoss:
+        """Spread it over ranks. Collective.
+
+        Args:
+            ranks: The ranks.
+            job: The job, for the device, the dtype, the penalty and the layers.
+            indices: Samples in use instead of the job's, (n,).
+
+        Returns:
+            The training loss.
+
+        Raises:
+            InputError: The model, loss and data do not fit together; on every rank.
+        """
+        return TrainingLoss(
+            ranks,
+            self.model,
+            self.loss,
+            self.dataset,
+            self.indices if indices is None else indices,
+            compute=job.compute,
+            l2=job.loss.l2,
+            layers=job.spectrum.layers,
+        )
 
 
 class TrainingLoss:
@@ -74,6 +130,8 @@ class TrainingLoss:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             self.device = choose_device(compute.device, node_index)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # for pinned memory and MPI as well
             dtype = DTYPES[compute.dtype]
             self.model = model.to(self.device, dtype).eval()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,14 +90,52 @@ def spectrum(
     The main job, for one rank or many. Checkpoints whose result is there already are skipped.
     PETSc's and SLEPc's options pass through: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
     """
-    ranks = Ranks()
-    try:
+    with _together() as ranks:
         status = _spectrum(ranks, job, overrides or [], overwrite, context.obj)
-    except Exception as error:
-        if ranks.size > 1 and not getattr(error, "agreed", False):
-            ranks.abort(error)
-        raise
     raise typer.Exit(status)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP",
+            help="The checkpoint; default: the last, or initial parameters where there is none.",
+            show_default=False,
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(help="Repetitions of gradient and products.")] = 5,
+    solve: Annotated[bool, typer.Option(help="Solve for both ends as well.")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Where the figures go; default: beside the result."
+        ),
+    ] = None,
+) -> None:
+    """Measure what a solve costs here: gradient, products, algebra, memory, scaling.
+
+    For one rank or many, before a long job. PETSc's and SLEPc's options pass through.
+    """
+    with _together() as ranks:
+        with ranks.agreeing():
+            measure = _needing_torch("hessdist.service.bench").bench
+            loaded, _ = load_job(job, overrides or ())
+        with Report(speaks=ranks.is_root) as report:
+            measure(
+                loaded,
+                ranks,
+                report,
+                step=checkpoint,
+                repeat=repeat,
+                solve=solve,
+                path=output,
+                options=context.obj,
+            )
 
 
 @app.command()
@@ -156,6 +196,22 @@ def doctor(context: typer.Context) -> None:
                 typer.echo(f"   {'':12} -> {finding.remedy}")
         typer.echo(f"{len(wrong)} problems" if wrong else "all is well")
     raise typer.Exit(InputError.exit_status if wrong else 0)
+
+
+@contextmanager
+def _together() -> Iterator[Ranks]:
+    """All ranks; an error that they have not agreed upon ends them all.
+
+    Yields:
+        The ranks.
+    """
+    ranks = Ranks()
+    try:
+        yield ranks
+    except Exception as error:
+        if ranks.size > 1 and not getattr(error, "agreed", False):
+            ranks.abort(error)
+        raise
 
 
 def _needing_torch(module: str) -> Any:

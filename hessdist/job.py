@@ -144,6 +144,8 @@ class SpectrumSection(_Section):
     """Names of parameters or modules: the spectrum of that block; empty: all."""
     seed: Seed = 0
     """Seed of the starting vector."""
+    warm_start: bool = False
+    """Whether a solve starts from the eigenvectors of the checkpoint before it in the same run."""
     residuals: Literal["recorded", "recomputed"] = "recorded"
     """From kept products (more memory), or from as many more products as there are pairs."""
 
@@ -199,7 +201,8 @@ class Job(_Section):
             Values by dotted key, of JSON types.
         """
         sections = self.model_dump(mode="json", exclude_none=True)
-        del sections["data"]["arguments"], sections["spectrum"]["residuals"]
+        del sections["data"]["arguments"]
+        del sections["spectrum"]["residuals"], sections["spectrum"]["warm_start"]
         sections["data"].pop("root", None)  # the same data may lie elsewhere
         sections["data"]["arguments"] = self.data.arguments
         kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}

@@ -18,12 +18,12 @@ def keep_freed_memory() -> bool:
 
     A product allocates and frees hundreds of MB of temporaries. glibc gives blocks above 32 MiB
     back to the system at once and takes fresh pages for the next ones, which the kernel has to
-    fill with zeros: a tenth of the time of a product. Memory does not grow by it: what is kept
-    serves the next product.
+    fill with zeros: a tenth of the time of a product. What is kept serves the next product, which
+    settles after a few: aligned blocks leave holes at first.
 
     Returns:
-        Whether it was done: not without glibc, nor where a MALLOC_ variable already says what to
-        keep.
+        Whether it was done: not without glibc, nor where a variable of its own (MALLOC_...) says
+        already what to keep.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
     from numpy.typing import NDArray
 
+    Buffer = NDArray[Any] | torch.Tensor
+
 # One message of a broadcast stays far below the 2 GiB that a C int can count.
 _BROADCAST_BYTES = 1 << 28
 
@@ -35,11 +38,15 @@ def launched_rank() -> int:
 
 
 def launched_size() -> int:
-    """The number of processes that the launcher's environment says it started."""
+    """The number of processes that a launcher of MPI's started, as the environment says it.
+
+    Returns:
+        0 where none did, which is not one process of a launcher's: that one has mpirun's terminal.
+    """
     for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable])
-    return 1
+    return 0
 
 
 def shard_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
@@ -160,25 +167,30 @@ class Ranks:
 
     # -- moving data -------------------------------------------------------------------------
 
-    def gather_vector(self, mine: NDArray[Any], whole: NDArray[Any]) -> None:
+    def gather_vector(self, mine: Buffer, whole: Buffer) -> None:
         """Assemble the vector that is spread over the ranks, on every rank. Collective.
+
+        Tensors may lie on a device where `mpi_takes_device_memory`; MPI waits for no stream, so
+        what they hold has to be there already.
 
         Args:
             mine: This rank's entries, (d_local,), in rank order by `shard`.
             whole: Output, (d,), same dtype.
         """
         self.collectives["allgatherv"] += 1
-        self.comm.Allgatherv(mine, [whole, self.counts(whole.size)])
+        self.comm.Allgatherv(mine, [whole, self.counts(len(whole))])
 
-    def reduce_scatter(self, whole: NDArray[Any], mine: NDArray[Any]) -> None:
+    def reduce_scatter(self, whole: Buffer, mine: Buffer) -> None:
         """Sum vectors over the ranks and leave each rank its slice of the sum. Collective.
+
+        Tensors as in `gather_vector`.
 
         Args:
             whole: This rank's addend, (d,).
             mine: Output, (d_local,), same dtype.
         """
         self.collectives["reduce_scatter"] += 1
-        self.comm.Reduce_scatter(whole, mine, self.counts(whole.size))
+        self.comm.Reduce_scatter(whole, mine, self.counts(len(whole)))
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum a small float64 array over the ranks, on every rank. Collective."""
@@ -207,12 +219,30 @@ class Ranks:
         self.collectives["bcast"] += 1
         return self.comm.bcast(value, root=0)
 
+    def collect(self, value: Any) -> list[Any]:
+        """Give every rank the (small, picklable) objects of all, in rank order. Collective."""
+        self.collectives["allgather"] += 1
+        return list(self.comm.allgather(value))
+
     def broadcast_array(self, array: NDArray[Any]) -> None:
         """Overwrite a C-contiguous array on every rank by that of rank 0, in pieces. Collective."""
         raw = array.reshape(-1).view(np.uint8)
         for begin in range(0, raw.size, _BROADCAST_BYTES):
             self.collectives["bcast"] += 1
             self.comm.Bcast(raw[begin : begin + _BROADCAST_BYTES], root=0)
+
+    def first(self, count: int) -> Ranks | None:
+        """The first ranks as a communicator of their own; None on the others. Collective."""
+        color = 0 if self.rank < count else self._mpi.UNDEFINED
+        comm = self.comm.Split(color, self.rank)
+        return None if comm == self._mpi.COMM_NULL else Ranks(comm)
+
+    def wait(self) -> None:
+        """Wait for all ranks, asleep: a barrier would keep the waiting ranks' cores busy."""
+        self.collectives["barrier"] += 1
+        request = self.comm.Ibarrier()
+        while not request.Test():
+            time.sleep(0.01)
 
     # -- devices and threads -----------------------------------------------------------------
 
@@ -259,8 +289,12 @@ def choose_device(requested: str, node_index: int) -> torch.device:
 
 def use_threads(threads: int) -> None:
     """Give PyTorch and every BLAS this many threads, unless OMP_NUM_THREADS is set."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        set_threads(threads)
+
+
+def set_threads(threads: int) -> None:
+    """Give PyTorch and every BLAS this many threads."""
     import torch
     from threadpoolctl import threadpool_limits
 

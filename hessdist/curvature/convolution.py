@@ -2,13 +2,12 @@
 
 PyTorch differentiates the gradient of a convolution by general formulas, one of which (the
 derivative by the weights) it writes as a forward convolution of a shape that no fast kernel
-serves. Here it is the kernel of the first derivative again: for y = x ∗ w with cotangent γ,
+serves. Here it is the kernel of the first derivative again. All three maps of a convolution are
+bilinear: the convolution y = C(x, w), and the gradients A(γ, w) by x and B(γ, x) by w for a
+cotangent γ of y, which are one call of `convolution_backward`. For cotangents u and ω of these
+gradients the adjoint is therefore
 
-    gradient:    γ_x = γ ∗' w,   γ_w = x ∗″ γ      (one call of `convolution_backward`)
-    its adjoint, for cotangents u of γ_x and ω of γ_w:
-                 γ̄ = u ∗ w + x ∗ ω,   x̄ = γ ∗' ω,   w̄ = u ∗″ γ
-
-since all three maps are bilinear.
+    by γ:  C(u, w) + C(x, ω)        by x:  A(γ, ω)        by w:  B(γ, u)
 """
 
 from __future__ import annotations

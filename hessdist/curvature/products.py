@@ -108,12 +108,17 @@ class _SavedBytes:
         self.bytes = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor as the graph saves it."""
+        """Count a tensor as the graph saves it.
+
+        Returns:
+            The same entries. A graph that held the tensor itself would by it hold itself, and never
+            be freed.
+        """
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
-        return tensor
+        return tensor.detach()
 
 
 def _unpack(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def is_terminal() -> bool:
     Returns:
         False where that cannot be found out.
     """
-    if launched_size() == 1:
+    if not launched_size():
         return sys.stdout.isatty()
     parent = Path("/proc") / str(os.getppid())
     try:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from hessdist.assembly import Evaluation, TrainingLoss, library_versions, sign_of
+from hessdist.assembly import Evaluation, TrainingLoss, Workload, library_versions, sign_of
 from hessdist.errors import OutputError, ResultError
 from hessdist.job import Job, changed_fields, parse_job
 from hessdist.ranks import Ranks
@@ -32,9 +34,6 @@ from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.krylov_schur import Progress
 from hessdist.workload.checkpoints import Checkpoint, find_checkpoints, load_into, read_state
-from hessdist.workload.datasets import build_dataset, choose_samples
-from hessdist.workload.losses import build_loss
-from hessdist.workload.models import build_model
 
 
 @dataclass(frozen=True)
@@ -82,35 +81,23 @@ def sweep(
         if ranks.is_root:
             check_writable(path)
             replaces = _check_existing(job, path, overwrite)
-        model = build_model(job.model.factory, job.model.arguments)
-        loss = build_loss(job.loss.factory, job.loss.arguments)
-        data = job.data
-        dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
-        indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
+        workload = Workload.of(job)
     petsc.initialise(options)
-    total = TrainingLoss(
-        ranks,
-        model,
-        loss,
-        dataset,
-        indices,
-        compute=job.compute,
-        l2=job.loss.l2,
-        layers=job.spectrum.layers,
-    )
+    total = workload.on(ranks, job)
     report.line(
         f"{job.name}: {job.spectrum.operator} of {total.layout.size:,} parameters over "
-        f"{len(indices):,} samples, {len(checkpoints)} checkpoints, "
+        f"{len(workload.indices):,} samples, {len(checkpoints)} checkpoints, "
         f"{ranks.size} rank{'s' if ranks.size > 1 else ''} on {total.device.type}"
     )
     report.line(f"result: {path}")
     replaces = ranks.broadcast(replaces if ranks.is_root else None)
     writer = _Writer(job, text, ranks, total, report, keep_index=replaces)
     report.begin("checkpoint", len(checkpoints))
+    guesses: NDArray[Any] | None = None
     for number, checkpoint in enumerate(checkpoints):
         digest = total.load(lambda model, at=checkpoint: _read_into(model, at))  # type: ignore[misc]
         if not writer.has(checkpoint, digest):
-            _solve(job, total, checkpoint, digest, writer, report)
+            guesses = _solve(job, total, checkpoint, digest, writer, report, guesses)
         report.advance(number + 1)
     writer.finish()
     for word in petsc.unused_options(options):
@@ -157,8 +144,13 @@ def _solve(
     digest: str,
     writer: _Writer,
     report: Report,
-) -> None:
-    """One checkpoint, from the loss to its file. Collective."""
+    guesses: NDArray[Any] | None,
+) -> NDArray[Any] | None:
+    """One checkpoint, from the loss to its file. Collective.
+
+    Returns:
+        Guesses for the next checkpoint, where the job wants a warm start.
+    """
     wanted = job.spectrum
     report.note(f"step {checkpoint.step}: loss and gradient")
     here = total.evaluate()
@@ -183,10 +175,15 @@ def _solve(
         tolerance=wanted.tolerance,
         seed=wanted.seed,
         residuals=wanted.residuals,
+        guesses=guesses,
         on_restart=on_restart,
     )
     writer.write(checkpoint, digest, here, pairs)
     report.line(_summary(checkpoint.step, here, pairs))
+    if not wanted.warm_start:
+        return None
+    found: NDArray[Any] = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
+    return found
 
 
 def _summary(step: int, here: Evaluation, pairs: Eigenpairs) -> str:

@@ -24,6 +24,7 @@ def extreme_eigenpairs(
     tolerance: float = 1e-3,
     seed: int = 0,
     residuals: Literal["recorded", "recomputed"] = "recorded",
+    guesses: NDArray[Any] | None = None,
     on_restart: Callable[[Progress], None] = lambda progress: None,
 ) -> Eigenpairs:
     """Compute LA(k) and SA(m) of a symmetric matrix. Collective.
@@ -38,6 +39,8 @@ def extreme_eigenpairs(
             product of the solve is kept (d / P numbers of the product's dtype each, never more
             than twice the basis) and combined, which costs no product; "recomputed": k + m more
             products, no memory.
+        guesses: Approximate eigenvectors, such as those of the checkpoint before, this rank's
+            entries, (n, d_local); the start leans on them.
         on_restart: Told the progress after every restart, on every rank.
 
     Returns:
@@ -53,7 +56,7 @@ def extreme_eigenpairs(
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
     start, products = time.perf_counter(), shell.products
-    with Solver(shell, largest, smallest, tolerance, seed) as solver:
+    with Solver(shell, largest, smallest, tolerance, seed, guesses) as solver:
         solver.on_restart = on_restart
         if solver.one_space:
             if residuals == "recorded":

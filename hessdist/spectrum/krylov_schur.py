@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hessdist.errors import InputError
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.spectrum.start import random_entries
+from hessdist.spectrum.start import starting_vector
 
 # The share of unconverged Ritz vectors that a restart keeps; SLEPc allows no more.
 _KEEP = 0.9
@@ -74,13 +74,20 @@ class Solver:
         smallest: Pairs wanted at the lower end.
         tolerance: Relative residual; `-eps_tol` overrides it.
         seed: Of the starting vector.
+        guesses: Approximate eigenvectors to start from, (n, d_local).
 
     Raises:
         InputError: PETSc refuses an option of the command line.
     """
 
     def __init__(
-        self, shell: ShellMatrix, largest: int, smallest: int, tolerance: float, seed: int
+        self,
+        shell: ShellMatrix,
+        largest: int,
+        smallest: int,
+        tolerance: float,
+        seed: int,
+        guesses: NDArray[Any] | None = None,
     ) -> None:
         from petsc4py import PETSc
         from slepc4py import SLEPc
@@ -106,8 +113,7 @@ class Solver:
         self._locks = given.getBool("eps_krylovschur_locking", False)
         self.matrix = shell.create_petsc()
         self.start = self.matrix.createVecRight()
-        begin, end = shell.ranks.shard(shell.size)
-        self.start.setArray(random_entries(seed, begin, end))
+        self.start.setArray(starting_vector(shell.ranks, shell.size, seed, guesses))
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
         try:
             self._configure(min(largest + smallest, shell.size), tolerance)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hessdist.errors import DependencyError, InputError
+from hessdist.gpu_aware import mpi_takes_device_memory
 
 _SPIN = "10"  # 2^10 cycles; OpenBLAS's default is 2^26
 _INSTALL = (
@@ -52,7 +53,10 @@ def initialise(options: Sequence[str] = ()) -> Any:
             import petsc4py
 
             # PETSc's handler writes pages about signals that only mean to end the program.
-            petsc4py.init(["hessdist", "-no_signal_handler", *options])
+            # Where MPI takes no device memory, a PETSc with CUDA wants to be told, or ends the run.
+            aware = str(int(mpi_takes_device_memory()))
+            ours = ("-no_signal_handler", "-use_gpu_aware_mpi", aware)
+            petsc4py.init(["hessdist", *ours, *options])
         from petsc4py import PETSc
 
         if "slepc4py.SLEPc" not in sys.modules:
@@ -102,6 +106,20 @@ def check_dimension(dimension: int) -> None:
             f"{dimension} parameters are more than PETSc's {np.dtype(PETSc.IntType).name} counts",
             "use a PETSc built with 64-bit integers (--with-64-bit-indices)",
         )
+
+
+def scalar_bytes() -> int:
+    """Bytes of a number of PETSc's. Not collective."""
+    from petsc4py import PETSc
+
+    return np.dtype(PETSc.ScalarType).itemsize
+
+
+def integer_option(name: str, default: int) -> int:
+    """An option of the command line, such as eps_ncv, or `default` where it is not given."""
+    from petsc4py import PETSc
+
+    return int(PETSc.Options().getInt(name, default))
 
 
 def unused_options(options: Sequence[str]) -> list[str]:

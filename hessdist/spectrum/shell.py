@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
+from hessdist.gpu_aware import mpi_takes_device_memory
 from hessdist.ranks import Ranks
 
 # Entries of the recorded products that are combined at a time in float64.
@@ -18,6 +20,9 @@ _BLOCK = 1 << 16
 # Columns that are allocated at a time for recorded products. One by one they would take the place
 # of a product's freed temporaries, and the next product would pay for fresh pages.
 _COLUMNS = 64
+
+
+_Array = TypeVar("_Array", NDArray[np.float64], Tensor)
 
 
 class LocalOperator(Protocol):
@@ -70,12 +75,17 @@ class ShellMatrix:
         self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0}
         begin, end = ranks.shard(local.size)
         self.local_size = end - begin
-        dtype = torch.empty((), dtype=local.dtype).numpy().dtype
-        pinned = local.device.type == "cuda"  # staging that a GPU copies from at full speed
-        self._mine = np.empty(self.local_size, dtype)
-        self._slice = np.empty(self.local_size, dtype)
-        self._whole = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
-        self._sum = torch.empty(local.size, dtype=local.dtype, pin_memory=pinned)
+        self._on_gpu = local.device.type == "cuda"
+        direct = self._on_gpu and mpi_takes_device_memory()
+
+        def message(size: int) -> Tensor:
+            """On the device, or in the host memory that a GPU copies to and from at full speed."""
+            if direct:
+                return torch.empty(size, dtype=local.dtype, device=local.device)
+            return torch.empty(size, dtype=local.dtype, pin_memory=self._on_gpu)
+
+        self._mine, self._slice = message(self.local_size), message(self.local_size)
+        self._whole, self._sum = message(local.size), message(local.size)
         self._recorded: list[NDArray[Any]] | None = None
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: Exception | None = None
@@ -88,7 +98,7 @@ class ShellMatrix:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the product."""
-        dtype: np.dtype[Any] = self._slice.dtype
+        dtype: np.dtype[Any] = torch.empty((), dtype=self._local.dtype).numpy().dtype
         return dtype
 
     @property
@@ -107,23 +117,37 @@ class ShellMatrix:
         Returns:
             This rank's entries of the product, (d_local,).
         """
+        entries = torch.from_numpy(np.ascontiguousarray(x))
+        product: NDArray[np.float64] = self._multiply(entries).cpu().numpy()
+        return product
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """This rank's entries, on any device, to those of the product, float64. Collective."""
         start = time.perf_counter()
-        self._mine[:] = x
-        self.ranks.gather_vector(self._mine, self._whole.numpy())
+        self._mine.copy_(x)
+        self._wait()
+        self.ranks.gather_vector(self._mine, self._whole)
         gathered = time.perf_counter()
         total = self._local(self._whole.to(self._local.device, non_blocking=True))
-        self._sum.copy_(total)  # waits for the device
+        self._sum.copy_(total)
+        self._wait()
         multiplied = time.perf_counter()
-        self.ranks.reduce_scatter(self._sum.numpy(), self._slice)
+        self.ranks.reduce_scatter(self._sum, self._slice)
         self.products += 1
         if self._recorded is not None:
             self._recorded.append(self._column())
-            self._recorded[-1][:] = self._slice
+            torch.from_numpy(self._recorded[-1]).copy_(self._slice)
         self.seconds["gather"] += gathered - start
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
         self._on_product(self.products)
-        return self._finish(self._slice.astype(np.float64), x)
+        total = self._slice.to(x.device, torch.float64, copy=True)
+        return self._finish(total, x)
+
+    def _wait(self) -> None:
+        """Wait for the device: MPI and PETSc know nothing of PyTorch's streams."""
+        if self._on_gpu:
+            torch.cuda.synchronize(self._local.device)
 
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
         """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all.
@@ -131,17 +155,19 @@ class ShellMatrix:
         PETSc does not survive an exception in the middle of a solve: a single rank keeps it in
         `failure` and goes on with the identity, at which the solver stops.
         """
-        entries = x.getArray(readonly=1)
+        self._wait()  # for PETSc's streams
+        entries = _entries(x, "r")
         if self.failure is None:
             try:
-                entries = self.apply(entries)
+                entries = self._multiply(entries)
             except Exception as error:
                 if self.ranks.size > 1:  # the others are inside the reduction, and would wait
                     self.ranks.abort(error)
                 self.failure = error
-        y.setArray(entries)
+        _entries(y, "w").copy_(entries)
+        self._wait()
 
-    def _finish(self, total: NDArray[np.float64], x: NDArray[Any]) -> NDArray[np.float64]:
+    def _finish(self, total: _Array, x: Any) -> _Array:
         total *= self._scale
         if self._shift:
             total += self._shift * x
@@ -154,6 +180,11 @@ class ShellMatrix:
         sizes = (self.local_size, self.size)
         matrix = PETSc.Mat().createPython((sizes, sizes), self, comm=self.ranks.comm)
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        # Vectors, and the solver's basis with them, on the device; SLEPc has a dense basis there
+        # (BVMAT) from 3.20 on.
+        able = PETSc.Sys.getVersion() >= (3, 20) and PETSc.Sys.hasExternalPackage("cuda")
+        if self._on_gpu and able:
+            matrix.setVecType(PETSc.Vec.Type.CUDA)
         matrix.setUp()
         return matrix
 
@@ -217,3 +248,9 @@ class ShellMatrix:
             part = slice(begin, min(begin + _BLOCK, self.local_size))
             columns = np.array([column[part] for column in self._recorded], float)
             yield part, coefficients.T @ columns
+
+
+def _entries(vector: Any, mode: Literal["r", "w"]) -> Tensor:
+    """This rank's entries of a PETSc vector where they lie, without a copy, (d_local,)."""
+    entries: Tensor = from_dlpack(vector.toDLPack(mode))
+    return entries

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,3 +244,20 @@ def test_a_loss_that_is_not_finite_names_rank_and_batch() -> None:
     problem.dataset.tensors[0][17] = float("nan")
     with pytest.raises(NumericalError, match=r"rank 0: the loss of batch 2 is not finite"):
         local_loss(problem).loss_and_gradient()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_product_that_is_let_go_frees_its_graphs(operator: str) -> None:
+    problem = conv_problem()
+    problem.dataset = problem.dataset.reordered(torch.arange(20).repeat(500))
+    local = local_loss(problem, batch_size=2500)
+    used = []
+    for _ in range(8):
+        product = LocalProduct(local, operator, 1e12)
+        used.append(resident_bytes())
+    assert used[-1] - used[2] < 2.5 * product.kept_bytes

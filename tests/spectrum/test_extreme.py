@@ -12,7 +12,7 @@ from hessdist.ranks import Ranks
 from hessdist.spectrum.eigenpairs import Eigenpairs, Outcome
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.spectrum.start import random_entries
+from hessdist.spectrum.start import random_entries, starting_vector
 
 STARTS = range(20)
 
@@ -206,3 +206,21 @@ def test_an_error_of_a_callback_is_raised_after_the_solve() -> None:
 
     with pytest.raises(OSError, match="nobody reads"):
         solve(PrescribedSpectrum(outliers_and_bulk(0.1)), 20, 3, on_restart=break_off)
+
+
+def test_guesses_are_where_the_space_starts() -> None:
+    eigenvalues = outliers_and_bulk(0.1)
+    operator = PrescribedSpectrum(eigenvalues)
+    cold = solve(operator, 2, 1, tolerance=1e-10)
+    guesses = np.concatenate([cold.largest.vectors, cold.smallest.vectors])
+    start = starting_vector(Ranks(), operator.size, 0, guesses)
+    inside = guesses @ (start / np.linalg.norm(start))
+    assert inside @ inside == pytest.approx(1 / (1 + 0.3**2), abs=0.05)
+    warm = solve(operator, 2, 1, tolerance=1e-10, guesses=guesses)
+    assert warm.converged
+    assert warm.largest.values == pytest.approx(cold.largest.values, rel=1e-10)
+    assert warm.products <= cold.products
+
+    unknown = np.full_like(guesses, np.nan)  # pairs that an earlier solve did not find
+    random = starting_vector(Ranks(), operator.size, 0)
+    assert np.array_equal(starting_vector(Ranks(), operator.size, 0, unknown), random)

@@ -1,0 +1,73 @@
+"""Products to both ends at every checkpoint of a job, beside a Lanczos run never restarted.
+
+    python tests/benchmarks/late_training.py jobs/lenet_mnist.toml [--samples 512] [--steps 50,2000]
+
+Both start from the same vector and multiply by the same matrix, to the same relative residuals. The
+run beside us orthogonalises against every vector and keeps them all: no method of Lanczos's kind
+needs fewer products from that start. It takes d times 8 bytes for every product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from oracles import full_lanczos
+
+from hessdist.assembly import Workload
+from hessdist.job import load_job
+from hessdist.ranks import Ranks
+from hessdist.spectrum import petsc
+from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.start import random_entries
+from hessdist.workload.checkpoints import find_checkpoints, load_into, read_state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--samples", type=int, default=512, help="of the job's; 0: all")
+    parser.add_argument("--steps", help="checkpoints, separated by commas; default: all")
+    options = parser.parse_args()
+    job, _ = load_job(options.job)
+    wanted = job.spectrum
+    petsc.initialise()
+    workload = Workload.of(job)
+    indices = workload.indices[: options.samples or None]
+    total = workload.on(Ranks(), job, indices)
+    chosen = [int(step) for step in options.steps.split(",")] if options.steps else None
+    print(
+        f"{job.name}, {len(indices)} samples, LA({wanted.largest}) and SA({wanted.smallest}) to "
+        f"{wanted.tolerance:g}\n    step | products | full Lanczos | ratio | restarts",
+        flush=True,
+    )
+    for checkpoint in find_checkpoints(job.checkpoints.directory):
+        if chosen is not None and checkpoint.step not in chosen:
+            continue
+        state = read_state(checkpoint.path)
+        total.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
+        total.evaluate()
+        shell = total.shell(wanted.operator, len(indices))
+        ends = (wanted.largest, wanted.smallest)
+        pairs = extreme_eigenpairs(shell, *ends, tolerance=wanted.tolerance, seed=wanted.seed)
+        full = full_lanczos(
+            lambda v, shell=shell: torch.from_numpy(shell.apply(v.numpy())),
+            random_entries(wanted.seed, 0, shell.size),
+            *ends,
+            wanted.tolerance,
+        )
+        short = "" if pairs.converged else "   not converged"
+        print(
+            f"{checkpoint.step:8} | {pairs.products:8} | {full:12} | {pairs.products / full:5.2f}"
+            f" | {pairs.restarts:8}{short}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

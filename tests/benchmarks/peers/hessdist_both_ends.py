@@ -1,0 +1,54 @@
+"""hessdist: both ends of one Krylov space, one process.
+
+Timed from the model and the data set to eigenpairs with measured residuals: the loss and its
+gradient, the check that they are deterministic, the kept graphs, the solve.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import worker
+from problem import LARGEST, SMALLEST, TOLERANCE, Problem
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+
+from hessdist.assembly import TrainingLoss
+from hessdist.job import ComputeSection
+from hessdist.ranks import Ranks
+from hessdist.spectrum import petsc
+from hessdist.spectrum.extreme import extreme_eigenpairs
+
+
+class BothEnds:
+    def __init__(self, problem: Problem, options: argparse.Namespace) -> None:
+        self.problem, self.seed = problem, options.seed
+        self.compute = ComputeSection(device="cpu", batch_size=problem.batch_size)
+        self.dataset = TensorDataset(problem.images, problem.labels)
+        self.notes = {"tolerance": TOLERANCE}
+        petsc.initialise()  # an import, as those of the peers are
+
+    def solve(self, products: worker.Products) -> worker.Pairs:
+        total = TrainingLoss(
+            Ranks(),
+            self.problem.model,
+            cross_entropy,
+            self.dataset,
+            np.arange(len(self.dataset)),
+            compute=self.compute,
+        )
+        shell = total.shell("hessian", total.evaluate().num_samples)
+        shell.apply = products.timed("both", shell.apply)
+        pairs = extreme_eigenpairs(shell, LARGEST, SMALLEST, tolerance=TOLERANCE, seed=self.seed)
+        return worker.Pairs(
+            pairs.largest.values,
+            pairs.largest.vectors,
+            pairs.smallest.values,
+            pairs.smallest.vectors,
+            finished=pairs.converged,
+        )
+
+
+if __name__ == "__main__":
+    worker.serve(BothEnds, ["mpi4py", "petsc4py", "slepc4py"])

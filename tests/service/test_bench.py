@@ -1,0 +1,92 @@
+"""`hessdist bench`: what it measures holds together, and what is wrong is said before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+
+def measured(run: Run, job: Path, *words: str, ranks: int) -> dict[str, Any]:
+    done = run("bench", str(job), "--repeat", "2", *words, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert "products" in done.stdout or "--no-solve" in words
+    written = done.stdout.split("written: ")[1].strip()
+    found: dict[str, Any] = json.loads((job.parent / written).read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_parts_add_up(run: Run, job: Path, ranks: int) -> None:
+    assert run("train", str(job)).returncode == 0
+    found = measured(run, job, ranks=ranks)
+    assert found["ranks"] == ranks
+    assert found["num_parameters"] == 610
+    assert found["num_samples"] == 100
+    assert found["checkpoint"] == "step-00000040.pt"
+    assert set(found["products"]) == {"kept", "rebuilt", "finite difference"}
+    for name, seconds in {"gradient": found["gradient"], **found["products"]}.items():
+        assert 0 < seconds["least"] <= seconds["median"] <= seconds["most"], name
+
+    solve = found["solve"]
+    parts = ["graphs", "gather", "product", "reduction", "algebra"]
+    assert sum(solve[f"seconds_{part}"] for part in parts) == pytest.approx(solve["seconds"])
+    assert solve["algebra_share"] == pytest.approx(solve["seconds_algebra"] / solve["seconds"])
+    assert solve["converged"]
+    assert solve["products"] >= 6
+
+    bases = [rank["basis"] for rank in found["memory"]]
+    columns = sum(bases) / (8 * 610)  # d (ncv + 1) scalars over all ranks
+    assert columns == int(columns) > 6
+    assert max(bases) - min(bases) <= columns * 8
+    assert all(rank["peak"] > rank["basis"] + rank["recorded"] for rank in found["memory"])
+    assert sum(rank["batches"] for rank in found["kept"]) >= 100 / 32
+
+    counts = sorted({1, 2, ranks} & set(range(ranks + 1)))
+    assert [each["ranks"] for each in found["strong"]] == counts
+    assert [each["samples"] for each in found["strong"]] == [100] * len(counts)
+    assert [each["samples"] for each in found["weak"]] == [100 * p // ranks for p in counts]
+    assert found["strong"][0]["efficiency"] == found["weak"][0]["efficiency"] == 1
+
+
+def test_before_there_is_any_checkpoint(run: Run, job: Path) -> None:
+    found = measured(
+        run, job, "--no-solve", "--json", "here/bench.json",
+        "--set", "spectrum.operator=gauss_newton", ranks=2,
+    )  # fmt: skip
+    assert found["checkpoint"] == "initial parameters"
+    assert found["solve"] is None
+    assert set(found["products"]) == {"kept", "rebuilt"}
+
+
+def test_the_cache_s_budget_is_kept(run: Run, job: Path) -> None:
+    every = measured(run, job, "--no-solve", ranks=1)["kept"][0]
+    budget = every["bytes"] * 0.6
+    some = measured(
+        run, job, "--no-solve", "--set", f"compute.cache_gib={budget / 2**30:.12f}", ranks=1
+    )["kept"][0]
+    assert 0 < some["kept_batches"] < every["kept_batches"] == every["batches"]
+    assert some["bytes"] <= budget
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkpoint", "7"], "there is no checkpoint of step 7"),
+        (["--repeat", "0"], "--repeat 0 measures nothing"),
+        (["--json", "job.toml/x.json"], "cannot be written"),
+        (["--set", "data.dataset=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, job: Path, words: list[str], said: str) -> None:
+    (job.parent / "checkpoints").mkdir()
+    (job.parent / "checkpoints" / "step-1.pt").touch()
+    done = run("bench", str(job), *words, ranks=2)
+    assert done.returncode == 2
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("hessdist:")]
+    assert len(complaints) == 1
+    assert said in complaints[0]
+    assert "Traceback" not in done.stderr
