@@ -16,7 +16,7 @@ help:
 	@echo "make demo       train a LeNet on Fashion-MNIST, its spectrum at every checkpoint, a figure"
 	@echo "make test       the test suite"
 	@echo "make test-slow  what is too long for it"
-	@echo "make bench      seconds of a product in gradients, products to both ends"
+	@echo "make bench      the figures of docs/performance.md, other packages beside us (hours)"
 	@echo "make check      linters, type checker, documentation"
 	@echo "make docs       the documentation, in docs/_build/html"
 
@@ -42,9 +42,10 @@ test: .venv/.ready-dev
 test-slow: .venv/.ready-dev
 	@python -m pytest -m slow --timeout 3600
 
+# Hours on two cores; the parts can be run by themselves (docs/performance.md).
 bench: .venv/.ready-dev
-	@python tests/benchmarks/product.py
-	@python tests/benchmarks/both_ends.py
+	@tests/benchmarks/peers/setup
+	@python tests/benchmarks/all.py
 
 check: .venv/.ready-dev
 	@ruff format --check .

@@ -282,10 +282,9 @@ def main() -> None:
         raise SystemExit(f"there is no {options.peers_python}: run tests/benchmarks/peers/setup")
     settings = {name: value for name, value in vars(options).items() if name != "json"}
     measured = {"settings": json.loads(json.dumps(settings, default=str))} | measure(options)
-    measured["table"] = rows(measured["runs"])
     if options.json:
         options.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    _print(measured, measured["table"])
+    _print(measured, rows(measured["runs"]))
 
 
 if __name__ == "__main__":

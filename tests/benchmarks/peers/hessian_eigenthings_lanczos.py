@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 MOST_STEPS = 300
 # Of LA and of SA by the number of samples, for the reference checkpoint and seed 0.
-KNOWN_STEPS: dict[int, tuple[int, int]] = {}
+KNOWN_STEPS = {512: (57, 40)}
 
 
 class Lanczos:
