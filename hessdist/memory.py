@@ -22,8 +22,8 @@ def keep_freed_memory() -> bool:
     settles after a few: aligned blocks leave holes at first.
 
     Returns:
-        Whether it was done: not without glibc, nor where a variable of its own (MALLOC_...) says
-        already what to keep.
+        Whether it was done: not without glibc, nor where a variable of its own, such as
+        `MALLOC_TRIM_THRESHOLD_`, says already what to keep.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
