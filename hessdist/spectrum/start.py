@@ -55,8 +55,10 @@ def starting_vector(
         (d_local,).
     """
     start = random_entries(seed, *ranks.shard(size))
+    if guesses is None:
+        return start
     known = np.zeros_like(start)
-    for guess in () if guesses is None else guesses:
+    for guess in guesses:
         known += np.nan_to_num(guess)
     of_start, of_known = ranks.sum(np.array([start @ start, known @ known]))
     if of_known:

@@ -222,7 +222,8 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
             "solve / ours": more + spread(ratios, ".2f") if ratios else "",
             "peak memory, MiB": over(lambda run: run["peak_bytes"] / 2**20, ".0f"),
             "worst residual LA, SA": ", ".join(
-                f"{max(_worst(run, end) for run in mine):.1e}" for end in ENDS
+                f"{max(_worst(run, end) for run in mine):.1e}" if mine[0][f"values_{end}"] else "-"
+                for end in ENDS
             ),
             "values from ours": (
                 f"{max(_away(run, other) for run, other in beside):.0e}"
