@@ -52,6 +52,29 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not keep_freed_memory()
 
 
+ONE_THREAD = """
+import resource, torch
+from hessdist.memory import keep_freed_memory, touch
+keep_freed_memory()
+size = 500 << 20
+if {touched}:
+    touch(size + (1 << 16))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(size, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@glibc
+@pytest.mark.parametrize(("touched", "few"), [(False, False), (True, True)])
+def test_a_touched_block_is_there_for_the_next_allocation(touched: bool, few: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_THREAD.format(touched=touched)],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert (int(done.stdout) < 1000) is few
+
+
 def test_the_peak_covers_what_was_used() -> None:
     block = bytearray(200 << 20)
     block[:: 1 << 12] = b"x" * len(block[:: 1 << 12])

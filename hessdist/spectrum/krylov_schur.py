@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
+from hessdist.memory import touch
+from hessdist.spectrum import petsc
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
@@ -148,6 +150,9 @@ class Solver:
         eps.setInitialSpace([self.start])
         with self._refusals():
             eps.setFromOptions()  # the command line has the last word
+        columns = eps.getDimensions()[1]
+        if columns > 0 and "cuda" not in self.start.getType():
+            touch((columns + 2) * self.shell.local_size * petsc.scalar_bytes())
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

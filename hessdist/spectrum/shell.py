@@ -16,7 +16,7 @@ from hessdist.gpu_aware import mpi_takes_device_memory
 from hessdist.ranks import Ranks
 
 # Entries of the recorded products that are combined at a time in float64.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 # Columns that are allocated at a time for recorded products. One by one they would take the place
 # of a product's freed temporaries, and the next product would pay for fresh pages.
 _COLUMNS = 64
