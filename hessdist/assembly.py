@@ -18,7 +18,7 @@ from hessdist.curvature.products import LocalProduct
 from hessdist.job import ComputeSection, Job
 from hessdist.memory import keep_freed_memory
 from hessdist.ranks import Ranks, choose_device, use_threads
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
@@ -173,13 +173,22 @@ class TrainingLoss:
         with self.ranks.agreeing():
             if self.ranks.is_root:
                 read(self.model)
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
+        self.share_parameters()
+        return self.digest()
+
+    def share_parameters(self) -> None:
+        """Give every rank the parameters and buffers that rank 0's model has. Collective."""
+        for tensor in self.model.state_dict().values():
             host = np.ascontiguousarray(tensor.detach().cpu().numpy())
             self.ranks.broadcast_array(host)
             tensor.copy_(torch.from_numpy(host))
+
+    def digest(self) -> str:
+        """A hash of this rank's parameters and buffers, with their names. Not collective."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
-            digest.update(host.tobytes())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
         return digest.hexdigest()
 
     def evaluate(self) -> Evaluation:
@@ -210,6 +219,7 @@ class TrainingLoss:
         operator: str,
         num_samples: int,
         on_product: Callable[[int], None] = lambda products: None,
+        journal: Journal | None = None,
     ) -> ShellMatrix:
         """A curvature matrix at the present parameters, which must not move while it is used.
 
@@ -219,6 +229,7 @@ class TrainingLoss:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
             num_samples: N, from `evaluate`.
             on_product: Called after every product with their number.
+            journal: Keeps finished products for a solve that starts again.
 
         Returns:
             The matrix.
@@ -230,7 +241,12 @@ class TrainingLoss:
             local = LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
         shift = self.l2 if operator in ("hessian", "gauss_newton") else 0.0
         return ShellMatrix(
-            local, self.ranks, scale=1 / num_samples, shift=shift, on_product=on_product
+            local,
+            self.ranks,
+            scale=1 / num_samples,
+            shift=shift,
+            on_product=on_product,
+            journal=journal,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -24,6 +25,8 @@ from hessdist.spectrum.petsc import is_option
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hessdist.service.sweep import SweepResult
+
 app = typer.Typer(
     name="hessdist",
     no_args_is_help=True,
@@ -45,6 +48,27 @@ Overrides = Annotated[
         metavar="SECTION.KEY=VALUE",
         help="Override a value of the job file; repeatable.",
         show_default=False,
+    ),
+]
+Groups = Annotated[
+    int | None,
+    typer.Option(
+        metavar="G",
+        help="Split the ranks into so many groups, each on a checkpoint of its own.",
+        show_default=False,
+    ),
+]
+JournalChoice = Annotated[
+    bool | None,
+    typer.Option(
+        help="Keep the products of an unfinished checkpoint on disk, for the next run.",
+        show_default=False,
+    ),
+]
+MetricsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Append a line of JSON for every product.", show_default=False
     ),
 ]
 RunFile = Annotated[
@@ -84,6 +108,25 @@ def spectrum(
             help="Replace a result of another job; it stays until the new one is complete.",
         ),
     ] = False,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Only these: steps and ranges such as 0,50,500:2000:100, both ends included.",
+            show_default=False,
+        ),
+    ] = None,
+    groups: Groups = None,
+    journal: JournalChoice = None,
+    metrics: MetricsFile = None,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Work on a result together with other sweeps of the same job, each on "
+            "checkpoints of its own, as the tasks of an array do.",
+        ),
+    ] = False,
 ) -> None:
     """Compute the extreme eigenpairs of every checkpoint, into the job's HDF5 file.
 
@@ -91,8 +134,169 @@ def spectrum(
     PETSc's and SLEPc's options pass through: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
     """
     with _together() as ranks:
-        status = _spectrum(ranks, job, overrides or [], overwrite, context.obj)
+        with ranks.agreeing():
+            sweep = _needing_torch("hessdist.service.sweep").sweep
+            loaded, text = load_job(job, _overrides(overrides, groups, journal, metrics))
+        with Report(speaks=ranks.is_root) as report:
+            result = sweep(
+                loaded,
+                text,
+                ranks,
+                report,
+                options=context.obj,
+                overwrite=overwrite,
+                selection=checkpoints,
+                share=share,
+            )
+            status = _conclude(result, report)
     raise typer.Exit(status)
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    last: Annotated[
+        int | None,
+        typer.Option(metavar="STEP", help="End when this step is done.", show_default=False),
+    ] = None,
+    idle: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End after so long without work.", show_default=False),
+    ] = None,
+    settle: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long a file stays as it is before it is taken."),
+    ] = 2.0,
+    groups: Groups = None,
+    journal: JournalChoice = None,
+    metrics: MetricsFile = None,
+) -> None:
+    """Compute the extreme eigenpairs of checkpoints while a training run writes them.
+
+    It ends on a signal, or as --last and --idle say.
+    """
+    with _together() as ranks:
+        with ranks.agreeing():
+            follow = _needing_torch("hessdist.service.sweep").watch
+            loaded, text = load_job(job, _overrides(overrides, groups, journal, metrics))
+        with Report(speaks=ranks.is_root) as report:
+            result = follow(
+                loaded,
+                text,
+                ranks,
+                report,
+                options=context.obj,
+                settle=settle,
+                idle=idle,
+                last=last,
+            )
+            status = _conclude(result, report)
+    raise typer.Exit(status)
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    tasks_per_node: Annotated[int, typer.Option(min=1, help="MPI ranks of a node.")] = 1,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="Cores, and threads, of a rank.")] = 1,
+    gpus_per_task: Annotated[int, typer.Option(min=0, help="GPUs of a rank.")] = 0,
+    time: Annotated[str, typer.Option(help="Limit: minutes, H:MM:SS or D-HH:MM:SS.")] = "1:00:00",
+    array: Annotated[
+        str,
+        typer.Option(
+            metavar="A",
+            help="An array: the number of its tasks, or a range such as 0-7%2. They share the "
+            "result.",
+        ),
+    ] = "",
+    partition: Annotated[str, typer.Option(help="Partition.")] = "",
+    account: Annotated[str, typer.Option(help="Account.")] = "",
+    qos: Annotated[str, typer.Option(help="Quality of service.")] = "",
+    memory: Annotated[str, typer.Option("--mem", help="Memory of a node.")] = "",
+    ahead: Annotated[
+        int, typer.Option(min=1, help="Seconds before the time limit at which the ranks stop.")
+    ] = 120,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Output; default: NAME-%j.log, of an array NAME-%A_%a.log."
+        ),
+    ] = None,
+    directives: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sbatch",
+            metavar="WORD",
+            help="One more word for #SBATCH, such as --sbatch=--constraint=a100; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option(metavar="STEPS", help="As of spectrum.", show_default=False)
+    ] = None,
+    groups: Groups = None,
+    journal: JournalChoice = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script and submit nothing.")
+    ] = False,
+) -> None:
+    """Submit the main job to Slurm: stopped ahead of the time limit, it requeues itself.
+
+    PETSc's and SLEPc's options pass through to hessdist spectrum.
+    """
+    from hessdist.service import slurm
+
+    words = _overrides(overrides, groups, journal, None)
+    loaded, _ = load_job(job, words)
+    arguments = [part for word in words for part in ("--set", word)]
+    arguments += ["--checkpoints", checkpoints] if checkpoints else []
+    if array.isdigit():
+        array = f"0-{int(array) - 1}"
+    name = loaded.name.replace(" ", "-")
+    batch = slurm.Batch(
+        job=job,
+        name=name,
+        command=str(Path(sys.executable).with_name("hessdist")),
+        log=log or Path(f"{name}-%A_%a.log" if array else f"{name}-%j.log"),
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        gpus_per_task=gpus_per_task,
+        time=time,
+        array=array,
+        signal=loaded.service.signal,
+        ahead=ahead,
+        partition=partition,
+        account=account,
+        qos=qos,
+        memory=memory,
+        directives=directives or (),
+        arguments=[*arguments, *context.obj],
+    )
+    slurm.check(batch)
+    script = slurm.batch_script(batch)
+    if dry_run:
+        typer.echo(script, nl=False)
+        return
+    typer.echo(slurm.in_words(batch))
+    typer.echo(f"submitted: job {slurm.submit(script)}, result: {loaded.output.path}")
+
+
+@app.command()
+def status(context: typer.Context, run: RunFile) -> None:
+    """Say how far a run is: done, running, waiting, failed, and its pace."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from hessdist.service.status import status_of
+
+    for line in status_of(run).lines():
+        typer.echo(line)
 
 
 @app.command()
@@ -225,22 +429,31 @@ def _needing_torch(module: str) -> Any:
         ) from error
 
 
-def _spectrum(
-    ranks: Ranks, path: Path, overrides: list[str], overwrite: bool, options: list[str]
-) -> int:
-    with ranks.agreeing():
-        sweep = _needing_torch("hessdist.service.sweep").sweep
-        job, text = load_job(path, overrides)
-    with Report(speaks=ranks.is_root) as report:
-        result = sweep(job, text, ranks, report, options=options, overwrite=overwrite)
-        report.line(f"result: {result.path} ({result.solved} solved, {result.skipped} done before)")
-        if result.unconverged:
-            steps = ", ".join(map(str, result.unconverged))
-            report.line(
-                f"unconverged pairs at steps {steps}: stored and marked; raise -eps_max_it or "
-                "-eps_ncv, or spectrum.tolerance"
-            )
-    return 3 if result.unconverged else 0
+def _overrides(
+    given: list[str] | None, groups: int | None, journal: bool | None, metrics: Path | None
+) -> list[str]:
+    """Options that stand for keys of the job file, as overrides of it."""
+    words = list(given or ())
+    if groups is not None:
+        words.append(f"service.groups={groups}")
+    if journal is not None:
+        words.append(f"service.journal={str(journal).lower()}")
+    if metrics is not None:
+        words.append(f"service.metrics={json.dumps(str(metrics))}")
+    return words
+
+
+def _conclude(result: SweepResult, report: Report) -> int:
+    """The last lines of a sweep, and its status."""
+    report.line(f"result: {result.path} ({result.solved} solved, {result.skipped} done before)")
+    if not result.unconverged:
+        return 0
+    steps = ", ".join(map(str, result.unconverged))
+    report.line(
+        f"unconverged pairs at steps {steps}: stored and marked; raise -eps_max_it or "
+        "-eps_ncv, or spectrum.tolerance"
+    )
+    return 3
 
 
 def _table(run: Run) -> Table:

@@ -12,6 +12,8 @@ class HessdistError(Exception):
     """
 
     exit_status = 1
+    agreed = False
+    """Whether all ranks raise it."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         self.what = what
@@ -62,3 +64,9 @@ class NumericalError(HessdistError):
 
 class RankError(HessdistError):
     """An error on another rank that hessdist did not foresee."""
+
+
+class Stopped(HessdistError):  # noqa: N818 - no error, as StopIteration is none
+    """A signal asked for an end, and all ranks agreed to it; what is done is on disk."""
+
+    exit_status = 75

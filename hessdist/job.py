@@ -180,6 +180,21 @@ class OutputSection(_Section):
     """The run's HDF5 file."""
 
 
+class ServiceSection(_Section):
+    """How a sweep is run; none of it changes the numbers."""
+
+    groups: Positive = 1
+    """Groups that the ranks are split into, each of which solves a checkpoint of its own."""
+    signal: Literal["USR1", "USR2", "HUP", "CONT"] = "USR1"
+    """What stops a sweep at the next product, as TERM and INT do."""
+    journal: bool = False
+    """Whether the products of an unfinished checkpoint are kept on disk, for the next run."""
+    journal_gib: Annotated[float, Field(gt=0)] = 16.0
+    """The most a rank's journal takes, in GiB; products beyond it are not kept."""
+    metrics: FilePath | None = None
+    """A file that gets a line of JSON for every product."""
+
+
 class Job(_Section):
     """A job file."""
 
@@ -193,6 +208,7 @@ class Job(_Section):
     spectrum: SpectrumSection = SpectrumSection()
     compute: ComputeSection = ComputeSection()
     output: OutputSection
+    service: ServiceSection = ServiceSection()
 
     def determining(self) -> dict[str, Any]:
         """What the numbers of a result depend on, apart from the checkpoints themselves.

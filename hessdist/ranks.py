@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # One message of a broadcast stays far below the 2 GiB that a C int can count.
 _BROADCAST_BYTES = 1 << 28
+_POST = 75  # the tag of messages outside of collectives
 
 
 def launched_rank() -> int:
@@ -101,6 +102,7 @@ class Ranks:
         self.rank: int = self.comm.Get_rank()
         self.size: int = self.comm.Get_size()
         self.collectives: Counter[str] = Counter()
+        self._sent: list[MPI.Request] = []
 
     @property
     def is_root(self) -> bool:
@@ -237,12 +239,56 @@ class Ranks:
         comm = self.comm.Split(color, self.rank)
         return None if comm == self._mpi.COMM_NULL else Ranks(comm)
 
-    def wait(self) -> None:
-        """Wait for all ranks, asleep: a barrier would keep the waiting ranks' cores busy."""
+    def split(self, groups: int) -> tuple[int, Ranks]:
+        """Split the ranks into groups of neighbours whose sizes differ by at most one. Collective.
+
+        Args:
+            groups: Their number, no more than there are ranks.
+
+        Returns:
+            The index of this rank's group, and the group's ranks.
+        """
+        ends = [shard_bounds(self.size, groups, group)[1] for group in range(groups)]
+        mine = next(group for group, end in enumerate(ends) if self.rank < end)
+        return mine, Ranks(self.comm.Split(mine, self.rank))
+
+    def any(self, here: bool) -> bool:
+        """Whether something is so on any rank. Collective."""
+        self.collectives["any"] += 1
+        return bool(self.comm.allreduce(here, self._mpi.LOR))
+
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait for all ranks, asleep: a barrier would keep the waiting ranks' cores busy.
+
+        Collective.
+
+        Args:
+            meanwhile: Called now and then.
+        """
         self.collectives["barrier"] += 1
         request = self.comm.Ibarrier()
         while not request.Test():
+            meanwhile()
             time.sleep(0.01)
+
+    def post(self, message: Any, to: int) -> None:
+        """Send a (small, picklable) object that its receiver looks for when it likes.
+
+        Not collective, and waits for nobody.
+
+        Args:
+            message: The object.
+            to: The rank.
+        """
+        self._sent = [request for request in self._sent if not request.Test()]
+        self._sent.append(self.comm.isend(message, to, _POST))
+
+    def received(self) -> list[Any]:
+        """Objects that other ranks have posted to this one since the last call. Not collective."""
+        found = []
+        while self.comm.Iprobe(self._mpi.ANY_SOURCE, _POST):
+            found.append(self.comm.recv(None, self._mpi.ANY_SOURCE, _POST))
+        return found
 
     # -- devices and threads -----------------------------------------------------------------
 

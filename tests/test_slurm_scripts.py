@@ -63,10 +63,13 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_spectrum_without_a_job_says_how() -> None:
-    done = bash(ROOT / "slurm" / "spectrum.sh")
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path != BUILD], ids=lambda p: p.name
+)
+def test_spectrum_without_a_job_says_how(script: Path) -> None:
+    done = bash(script)
     assert done.returncode == 1
-    assert "usage: sbatch slurm/spectrum.sh JOB.toml" in done.stderr
+    assert f"usage: sbatch slurm/{script.name} JOB.toml" in done.stderr
 
 
 def test_help() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
+from hessdist.results import seal
 from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
 
 if TYPE_CHECKING:
@@ -201,8 +203,18 @@ class CheckpointResult:
             return group[name][()]  # type: ignore[no-any-return]
 
 
-def is_complete(part: Path, fingerprint: str, digest: str) -> bool:
-    """Whether a checkpoint's file is complete, of this job and checkpoint, and all converged.
+class PartState(Enum):
+    """What is found where the file of a checkpoint should be."""
+
+    ABSENT = "absent"
+    DAMAGED = "damaged"
+    OTHER = "of another content of the checkpoint"
+    UNCONVERGED = "unconverged"
+    COMPLETE = "complete"
+
+
+def part_state(part: Path, fingerprint: str, digest: str) -> PartState:
+    """Look at a checkpoint's file, all its bytes included.
 
     Args:
         part: The file.
@@ -210,21 +222,23 @@ def is_complete(part: Path, fingerprint: str, digest: str) -> bool:
         digest: Of the checkpoint's parameters.
 
     Returns:
-        True if its result can be taken over.
+        `COMPLETE` if its result can be taken over.
     """
+    if not part.exists():
+        return PartState.ABSENT
     try:
+        if not seal.is_whole(part):
+            return PartState.DAMAGED
         with h5py.File(part, "r") as file:
-            attributes = file.attrs
-            return bool(
-                attributes.get("complete", False)
-                and attributes.get("fingerprint") == fingerprint
-                and attributes.get("checkpoint_digest") == digest
-                and all(field.name in file for field in TABLES)
-                and file["converged_largest"][()].all()
-                and file["converged_smallest"][()].all()
-            )
+            if not file.attrs.get("complete", False) or any(f.name not in file for f in TABLES):
+                return PartState.DAMAGED
+            mine = (file.attrs.get("fingerprint"), file.attrs.get("checkpoint_digest"))
+            if mine != (fingerprint, digest):
+                return PartState.OTHER
+            good = file["converged_largest"][()].all() and file["converged_smallest"][()].all()
+            return PartState.COMPLETE if good else PartState.UNCONVERGED
     except (OSError, RuntimeError, ValueError):
-        return False
+        return PartState.DAMAGED
 
 
 def check_ours(file: h5py.File, path: Path) -> None:

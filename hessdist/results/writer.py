@@ -7,6 +7,7 @@ an index over them: external links, with the small tables copied in.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
+from hessdist.results import seal
 from hessdist.results.schema import (
     DIMENSIONS,
     SCHEMA_VERSION,
@@ -30,6 +32,7 @@ from hessdist.results.schema import (
     group_name,
 )
 
+_PARTIAL = ".partial"
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
 
@@ -80,11 +83,12 @@ def part_path(path: Path, step: int, fingerprint: str) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[h5py.File]:
+def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
     """Write an HDF5 file beside its place, flush it to disk, and rename it into place.
 
     Args:
         path: Where the file shall be.
+        sealed: Whether the file shall carry a hash of itself; see `seal.py`.
 
     Yields:
         The open file.
@@ -92,12 +96,14 @@ def replacing(path: Path) -> Iterator[h5py.File]:
     Raises:
         OutputError: It cannot be written; what was there is untouched.
     """
-    # Hidden and with the process number: another writer, or a scan, does not take it for a result.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "w", track_order=True) as file:
+        block = seal.BLOCK if sealed else 0
+        with h5py.File(partial, "w", track_order=True, userblock_size=block) as file:
             yield file
+        if sealed:
+            seal.put(partial)
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -109,6 +115,57 @@ def replacing(path: Path) -> Iterator[h5py.File]:
                 f"{path} cannot be written ({error})", "free some space, or change output.path"
             ) from error
         raise
+
+
+def _partial(path: Path) -> Path:
+    """A name of this process's own; hidden, so that a scan does not take it for a result."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file so that a kill leaves it whole or as it was.
+
+    Args:
+        path: Where to.
+        text: Its content.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    partial = _partial(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror})", "free some space, or change output.path"
+        ) from error
+
+
+def remove_partial_files(path: Path) -> None:
+    """Remove what killed writers left; only for who knows that no other one is at work.
+
+    Args:
+        path: The run's file.
+    """
+    for folder, names in ((path.parent, f".{path.name}.*"), (parts_folder(path), ".*")):
+        for partial in folder.glob(f"{names}{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+
+def parts_of(path: Path, fingerprint: str) -> list[Path]:
+    """Files of single checkpoints of a job, by increasing step.
+
+    Args:
+        path: The run's file.
+        fingerprint: Of the job.
+
+    Returns:
+        Their paths; whether they are whole is not looked at.
+    """
+    return sorted(parts_folder(path).glob(f"{group_name(0)[:5]}*.{fingerprint}.h5"))
 
 
 def _flush(path: Path) -> None:
@@ -197,16 +254,15 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
 
     Args:
         path: The run's file.
-        parts: Complete files of one job, by increasing step; at least one.
+        parts: Files of one job, by increasing step; one that cannot be read is left out.
 
     Raises:
         OutputError: It cannot be written.
     """
-    rows: list[dict[str, Any]] = []
-    for part in parts:
-        with h5py.File(part, "r") as file:
-            rows.append({field.name: file[field.name][()] for field in TABLES})
-            rows[-1][STEP.name] = file.attrs["step"]
+    rows = {part: row for part in parts if (row := _read_row(part)) is not None}
+    if not rows:
+        return
+    parts = list(rows)
     with replacing(path) as index:
         with h5py.File(parts[-1], "r") as file:
             for name, value in file.attrs.items():
@@ -216,18 +272,27 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
             sizes = {name: len(file[name]) for name in ("largest", "smallest")}
             columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
         _write_parameters(index, *columns)
-        _write(index, STEP, np.array([row[STEP.name] for row in rows]), scale=True)
+        _write(index, STEP, np.array([row[STEP.name] for row in rows.values()]), scale=True)
         for name, size in sizes.items():
             _make_dimension(index, name, size)
         for field in TABLES:
             behind_step = Field(
                 field.name, ("step", *field.dimensions), field.dtype, field.long_name, field.units
             )
-            _write(index, behind_step, np.stack([row[field.name] for row in rows]))
+            _write(index, behind_step, np.stack([row[field.name] for row in rows.values()]))
         group = index.create_group("checkpoints")
-        for row, part in zip(rows, parts, strict=True):
+        for part, row in rows.items():
             target = os.path.relpath(part, path.parent)
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
+
+
+def _read_row(part: Path) -> dict[str, Any] | None:
+    try:
+        with h5py.File(part, "r") as file:
+            tables = {field.name: file[field.name][()] for field in TABLES}
+            return {**tables, STEP.name: file.attrs["step"]}
+    except (OSError, KeyError, RuntimeError, ValueError):
+        return None
 
 
 _ROOT_ATTRIBUTES = (

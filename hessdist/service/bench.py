@@ -32,7 +32,8 @@ from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.krylov_schur import basis_sizes
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
-from hessdist.workload.checkpoints import Checkpoint, find_checkpoints, load_into, read_state
+from hessdist.workload.checkpoints import load_into, read_state
+from hessdist.workload.steps import Checkpoint, find_checkpoints
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,10 @@ class Report:
         )
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._solve: TaskID | None = None
         self._total = 0
         self._done = 0
+        self._before = 0  # of them, those that took no time
         self._what = ""
         self._start = self._last = time.monotonic()
 
@@ -100,16 +102,49 @@ class Report:
 
     def begin(self, what: str, total: int) -> None:
         """Start counting towards a total: checkpoints, or minibatches."""
-        self._what, self._total, self._done = what, total, 0
+        self._what, self._total, self._done, self._before = what, total, 0, 0
         self._start = self._last = time.monotonic()
         if self._bar is not None:
             self._task = self._bar.add_task(what, total=total, note="")
 
-    def advance(self, done: int) -> None:
-        """Say how far the count is."""
-        self._done = done
+    def advance(self, done: int, before: int = 0, total: int | None = None) -> None:
+        """Say how far the count is.
+
+        Args:
+            done: Items done.
+            before: Of them, those that were done before this run.
+            total: Of items, where it has changed.
+        """
+        self._done, self._before = done, before
+        self._total = self._total if total is None else total
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=done, total=self._total)
+
+    def solving(self, what: str) -> None:
+        """Begin a solve: a bar of its own below the other one."""
+        if self._bar is not None:
+            self._solve = self._bar.add_task(what, total=None, note="")
+
+    def solve(self, what: str, products: int, expected: int | None, standing: str) -> None:
+        """Say where the solve stands.
+
+        Args:
+            what: The solve.
+            products: Products so far.
+            expected: Products in all, where they can be told.
+            standing: What has converged.
+        """
+        if self._bar is not None and self._solve is not None:
+            self._bar.update(self._solve, completed=products, total=expected, note=standing)
+            return
+        more = f" of about {expected}" if expected else ""
+        self.note(", ".join(filter(None, [f"{what}: {products}{more} products", standing])))
+
+    def solved(self) -> None:
+        """End the bar of a solve."""
+        if self._bar is not None and self._solve is not None:
+            self._bar.remove_task(self._solve)
+            self._solve = None
 
     def note(self, text: str) -> None:
         """Say where the present item stands; in a log only now and then."""
@@ -125,13 +160,14 @@ class Report:
 
     def _times(self, now: float) -> str:
         elapsed = now - self._start
-        if not self._done:
-            return f"{_clock(elapsed)} elapsed"
-        left = elapsed / self._done * (self._total - self._done)
-        return f"{_clock(elapsed)} elapsed, about {_clock(left)} left"
+        if self._done <= self._before:
+            return f"{clock(elapsed)} elapsed"
+        left = elapsed / (self._done - self._before) * (self._total - self._done)
+        return f"{clock(elapsed)} elapsed, about {clock(left)} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:00:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

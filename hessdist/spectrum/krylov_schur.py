@@ -51,6 +51,7 @@ class Progress:
     converged_largest: int
     converged_smallest: int
     worst_residual: float  # largest estimated relative residual of a wanted pair
+    to_go: int | None  # products that it still takes at the present rate, where one can be told
 
 
 def basis_sizes(wanted: int, dimension: int) -> tuple[int, int]:
@@ -278,12 +279,14 @@ class Solver:
         relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
+        to_go = steps_to_go(self._ritz, self._kept, self._ends, floor)
         self.on_restart(
             Progress(
                 products=self.shell.products,
                 converged_largest=int((relative[top] <= self._aim).sum()),
                 converged_smallest=int((relative[bottom] <= self._aim).sum()),
                 worst_residual=float(relative[self._ends.chosen(ascending)].max()),
+                to_go=to_go,
             )
         )
         ncv = self.eps.getDimensions()[1]
@@ -296,24 +299,22 @@ class Solver:
             return reasons.CONVERGED_USER
         if done:  # pairs that rounding limits: SLEPc would not count them, the next time it shall
             self._accept_everything()
-        self._plan_cycle(self._ritz, floor, converged)
+        self._plan_cycle(len(values), to_go, converged)
         return reasons.ITERATING
 
-    def _plan_cycle(self, ritz: Ritz, floor: float, converged: int) -> None:
+    def _plan_cycle(self, size: int, to_go: int | None, converged: int) -> None:
         """Say how large the basis shall be when the next cycle ends, and it is looked at again.
 
         As large as convergence will take at the present rate, so that the solve stops at the
         product that makes it, but for a start no more than a few vectors larger than this one.
         """
-        size, last_kept = len(ritz.values), self._kept
         self._kept = converged + max(1, int((size - converged) * self._keep))  # as SLEPc has it
         if not self._grows:
             return
         nev, ncv, _ = self.eps.getDimensions()
         target = size + _GROWTH
-        steps = steps_to_go(ritz, last_kept, self._ends, floor)
-        if steps is not None:
-            target = min(target, self._kept + max(steps, _FEWEST))
+        if to_go is not None:
+            target = min(target, self._kept + max(to_go, _FEWEST))
         # One rank says it for all: theirs may round differently.
         self.eps.setDimensions(nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from hessdist.errors import Stopped
 from hessdist.gpu_aware import mpi_takes_device_memory
 from hessdist.ranks import Ranks
 
@@ -44,6 +45,16 @@ class LocalOperator(Protocol):
         """(d,) to this rank's addend of the product, (d,) float64."""
 
 
+class Journal(Protocol):
+    """Products of an earlier, unfinished solve, in their order; `service/journal.py` has one."""
+
+    def replay(self, x: Tensor, y: Tensor) -> bool:
+        """Put the next product into y if it is one of x. Collective, and the same on all ranks."""
+
+    def append(self, x: Tensor, y: Tensor) -> None:
+        """Keep a product that was computed. Not collective."""
+
+
 class ShellMatrix:
     """A v ↦ scale · Σ_ranks local(v) + shift · v, on vectors spread over the ranks.
 
@@ -55,7 +66,9 @@ class ShellMatrix:
         ranks: The ranks of the solve.
         scale: Factor of the sum: 1/N.
         shift: Added to the diagonal: the l2 penalty.
-        on_product: Called after every product with the number of products so far.
+        on_product: Called after every product with the number of products so far; it may raise
+            `Stopped`, on all ranks at once.
+        journal: Keeps finished products, and gives them back to a solve that starts again.
     """
 
     def __init__(
@@ -66,13 +79,16 @@ class ShellMatrix:
         scale: float = 1.0,
         shift: float = 0.0,
         on_product: Callable[[int], None] = lambda products: None,
+        journal: Journal | None = None,
     ) -> None:
         self._local = local
+        self._journal = journal
         self.ranks = ranks
         self._scale, self._shift = scale, shift
         self._on_product = on_product
         self.products = 0
-        self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0}
+        self.replayed = 0  # of them, those that the journal gave
+        self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0, "journal": 0.0}
         begin, end = ranks.shard(local.size)
         self.local_size = end - begin
         self._on_gpu = local.device.type == "cuda"
@@ -123,9 +139,42 @@ class ShellMatrix:
 
     def _multiply(self, x: Tensor) -> Tensor:
         """This rank's entries, on any device, to those of the product, float64. Collective."""
-        start = time.perf_counter()
         self._mine.copy_(x)
         self._wait()
+        if self._replay():
+            self.replayed += 1
+        else:
+            self._compute()
+            self._keep()
+        self.products += 1
+        if self._recorded is not None:
+            start = time.perf_counter()
+            self._recorded.append(self._column())
+            torch.from_numpy(self._recorded[-1]).copy_(self._slice)
+            self.seconds["reduction"] += time.perf_counter() - start
+        self._on_product(self.products)
+        total = self._slice.to(x.device, torch.float64, copy=True)
+        return self._finish(total, x)
+
+    def _replay(self) -> bool:
+        """Take the product from the journal, if it has it. Collective where there is a journal."""
+        if self._journal is None:
+            return False
+        start = time.perf_counter()
+        found = self._journal.replay(self._mine, self._slice)
+        self.seconds["journal"] += time.perf_counter() - start
+        return found
+
+    def _keep(self) -> None:
+        """Give the product to the journal."""
+        if self._journal is not None:
+            start = time.perf_counter()
+            self._journal.append(self._mine, self._slice)
+            self.seconds["journal"] += time.perf_counter() - start
+
+    def _compute(self) -> None:
+        """From this rank's entries in `_mine` to those of the summed products in `_slice`."""
+        start = time.perf_counter()
         self.ranks.gather_vector(self._mine, self._whole)
         gathered = time.perf_counter()
         total = self._local(self._whole.to(self._local.device, non_blocking=True))
@@ -133,16 +182,9 @@ class ShellMatrix:
         self._wait()
         multiplied = time.perf_counter()
         self.ranks.reduce_scatter(self._sum, self._slice)
-        self.products += 1
-        if self._recorded is not None:
-            self._recorded.append(self._column())
-            torch.from_numpy(self._recorded[-1]).copy_(self._slice)
         self.seconds["gather"] += gathered - start
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
-        self._on_product(self.products)
-        total = self._slice.to(x.device, torch.float64, copy=True)
-        return self._finish(total, x)
 
     def _wait(self) -> None:
         """Wait for the device: MPI and PETSc know nothing of PyTorch's streams."""
@@ -152,14 +194,17 @@ class ShellMatrix:
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
         """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all.
 
-        PETSc does not survive an exception in the middle of a solve: a single rank keeps it in
-        `failure` and goes on with the identity, at which the solver stops.
+        PETSc does not survive an exception in the middle of a solve: a single rank, or all of them
+        where all are to stop, keep it in `failure` and go on with the identity, at which the
+        solver stops.
         """
         self._wait()  # for PETSc's streams
         entries = _entries(x, "r")
         if self.failure is None:
             try:
                 entries = self._multiply(entries)
+            except Stopped as stop:  # on all ranks
+                self.failure = stop
             except Exception as error:
                 if self.ranks.size > 1:  # the others are inside the reduction, and would wait
                     self.ranks.abort(error)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: found, ordered by step, read without running code, written whole."""
+"""Checkpoints: read without running code, put into a model, written whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from hessdist.errors import CheckpointError, OutputError
+from hessdist.workload.steps import signature
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SHOWN = 3
+_READINGS = 5
 # How PyTorch's reader names what it does not let a checkpoint make.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)")
 
 
-@dataclass(frozen=True, order=True)
-class Checkpoint:
-    """A checkpoint file and the training step it was written at."""
-
-    step: int
-    path: Path
-
-
-def find_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Find the checkpoints of a run.
+def read_whole(path: Path) -> dict[str, Tensor]:
+    """`read_state`, again if the file was written to meanwhile.
 
     Args:
-        directory: A folder of files whose names hold the step: the number after "step" where
-            there is one ("epoch=0-step=10.ckpt"), else the last number ("model_0050.pt").
+        path: The file.
 
     Returns:
-        Checkpoints by increasing step (a number, not text).
+        Tensors by name, all of one content of the file.
 
     Raises:
-        CheckpointError: No such folder, no checkpoint in it, or two of one step.
+        CheckpointError: It cannot be read, or does not stay as it is.
     """
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"the checkpoint folder {directory} does not exist",
-            "run `hessdist train` with the same job file, or correct checkpoints.directory",
-        )
-    found: dict[int, Checkpoint] = {}
-    for path in sorted(directory.iterdir()):
-        step = step_of(path)
-        if path.suffix not in SUFFIXES or path.name.startswith(".") or step is None:
+    for _ in range(_READINGS):
+        before = signature(path)
+        try:
+            state = read_state(path)
+        except CheckpointError:
+            if signature(path) == before:
+                raise
             continue
-        if step in found:
-            raise CheckpointError(
-                f"{path} and {found[step].path.name} are both of step {step}", "move one away"
-            )
-        found[step] = Checkpoint(step, path)
-    if not found:
-        raise CheckpointError(
-            f"the folder {directory} holds no checkpoint ({', '.join(SUFFIXES)}, with the step in "
-            "the name)",
-            "run `hessdist train` with the same job file, or correct checkpoints.directory",
-        )
-    return sorted(found.values())
-
-
-def step_of(path: Path) -> int | None:
-    """The training step in a file's name; None where there is no number."""
-    match = re.search(r"step\D{0,3}?(\d+)", path.stem) or re.search(r"(\d+)\D*$", path.stem)
-    return int(match[1]) if match else None
+        if signature(path) == before:
+            return state
+    raise CheckpointError(
+        f"the checkpoint {path} was written to while it was read, {_READINGS} times",
+        "write it under another name and rename it",
+    )
 
 
 def checkpoint_name(step: int) -> str:

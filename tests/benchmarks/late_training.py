@@ -25,7 +25,8 @@ from hessdist.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.start import random_entries
-from hessdist.workload.checkpoints import find_checkpoints, load_into, read_state
+from hessdist.workload.checkpoints import load_into, read_state
+from hessdist.workload.steps import find_checkpoints
 
 
 def main() -> None:

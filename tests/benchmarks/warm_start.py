@@ -15,7 +15,8 @@ from hessdist.job import load_job
 from hessdist.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
-from hessdist.workload.checkpoints import find_checkpoints, load_into, read_state
+from hessdist.workload.checkpoints import load_into, read_state
+from hessdist.workload.steps import find_checkpoints
 
 
 def main() -> None:

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hessdist.errors import CheckpointError, OutputError
-from hessdist.workload.checkpoints import (
-    find_checkpoints,
-    load_into,
-    read_state,
-    step_of,
-    write_checkpoint,
-)
+from hessdist.workload.checkpoints import load_into, read_state, write_checkpoint
+from hessdist.workload.steps import find_checkpoints, step_of
 
 
 @pytest.fixture

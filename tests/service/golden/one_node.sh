@@ -1,0 +1,37 @@
+#!/bin/bash
+#SBATCH --job-name=lenet-mnist
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=1:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=lenet-mnist-%j.log
+set -uo pipefail
+
+export OMP_NUM_THREADS=8
+echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
+
+# Slurm signals this shell alone; srun hands the signal on to the ranks, which stop at the next
+# product.
+signalled= ranks=
+trap 'signalled=yes; kill -s USR1 "$ranks" 2>/dev/null' USR1 TERM
+
+srun --mpi=pmix --cpus-per-task=8 --kill-on-bad-exit=0 --wait=60 \
+    /home/me/hessdist/.venv/bin/hessdist spectrum jobs/lenet_mnist.toml &
+ranks=$!
+wait "$ranks"
+status=$?
+while [ -n "$signalled" ]; do # a signal ends the wait, and not the ranks
+    signalled=
+    wait "$ranks"
+    status=$?
+done
+
+echo "$(date -Is) job $SLURM_JOB_ID ends with status $status"
+if [ "$status" -eq 75 ]; then # stopped with work left
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,161 @@
+"""A job whose products take their time, and its sweeps as processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+from conftest import HESSDIST
+
+import hessdist
+
+# Nothing is kept of the graph, so that every product passes through the model, and sleeps there.
+JOB = """
+name = "slow"
+[model]
+factory = "slow:Net"
+arguments = {{ seconds = {seconds} }}
+[data]
+dataset = "slow:samples"
+[training]
+optimizer = "sgd"
+learning_rate = 0.5
+steps = {last}
+checkpoint_steps = {steps}
+[checkpoints]
+directory = "checkpoints"
+[spectrum]
+largest = 4
+smallest = 2
+[compute]
+dtype = "float64"
+cache_gib = 0
+[output]
+path = "results/run.h5"
+"""
+
+MODULE = """
+import os, time
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def samples():
+    rng = np.random.default_rng(0)
+    labels = torch.arange(60) % 5
+    return TensorDataset(torch.from_numpy(rng.random((60, 20))) + labels[:, None] / 5, labels)
+
+class Net(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(20, 8), nn.Linear(8, 5)
+        self.seconds = float(os.environ.get("SECONDS_A_PRODUCT", seconds))
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return self.fc2(torch.tanh(self.fc1(x)))
+"""
+
+TABLES = ("eigenvalues_largest", "eigenvalues_smallest", "loss", "products")
+
+
+def prepare(folder: Path, steps: Sequence[int] = (0, 10, 20), seconds: float = 0.0) -> Path:
+    """Write the job and its module into a folder, and train.
+
+    Returns:
+        The job file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = JOB.format(seconds=seconds, steps=list(steps), last=max(steps))
+    (folder / "slow.py").write_text(MODULE, encoding="utf-8")
+    (folder / "job.toml").write_text(text, encoding="utf-8")
+    subprocess.run(
+        [*HESSDIST, "train", "job.toml"], cwd=folder, check=True, timeout=120,
+        capture_output=True, env={**os.environ, "SECONDS_A_PRODUCT": "0"},
+    )  # fmt: skip
+    return folder / "job.toml"
+
+
+def command(*words: str, ranks: int = 0) -> list[str]:
+    return [*(["mpirun", "-n", str(ranks)] if ranks else []), *HESSDIST, *words]
+
+
+@contextmanager
+def started(
+    folder: Path, *words: str, ranks: int = 0, seconds: float | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, all of which is ended at the end."""
+    env = dict(os.environ) | ({} if seconds is None else {"SECONDS_A_PRODUCT": str(seconds)})
+    with subprocess.Popen(
+        command(*words, ranks=ranks), cwd=folder, env=env, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            kill_all(process)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the launcher and everything that it started."""
+    for pid in [*workers(process), process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Processes of hessdist that a launcher started, by increasing number."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != process.pid:
+            try:
+                if os.getsid(int(entry.name)) == process.pid:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return sorted(found)
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something, for no longer than that."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted((folder / "results" / "run.checkpoints").glob("step-*.h5"))
+
+
+def readable(folder: Path) -> int:
+    """Checkpoints in the result, all of which is read; -1 where there is none yet."""
+    path = folder / "results" / "run.h5"
+    for part in parts(folder):
+        with h5py.File(part, "r") as file:
+            assert file.attrs["complete"]
+    if not path.exists():
+        return -1
+    run = hessdist.open_run(path)
+    for step in run.steps:
+        assert np.isfinite(run[int(step)].eigenvectors_largest).all()
+    return len(run)
+
+
+def same(one: Path, other: Path) -> None:
+    """Two folders hold the same result, bit for bit."""
+    mine, theirs = (hessdist.open_run(folder / "results" / "run.h5") for folder in (one, other))
+    assert list(mine.steps) == list(theirs.steps)
+    for name in TABLES:
+        assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+    for step in map(int, mine.steps):
+        for name in ("eigenvectors_largest", "eigenvectors_smallest", "gradient"):
+            assert np.array_equal(getattr(mine[step], name), getattr(theirs[step], name)), name

@@ -1,0 +1,149 @@
+"""Stopping on a signal, and going on: real processes, at 1, 2 and 3 ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from sweeps import command, kill_all, parts, prepare, readable, same, started, until, workers
+
+SIGNALS = [("TERM", 0), ("INT", 0), ("USR1", 2), ("USR1", 3)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The undisturbed result by the number of ranks; 0: no launcher."""
+    found = {}
+    for ranks in (0, 2, 3):
+        folder = tmp_path_factory.mktemp(f"finished{ranks}")
+        prepare(folder)
+        run(folder, ranks)
+        found[ranks] = folder
+    return found
+
+
+def run(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        command("spectrum", "job.toml", *words, ranks=ranks), cwd=folder, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def products(folder: Path) -> list[dict[str, object]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def in_the_second(folder: Path) -> bool:
+    """In the middle of the second checkpoint."""
+    return any(line["step"] == 10 and line["product"] == 6 for line in products(folder))
+
+
+@pytest.mark.parametrize(("name", "ranks"), SIGNALS)
+def test_a_signal_stops_at_the_next_product_and_the_next_run_replays_the_journal(
+    tmp_path: Path, finished: dict[int, Path], name: str, ranks: int
+) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words, ranks=ranks) as process:
+        until(lambda: in_the_second(tmp_path))
+        count = len(products(tmp_path))
+        # mpirun hands USR1 on; TERM and INT go to the one process.
+        os.kill(process.pid, signal.Signals[f"SIG{name}"])
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 75, (out, err)
+    assert "stopped on a signal with 2 checkpoints left" in err
+    assert "Traceback" not in err
+    before = products(tmp_path)
+    assert len(before) <= count + 3  # it was the next product, give or take the time to look
+    assert len(parts(tmp_path)) == 1
+    assert readable(tmp_path) == 1
+
+    text = run(tmp_path, ranks, "--journal", "--metrics", "metrics.jsonl")
+    again = [line for line in products(tmp_path)[len(before) :] if line["step"] == 10]
+    kept = sum(line["step"] == 10 for line in before)
+    assert [line["replayed"] for line in again[: kept + 1]] == [True] * kept + [False]
+    assert f"{kept} products from the journal" in text
+    same(tmp_path, finished[ranks])
+    assert not (tmp_path / "results" / "run.checkpoints" / "journal").exists()
+
+
+def test_a_signal_to_one_rank_of_three_stops_all(tmp_path: Path) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("spectrum", "job.toml", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words, ranks=3) as process:
+        until(lambda: in_the_second(tmp_path))
+        os.kill(workers(process)[-1], signal.SIGUSR1)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert err.count("stopped on a signal") == 1
+
+
+def test_a_signal_to_one_group_stops_the_other(tmp_path: Path) -> None:
+    prepare(tmp_path, steps=range(0, 40, 5), seconds=0.05)
+    words = ("spectrum", "job.toml", "--groups", "2", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words, ranks=2) as process:
+        until(lambda: {line["group"] for line in products(tmp_path)} == {0, 1})
+        os.kill(workers(process)[-1], signal.SIGUSR1)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    left = int(re.search(r"with (\d+) checkpoints left", err)[1])  # type: ignore[index]
+    assert left == 8 - len(parts(tmp_path))
+
+
+def test_the_job_names_another_signal(tmp_path: Path) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("--set", "service.signal=USR2", "--metrics", "metrics.jsonl")
+    with started(tmp_path, "spectrum", "job.toml", *words) as process:
+        until(lambda: in_the_second(tmp_path))
+        os.kill(process.pid, signal.SIGUSR2)
+        process.communicate(timeout=30)
+    assert process.returncode == 75
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_kill_in_the_middle_of_a_solve_keeps_the_finished_products(
+    tmp_path: Path, finished: dict[int, Path], ranks: int
+) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words, ranks=ranks) as process:
+        until(lambda: in_the_second(tmp_path))
+        kill_all(process)
+        process.communicate(timeout=30)
+    text = run(tmp_path, ranks, "--journal")
+    kept = int(re.search(r"(\d+) products from the journal", text)[1])  # type: ignore[index]
+    assert kept >= 6
+    same(tmp_path, finished[ranks])
+
+
+def test_a_journal_of_other_ranks_is_ignored_with_a_word(tmp_path: Path) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words, ranks=2) as process:
+        until(lambda: in_the_second(tmp_path))
+        os.kill(process.pid, signal.SIGUSR1)
+        process.communicate(timeout=30)
+    text = run(tmp_path, 3, "--journal")
+    assert "step 10: the journal is ignored: it is of another ranks" in text
+    assert readable(tmp_path) == 3
+    assert not (tmp_path / "results" / "run.checkpoints" / "journal").exists()
+
+
+def test_another_basis_replays_what_fits(tmp_path: Path) -> None:
+    prepare(tmp_path, seconds=0.05)
+    words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")
+    with started(tmp_path, *words) as process:
+        until(lambda: any(line["product"] == 15 for line in products(tmp_path)))
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
+    text = run(tmp_path, 0, "--journal", "-eps_ncv", "12", "-eps_mpd", "12")
+    assert "the solve asks for another product than the journal's number 13" in text
+    assert readable(tmp_path) == 3

@@ -1,0 +1,139 @@
+"""Watching a training run: checkpoints come, settle, break, and are solved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from sweeps import parts, prepare, readable, same, started, until
+
+import hessdist
+from hessdist.service.queue import Watched
+from hessdist.workload.steps import signature
+
+STEPS = (0, 10, 20, 30)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    prepare(folder, STEPS)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """The job without its checkpoints, which lie in `made`."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints").rename(tmp_path / "made")
+    return tmp_path
+
+
+def come(folder: Path, step: int) -> None:
+    """A checkpoint is written under another name and renamed."""
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    name = f"step-{step:08d}.pt"
+    shutil.copy(folder / "made" / name, folder / "checkpoints" / ".new")
+    (folder / "checkpoints" / ".new").rename(folder / "checkpoints" / name)
+
+
+def test_it_follows_a_run_to_its_last_step(folder: Path) -> None:
+    words = ("watch", "job.toml", "--last", "30", "--settle", "0.3")
+    with started(folder, *words, ranks=2) as process:
+        for count, step in enumerate(STEPS):
+            come(folder, step)
+            if step < STEPS[-1]:
+                until(lambda count=count: readable(folder) == count + 1)  # type: ignore[misc]
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "(4 solved, 0 done before)" in out
+    assert list(hessdist.open_run(folder / "results" / "run.h5").steps) == list(STEPS)
+
+
+def test_it_ends_after_an_idle_time_and_goes_on_from_there(folder: Path) -> None:
+    come(folder, 0)
+    words = ("watch", "job.toml", "--idle", "2", "--settle", "0.3")
+    with started(folder, *words) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert readable(folder) == 1
+    come(folder, 10)
+    with started(folder, *words, ranks=2) as process:
+        out, _ = process.communicate(timeout=60)
+    assert "(1 solved, 1 done before)" in out
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_it_ends_on_a_signal_with_75_only_where_work_is_left(folder: Path, busy: bool) -> None:
+    come(folder, 0)
+    words = ("watch", "job.toml", "--settle", "0.3")
+    with started(folder, *words, ranks=2, seconds=0.05 if busy else 0) as process:
+        until(lambda: len(parts(folder)) == 1)
+        if busy:
+            come(folder, 10)
+            claim = folder / "results" / "run.checkpoints" / ".step-00000010.claim"
+            until(claim.exists)
+        os.kill(process.pid, signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == (75 if busy else 0), err
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_once_and_tried_again_when_it_changes(
+    folder: Path,
+) -> None:
+    come(folder, 0)
+    broken = folder / "checkpoints" / "step-00000010.pt"
+    broken.write_bytes(b"nothing")
+    words = ("watch", "job.toml", "--last", "20", "--settle", "0.3")
+    with started(folder, *words) as process:
+        note = folder / "results" / "run.checkpoints" / "step-00000010.failed"
+        until(note.exists)
+        until(lambda: len(parts(folder)) == 1)
+        come(folder, 10)
+        until(lambda: len(parts(folder)) == 2)
+        assert not note.exists()
+        come(folder, 20)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.count("step 10: set aside") == 1
+    assert out.count("step 10: loss") == 1
+
+
+def test_a_file_that_grows_is_not_taken_before_it_has_settled(folder: Path) -> None:
+    whole = (folder / "made" / "step-00000000.pt").read_bytes()
+    (folder / "checkpoints").mkdir()
+    path = folder / "checkpoints" / "step-00000000.pt"
+    path.write_bytes(whole[:100])
+    source = Watched(folder / "checkpoints", settle=5, idle=None, last=None)
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hessdist.service.queue.time.monotonic", lambda: clock[0])
+        assert not source.look()
+        for moment, size in ((3, 200), (6, 300), (9, len(whole))):
+            clock[0] = moment
+            path.write_bytes(whole[:size])
+            assert not source.look()
+        clock[0] = 13.9
+        assert not source.look()
+        clock[0] = 14
+        assert [checkpoint.step for checkpoint in source.look()] == [0]
+        before = signature(path)
+        os.utime(
+            path, ns=(0, 0)
+        )  # the clock of the file system jumps: written anew, for all we see
+        assert signature(path) != before
+        assert not source.look()
+
+
+def test_watching_gives_what_a_sweep_gives(folder: Path, trained: Path) -> None:
+    for step in STEPS:
+        come(folder, step)
+    with started(folder, "watch", "job.toml", "--idle", "1", "--settle", "0", ranks=2) as process:
+        process.communicate(timeout=60)
+    if not (trained / "results").exists():
+        with started(trained, "spectrum", "job.toml", ranks=2) as process:
+            process.communicate(timeout=60)
+    same(folder, trained)
