@@ -23,7 +23,7 @@ export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
 # Slurm signals this shell alone, 120 s ahead of the limit; srun hands the signal on to the ranks,
 # which stop at the next product and end with status 75.
-signalled= ranks=
+signalled='' ranks=''
 trap 'signalled=yes; kill -s USR1 "$ranks" 2>/dev/null' USR1 TERM
 
 # `--mpi=pmix` is what Open MPI needs; another MPI may want pmi2 (see `srun --mpi=list`).

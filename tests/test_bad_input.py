@@ -97,8 +97,8 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below the results, and a digest of its bytes."""
-    files = (path for path in (folder / "results").rglob("*") if path.is_file())
+    """Every result, and a digest of its bytes."""
+    files = (path for path in (folder / "results").rglob("*.h5") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -31,6 +31,7 @@ from hessdist.results.schema import (
     Field,
     group_name,
 )
+from hessdist.results.unfailing import Unfailing
 
 _PARTIAL = ".partial"
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
@@ -100,8 +101,10 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         block = seal.BLOCK if sealed else 0
-        with h5py.File(partial, "w", track_order=True, userblock_size=block) as file:
-            yield file
+        with Unfailing(partial) as raw:
+            with h5py.File(raw, "w", track_order=True, userblock_size=block) as file:
+                yield file
+            raw.complain()
         if sealed:
             seal.put(partial)
         _flush(partial)

@@ -103,7 +103,7 @@ echo "$(date -Is) job {this}, start $((${{SLURM_RESTART_COUNT:-0}} + 1)) on $SLU
 
 # Slurm signals this shell alone; srun hands the signal on to the ranks, which stop at the next
 # product.
-signalled= ranks=
+signalled='' ranks=''
 trap 'signalled=yes; kill -s {signal} "$ranks" 2>/dev/null' {signal} TERM
 
 srun --mpi=pmix --cpus-per-task={threads} --kill-on-bad-exit=0 --wait=60 \\

@@ -12,6 +12,7 @@ from hessdist.errors import HessdistError, OutputError, ResultError, Stopped
 from hessdist.job import Job, changed_fields, parse_job
 from hessdist.ranks import Ranks
 from hessdist.results.reader import Run, open_run
+from hessdist.results.schema import group_name
 from hessdist.results.writer import (
     check_writable,
     parts_folder,
@@ -249,11 +250,22 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
     if (not replaces or complete) and mine:
         with ranks.agreeing():
             if ranks.is_root:
-                group.writer.write_index()
+                if outcomes.solved or not _is_current(path, mine):
+                    group.writer.write_index()
                 if replaces:
                     _drop_others(path, set(mine))
                 unconverged = _unconverged(open_run(path))
     return list(ranks.broadcast(unconverged))
+
+
+def _is_current(path: Path, parts: Sequence[Path]) -> bool:
+    """Whether the run's file is an index over these files."""
+    try:
+        run = open_run(path)
+    except ResultError:
+        return False
+    steps = [group_name(int(step)) for step in run.steps]
+    return [f"{step}.{run.fingerprint}.h5" for step in steps] == [part.name for part in parts]
 
 
 def _drop_others(path: Path, kept: set[Path]) -> None:

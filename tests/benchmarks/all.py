@@ -50,7 +50,8 @@ BENCHMARKS = {
     f"training.checkpoint_steps={TEN} --set checkpoints.directory=$FOLDER/ten > $FOLDER/log && "
     f"python {HERE}/warm_start.py jobs/demo.toml --set checkpoints.directory=$FOLDER/ten",
     "groups": "hessdist train jobs/demo.toml --set checkpoints.directory=$FOLDER/demo "
-    f"> $FOLDER/log && python {HERE}/groups.py jobs/demo.toml --set checkpoints.directory=$FOLDER/demo",
+    f"> $FOLDER/log && python {HERE}/groups.py jobs/demo.toml "
+    "--set checkpoints.directory=$FOLDER/demo",
     "journal": f"python {HERE}/journal.py jobs/lenet_mnist.toml {FEW} "
     "--set checkpoints.directory=$REFERENCE --set data.subset=first",
     "product": f"python {HERE}/product.py",

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 import hessdist
 from hessdist.errors import OutputError, ResultError
-from hessdist.results.reader import ParameterTensor, is_complete
+from hessdist.results import seal
+from hessdist.results.reader import ParameterTensor, PartState, part_state
 from hessdist.results.schema import SCHEMA_VERSION, TABLES, VECTORS
+from hessdist.results.unfailing import Unfailing
 from hessdist.results.writer import (
     CheckpointFile,
     RunDescription,
@@ -393,24 +395,55 @@ def without(name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "state"),
     [
-        cut,
-        Path.unlink,
-        lambda part: part.write_bytes(b""),
-        lambda part: part.write_bytes(np.random.default_rng(0).bytes(5000)),
-        edit(fingerprint="ba9876543210"),
-        edit(checkpoint_digest="e" * 64),
-        edit(complete=False),
-        without("eigenvalues_smallest"),
-        without("loss"),
+        (cut, PartState.DAMAGED),
+        (Path.unlink, PartState.ABSENT),
+        (lambda part: part.write_bytes(b""), PartState.DAMAGED),
+        (
+            lambda part: part.write_bytes(np.random.default_rng(0).bytes(5000)),
+            PartState.DAMAGED,
+        ),
+        (edit(fingerprint="ba9876543210"), PartState.OTHER),
+        (edit(checkpoint_digest="e" * 64), PartState.OTHER),
+        (edit(complete=False), PartState.DAMAGED),
+        (without("eigenvalues_smallest"), PartState.DAMAGED),
+        (without("loss"), PartState.DAMAGED),
     ],
 )
-def test_only_a_whole_file_of_this_job_and_checkpoint_is_complete(path: Path, damage: Any) -> None:
+def test_only_a_whole_file_of_this_job_and_checkpoint_is_complete(
+    path: Path, damage: Any, state: PartState
+) -> None:
     part = parts(path)[1]
-    assert is_complete(part, FINGERPRINT, DIGEST)
+    assert part_state(part, FINGERPRINT, DIGEST) is PartState.COMPLETE
     damage(part)
-    assert not is_complete(part, FINGERPRINT, DIGEST)
+    assert part_state(part, FINGERPRINT, DIGEST) is state
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_found(tmp_path: Path) -> None:
+    part = tmp_path / "part.h5"
+    with replacing(part, sealed=True) as file:
+        file["x"] = np.arange(1000.0)
+    assert seal.is_whole(part)
+    data = part.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(data), 200):
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(position) % 8
+        part.write_bytes(changed)
+        assert not seal.is_whole(part), position
+    part.write_bytes(data[:-1])
+    assert not seal.is_whole(part)
+
+
+def test_an_error_of_the_disk_is_told_and_not_swallowed(tmp_path: Path) -> None:
+    """HDF5 itself would let it pass, or end the process, when it closes its objects."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    with Unfailing(full) as file:
+        assert file.write(b"some bytes") == 10
+        with pytest.raises(OSError, match="No space left"):
+            file.complain()
 
 
 def test_a_file_whose_writer_did_not_finish_is_not_complete(tmp_path: Path) -> None:
@@ -420,7 +453,7 @@ def test_a_file_whose_writer_did_not_finish_is_not_complete(tmp_path: Path) -> N
         for field in TABLES:
             checkpoint.put(field.name, numbers(0)[field.name])
         file.attrs["checkpoint_digest"] = DIGEST
-    assert not is_complete(part, FINGERPRINT, DIGEST)
+    assert part_state(part, FINGERPRINT, DIGEST) is PartState.DAMAGED
 
 
 def foreign(path: Path) -> None:

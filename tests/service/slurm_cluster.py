@@ -126,8 +126,8 @@ class Cluster:
         """Switch a node on."""
         as_user = ["--user", "--map-current-user", "--keep-caps"] if os.geteuid() else []
         inside = INSIDE.format(name=name, d=self.folder)
-        self._run(name, "unshare", *as_user, "--uts", "--mount", "--propagation", "private",
-                  "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", inside)  # fmt: skip
+        spaces = "--uts --mount --propagation private --pid --fork --kill-child --mount-proc"
+        self._run(name, "unshare", *as_user, *spaces.split(), "sh", "-c", inside)
 
     def cut_power(self, name: str) -> None:
         """End a node and everything on it, and let the controller know at once."""
@@ -214,7 +214,8 @@ class Cluster:
         for number in range(1, NODES + 1):
             (d / "spool" / f"node{number}").mkdir(parents=True)
             (d / "tmp" / f"node{number}").mkdir(parents=True)
-        (d / "munge").chmod(0o700)
+        for folder in (d, d / "munge"):  # munged wants its socket to be within everybody's reach
+            folder.chmod(0o755)
         (d / "munge" / "key").write_bytes(os.urandom(128))
         (d / "munge" / "key").chmod(0o600)
         (d / "plugstack.conf").touch()

@@ -28,7 +28,9 @@ class Lines(list[str]):
 def open_journal(folder: Path, lines: Lines | None = None, **changed: Any) -> Journal:
     limit = changed.pop("limit", 2**30)
     identity = {**IDENTITY, **changed}
-    return Journal(folder / "run.h5", 50, Ranks(), identity, limit, Lines() if lines is None else lines)
+    return Journal(
+        folder / "run.h5", 50, Ranks(), identity, limit, Lines() if lines is None else lines
+    )
 
 
 def vectors(seed: int, count: int = 5) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)) on
 
 # Slurm signals this shell alone; srun hands the signal on to the ranks, which stop at the next
 # product.
-signalled= ranks=
+signalled='' ranks=''
 trap 'signalled=yes; kill -s USR1 "$ranks" 2>/dev/null' USR1 TERM
 
 srun --mpi=pmix --cpus-per-task=8 --kill-on-bad-exit=0 --wait=60 \
