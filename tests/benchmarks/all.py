@@ -44,6 +44,11 @@ BENCHMARKS = {
         f"python {HERE}/cost_model.py $FOLDER/1.json $FOLDER/2.json $FOLDER/4.json "
         "--check $FOLDER/3.json --cores 2",
     ]),
+    "memory": " && ".join(
+        f"mpirun -n {p} --oversubscribe python {HERE}/memory.py jobs/lenet_mnist.toml "
+        "--set data.samples=8"
+        for p in (1, 2, 4)
+    ),
     "both-ends": f"python {HERE}/both_ends.py",
     "late-training": f"python {HERE}/late_training.py jobs/lenet_mnist.toml",
     "warm-start": f"hessdist train jobs/demo.toml --set training.steps=300 --set "
