@@ -28,6 +28,7 @@ from hessdist.results.writer import parts_folder
 
 _HEADER = 1024  # bytes
 _HASH = 32
+_ATTEMPTS = 5
 
 
 class Journal:
@@ -55,14 +56,13 @@ class Journal:
         self._ranks, self._limit, self._say = ranks, limit, say
         self._step = step
         self._identity = {**identity, "ranks": ranks.size, "rank": ranks.rank}
-        self.path = parts_folder(path) / "journal" / f"{group_name(step)}.rank-{ranks.rank}"
+        self.path = _folder(path) / f"{group_name(step)}.rank-{ranks.rank}"
         self._position = 0  # records read or written so far
         self._file: FileIO | None = None
         found: str | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             found = _difference(self.path, self._identity)
-            self._file = FileIO(self.path, "r+" if found == "" else "w+")
+            self._file = _opened(self.path, "r+" if found == "" else "w+")
             if found != "":
                 self._file.write(json.dumps(self._identity).encode().ljust(_HEADER))
         except OSError as error:
@@ -179,13 +179,33 @@ class Journal:
         self.close()
         self.path.unlink(missing_ok=True)
         if self._ranks.is_root:  # of more ranks than there are now
-            ranks = range(self._ranks.size)
-            mine = {f"{group_name(self._step)}.rank-{rank}" for rank in ranks}
-            for other in self.path.parent.glob(f"{group_name(self._step)}.rank-*"):
-                if other.name not in mine:
-                    other.unlink(missing_ok=True)
-        with suppress(OSError):  # the last one out
-            self.path.parent.rmdir()
+            with suppress(FileNotFoundError):
+                for other in self.path.parent.glob(f"{group_name(self._step)}.rank-*"):
+                    if int(other.name.rsplit("-", 1)[1]) >= self._ranks.size:
+                        other.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove the folder of a run's journals, if none is left in it.
+
+    Args:
+        path: The run's file.
+    """
+    with suppress(OSError):
+        _folder(path).rmdir()
+
+
+def _folder(path: Path) -> Path:
+    return parts_folder(path) / "journal"
+
+
+def _opened(path: Path, mode: str) -> FileIO:
+    """Open a journal; another sweep may remove the folder while it is empty."""
+    for _ in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return FileIO(path, mode)
+    raise FileNotFoundError(f"{path.parent} does not stay")
 
 
 def _difference(path: Path, identity: Mapping[str, Any]) -> str | None:

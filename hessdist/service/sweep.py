@@ -22,6 +22,7 @@ from hessdist.results.writer import (
 )
 from hessdist.service import locks
 from hessdist.service.group import Group, Outcomes
+from hessdist.service.journal import remove_folder
 from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.report import Report
 from hessdist.service.stop import Stop
@@ -245,6 +246,8 @@ def _together(group: Group, source: Source, ranks: Ranks, groups: int) -> Outcom
 def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> list[int]:
     """Write the index once more, drop what it replaces, and say what is unconverged. Collective."""
     path, unconverged = group.job.output.path, []
+    if ranks.is_root:
+        remove_folder(path)
     mine = parts_of(path, group.fingerprint)
     complete = not outcomes.stopped and not outcomes.failed
     if (not replaces or complete) and mine:

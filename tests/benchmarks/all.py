@@ -46,7 +46,7 @@ BENCHMARKS = {
     ]),
     "memory": " && ".join(
         f"mpirun -n {p} --oversubscribe python {HERE}/memory.py jobs/lenet_mnist.toml "
-        "--set data.samples=8"
+        "--set data.fraction=0.0002"
         for p in (1, 2, 4)
     ),
     "both-ends": f"python {HERE}/both_ends.py",

