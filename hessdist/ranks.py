@@ -103,6 +103,8 @@ class Ranks:
         self.size: int = self.comm.Get_size()
         self.collectives: Counter[str] = Counter()
         self._sent: list[MPI.Request] = []
+        self._posted: Counter[int] = Counter()  # messages by receiver
+        self._received = 0
 
     @property
     def is_root(self) -> bool:
@@ -282,13 +284,26 @@ class Ranks:
         """
         self._sent = [request for request in self._sent if not request.Test()]
         self._sent.append(self.comm.isend(message, to, _POST))
+        self._posted[to] += 1
 
     def received(self) -> list[Any]:
         """Objects that other ranks have posted to this one since the last call. Not collective."""
         found = []
         while self.comm.Iprobe(self._mpi.ANY_SOURCE, _POST):
             found.append(self.comm.recv(None, self._mpi.ANY_SOURCE, _POST))
+        self._received += len(found)
         return found
+
+    def finish_posts(self, read: Callable[[], None]) -> None:
+        """Wait until all that was posted has been received. Collective.
+
+        Args:
+            read: Calls `received`.
+        """
+        expected = sum(posted[self.rank] for posted in self.collect(self._posted))
+        while self._received < expected:
+            read()
+            time.sleep(0.001)
 
     # -- devices and threads -----------------------------------------------------------------
 

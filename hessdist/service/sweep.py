@@ -240,6 +240,7 @@ def _together(group: Group, source: Source, ranks: Ranks, groups: int) -> Outcom
             ranks.abort(error)
         raise
     ranks.wait(group.read_mail)
+    ranks.finish_posts(group.read_mail)
     return Outcomes.merged(ranks.collect(group.outcomes if group.ranks.is_root else Outcomes()))
 
 

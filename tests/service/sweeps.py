@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -64,6 +65,7 @@ class Net(nn.Module):
         return self.fc2(torch.tanh(self.fc1(x)))
 """
 
+_PLACE = "OMPI_MCA_orte_tmpdir_base"
 TABLES = ("eigenvalues_largest", "eigenvalues_smallest", "loss", "products")
 
 
@@ -92,12 +94,19 @@ def command(*words: str, ranks: int = 0) -> list[str]:
 def started(
     folder: Path, *words: str, ranks: int = 0, seconds: float | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, all of which is ended at the end."""
+    """A command in a process group of its own, all of which is ended at the end.
+
+    An mpirun that is killed leaves its folder behind, and a later one with the same process number
+    does not start: so each has a place of its own for it.
+    """
     env = dict(os.environ) | ({} if seconds is None else {"SECONDS_A_PRODUCT": str(seconds)})
-    with subprocess.Popen(
-        command(*words, ranks=ranks), cwd=folder, env=env, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+    with (
+        TemporaryDirectory(prefix="ompi", ignore_cleanup_errors=True) as place,
+        subprocess.Popen(
+            command(*words, ranks=ranks), cwd=folder, env=env | {_PLACE: place}, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process,
+    ):  # fmt: skip
         try:
             yield process
         finally:

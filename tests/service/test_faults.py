@@ -62,14 +62,21 @@ def test_a_killed_rank_ends_all_and_costs_no_finished_checkpoint(
     same(tmp_path, finished)
 
 
-@pytest.mark.parametrize("journal", [True, False])
-def test_twenty_kills_at_random_moments_change_nothing(
-    tmp_path: Path, finished: Path, journal: bool
+@pytest.mark.parametrize(
+    ("kills", "journal"),
+    [
+        (5, True),
+        pytest.param(20, True, marks=pytest.mark.slow),
+        pytest.param(20, False, marks=pytest.mark.slow),
+    ],
+)
+def test_kills_at_random_moments_change_nothing(
+    tmp_path: Path, finished: Path, kills: int, journal: bool
 ) -> None:
-    prepare(tmp_path, STEPS, seconds=0.03)
-    moments = random.Random(journal)
+    prepare(tmp_path, STEPS, seconds=0.03 if kills < 10 else 0.1)
+    moments = random.Random(kills)
     words = ["--journal"] if journal else []
-    for _ in range(10):
+    for _ in range(kills):
         with started(tmp_path, "spectrum", "job.toml", *words, ranks=2) as process:
             try:
                 process.wait(moments.uniform(1.5, 6))
@@ -202,6 +209,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_others_go_on(folder: Path) ->
     assert list(hessdist.open_run(folder / "results" / "run.h5").steps) == [0, 20, 30, 50]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_first_checkpoints_are_all_wrong_gives_up(folder: Path) -> None:
     shutil.rmtree(folder / "results")
     for step in STEPS:
@@ -256,6 +264,7 @@ def test_a_reader_that_holds_the_result_open_is_not_in_the_way(
     same(folder, finished)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_is_no_matter(folder: Path, finished: Path) -> None:
     shutil.rmtree(folder / "results")
     future = time.time() + 86_400

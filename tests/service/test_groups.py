@@ -30,7 +30,7 @@ def sweep(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
     return done.stdout if not status else done.stderr
 
 
-@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("groups", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_groups_of_one_rank_find_what_one_rank_finds(
     tmp_path: Path, one_group: Path, groups: int
 ) -> None:
@@ -66,6 +66,7 @@ def test_more_groups_than_ranks_are_refused(tmp_path: Path) -> None:
     assert "3 groups of 2 ranks" in sweep(tmp_path, 2, "--groups", "3", status=2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_set_aside_by_one_group_stops_no_other(tmp_path: Path) -> None:
     prepare(tmp_path, STEPS, seconds=0.01)
     (tmp_path / "checkpoints" / "step-00000030.pt").write_bytes(b"nothing")

@@ -12,19 +12,26 @@ from pathlib import Path
 import pytest
 from sweeps import command, kill_all, parts, prepare, readable, same, started, until, workers
 
-SIGNALS = [("TERM", 0), ("INT", 0), ("USR1", 2), ("USR1", 3)]
+SIGNALS = [
+    ("TERM", 0),
+    ("USR1", 2),
+    pytest.param("INT", 0, marks=pytest.mark.slow),
+    pytest.param("USR1", 3, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The undisturbed result by the number of ranks; 0: no launcher."""
-    found = {}
-    for ranks in (0, 2, 3):
-        folder = tmp_path_factory.mktemp(f"finished{ranks}")
-        prepare(folder)
-        run(folder, ranks)
-        found[ranks] = folder
-    return found
+    """The undisturbed result by the number of ranks, made when it is asked for; 0: no launcher."""
+
+    class Finished(dict[int, Path]):
+        def __missing__(self, ranks: int) -> Path:
+            self[ranks] = folder = tmp_path_factory.mktemp(f"finished{ranks}")
+            prepare(folder)
+            run(folder, ranks)
+            return folder
+
+    return Finished()
 
 
 def run(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
@@ -32,7 +39,7 @@ def run(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
         command("spectrum", "job.toml", *words, ranks=ranks), cwd=folder, capture_output=True,
         text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == status, done.stderr
+    assert done.returncode == status, (done.stdout, done.stderr)
     return done.stdout
 
 
@@ -75,6 +82,7 @@ def test_a_signal_stops_at_the_next_product_and_the_next_run_replays_the_journal
     assert not (tmp_path / "results" / "run.checkpoints" / "journal").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_of_three_stops_all(tmp_path: Path) -> None:
     prepare(tmp_path, seconds=0.05)
     words = ("spectrum", "job.toml", "--metrics", "metrics.jsonl")
@@ -98,6 +106,7 @@ def test_a_signal_to_one_group_stops_the_other(tmp_path: Path) -> None:
     assert left == 8 - len(parts(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_job_names_another_signal(tmp_path: Path) -> None:
     prepare(tmp_path, seconds=0.05)
     words = ("--set", "service.signal=USR2", "--metrics", "metrics.jsonl")
@@ -108,7 +117,7 @@ def test_the_job_names_another_signal(tmp_path: Path) -> None:
     assert process.returncode == 75
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_kill_in_the_middle_of_a_solve_keeps_the_finished_products(
     tmp_path: Path, finished: dict[int, Path], ranks: int
 ) -> None:
@@ -145,5 +154,6 @@ def test_another_basis_replays_what_fits(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=30)
     text = run(tmp_path, 0, "--journal", "-eps_ncv", "12", "-eps_mpd", "12")
-    assert "the solve asks for another product than the journal's number 13" in text
+    number = int(re.search(r"another product than the journal's number (\d+)", text)[1])  # type: ignore[index]
+    assert 2 < number <= 15
     assert readable(tmp_path) == 3

@@ -128,6 +128,7 @@ def test_a_file_that_grows_is_not_taken_before_it_has_settled(folder: Path) -> N
         assert not source.look()
 
 
+@pytest.mark.slow
 def test_watching_gives_what_a_sweep_gives(folder: Path, trained: Path) -> None:
     for step in STEPS:
         come(folder, step)
