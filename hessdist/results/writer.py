@@ -252,17 +252,23 @@ class CheckpointFile:
 # -- the index -------------------------------------------------------------------------------
 
 
-def write_index(path: Path, parts: Sequence[Path]) -> None:
+Rows = dict[Path, tuple[tuple[int, int, int], dict[str, Any]]]
+"""Tables of checkpoints' files, with what tells whether a file is still the one they are of."""
+
+
+def write_index(path: Path, parts: Sequence[Path], known: Rows | None = None) -> None:
     """Write the run's file anew from the files of its checkpoints.
 
     Args:
         path: The run's file.
         parts: Files of one job, by increasing step; one that cannot be read is left out.
+        known: Tables that were read before, which spares reading them again; kept up to date.
 
     Raises:
         OutputError: It cannot be written.
     """
-    rows = {part: row for part in parts if (row := _read_row(part)) is not None}
+    known = {} if known is None else known
+    rows = {part: row for part in parts if (row := _row_of(part, known)) is not None}
     if not rows:
         return
     parts = list(rows)
@@ -289,13 +295,21 @@ def write_index(path: Path, parts: Sequence[Path]) -> None:
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
 
 
-def _read_row(part: Path) -> dict[str, Any] | None:
+def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:
     try:
-        with h5py.File(part, "r") as file:
-            tables = {field.name: file[field.name][()] for field in TABLES}
-            return {**tables, STEP.name: file.attrs["step"]}
+        status = part.stat()
+        present = status.st_mtime_ns, status.st_size, status.st_ino
+        if part not in known or known[part][0] != present:
+            known[part] = present, _read_row(part)
+        return known[part][1]
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
+
+
+def _read_row(part: Path) -> dict[str, Any]:
+    with h5py.File(part, "r") as file:
+        tables = {field.name: file[field.name][()] for field in TABLES}
+        return {**tables, STEP.name: file.attrs["step"]}
 
 
 _ROOT_ATTRIBUTES = (

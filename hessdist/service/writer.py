@@ -13,6 +13,7 @@ from hessdist.job import Job
 from hessdist.ranks import Ranks
 from hessdist.results.writer import (
     CheckpointFile,
+    Rows,
     RunDescription,
     part_path,
     parts_of,
@@ -50,6 +51,7 @@ class Writer:
         self._layout, self._num_ranks = total.layout, num_ranks
         self._keep_index = keep_index
         self._description: RunDescription | None = None
+        self._rows: Rows = {}
 
     def part(self, step: int) -> Path:
         """The file of a checkpoint."""
@@ -114,7 +116,7 @@ class Writer:
             OutputError: It cannot be written.
         """
         with locks.holding(locks.index_lock(self._path)):
-            write_index(self._path, parts_of(self._path, self._fingerprint))
+            write_index(self._path, parts_of(self._path, self._fingerprint), self._rows)
 
     def _put_vectors(self, file: CheckpointFile | None, name: str, end: End) -> None:
         for row, vector in enumerate(end.vectors):
