@@ -20,6 +20,7 @@ from hessdist.job import load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import Run, open_run
 from hessdist.service.report import Report, is_terminal
+from hessdist.service.stop import listen
 from hessdist.spectrum.petsc import is_option
 
 if TYPE_CHECKING:
@@ -537,6 +538,8 @@ def _refuse_petsc_options(context: typer.Context) -> None:
 def main() -> None:
     """Run the command line and end with its exit status (docs/commands.md)."""
     ours, petsc = split_petsc_options(sys.argv[1:])
+    if ours and ours[0] in {"spectrum", "watch"}:
+        listen()
     try:
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
         if status == _INTERRUPTED:

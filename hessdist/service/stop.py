@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hessdist.errors import Stopped
-from hessdist.ranks import Ranks
+
+if TYPE_CHECKING:
+    from hessdist.ranks import Ranks
 
 STOP = "stop"  # the message between groups
+_EARLY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_early: list[str] = []  # names of the signals that came before there was a Stop
+
+
+def listen() -> None:
+    """Take note of signals from now on, for the `Stop` that is to come.
+
+    Importing PyTorch and reading data takes a while, in which a signal of the batch system would
+    end the process as no other does.
+    """
+    for number in _EARLY:
+        signal.signal(number, _note_early)
+
+
+def _note_early(number: int, frame: FrameType | None) -> None:
+    _early.append(signal.Signals(number).name)
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Stop:
@@ -19,13 +39,16 @@ class Stop:
     Python's own way with it, so that a second Ctrl-C ends the program at once.
 
     Args:
-        name: The signal beside TERM and INT, such as "USR1".
+        name: The signal beside TERM and INT, such as "USR1"; one that `listen` has heard counts.
     """
 
     def __init__(self, name: str = "USR1") -> None:
         self._signals = {signal.SIGTERM, signal.SIGINT, signal.Signals[f"SIG{name}"]}
         self._before: dict[signal.Signals, Any] = {}
-        self.caught = ""  # the name of the signal, or STOP
+        # The name of the signal, or STOP.
+        self.caught = next(
+            (early for early in _early if signal.Signals[early] in self._signals), ""
+        )
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._note) for number in self._signals}

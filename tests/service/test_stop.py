@@ -157,3 +157,21 @@ def test_another_basis_replays_what_fits(tmp_path: Path) -> None:
     number = int(re.search(r"another product than the journal's number (\d+)", text)[1])  # type: ignore[index]
     assert 2 < number <= 15
     assert readable(tmp_path) == 3
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_that_comes_while_it_starts_is_not_lost(tmp_path: Path, name: str) -> None:
+    prepare(tmp_path)
+    with started(tmp_path, "spectrum", "job.toml") as process:
+        until(lambda: _listens(process.pid))
+        os.kill(process.pid, signal.Signals[f"SIG{name}"])
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert "with 3 checkpoints left" in err
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a handler for USR1, which it has before it imports PyTorch."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
