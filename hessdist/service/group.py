@@ -128,6 +128,7 @@ class Group:
         self._gives_up = True
         self._set_aside: dict[int, Signature] = {}
         self._guesses: NDArray[Any] | None = None
+        self._last_products: int | None = None
         with world.agreeing():
             metrics = job.service.metrics if ranks.is_root else None
             self._metrics = Metrics(metrics, group=index)
@@ -268,7 +269,9 @@ class Group:
         journal = self._journal(task) if self.job.service.journal else None
         wanted = self.job.spectrum
         self._metrics.begin(step)
-        standing = _Standing(step, wanted, self._report, self._metrics, self._claim)
+        standing = _Standing(
+            step, wanted, self._report, self._metrics, self._claim, self._last_products
+        )
 
         def after_product(products: int) -> None:
             self.read_mail()
@@ -294,6 +297,7 @@ class Group:
             self._report.solved()
             if journal is not None:
                 journal.close()
+        self._last_products = pairs.products
         if journal is not None:
             journal.drop()
         self._line(_summary(step, here, pairs, shell.replayed))
@@ -392,6 +396,7 @@ class _Standing:
         report: For the person.
         metrics: For who plots it.
         claim: For `hessdist status`.
+        expected: Products of the solve before, the best guess until the first restart.
     """
 
     shell: ShellMatrix
@@ -403,8 +408,9 @@ class _Standing:
         report: Report,
         metrics: Metrics,
         claim: locks.Lock | None,
+        expected: int | None,
     ) -> None:
-        self._step, self._wanted = step, wanted
+        self._step, self._wanted, self._expected = step, wanted, expected
         self._report, self._metrics, self._claim = report, metrics, claim
         self._progress: Progress | None = None
         self._told = -_PACE
@@ -423,7 +429,8 @@ class _Standing:
             self._claim.say(step=self._step, products=products)
 
     def _tell(self, products: int) -> None:
-        words, expected = "", None
+        words = ""
+        expected = None if self._expected is None else max(self._expected, products)
         if (progress := self._progress) is not None:
             words = (
                 f"{progress.converged_largest}+{progress.converged_smallest} of "

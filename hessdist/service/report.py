@@ -122,7 +122,8 @@ class Report:
 
     def solving(self, what: str) -> None:
         """Begin a solve: a bar of its own below the other one."""
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note="")
             self._solve = self._bar.add_task(what, total=None, note="")
 
     def solve(self, what: str, products: int, expected: int | None, standing: str) -> None:

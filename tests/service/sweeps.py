@@ -96,15 +96,26 @@ def _trained(steps: tuple[int, ...]) -> Path:
     folder = Path(mkdtemp(prefix="trained"))
     atexit.register(shutil.rmtree, folder)
     _write(folder, steps, seconds=0)
-    subprocess.run(
-        [*HESSDIST, "train", "job.toml"], cwd=folder, check=True, timeout=120,
-        capture_output=True,
-    )  # fmt: skip
+    assert completed(folder, "train", "job.toml").returncode == 0
     return folder / "checkpoints"
 
 
 def command(*words: str, ranks: int = 0) -> list[str]:
     return [*(["mpirun", "-n", str(ranks)] if ranks else []), *HESSDIST, *words]
+
+
+def completed(
+    folder: Path, *words: str, ranks: int = 0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """A command that has ended.
+
+    The environment is Python's own copy: MPI, where a test has initialised it in this process, adds
+    variables to the other one, with which an mpirun does not start.
+    """
+    return subprocess.run(
+        command(*words, ranks=ranks), cwd=folder, env={**os.environ, **env}, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -113,8 +124,7 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """A command in a process group of its own, all of which is ended at the end.
 
-    An mpirun that is killed leaves its folder behind, and a later one with the same process number
-    does not start: so each has a place of its own for it.
+    An mpirun that is killed leaves its folder behind, so each has a place of its own for it.
     """
     env = dict(os.environ) | ({} if seconds is None else {"SECONDS_A_PRODUCT": str(seconds)})
     with (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from sweeps import command, kill_all, parts, prepare, readable, same, started, until, workers
+from sweeps import completed, kill_all, parts, prepare, readable, same, started, until, workers
 
 import hessdist
 from hessdist.results import seal
@@ -32,10 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sweep(folder: Path, *words: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("spectrum", "job.toml", *words, ranks=ranks), cwd=folder, capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return completed(folder, "spectrum", "job.toml", *words, ranks=ranks)
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from sweeps import command, prepare, same
+from sweeps import completed, prepare, same
 
 STEPS = tuple(range(0, 80, 10))
 
@@ -22,10 +21,7 @@ def one_group(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sweep(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        command("spectrum", "job.toml", *words, ranks=ranks), cwd=folder, capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = completed(folder, "spectrum", "job.toml", *words, ranks=ranks)
     assert done.returncode == status, done.stderr
     return done.stdout if not status else done.stderr
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slurm_cluster import Cluster, missing
-from sweeps import command, parts, prepare, readable
+from sweeps import completed, parts, prepare, readable
 
 import hessdist
 from hessdist.service.slurm import Batch, batch_script
@@ -45,9 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a single process."""
     folder = tmp_path_factory.mktemp("alone")
     prepare(folder, STEPS)
-    subprocess.run(
-        command("spectrum", "job.toml"), cwd=folder, check=True, capture_output=True, timeout=120
-    )
+    assert completed(folder, "spectrum", "job.toml").returncode == 0
     return folder
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Run
-from sweeps import command, parts, prepare, started, until
+from sweeps import completed, parts, prepare, started, until
 
 from hessdist.errors import CheckpointError
 from hessdist.workload.steps import Checkpoint, select_checkpoints
@@ -18,10 +17,7 @@ STEPS = (0, 10, 20, 30)
 
 
 def status(folder: Path, **env: str) -> list[str]:
-    done = subprocess.run(
-        command("status", "results/run.h5"), cwd=folder, capture_output=True, text=True,
-        timeout=60, check=False, env={**os.environ, **env},
-    )  # fmt: skip
+    done = completed(folder, "status", "results/run.h5", **env)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -88,9 +84,7 @@ def test_a_selection_of_nothing_is_refused(words: str, says: str) -> None:
 def test_selected_checkpoints_are_solved_and_later_ones_added(tmp_path: Path) -> None:
     prepare(tmp_path, STEPS)
     for words, done in (("10:20", 2), ("0,30", 4)):
-        subprocess.run(
-            command("spectrum", "job.toml", "--checkpoints", words), cwd=tmp_path, check=True,
-            capture_output=True, timeout=60,
-        )  # fmt: skip
+        found = completed(tmp_path, "spectrum", "job.toml", "--checkpoints", words)
+        assert found.returncode == 0
         assert len(parts(tmp_path)) == done
     assert status(tmp_path)[0] == "slow: 4 done, 0 running, 0 waiting, 0 failed"

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from sweeps import command, kill_all, parts, prepare, readable, same, started, until, workers
+from sweeps import completed, kill_all, parts, prepare, readable, same, started, until, workers
 
 SIGNALS = [
     ("TERM", 0),
@@ -35,10 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def run(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        command("spectrum", "job.toml", *words, ranks=ranks), cwd=folder, capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = completed(folder, "spectrum", "job.toml", *words, ranks=ranks)
     assert done.returncode == status, (done.stdout, done.stderr)
     return done.stdout
 
