@@ -142,6 +142,7 @@ def test_a_journal_of_other_ranks_is_ignored_with_a_word(tmp_path: Path) -> None
     assert not (tmp_path / "results" / "run.checkpoints" / "journal").exists()
 
 
+@pytest.mark.slow  # test_journal.py has the same without a process
 def test_another_basis_replays_what_fits(tmp_path: Path) -> None:
     prepare(tmp_path, seconds=0.05)
     words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")
