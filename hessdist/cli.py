@@ -134,23 +134,8 @@ def spectrum(
     The main job, for one rank or many. Checkpoints whose result is there already are skipped.
     PETSc's and SLEPc's options pass through: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
     """
-    with _together() as ranks:
-        with ranks.agreeing():
-            sweep = _needing_torch("hessdist.service.sweep").sweep
-            loaded, text = load_job(job, _overrides(overrides, groups, journal, metrics))
-        with Report(speaks=ranks.is_root) as report:
-            result = sweep(
-                loaded,
-                text,
-                ranks,
-                report,
-                options=context.obj,
-                overwrite=overwrite,
-                selection=checkpoints,
-                share=share,
-            )
-            status = _conclude(result, report)
-    raise typer.Exit(status)
+    words = _overrides(overrides, groups, journal, metrics)
+    _serve("sweep", context, job, words, overwrite=overwrite, selection=checkpoints, share=share)
 
 
 @app.command()
@@ -178,23 +163,8 @@ def watch(
 
     It ends on a signal, or as --last and --idle say.
     """
-    with _together() as ranks:
-        with ranks.agreeing():
-            follow = _needing_torch("hessdist.service.sweep").watch
-            loaded, text = load_job(job, _overrides(overrides, groups, journal, metrics))
-        with Report(speaks=ranks.is_root) as report:
-            result = follow(
-                loaded,
-                text,
-                ranks,
-                report,
-                options=context.obj,
-                settle=settle,
-                idle=idle,
-                last=last,
-            )
-            status = _conclude(result, report)
-    raise typer.Exit(status)
+    words = _overrides(overrides, groups, journal, metrics)
+    _serve("watch", context, job, words, settle=settle, idle=idle, last=last)
 
 
 @app.command()
@@ -442,6 +412,20 @@ def _overrides(
     if metrics is not None:
         words.append(f"service.metrics={json.dumps(str(metrics))}")
     return words
+
+
+def _serve(
+    how: str, context: typer.Context, job: Path, overrides: list[str], **options: Any
+) -> None:
+    """Run a function of `service/sweep.py` on all ranks, and end with its status."""
+    with _together() as ranks:
+        with ranks.agreeing():
+            serve = getattr(_needing_torch("hessdist.service.sweep"), how)
+            loaded, text = load_job(job, overrides)
+        with Report(speaks=ranks.is_root) as report:
+            result = serve(loaded, text, ranks, report, options=context.obj, **options)
+            status = _conclude(result, report)
+    raise typer.Exit(status)
 
 
 def _conclude(result: SweepResult, report: Report) -> int:

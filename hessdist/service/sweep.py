@@ -29,8 +29,6 @@ from hessdist.service.stop import Stop
 from hessdist.spectrum import petsc
 from hessdist.workload.steps import find_checkpoints, select_checkpoints
 
-_SETTLE = 2.0  # seconds for which a checkpoint stays as it is before a watch takes it
-
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -91,7 +89,7 @@ def watch(
     report: Report,
     *,
     options: Sequence[str] = (),
-    settle: float = _SETTLE,
+    settle: float,
     idle: float | None = None,
     last: int | None = None,
 ) -> SweepResult:
@@ -246,14 +244,15 @@ def _together(group: Group, source: Source, ranks: Ranks, groups: int) -> Outcom
 
 def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> list[int]:
     """Write the index once more, drop what it replaces, and say what is unconverged. Collective."""
-    path, unconverged = group.job.output.path, []
-    if ranks.is_root:
-        remove_folder(path)
-    mine = parts_of(path, group.fingerprint)
+    path = group.job.output.path
     complete = not outcomes.stopped and not outcomes.failed
-    if (not replaces or complete) and mine:
-        with ranks.agreeing():
-            if ranks.is_root:
+    unconverged: list[int] = []
+    with ranks.agreeing():
+        # Rank 0 alone looks: a file system may show each node something else for a while.
+        if ranks.is_root:
+            remove_folder(path)
+            mine = parts_of(path, group.fingerprint)
+            if mine and (complete or not replaces):
                 if outcomes.solved or not _is_current(path, mine):
                     group.writer.write_index()
                 if replaces:
