@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,11 +177,11 @@ class TrainingLoss:
         self.share_parameters()
         return self.digest()
 
-    def share_parameters(self) -> None:
-        """Give every rank the parameters and buffers that rank 0's model has. Collective."""
+    def share_parameters(self, root: int = 0) -> None:
+        """Give every rank the parameters and buffers that one rank's model has. Collective."""
         for tensor in self.model.state_dict().values():
             host = np.ascontiguousarray(tensor.detach().cpu().numpy())
-            self.ranks.broadcast_array(host)
+            self.ranks.broadcast_array(host, root)
             tensor.copy_(torch.from_numpy(host))
 
     def digest(self) -> str:
@@ -190,6 +191,20 @@ class TrainingLoss:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
         return digest.hexdigest()
+
+    def loss(self) -> float:
+        """The loss alone, by a pass without gradients; it may be NaN. Collective.
+
+        Returns:
+            The mean over all samples, the l2 term included.
+
+        Raises:
+            InputError: The model cannot be evaluated; on every rank.
+        """
+        with self.ranks.agreeing():
+            mine = self.local.loss_sum()
+        loss, count = self.ranks.sum(np.array(mine, dtype=np.float64))
+        return float(loss / count) + self.l2 / 2 * float(self.square_norm())
 
     def evaluate(self) -> Evaluation:
         """Loss and gradient in one pass over the samples. Collective.
@@ -211,8 +226,34 @@ class TrainingLoss:
         gradient /= count
         gradient += self.l2 * self.local.parameters.flat()[begin:end].cpu().numpy()
         (square,) = self.ranks.sum(np.array([gradient @ gradient]))
-        penalty = self.l2 / 2 * float(_square_norm(self.model))
+        penalty = self.l2 / 2 * float(self.square_norm())
         return Evaluation(loss / count + penalty, int(count), gradient, float(np.sqrt(square)))
+
+    def square_norm(self) -> Tensor:
+        """‖θ‖² of all trainable parameters, in use or not, float64. Not collective."""
+        trainable = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        return torch.stack([p.double().square().sum() for p in trainable]).sum()
+
+    def of_layers(self, layers: Sequence[str]) -> TrainingLoss:
+        """The same loss as a function of some parameters alone, on the same samples in memory.
+
+        Collective.
+
+        Args:
+            layers: Names of parameters or modules in use; empty: all.
+
+        Returns:
+            It shares the model with this one.
+
+        Raises:
+            WorkloadError: A name is unknown; on every rank.
+        """
+        part = copy.copy(self)
+        with self.ranks.agreeing():
+            whole = self.local
+            parameters = Parameters(self.model, layers)
+            part.local = LocalLoss(self.model, whole.loss, whole.shard, parameters, whole.rank)
+        return part
 
     def shell(
         self,
@@ -248,11 +289,6 @@ class TrainingLoss:
             on_product=on_product,
             journal=journal,
         )
-
-
-def _square_norm(model: nn.Module) -> Tensor:
-    squares = [p.detach().double().square().sum() for p in model.parameters() if p.requires_grad]
-    return torch.stack(squares).sum()
 
 
 def full_vectors(

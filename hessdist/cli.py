@@ -168,6 +168,43 @@ def watch(
 
 
 @app.command()
+def study(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECTIONS",
+            help="Only these of the job's study sections, such as lines,step_sizes.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what was done with other settings.")
+    ] = False,
+) -> None:
+    """Study a run: what the job's study sections ask for, into the same HDF5 file.
+
+    For one rank or many, after hessdist spectrum. What is done already is skipped. PETSc's and
+    SLEPc's options pass through.
+    """
+    with _together() as ranks:
+        with ranks.agreeing():
+            begin = _needing_torch("hessdist.service.study").study
+            loaded, text = load_job(job, overrides or ())
+        with Report(speaks=ranks.is_root) as report:
+            sections = only.split(",") if only else ()
+            result = begin(
+                loaded, text, ranks, report, options=context.obj, only=sections, overwrite=overwrite
+            )
+            report.line(
+                f"result: {result.path} ({len(result.done)} units done, "
+                f"{len(result.skipped)} done before)"
+            )
+
+
+@app.command()
 def submit(
     context: typer.Context,
     job: JobFile,
@@ -342,18 +379,20 @@ def plot(
         typer.Option("-o", "--output", metavar="DIR", help="Where to; default: beside the result."),
     ] = None,
 ) -> None:
-    """Draw the progression of the eigenvalues with the loss, as PNG and PDF."""
+    """Draw the eigenvalues with the loss, and all that studies have found, as PNG and PDF."""
     _refuse_petsc_options(context)
     if launched_rank():
         return
-    from hessdist.figures.progression import progression, save
+    from hessdist.figures.everything import figures
+    from hessdist.figures.page import save
     from hessdist.job import parse_job
 
     opened = open_run(run)
     title = parse_job(opened.job, str(run))[0].name
     folder = run.parent if output is None else output
-    for path in save(progression(opened, title), folder, f"{run.stem}-progression"):
-        typer.echo(f"figure: {path}")
+    for name, figure in figures(opened, title):
+        for path in save(figure, folder, f"{run.stem}-{name}"):
+            typer.echo(f"figure: {path}")
 
 
 @app.command()
@@ -522,7 +561,7 @@ def _refuse_petsc_options(context: typer.Context) -> None:
 def main() -> None:
     """Run the command line and end with its exit status (docs/commands.md)."""
     ours, petsc = split_petsc_options(sys.argv[1:])
-    if ours and ours[0] in {"spectrum", "watch"}:
+    if ours and ours[0] in {"spectrum", "study", "watch"}:
         listen()
     try:
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0

@@ -218,22 +218,26 @@ class Ranks:
         self.comm.Gatherv(np.ascontiguousarray(mine), [whole, self.counts(total)], root=0)
         return whole
 
-    def broadcast(self, value: Any) -> Any:
-        """Give every rank the (small, picklable) object of rank 0. Collective."""
+    def alone(self) -> Ranks:
+        """This rank as a communicator of its own. Not collective."""
+        return Ranks(self._mpi.COMM_SELF)
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Give every rank the (small, picklable) object of one, rank 0. Collective."""
         self.collectives["bcast"] += 1
-        return self.comm.bcast(value, root=0)
+        return self.comm.bcast(value, root=root)
 
     def collect(self, value: Any) -> list[Any]:
         """Give every rank the (small, picklable) objects of all, in rank order. Collective."""
         self.collectives["allgather"] += 1
         return list(self.comm.allgather(value))
 
-    def broadcast_array(self, array: NDArray[Any]) -> None:
-        """Overwrite a C-contiguous array on every rank by that of rank 0, in pieces. Collective."""
+    def broadcast_array(self, array: NDArray[Any], root: int = 0) -> None:
+        """Overwrite a C-contiguous array on every rank by that of one, in pieces. Collective."""
         raw = array.reshape(-1).view(np.uint8)
         for begin in range(0, raw.size, _BROADCAST_BYTES):
             self.collectives["bcast"] += 1
-            self.comm.Bcast(raw[begin : begin + _BROADCAST_BYTES], root=0)
+            self.comm.Bcast(raw[begin : begin + _BROADCAST_BYTES], root=root)
 
     def first(self, count: int) -> Ranks | None:
         """The first ranks as a communicator of their own; None on the others. Collective."""

@@ -108,6 +108,21 @@ class LocalLoss:
             count += size
         return LossSums(loss, count, gradient)
 
+    @torch.no_grad()
+    def loss_sum(self) -> tuple[float, int]:
+        """The loss alone; it may be NaN.
+
+        Returns:
+            Its sum over this rank's samples, and their number.
+        """
+        total, count = 0.0, 0
+        for number, batch in self.shard.batches():
+            where = f"rank {self.rank}: batch {number}"
+            value, size = checked_loss(self.loss, self.model, batch, where)
+            total += float(value)
+            count += size
+        return total, count
+
     def require_finite(self, value: Tensor | Pieces, what: str) -> None:
         """Refuse NaN and infinity.
 

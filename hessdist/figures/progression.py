@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hessdist.errors import OutputError
+from hessdist.figures.page import page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from hessdist.results.reader import Run
@@ -35,22 +33,18 @@ def progression(run: Run, title: str = "") -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = page(title)
     _draw_end(axes, run.steps, run.eigenvalues_largest, run.converged_largest, "winter", 1)
     _draw_end(axes, run.steps, run.eigenvalues_smallest, run.converged_smallest, "Reds_r", -1)
     axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("|λ|")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(True, which="major", alpha=0.25)
     right = axes.twinx()
     right.plot(run.steps, run.loss, ":k", linewidth=1.5)
     right.set_yscale("log")
     right.set_ylabel("loss")
     figure.legend(handles=_legend(run), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
     return figure
 
 
@@ -93,30 +87,3 @@ def _legend(run: Run) -> list[Line2D]:
         handles.append(Line2D([], [], color=colormaps["Reds_r"](0.2), label=f"smallest, SA({m})"))
     handles.append(Line2D([], [], color="black", linestyle=":", label="loss (right)"))
     return handles
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Save a figure as PNG and PDF.
-
-    Args:
-        figure: The figure.
-        folder: Where to; made if missing.
-        name: Without suffix.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # No date in the file: the same data give the same bytes.
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"CreationDate": None})
-    except OSError as error:
-        raise OutputError(
-            f"the figure {paths[0]} cannot be written ({error.strerror})", "choose a folder by -o"
-        ) from error
-    return paths

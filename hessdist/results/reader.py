@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hessdist.errors import ResultError
 from hessdist.results import seal
 from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
+from hessdist.results.studies import Section, read_studies
 
 if TYPE_CHECKING:
     import xarray
@@ -92,6 +93,12 @@ class Run:
     def num_samples(self) -> int:
         """The number of samples, N."""
         return int(self.attributes["num_samples"])
+
+    @cached_property
+    def studies(self) -> dict[str, Section]:
+        """What `hessdist study` has found: sections by name, arrays of a section by name."""
+        with _open(self.path) as file:
+            return read_studies(file, self.path)
 
     def __len__(self) -> int:
         """The number of checkpoints, S."""
@@ -180,27 +187,73 @@ class CheckpointResult:
         """(m, d) float32, unit norm; rows in the order of `eigenvalues_smallest`."""
         return self._read("eigenvectors_smallest")
 
+    @property
+    def has_eigenvectors(self) -> bool:
+        """Whether eigenvectors of all ends that were asked for were stored."""
+        ends = ("largest", "smallest")
+        names = [f"eigenvectors_{end}" for end in ends if getattr(self, f"eigenvalues_{end}").size]
+        with _open(self.run.path) as file:
+            group = self._group(file)
+            return all(name in group for name in names)
+
+    @property
+    def checkpoint_digest(self) -> str:
+        """The hash of the checkpoint's parameters and buffers."""
+        with _open(self.run.path) as file:
+            return str(self._group(file).attrs["checkpoint_digest"])
+
+    def eigenvector(self, end: str, rank: int) -> NDArray[np.float32]:
+        """One eigenvector; the others are not read.
+
+        Args:
+            end: "largest" or "smallest".
+            rank: From 1, the most extreme.
+
+        Returns:
+            (d,) float32, unit norm.
+
+        Raises:
+            ResultError: It was not stored, or its file is missing or damaged.
+        """
+        return self._read(f"eigenvectors_{end}", np.s_[rank - 1])
+
+    def layer_shares(self, vector: NDArray[Any]) -> NDArray[np.float64]:
+        """How much of a vector lies in each parameter tensor.
+
+        Args:
+            vector: (d,), such as a row of `eigenvectors_largest`.
+
+        Returns:
+            ‖v_layer‖² / ‖v‖² in the order of `run.parameters`; they add up to 1.
+        """
+        squares = vector.astype(np.float64) ** 2
+        sums = np.add.reduceat(squares, [tensor.offset for tensor in self.run.parameters])
+        return np.asarray(sums / squares.sum())
+
     @cached_property
     def gradient(self) -> NDArray[np.float64]:
         """The gradient of the loss, (d,)."""
         return self._read("gradient")
 
-    def _read(self, name: str) -> NDArray[Any]:
+    def _read(self, name: str, rows: Any = ()) -> NDArray[Any]:
         with _open(self.run.path) as file:
-            try:
-                group = file["checkpoints"][group_name(self.step)]
-            except (KeyError, OSError) as error:
-                raise ResultError(
-                    f"{self.run.path}: the file of step {self.step} is missing or damaged "
-                    f"({error})",
-                    "keep the .checkpoints folder beside the run's file",
-                ) from error
+            group = self._group(file)
             if name not in group:
                 raise ResultError(
                     f"{self.run.path}: {name} of step {self.step} was not stored",
                     "run with spectrum.eigenvectors = true",
                 )
-            return group[name][()]  # type: ignore[no-any-return]
+            return group[name][rows]  # type: ignore[no-any-return]
+
+    def _group(self, file: h5py.File) -> h5py.Group:
+        """The checkpoint's file, through the run's."""
+        try:
+            return file["checkpoints"][group_name(self.step)]
+        except (KeyError, OSError) as error:
+            raise ResultError(
+                f"{self.run.path}: the file of step {self.step} is missing or damaged ({error})",
+                "keep the .checkpoints folder beside the run's file",
+            ) from error
 
 
 class PartState(Enum):

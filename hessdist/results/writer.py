@@ -7,9 +7,7 @@ an index over them: external links, with the small tables copied in.
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
-from hessdist.results import seal
+from hessdist.results.files import PARTIAL, parts_folder, replacing
 from hessdist.results.schema import (
     DIMENSIONS,
     SCHEMA_VERSION,
@@ -31,9 +29,8 @@ from hessdist.results.schema import (
     Field,
     group_name,
 )
-from hessdist.results.unfailing import Unfailing
+from hessdist.results.studies import write_studies
 
-_PARTIAL = ".partial"
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
 
@@ -73,78 +70,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def parts_folder(path: Path) -> Path:
-    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/."""
-    return path.with_name(path.stem + ".checkpoints")
-
-
 def part_path(path: Path, step: int, fingerprint: str) -> Path:
     """The file of one checkpoint; jobs with other numbers have other names."""
     return parts_folder(path) / f"{group_name(step)}.{fingerprint}.h5"
-
-
-@contextmanager
-def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
-    """Write an HDF5 file beside its place, flush it to disk, and rename it into place.
-
-    Args:
-        path: Where the file shall be.
-        sealed: Whether the file shall carry a hash of itself; see `seal.py`.
-
-    Yields:
-        The open file.
-
-    Raises:
-        OutputError: It cannot be written; what was there is untouched.
-    """
-    partial = _partial(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        block = seal.BLOCK if sealed else 0
-        with Unfailing(partial) as raw:
-            with h5py.File(raw, "w", track_order=True, userblock_size=block) as file:
-                yield file
-            raw.complain()
-        if sealed:
-            seal.put(partial)
-        _flush(partial)
-        partial.replace(path)
-        _flush(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):
-            raise OutputError(
-                f"{path} cannot be written ({error})", "free some space, or change output.path"
-            ) from error
-        raise
-
-
-def _partial(path: Path) -> Path:
-    """A name of this process's own; hidden, so that a scan does not take it for a result."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file so that a kill leaves it whole or as it was.
-
-    Args:
-        path: Where to.
-        text: Its content.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    partial = _partial(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror})", "free some space, or change output.path"
-        ) from error
 
 
 def remove_partial_files(path: Path) -> None:
@@ -154,7 +82,7 @@ def remove_partial_files(path: Path) -> None:
         path: The run's file.
     """
     for folder, names in ((path.parent, f".{path.name}.*"), (parts_folder(path), ".*")):
-        for partial in folder.glob(f"{names}{_PARTIAL}"):
+        for partial in folder.glob(f"{names}{PARTIAL}"):
             partial.unlink(missing_ok=True)
 
 
@@ -169,14 +97,6 @@ def parts_of(path: Path, fingerprint: str) -> list[Path]:
         Their paths; whether they are whole is not looked at.
     """
     return sorted(parts_folder(path).glob(f"{group_name(0)[:5]}*.{fingerprint}.h5"))
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_writable(path: Path) -> None:
@@ -256,43 +176,68 @@ Rows = dict[Path, tuple[tuple[int, int, int], dict[str, Any]]]
 """Tables of checkpoints' files, with what tells whether a file is still the one they are of."""
 
 
-def write_index(path: Path, parts: Sequence[Path], known: Rows | None = None) -> None:
-    """Write the run's file anew from the files of its checkpoints.
+def write_index(
+    path: Path,
+    parts: Sequence[Path],
+    known: Rows | None = None,
+    without: RunDescription | None = None,
+) -> None:
+    """Write the run's file anew from the files of its checkpoints and studies.
 
     Args:
         path: The run's file.
         parts: Files of one job, by increasing step; one that cannot be read is left out.
         known: Tables that were read before, which spares reading them again; kept up to date.
+        without: What is said of a run that has studies and no checkpoints; without it, no file
+            is written then.
 
     Raises:
         OutputError: It cannot be written.
     """
     known = {} if known is None else known
     rows = {part: row for part in parts if (row := _row_of(part, known)) is not None}
-    if not rows:
+    if not rows and without is None:
         return
-    parts = list(rows)
     with replacing(path) as index:
-        with h5py.File(parts[-1], "r") as file:
-            for name, value in file.attrs.items():
-                if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
-                    index.attrs[name] = value
-            index.attrs["created"] = _now()
-            sizes = {name: len(file[name]) for name in ("largest", "smallest")}
-            columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
-        _write_parameters(index, *columns)
-        _write(index, STEP, np.array([row[STEP.name] for row in rows.values()]), scale=True)
+        if rows:
+            sizes = _copy_description(index, list(rows)[-1])
+        else:
+            assert without is not None
+            index.attrs.update(without.attributes())
+            shapes = [",".join(map(str, shape)) for shape in without.parameter_shapes]
+            _write_parameters(
+                index, without.parameter_names, shapes, without.parameter_offsets[:-1]
+            )
+            sizes = {"largest": 0, "smallest": 0}
+        steps = np.array([row[STEP.name] for row in rows.values()], dtype=STEP.dtype)
+        _write(index, STEP, steps, scale=True)
         for name, size in sizes.items():
             _make_dimension(index, name, size)
         for field in TABLES:
             behind_step = Field(
                 field.name, ("step", *field.dimensions), field.dtype, field.long_name, field.units
             )
-            _write(index, behind_step, np.stack([row[field.name] for row in rows.values()]))
+            shape = len(rows), *(sizes[name] for name in field.dimensions)
+            values = np.array([row[field.name] for row in rows.values()], dtype=field.dtype)
+            _write(index, behind_step, values.reshape(shape))
         group = index.create_group("checkpoints")
         for part, row in rows.items():
             target = os.path.relpath(part, path.parent)
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
+        write_studies(index, path, index.attrs["fingerprint"])
+
+
+def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
+    """Copy what all checkpoints have in common; sizes of the dimensions."""
+    with h5py.File(part, "r") as file:
+        for name, value in file.attrs.items():
+            if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
+                index.attrs[name] = value
+        index.attrs["created"] = _now()
+        columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
+        sizes = {name: len(file[name]) for name in ("largest", "smallest")}
+    _write_parameters(index, *columns)
+    return sizes
 
 
 def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:

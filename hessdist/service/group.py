@@ -21,9 +21,9 @@ from hessdist.assembly import Evaluation, TrainingLoss
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
 from hessdist.job import Job, SpectrumSection
 from hessdist.ranks import Ranks, shard_bounds
+from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
-from hessdist.results.writer import parts_folder, write_text
 from hessdist.service import locks
 from hessdist.service.journal import Journal
 from hessdist.service.metrics import Metrics

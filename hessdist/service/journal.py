@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdist.ranks import Ranks
+from hessdist.results.files import parts_folder
 from hessdist.results.schema import group_name
-from hessdist.results.writer import parts_folder
 
 _HEADER = 1024  # bytes
 _HASH = 32

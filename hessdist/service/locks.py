@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hessdist.errors import OutputError
+from hessdist.results.files import parts_folder
 from hessdist.results.schema import group_name
-from hessdist.results.writer import parts_folder
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _ATTEMPTS = 3  # since `holder` takes a lock for a moment to see whether it is free
@@ -180,6 +180,11 @@ def run_lock(path: Path) -> Path:
 def index_lock(path: Path) -> Path:
     """Held while the index is written."""
     return parts_folder(path) / ".index.lock"
+
+
+def study_lock(path: Path) -> Path:
+    """Held by a study as long as it works."""
+    return parts_folder(path) / ".study.lock"
 
 
 def claim_of(path: Path, step: int) -> Path:

@@ -13,9 +13,10 @@ import h5py
 
 from hessdist.errors import ResultError
 from hessdist.job import Job, parse_job
+from hessdist.results.files import parts_folder
 from hessdist.results.reader import open_run
 from hessdist.results.schema import group_name
-from hessdist.results.writer import parts_folder, parts_of
+from hessdist.results.writer import parts_of
 from hessdist.service import locks
 from hessdist.service.report import clock
 from hessdist.workload.steps import scan_checkpoints

@@ -11,15 +11,10 @@ from hessdist.assembly import Workload
 from hessdist.errors import HessdistError, OutputError, ResultError, Stopped
 from hessdist.job import Job, changed_fields, parse_job
 from hessdist.ranks import Ranks
+from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
-from hessdist.results.writer import (
-    check_writable,
-    parts_folder,
-    parts_of,
-    remove_partial_files,
-    write_text,
-)
+from hessdist.results.writer import check_writable, parts_of, remove_partial_files
 from hessdist.service import locks
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
@@ -272,8 +267,12 @@ def _is_current(path: Path, parts: Sequence[Path]) -> bool:
 
 
 def _drop_others(path: Path, kept: set[Path]) -> None:
-    for other in set(parts_folder(path).glob("step-*.h5")) - kept:
-        other.unlink()
+    """Remove the files of other jobs' checkpoints and studies."""
+    fingerprints = {part.suffixes[-2] for part in kept}
+    for name in ("step-*.h5", "study-*.h5"):
+        for other in parts_folder(path).glob(name):
+            if other.suffixes[-2] not in fingerprints:
+                other.unlink()
 
 
 def _complain(outcomes: Outcomes, path: Path) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from hessdist.assembly import Evaluation, TrainingLoss, library_versions, sign_of
+from hessdist.curvature.parameters import ParameterLayout
 from hessdist.job import Job
 from hessdist.ranks import Ranks
+from hessdist.results.files import replacing
 from hessdist.results.writer import (
     CheckpointFile,
     Rows,
     RunDescription,
     part_path,
     parts_of,
-    replacing,
     write_index,
 )
 from hessdist.service import locks
@@ -127,18 +128,38 @@ class Writer:
 
     def _describe(self, here: Evaluation) -> RunDescription:
         if self._description is None:
-            self._description = RunDescription(
-                job=self._text,
-                fingerprint=self._fingerprint,
-                num_parameters=self._layout.size,
-                num_samples=here.num_samples,
-                ranks=self._num_ranks,
-                versions=library_versions(),
-                parameter_names=self._layout.names,
-                parameter_shapes=self._layout.shapes,
-                parameter_offsets=self._layout.offsets,
+            self._description = describe(
+                self._job, self._text, self._layout, here.num_samples, self._num_ranks
             )
         return self._description
+
+
+def describe(
+    job: Job, text: str, layout: ParameterLayout, num_samples: int, num_ranks: int
+) -> RunDescription:
+    """What is the same for all files of a run. Not collective.
+
+    Args:
+        job: The job.
+        text: Its TOML text.
+        layout: Of the parameters in use.
+        num_samples: N.
+        num_ranks: Ranks of all groups.
+
+    Returns:
+        The description.
+    """
+    return RunDescription(
+        job=text,
+        fingerprint=job.fingerprint(),
+        num_parameters=layout.size,
+        num_samples=num_samples,
+        ranks=num_ranks,
+        versions=library_versions(),
+        parameter_names=layout.names,
+        parameter_shapes=layout.shapes,
+        parameter_offsets=layout.offsets,
+    )
 
 
 def _put_tables(file: CheckpointFile, here: Evaluation, pairs: Eigenpairs) -> None:

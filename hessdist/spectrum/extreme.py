@@ -25,6 +25,7 @@ def extreme_eigenpairs(
     seed: int = 0,
     residuals: Literal["recorded", "recomputed"] = "recorded",
     guesses: NDArray[Any] | None = None,
+    negligible: float = 0.0,
     on_restart: Callable[[Progress], None] = lambda progress: None,
 ) -> Eigenpairs:
     """Compute LA(k) and SA(m) of a symmetric matrix. Collective.
@@ -41,6 +42,8 @@ def extreme_eigenpairs(
             products, no memory.
         guesses: Approximate eigenvectors, such as those of the checkpoint before, this rank's
             entries, (n, d_local); the start leans on them.
+        negligible: An eigenvalue below this share of the largest |λ| converges as if it were that
+            large, which spares the search for zeros in the null space of a singular matrix.
         on_restart: Told the progress after every restart, on every rank.
 
     Returns:
@@ -56,7 +59,7 @@ def extreme_eigenpairs(
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
     start, products = time.perf_counter(), shell.products
-    with Solver(shell, largest, smallest, tolerance, seed, guesses) as solver:
+    with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible) as solver:
         solver.on_restart = on_restart
         if solver.one_space:
             if residuals == "recorded":

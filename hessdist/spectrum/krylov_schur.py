@@ -41,6 +41,9 @@ _MARGIN = 0.97
 # A pair whose residual is this many roundings of ‖A‖ cannot do better (an eigenvalue zero has no
 # relative residual at all).
 _ROUNDINGS = 8
+# The cycle in which all pairs are accepted may turn up one more near zero, less converged by so
+# much: iterate until negligible eigenvalues are that much better.
+_TURNED_UP = 3.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Solver:
         tolerance: Relative residual; `-eps_tol` overrides it.
         seed: Of the starting vector.
         guesses: Approximate eigenvectors to start from, (n, d_local).
+        negligible: An eigenvalue below this share of ‖A‖ converges as if it were that large.
 
     Raises:
         InputError: PETSc refuses an option of the command line.
@@ -91,6 +95,7 @@ class Solver:
         tolerance: float,
         seed: int,
         guesses: NDArray[Any] | None = None,
+        negligible: float = 0.0,
     ) -> None:
         from petsc4py import PETSc
         from slepc4py import SLEPc
@@ -98,6 +103,7 @@ class Solver:
         self._petsc, self._slepc = PETSc, SLEPc
         self.shell, self.largest, self.smallest = shell, largest, smallest
         self.on_restart: Callable[[Progress], None] = lambda progress: None
+        self._negligible = negligible
         self.restarts = 0
         self.hit_limit = False
         self.values = np.zeros(0)  # (n,) what the solver takes for the eigenvalues
@@ -275,7 +281,7 @@ class Solver:
         self._center = None
         self.restarts = restarts
         self._follow_basis(self._ritz)
-        floor = self.floor(float(np.abs(values).max()))
+        floor = self.floor(float(np.abs(values).max()), margin=_TURNED_UP)
         relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
@@ -318,18 +324,23 @@ class Solver:
         # One rank says it for all: theirs may round differently.
         self.eps.setDimensions(nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
 
-    def floor(self, norm: float) -> float:
-        """The |λ| below which a residual of rounding size is above the tolerance.
+    def floor(self, norm: float, margin: float = 1.0) -> float:
+        """The |λ| below which residuals are held against this, not against |λ|.
+
+        It is `negligible` times the norm, but at least where a residual of rounding size is above
+        the tolerance.
 
         Args:
             norm: ‖A‖.
+            margin: How many times smaller the negligible |λ| is taken while iterating.
 
         Returns:
             The |λ|.
         """
         algebra = float(np.finfo(self._petsc.ScalarType).eps)
         rounding = _ROUNDINGS * max(self.shell.epsilon, algebra) * norm
-        return float(max(rounding / self._aim, np.finfo(float).tiny))
+        negligible = self._negligible * norm / margin
+        return float(max(rounding / self._aim, negligible, np.finfo(float).tiny))
 
     def _accept_everything(self) -> None:
         """Have SLEPc hand over every Ritz pair of the next restart; we mark what converged."""

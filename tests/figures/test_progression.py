@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hessdist.errors import OutputError
-from hessdist.figures.progression import progression, save
+from hessdist.figures.page import save
+from hessdist.figures.progression import progression
 
 STEPS = np.array([0, 50, 500])
 

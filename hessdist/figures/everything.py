@@ -1,0 +1,29 @@
+"""All figures that a run's result has something for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hessdist.figures import negative_curvature
+from hessdist.figures.progression import progression
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hessdist.results.reader import Run
+
+
+def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw them, one after the other.
+
+    Args:
+        run: The result.
+        title: Of the run.
+
+    Yields:
+        The name of a file and its figure.
+    """
+    if len(run):
+        yield "progression", progression(run, title)
+    yield from negative_curvature.figures(run.studies, title)

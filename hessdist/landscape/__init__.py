@@ -1,0 +1,1 @@
+"""The loss along directions: what it does away from θ."""

@@ -1,0 +1,145 @@
+"""The loss at many points away from θ, on one rank's samples. PyTorch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.workload.losses import LOSSES, Batch, CriterionLoss, evaluating
+
+
+class DisplacedLoss:
+    """Σ ℓ_i(θ + c₁v₁ + ... + c_nv_n) over one rank's samples, as a function of c.
+
+    Values that are not finite stay as they are: far out on a line a loss may well be NaN. Samples
+    that are kept on the device are gone through once a point, with one displaced copy of the
+    parameters; samples that are streamed once for as many points as there is memory for copies.
+
+    Args:
+        local: The loss on this rank's samples, at θ.
+        directions: v, (n, d), any floating dtype.
+        memory: Bytes for displaced copies of the parameters, where samples are streamed.
+    """
+
+    def __init__(self, local: LocalLoss, directions: NDArray[Any], memory: float) -> None:
+        self.local = local
+        self._directions = torch.from_numpy(directions).to(local.device, local.dtype)
+        self._theta = local.parameters.flat()
+        copies = int(memory // (self._theta.numel() * self._theta.element_size()))
+        self._at_once = max(1, copies) if local.shard.is_streamed else 1
+        self._copies: Tensor | None = None
+
+    def losses(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The loss at points.
+
+        Args:
+            coefficients: c of each point, (p, n).
+
+        Returns:
+            Sums over this rank's samples, (p,).
+        """
+        sums = torch.zeros(len(coefficients), dtype=torch.float64, device=self.local.device)
+        with torch.no_grad():
+            for number, batch, points in self._passes(coefficients):
+                with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
+                    for point in points:
+                        sums[point] += _summed(self.local, batch)
+        return sums.cpu().numpy()
+
+    def losses_and_slopes(
+        self, coefficients: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The loss and its derivatives by c at points.
+
+        Args:
+            coefficients: c of each point, (p, n).
+
+        Returns:
+            Sums over this rank's samples: losses (p,), and derivatives v_jᵀ∇ℓ, (p, n).
+        """
+        n, device = len(self._directions), self.local.device
+        sums = torch.zeros(len(coefficients), dtype=torch.float64, device=device)
+        slopes = torch.zeros(len(coefficients), n, dtype=torch.float64, device=device)
+        for number, batch, points in self._passes(coefficients):
+            with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
+                for point in points:
+                    value = _summed(self.local, batch)
+                    gradient = self.local.zeros()
+                    self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))
+                    sums[point] += value.detach()
+                    slopes[point] += torch.stack([v.double() @ gradient for v in self._directions])
+        return sums.cpu().numpy(), slopes.cpu().numpy()
+
+    def _passes(
+        self, coefficients: NDArray[np.float64]
+    ) -> Iterator[tuple[int, Batch, Iterator[int]]]:
+        """Batches, each with the points at which it is to be evaluated.
+
+        Yields:
+            Number of the batch, the batch, and an iterator that puts the parameters to one point
+            after the other.
+        """
+        for begin in range(0, len(coefficients), self._at_once):
+            copies = self._displaced(coefficients[begin : begin + self._at_once])
+            with self._at_theta_again():
+                for number, batch in self.local.shard.batches():
+                    yield number, batch, self._visited(copies, begin)
+
+    def _visited(self, copies: Sequence[Tensor], begin: int) -> Iterator[int]:
+        for point, copy in enumerate(copies, begin):
+            self._point_at(copy)
+            yield point
+
+    def _displaced(self, coefficients: NDArray[np.float64]) -> Sequence[Tensor]:
+        """θ + cv for some points, in buffers that are used again."""
+        if self._copies is None:
+            self._copies = self._theta.new_empty(self._at_once, self._theta.numel())
+        for copy, c in zip(self._copies, coefficients, strict=False):
+            copy.copy_(self._theta)
+            for j in np.flatnonzero(c):
+                copy.add_(self._directions[j], alpha=float(c[j]))
+        return list(self._copies[: len(coefficients)])
+
+    def _point_at(self, flat: Tensor) -> None:
+        """Have the parameters lie in a flat vector (d,); nothing is copied."""
+        pieces = self.local.parameters.layout.split(flat)
+        for parameter, piece in zip(self.local.parameters.tensors, pieces, strict=True):
+            parameter.data = piece
+
+    @contextmanager
+    def _at_theta_again(self) -> Iterator[None]:
+        """Put the parameters back where they were, in their own memory.
+
+        Yields:
+            Nothing.
+        """
+        before = [parameter.data for parameter in self.local.parameters.tensors]
+        try:
+            yield
+        finally:
+            for parameter, data in zip(self.local.parameters.tensors, before, strict=True):
+                parameter.data = data
+
+
+def _summed(local: LocalLoss, batch: Batch) -> Tensor:
+    """The loss summed over a batch; a built-in criterion takes the outputs in float64.
+
+    What a step gains is a small difference of losses: a criterion in float32 would round it off.
+
+    Returns:
+        A scalar with its graph.
+    """
+    loss = local.loss
+    if isinstance(loss, CriterionLoss) and loss.criterion in LOSSES.values():
+        inputs, targets = batch
+        if targets.is_floating_point():
+            targets = targets.double()
+        return loss.total(local.model(inputs).double(), targets, len(targets))
+    return local.of_batch(batch)

@@ -1,0 +1,94 @@
+"""Files that a kill leaves whole: written under another name, flushed to disk and renamed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from hessdist.errors import OutputError
+from hessdist.results import seal
+from hessdist.results.unfailing import Unfailing
+
+PARTIAL = ".partial"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/."""
+    return path.with_name(path.stem + ".checkpoints")
+
+
+@contextmanager
+def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
+    """Write an HDF5 file beside its place, flush it to disk, and rename it into place.
+
+    Args:
+        path: Where the file shall be.
+        sealed: Whether the file shall carry a hash of itself; see `seal.py`.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OutputError: It cannot be written; what was there is untouched.
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        block = seal.BLOCK if sealed else 0
+        with Unfailing(partial) as raw:
+            with h5py.File(raw, "w", track_order=True, userblock_size=block) as file:
+                yield file
+            raw.complain()
+        if sealed:
+            seal.put(partial)
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):
+            raise OutputError(
+                f"{path} cannot be written ({error})", "free some space, or change output.path"
+            ) from error
+        raise
+
+
+def _partial(path: Path) -> Path:
+    """A name of this process's own; hidden, so that a scan does not take it for a result."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file so that a kill leaves it whole or as it was.
+
+    Args:
+        path: Where to.
+        text: Its content.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    partial = _partial(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror})", "free some space, or change output.path"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

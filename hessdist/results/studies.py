@@ -1,0 +1,275 @@
+"""Results of studies: named arrays, beside the eigenpairs in a run's HDF5 file.
+
+A section of a study has one file for each checkpoint, or one in all, beside the files of the
+checkpoints and written like them; the run's file holds a copy of every section in the group
+`studies`, those of checkpoints stacked behind a dimension `step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.errors import ResultError
+from hessdist.results import seal
+from hessdist.results.files import parts_folder, replacing
+from hessdist.results.schema import STEP, group_name
+
+if TYPE_CHECKING:
+    import xarray
+
+GROUP = "studies"
+_PREFIX = "study-"
+_COUNT = "number, from 1"  # of a dimension without a coordinate
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An array with names for its dimensions; one of its own dimension's name is a coordinate."""
+
+    dimensions: tuple[str, ...]
+    values: NDArray[Any]  # numbers, booleans, or text as objects
+    long_name: str
+    units: str = "1"
+
+
+@dataclass(frozen=True)
+class Section(Mapping[str, NDArray[Any]]):
+    """One section of a study: arrays by name."""
+
+    variables: Mapping[str, Variable]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.variables[name].values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The section as an `xarray.Dataset`, in memory."""
+        import xarray
+
+        described = {
+            name: (v.dimensions, v.values, {"units": v.units, "long_name": v.long_name})
+            for name, v in self.variables.items()
+        }
+        own = {name for name, v in self.variables.items() if v.dimensions == (name,)}
+        return xarray.Dataset(
+            {name: one for name, one in described.items() if name not in own},
+            {name: one for name, one in described.items() if name in own},
+            dict(self.attributes),
+        )
+
+
+# -- the files of a study --------------------------------------------------------------------
+
+
+def unit_path(path: Path, section: str, step: int | None, fingerprint: str) -> Path:
+    """The file of a section at one checkpoint, or of a section that is one for all.
+
+    Args:
+        path: The run's file.
+        section: Its name.
+        step: The checkpoint; None: for all.
+        fingerprint: Of the run's job.
+
+    Returns:
+        The path.
+    """
+    where = "" if step is None else f".{group_name(step)}"
+    return parts_folder(path) / f"{_PREFIX}{section}{where}.{fingerprint}.h5"
+
+
+def units_of(path: Path, fingerprint: str) -> dict[str, list[Path]]:
+    """Files of a run's studies, by section and in the order of steps."""
+    found: dict[str, list[Path]] = {}
+    for unit in sorted(parts_folder(path).glob(f"{_PREFIX}*.{fingerprint}.h5")):
+        found.setdefault(unit.name.removeprefix(_PREFIX).split(".")[0], []).append(unit)
+    return found
+
+
+def write_unit(path: Path, section: Section, run: Mapping[str, Any], step: int | None) -> None:
+    """Write a file so that a kill leaves it whole or as it was.
+
+    Args:
+        path: From `unit_path`.
+        section: What is in it; its attributes say of what settings and checkpoint it is.
+        run: Root attributes of the run's files.
+        step: Of the checkpoint; None: of all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with replacing(path, sealed=True) as file:
+        write_section(file, section)
+        file.attrs.update(run)
+        if step is not None:
+            file.attrs["step"] = step
+        file.attrs["complete"] = True
+
+
+def read_unit(path: Path) -> Section | None:
+    """Read a file of a study, all its bytes looked at.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is in it; None where it is absent or damaged.
+    """
+    try:
+        if not seal.is_whole(path):
+            return None
+        with h5py.File(path, "r") as file:
+            return read_section(file) if file.attrs.get("complete", False) else None
+    except (OSError, KeyError, RuntimeError, ValueError):
+        return None
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+
+def write_section(group: h5py.Group, section: Section) -> None:
+    """Write arrays with their dimension scales into an empty group.
+
+    Args:
+        group: The group.
+        section: Its content.
+    """
+    group.attrs.update(section.attributes)
+    sizes: dict[str, int] = {}
+    for variable in section.variables.values():
+        sizes.update(zip(variable.dimensions, variable.values.shape, strict=True))
+    for name, size in sizes.items():
+        own = section.variables.get(name)
+        values = np.arange(1, size + 1) if own is None else own.values
+        scale = group.create_dataset(name, data=_storable(values))
+        scale.make_scale(name)
+        _describe(scale, own or Variable((name,), values, _COUNT))
+    for name, variable in section.variables.items():
+        if name in sizes:
+            continue
+        dataset = group.create_dataset(name, data=_storable(variable.values))
+        _describe(dataset, variable)
+        for axis, dimension in enumerate(variable.dimensions):
+            dataset.dims[axis].attach_scale(group[dimension])
+
+
+def read_section(group: h5py.Group) -> Section:
+    """Read what `write_section` has written.
+
+    Args:
+        group: The group.
+
+    Returns:
+        Its content, in memory.
+    """
+    variables = {}
+    for name, dataset in group.items():
+        if not isinstance(dataset, h5py.Dataset):
+            continue
+        is_scale = h5py.h5ds.is_scale(dataset.id)
+        if is_scale and dataset.attrs["long_name"] == _COUNT:
+            continue
+        dimensions = tuple(
+            name if is_scale else scales[0].name.rsplit("/", 1)[-1] for scales in dataset.dims
+        )
+        text = h5py.check_string_dtype(dataset.dtype) is not None
+        values = dataset.asstr()[()] if text else dataset[()]
+        variables[name] = Variable(
+            dimensions, np.asarray(values), dataset.attrs["long_name"], dataset.attrs["units"]
+        )
+    return Section(variables, dict(group.attrs))
+
+
+def _storable(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(h5py.string_dtype()) if values.dtype.kind in "OU" else values
+
+
+def _describe(dataset: h5py.Dataset, variable: Variable) -> None:
+    dataset.attrs["units"], dataset.attrs["long_name"] = variable.units, variable.long_name
+
+
+# -- the run's file --------------------------------------------------------------------------
+
+
+def stacked(sections: Sequence[Section]) -> Section:
+    """Sections of single checkpoints as one, with a dimension `step` in front.
+
+    Coordinates that are the same in all stay as they are. Checkpoints of other settings than the
+    last one are left out.
+
+    Args:
+        sections: With an attribute "step" each, increasing.
+
+    Returns:
+        The section.
+    """
+    last = sections[-1]
+    alike = [s for s in sections if s.attributes.get("settings") == last.attributes.get("settings")]
+    alike = [s for s in alike if _shapes(s) == _shapes(last)]
+    steps = np.array([s.attributes["step"] for s in alike], dtype=STEP.dtype)
+    variables = {STEP.name: Variable(("step",), steps, STEP.long_name)}
+    for name, variable in last.variables.items():
+        if variable.dimensions == (name,):
+            variables[name] = variable
+        else:
+            values = np.stack([s.variables[name].values for s in alike])
+            variables[name] = Variable(
+                ("step", *variable.dimensions), values, variable.long_name, variable.units
+            )
+    return Section(variables, last.attributes)
+
+
+def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
+    return {name: v.values.shape for name, v in section.variables.items()}
+
+
+def write_studies(index: h5py.File, path: Path, fingerprint: str) -> None:
+    """Copy the sections of a run's studies into its file.
+
+    Args:
+        index: The open file.
+        path: Where it will be.
+        fingerprint: Of the run's job.
+    """
+    for name, units in units_of(path, fingerprint).items():
+        read = [section for unit in units if (section := read_unit(unit)) is not None]
+        if not read:
+            continue
+        whole = stacked(read) if "step" in read[-1].attributes else read[-1]
+        group = index.require_group(GROUP).create_group(name)
+        kept = {"settings": whole.attributes["settings"], "created": whole.attributes["created"]}
+        write_section(group, Section(whole.variables, kept))
+
+
+def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:
+    """The sections of all studies in a run's file.
+
+    Args:
+        file: The open file.
+        where: Its path, for messages.
+
+    Returns:
+        Sections by name; none where no study was run.
+
+    Raises:
+        ResultError: They are damaged.
+    """
+    try:
+        return {name: read_section(group) for name, group in file.get(GROUP, {}).items()}
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ResultError(
+            f"{where}: the results of its studies are damaged ({error})",
+            "run `hessdist study` again",
+        ) from error

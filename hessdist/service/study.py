@@ -1,0 +1,431 @@
+"""Studies of a run: what the job's study sections ask for, into the run's HDF5 file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hessdist.assembly import TrainingLoss, Workload
+from hessdist.errors import JobError, OutputError, ResultError, Stopped
+from hessdist.job import Job
+from hessdist.landscape.step_size import Found
+from hessdist.ranks import Ranks
+from hessdist.results.reader import Run, open_run
+from hessdist.results.studies import Section, read_unit, unit_path, write_unit
+from hessdist.results.writer import RunDescription, check_writable, parts_of, write_index
+from hessdist.service import locks
+from hessdist.service.report import Report
+from hessdist.service.stop import Stop
+from hessdist.service.writer import describe
+from hessdist.spectrum import petsc
+from hessdist.studies import negative_curvature
+from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.tracking import track
+from hessdist.workload.checkpoints import load_into, read_whole
+from hessdist.workload.steps import Checkpoint, find_checkpoints
+
+AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Section]] = {
+    "lines": negative_curvature.along_eigenvectors,
+    "step_sizes": negative_curvature.step_sizes,
+    "subsets": negative_curvature.subset_against_full,
+    "blocks": negative_curvature.layer_blocks,
+}
+"""Sections that look at one checkpoint after the other; the others train networks of their own."""
+
+_OF_THE_HESSIAN = {"lines", "step_sizes"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: a section at a checkpoint, or a section that is one for all."""
+
+    section: str
+    step: int | None
+    settings: str  # a hash of what determines its numbers
+
+    @property
+    def name(self) -> str:
+        """Such as "step_sizes of step 50"."""
+        return self.section if self.step is None else f"{self.section} of step {self.step}"
+
+
+@dataclass
+class StudyResult:
+    """What a study did."""
+
+    path: Path
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # done before, with the same settings
+
+
+def study(
+    job: Job,
+    text: str,
+    ranks: Ranks,
+    report: Report,
+    *,
+    options: Sequence[str] = (),
+    only: Sequence[str] = (),
+    overwrite: bool = False,
+) -> StudyResult:
+    """Do what the study sections of a job ask for. Collective.
+
+    What is there already, of the same settings and the same checkpoint, is skipped, so that the
+    same command goes on where an earlier one ended.
+
+    Args:
+        job: The job; its result has to be there where a section looks at eigenpairs.
+        text: Its TOML text.
+        ranks: The ranks.
+        report: Where progress is told.
+        options: PETSc's options.
+        only: Names of sections; empty: all that the job has.
+        overwrite: Replace what was done with other settings.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: Anything that a user can get wrong; on every rank.
+        Stopped: A signal came while there was work left; what is done is on disk.
+    """
+    path = job.output.path
+    with ExitStack() as stack:
+        with ranks.agreeing():
+            wanted = _wanted(job, only)
+            if ranks.is_root:
+                check_writable(path)
+                stack.callback(_only_one(path).release)
+        stop = stack.enter_context(Stop(job.service.signal))
+        units: list[Unit] = []
+        with ranks.agreeing():
+            petsc.require()
+            workload = Workload.of(job)
+            run = _run_of(job, wanted) if ranks.is_root else None
+            if ranks.is_root:
+                units = _units(job, wanted, run)
+                _refuse_others(path, job, units, overwrite)
+        with ranks.agreeing():
+            _check_subsets(job, wanted, workload, ranks)
+        units = ranks.broadcast(units)
+        petsc.initialise(options)
+        total = workload.on(ranks, job)
+        report.line(
+            f"{job.name}: study of {', '.join(wanted)}, {total.layout.size:,} parameters, "
+            f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
+        )
+        report.line(f"result: {path}")
+        report.begin("unit", len(units))
+        about = describe(job, text, total.layout, len(workload.indices), ranks.size)
+        studied = _Studied(job, workload, total, run, about, report, stop, len(units))
+        studied.work(units)
+        for word in petsc.unused_options(options):
+            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+    return studied.result
+
+
+# -- before the first collective -------------------------------------------------------------
+
+
+def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
+    wanted = dict(job.study.wanted())
+    if not wanted:
+        raise JobError(
+            "the job asks for no study",
+            "add a section such as [study.step_sizes]; see docs/job-file.md",
+        )
+    for name in only:
+        if name not in wanted:
+            raise JobError(
+                f"--only {name}: the job has no section [study.{name}]",
+                f"it has {', '.join(wanted)}",
+            )
+    if job.spectrum.operator != "hessian":
+        of_another = sorted(_OF_THE_HESSIAN & set(wanted))
+        if of_another:
+            raise JobError(
+                f"study.{of_another[0]} is about the Hessian, and spectrum.operator is "
+                f"'{job.spectrum.operator}'",
+                "use a job with operator = 'hessian'",
+            )
+    return {name: section for name, section in wanted.items() if not only or name in only}
+
+
+def _check_subsets(job: Job, wanted: dict[str, Any], workload: Workload, ranks: Ranks) -> None:
+    if "subsets" in wanted:
+        for fraction in wanted["subsets"].fractions:
+            negative_curvature.subset_size(len(workload.indices), fraction, ranks.size)
+
+
+def _only_one(path: Path) -> locks.Lock:
+    try:
+        lock = locks.acquire(locks.study_lock(path))
+    except locks.NoLocksError:
+        return locks.Lock(path, None)
+    if lock is None:
+        raise OutputError(f"another study is at work on {path}", "wait for it, or stop it")
+    return lock
+
+
+def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
+    """The run's result; None where no section needs it and there is none."""
+    path = job.output.path
+    if not path.exists() and not set(wanted) & set(AT_CHECKPOINTS):
+        return None
+    run = open_run(path)
+    if run.fingerprint != job.fingerprint():
+        raise ResultError(
+            f"{path} is the result of another job",
+            "run `hessdist spectrum` with this job, or correct output.path",
+        )
+    return run
+
+
+def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
+    units = []
+    for name, section in wanted.items():
+        settings = _settings(job, name, section)
+        if name not in AT_CHECKPOINTS:
+            units.append(Unit(name, None, settings))
+            continue
+        assert run is not None
+        there = [int(step) for step in run.steps]
+        for step in section.steps or there:
+            if step not in there:
+                raise ResultError(
+                    f"study.{name}.steps: {run.path} has no step {step}",
+                    f"there are {', '.join(map(str, there))}",
+                )
+            _require_vectors(run, step)
+            units.append(Unit(name, step, settings))
+    return units
+
+
+def _require_vectors(run: Run, step: int) -> None:
+    if not run[step].has_eigenvectors:
+        raise ResultError(
+            f"{run.path}: step {step} has no stored eigenvectors",
+            "run `hessdist spectrum` with spectrum.eigenvectors = true (--overwrite)",
+        )
+
+
+def _settings(job: Job, name: str, section: Any) -> str:
+    """A hash of what determines the numbers of a section, apart from run and checkpoint."""
+    values = section.model_dump(mode="json", exclude={"steps"})
+    if name not in AT_CHECKPOINTS:
+        values |= {"training": job.training.model_dump(mode="json")}
+    text = json.dumps([name, values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _refuse_others(path: Path, job: Job, units: Sequence[Unit], overwrite: bool) -> None:
+    for unit in units:
+        there = read_unit(unit_path(path, unit.section, unit.step, job.fingerprint()))
+        if there is not None and there.attributes["settings"] != unit.settings and not overwrite:
+            raise OutputError(
+                f"{path} has the {unit.name} with other settings of [study.{unit.section}]",
+                "use --overwrite to replace it, or change output.path",
+            )
+
+
+# -- the work --------------------------------------------------------------------------------
+
+
+class _Studied:
+    """Works through the units, and writes each as it is done."""
+
+    def __init__(
+        self,
+        job: Job,
+        workload: Workload,
+        total: TrainingLoss,
+        run: Run | None,
+        about: RunDescription,
+        report: Report,
+        stop: Stop,
+        count: int,
+    ) -> None:
+        self.result = StudyResult(job.output.path)
+        self._job, self._workload, self._total, self._run = job, workload, total, run
+        self._about, self._report, self._stop, self._count = about, report, stop, count
+        self._ranks, self._fingerprint = total.ranks, job.fingerprint()
+        self._files: dict[int, Checkpoint] = {}
+
+    def work(self, units: Sequence[Unit]) -> None:
+        """Do all units, checkpoint by checkpoint. Collective."""
+        by_step: dict[int | None, list[Unit]] = {}
+        for unit in units:
+            by_step.setdefault(unit.step, []).append(unit)
+        try:
+            for step in sorted(by_step, key=lambda one: math.inf if one is None else one):
+                self._stop.check(self._ranks)
+                if step is None:
+                    self._without_checkpoint(by_step[step])
+                else:
+                    self._at(step, by_step[step])
+        except Stopped as stop:
+            left = self._count - len(self.result.done) - len(self.result.skipped)
+            error = Stopped(
+                f"stopped on a signal with {left} of {self._count} units of the study left",
+                stop.remedy,
+            )
+            error.agreed = True
+            raise error from stop
+
+    def _at(self, step: int, units: Sequence[Unit]) -> None:
+        digest = self._load(step)
+        for unit in self._left(units, digest):
+            self._report.note(unit.name)
+            here = CheckpointUnderStudy(
+                self._job,
+                self._workload,
+                self._total,
+                None if self._run is None else self._run[step],
+                partial(self._on_product, unit.name),
+            )
+            section = AT_CHECKPOINTS[unit.section](here, getattr(self._job.study, unit.section))
+            self._write(unit, section, digest)
+            for line in remarks(unit.section, section):
+                self._report.line(f"step {step}: {line}")
+
+    def _load(self, step: int) -> str:
+        """Put a checkpoint into the model, the very one that the sweep solved. Collective."""
+        with self._ranks.agreeing():
+            if self._ranks.is_root:
+                assert self._run is not None
+                if not self._files:
+                    found = find_checkpoints(self._job.checkpoints.directory)
+                    self._files = {one.step: one for one in found}
+                if step not in self._files:
+                    raise ResultError(
+                        f"{self._job.checkpoints.directory} has no checkpoint of step {step} any "
+                        "more",
+                        "put it back: a study evaluates the model there",
+                    )
+                file = self._files[step].path
+                load_into(self._total.model, read_whole(file), file)
+                if self._total.digest() != self._run[step].checkpoint_digest:
+                    raise ResultError(
+                        f"{file} is not the checkpoint that {self._run.path} is of",
+                        "run `hessdist spectrum` again",
+                    )
+        self._total.share_parameters()
+        return self._total.digest()
+
+    def _left(self, units: Sequence[Unit], digest: str) -> Iterator[Unit]:
+        """Those that are not done yet. Collective.
+
+        Yields:
+            Units.
+        """
+        for unit in units:
+            done = False
+            if self._ranks.is_root:
+                there = read_unit(self._path(unit))
+                mine = (unit.settings, digest)
+                done = there is not None and mine == (
+                    there.attributes.get("settings"),
+                    there.attributes.get("checkpoint_digest"),
+                )
+            if self._ranks.broadcast(done):
+                self.result.skipped.append(unit.name)
+                self._report.line(f"{unit.name}: already done")
+                self._advance()
+            else:
+                self._stop.check(self._ranks)
+                yield unit
+
+    def _without_checkpoint(self, units: Sequence[Unit]) -> None:
+        for unit in self._left(units, ""):
+            section = track(
+                self._job,
+                self._workload,
+                self._total,
+                getattr(self._job.study, unit.section),
+                tell=self._report.note,
+                on_product=lambda products: self._stop.check(self._ranks),
+                stopped=lambda: bool(self._stop.caught),
+            )
+            self._write(unit, section, "")
+
+    def _on_product(self, what: str, products: int) -> None:
+        self._report.note(f"{what}: {products} products")
+        self._stop.check(self._ranks)
+
+    def _path(self, unit: Unit) -> Path:
+        return unit_path(self._job.output.path, unit.section, unit.step, self._fingerprint)
+
+    def _write(self, unit: Unit, section: Section, digest: str) -> None:
+        """Write a unit's file, and the run's index anew. Collective."""
+        path = self._job.output.path
+        with self._ranks.agreeing():
+            if self._ranks.is_root:
+                of = {"settings": unit.settings, "checkpoint_digest": digest}
+                described = Section(section.variables, of)
+                write_unit(self._path(unit), described, self._about.attributes(), unit.step)
+                with locks.holding(locks.index_lock(path)):
+                    parts = parts_of(path, self._fingerprint)
+                    write_index(path, parts, without=self._about)
+        self.result.done.append(unit.name)
+        self._advance()
+
+    def _advance(self) -> None:
+        skipped = len(self.result.skipped)
+        self._report.advance(len(self.result.done) + skipped, before=skipped)
+
+
+def remarks(name: str, section: Section) -> Iterator[str]:
+    """What a person is told of a section when it is done.
+
+    Args:
+        name: The section.
+        section: Its content.
+
+    Yields:
+        Lines.
+    """
+    if name == "step_sizes":
+        found, gains = section["found"], section["best_loss_change"]
+        best = int(np.nanargmin(gains)) if np.isfinite(gains).any() else None
+        kinds = [f"{int((found == kind).sum())} {_WORDS[kind]}" for kind in Found]
+        yield f"step sizes: {', '.join(kind for kind in kinds if not kind.startswith('0 '))}"
+        if best is not None:
+            pair, value = section["pair"][best], section["eigenvalue"][best]
+            yield (
+                f"largest gain along {pair} (λ {value:.4g}): {gains[best]:.4g} at α* "
+                f"{section['best_step'][best]:.4g}"
+            )
+        for pair in section["pair"][found == Found.ORTHOGONAL]:
+            yield f"{pair} is orthogonal to the gradient: α* is undefined"
+    elif name == "lines":
+        for pair, losses in zip(section["pair"], section["loss"], strict=True):
+            count = int((~np.isfinite(losses)).sum())
+            yield f"line along {pair}: {len(losses)} losses" + (
+                f", {count} of them not finite" if count else ""
+            )
+    elif name == "subsets":
+        worst = np.nanmax(np.abs(section["relative_difference_largest"][..., :1]), axis=(1, 2))
+        for fraction, difference in zip(section["fraction"], worst, strict=True):
+            yield f"subset of {fraction:g}: λ₁ differs by up to {difference:.1%}"
+    else:
+        for row, block in enumerate(section["block"]):
+            ends = [section[f"eigenvalues_{end}"][row] for end in ("largest", "smallest")]
+            values = " ... ".join(f"{end[0]:.4g}" for end in ends if len(end))
+            yield f"block {block}: {values}"
+
+
+_WORDS = {
+    Found.MINIMUM: "minima",
+    Found.EDGE: "at the edge of the scan",
+    Found.ORTHOGONAL: "orthogonal to the gradient",
+    Found.NO_PAIR: "without an eigenpair",
+}

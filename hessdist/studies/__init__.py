@@ -1,0 +1,1 @@
+"""Studies of the source documents, one module each; their numerics live in other rooms."""

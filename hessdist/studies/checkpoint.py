@@ -1,0 +1,166 @@
+"""A checkpoint under study: its parameters are in the model, its eigenpairs in the run's file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.assembly import TrainingLoss, Workload
+from hessdist.errors import InputError
+from hessdist.job import Job
+from hessdist.ranks import Ranks
+from hessdist.results.reader import CheckpointResult, ParameterTensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One of the eigenpairs that a sweep has found."""
+
+    end: str  # "largest" or "smallest"
+    rank: int  # from 1, the most extreme
+    value: float  # λ; NaN where it was not found
+    slope: float  # gᵀv, of the unit vector v; NaN likewise
+
+    @property
+    def name(self) -> str:
+        """Such as "smallest 1"."""
+        return f"{self.end} {self.rank}"
+
+
+class CheckpointUnderStudy:
+    """What the sections of a study need of a checkpoint. Making it is collective.
+
+    Args:
+        job: The job.
+        workload: What it differentiates.
+        total: The training loss; the parameters of the checkpoint are in its model.
+        result: What the sweep found there; on rank 0, which alone reads files.
+        on_product: Called after every product of a solve; it may raise `Stopped`.
+
+    Raises:
+        ResultError: The result cannot be read; on every rank.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        workload: Workload,
+        total: TrainingLoss,
+        result: CheckpointResult | None,
+        on_product: Callable[[int], None] = lambda products: None,
+    ) -> None:
+        self.job, self.workload, self.total, self.on_product = job, workload, total, on_product
+        self._result = result
+        found: tuple[Any, ...] = ()
+        with self.ranks.agreeing():
+            if result is not None:
+                found = (
+                    result.step,
+                    result.run.num_samples,
+                    result.run.parameters,
+                    float(result.gradient_norm),
+                    _pairs(result),
+                )
+        self.step: int
+        self.num_samples: int
+        self.parameters: list[ParameterTensor]
+        self.gradient_norm: float
+        self._values: list[tuple[str, int, float]]
+        self.step, self.num_samples, self.parameters, self.gradient_norm, self._values = (
+            self.ranks.broadcast(found)
+        )
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks."""
+        return self.total.ranks
+
+    def pairs(self, names: Sequence[str] | None = None) -> list[Pair]:
+        """The eigenpairs, with the slope along each vector. Collective.
+
+        Args:
+            names: Such as "smallest 1"; all, the largest first, when None.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            InputError: There is no such pair, or no eigenvectors are stored; on every rank.
+        """
+        known = {f"{end} {rank}": value for end, rank, value in self._values}
+        found: list[Pair] = []
+        with self.ranks.agreeing():
+            for name in known if names is None else names:
+                if name not in known:
+                    raise InputError(
+                        f"study.lines.pairs: step {self.step} has no pair '{name}'",
+                        f"there are {', '.join(known)}; raise spectrum.largest or smallest",
+                    )
+                end, rank = name.split()
+                slope = float("nan")
+                if self._result is not None:
+                    slope = float(self._row(name).astype(np.float64) @ self._result.gradient)
+                found.append(Pair(end, int(rank), known[name], slope))
+        return list(self.ranks.broadcast(found))
+
+    def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Eigenvectors, whole on every rank. Collective.
+
+        Args:
+            pairs: The pairs.
+
+        Returns:
+            (n, d) float32, unit norm.
+
+        Raises:
+            ResultError: They cannot be read; on every rank.
+        """
+        vectors = np.empty((len(pairs), self.total.layout.size), np.float32)
+        for row, pair in enumerate(pairs):
+            with self.ranks.agreeing():
+                if self._result is not None:
+                    vectors[row] = self._row(pair.name)
+            self.ranks.broadcast_array(vectors[row])
+        return vectors
+
+    def in_blocks(self, pairs: Sequence[Pair]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Eigenvectors, as many at a time as half of the cache's budget holds. Collective.
+
+        Yields:
+            Which pairs, and their vectors.
+        """
+        budget = self.job.compute.cache_gib * 2**30 / 2
+        size = max(1, int(budget // (8 * self.total.layout.size)))
+        for begin in range(0, len(pairs), size):
+            rows = slice(begin, begin + size)
+            yield rows, self.vectors(pairs[rows])
+
+    def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
+        """Shares of the parameter tensors in each eigenvector, and last in the gradient.
+
+        Not collective.
+
+        Yields:
+            Shares by tensor, on rank 0; nothing elsewhere.
+        """
+        if self._result is not None:
+            for pair in pairs:
+                yield self._result.layer_shares(self._row(pair.name))
+            yield self._result.layer_shares(self._result.gradient)
+
+    def _row(self, name: str) -> NDArray[np.float32]:
+        assert self._result is not None
+        end, rank = name.split()
+        return self._result.eigenvector(end, int(rank))
+
+
+def _pairs(result: CheckpointResult) -> list[tuple[str, int, float]]:
+    return [
+        (end, rank, float(value))
+        for end in ("largest", "smallest")
+        for rank, value in enumerate(getattr(result, f"eigenvalues_{end}"), 1)
+    ]
