@@ -305,7 +305,7 @@ class StudySection(_Section):
     blocks: BlocksSection | None = None
     optimizer: OptimizerSection | None = None
 
-    def wanted(self) -> dict[str, _Section]:
+    def wanted(self) -> dict[str, Any]:
         """Sections that the job has, by name."""
         return {name: value for name, value in self if value is not None}
 

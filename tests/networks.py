@@ -105,3 +105,59 @@ def dense(problem: Problem, operator: str) -> Tensor:
         return dense(problem, "hessian") - gauss_newton()
     gradients = jacrev(losses)(theta)
     return gradients.T @ gradients
+
+
+class Quadratic(nn.Module):
+    """½ θᵀHθ − bᵀθ times the weight of a sample; the weights of `weights` have mean 1.
+
+    Args:
+        hessian: H, (d, d).
+        slope: b, (d,).
+        start: θ, (d,).
+        edge: The norm of θ beyond which the loss is NaN.
+    """
+
+    def __init__(
+        self, hessian: Tensor, slope: Tensor, start: Tensor, edge: float = float("inf")
+    ) -> None:
+        super().__init__()
+        self.register_buffer("hessian", hessian)
+        self.register_buffer("slope", slope)
+        self.theta = nn.Parameter(start.clone())
+        self.edge = edge
+
+    def forward(self, weights: Tensor) -> Tensor:
+        value = self.theta @ (self.hessian @ self.theta) / 2 - self.slope @ self.theta
+        inside = self.theta.norm() <= self.edge
+        return torch.where(inside, value, float("nan")) * weights
+
+    def gradient(self) -> Tensor:
+        return (self.hessian @ self.theta - self.slope).detach()
+
+
+def quadratic(eigenvalues: list[float], seed: int = 0, edge: float = float("inf")) -> Problem:
+    """A quadratic with these eigenvalues, 7 samples, and eigenvectors in no special place."""
+    generator = torch.Generator().manual_seed(seed)
+    d = len(eigenvalues)
+    draw = torch.randn(d, d + 2, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(draw[:, :d])[0]
+    hessian = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+    weights = torch.tensor([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75], dtype=torch.float64)
+    model = Quadratic((hessian + hessian.T) / 2, draw[:, d], draw[:, d + 1], edge)
+    return Problem(model, summed_quadratic, Samples(weights))
+
+
+def summed_quadratic(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    (weights,) = batch
+    return model(weights).sum(), len(weights)
+
+
+def loss_along(problem: Problem, displacement: Any) -> float:
+    """The mean loss over all samples at θ + displacement, by its definition."""
+    pieces, offset = {}, 0
+    for name, p in problem.model.named_parameters():
+        piece = torch.as_tensor(displacement[offset : offset + p.numel()]).view(p.shape)
+        pieces[name] = p.detach() + piece
+        offset += p.numel()
+    inputs, targets = problem.dataset.tensors
+    return float(problem.loss(functional_call(problem.model, pieces, (inputs,)), targets))

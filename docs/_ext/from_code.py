@@ -111,14 +111,25 @@ def default_of(name: str, key: dict[str, Any], required: list[str]) -> str:
     return "not set" if key.get("default") is None else f"`{json.dumps(key['default'])}`"
 
 
+def model_of(key: dict[str, Any]) -> str | None:
+    """The model of a key that is a section."""
+    ways = [key, *key.get("allOf", []), *key.get("anyOf", [])]
+    found = [way["$ref"].rsplit("/", 1)[-1] for way in ways if "$ref" in way]
+    return found[0] if found else None
+
+
 def sections_of_the_job() -> dict[str, str]:
-    """Sections of the job file, and the names of their models."""
-    found = {}
-    for name, key in Job.model_json_schema()["properties"].items():
-        reference = key.get("$ref") or (key.get("allOf") or [{}])[0].get("$ref")
-        if reference:
-            found[name] = reference.rsplit("/", 1)[-1]
-    return found
+    """Sections of the job file, those inside of others too, and the names of their models."""
+    whole = Job.model_json_schema()
+
+    def below(keys: dict[str, Any], before: str) -> Iterator[tuple[str, str]]:
+        for name, key in keys.items():
+            if model := model_of(key):
+                inner = dict(below(whole["$defs"][model]["properties"], f"{before}{name}."))
+                # A section of sections alone has no keys to describe.
+                yield from inner.items() if inner else [(before + name, model)]
+
+    return dict(below(whole["properties"], ""))
 
 
 class JobSection(MarkdownDirective):
@@ -128,7 +139,7 @@ class JobSection(MarkdownDirective):
 
     def markdown(self) -> Iterator[str]:
         whole, sections = Job.model_json_schema(), sections_of_the_job()
-        keys = {name: key for name, key in whole["properties"].items() if name not in sections}
+        keys = {name: key for name, key in whole["properties"].items() if not model_of(key)}
         required = whole["required"]
         if self.arguments:
             name = self.arguments[0]
@@ -165,11 +176,14 @@ class JobExample(SphinxDirective):
         texts = {part[1 : part.index("]")]: part for part in parts}
         for name in given.keys() - whole["properties"].keys():
             raise self.error(f"the job file has no '{name}'")
-        keys = {name: key for name, key in whole["properties"].items() if name not in sections}
-        self._compare("", {k: v for k, v in given.items() if k not in sections}, keys, top)
+        keys = {name: key for name, key in whole["properties"].items() if not model_of(key)}
+        self._compare("", {k: v for k, v in given.items() if not isinstance(v, dict)}, keys, top)
         for name, title in sections.items():
             keys = whole["$defs"][title]["properties"]
-            self._compare(f"{name}.", given.get(name, {}), keys, texts.get(name, ""))
+            values = given
+            for part in name.split("."):
+                values = values.get(part, {})
+            self._compare(f"{name}.", values, keys, texts.get(name, ""))
         block = nodes.literal_block(text, text, language="toml")
         self.set_source_info(block)
         return [block]

@@ -99,13 +99,14 @@ class DisplacedLoss:
 
     def _displaced(self, coefficients: NDArray[np.float64]) -> Sequence[Tensor]:
         """θ + cv for some points, in buffers that are used again."""
-        if self._copies is None:
-            self._copies = self._theta.new_empty(self._at_once, self._theta.numel())
-        for copy, c in zip(self._copies, coefficients, strict=False):
+        if self._copies is None or len(self._copies) < len(coefficients):
+            self._copies = self._theta.new_empty(len(coefficients), self._theta.numel())
+        copies = list(self._copies[: len(coefficients)])
+        for copy, c in zip(copies, coefficients, strict=True):
             copy.copy_(self._theta)
             for j in np.flatnonzero(c):
                 copy.add_(self._directions[j], alpha=float(c[j]))
-        return list(self._copies[: len(coefficients)])
+        return copies
 
     def _point_at(self, flat: Tensor) -> None:
         """Have the parameters lie in a flat vector (d,); nothing is copied."""

@@ -149,6 +149,12 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
                 f"--only {name}: the job has no section [study.{name}]",
                 f"it has {', '.join(wanted)}",
             )
+    for pair in wanted["lines"].pairs if "lines" in wanted else ():
+        end, rank = pair.split()
+        if int(rank) > getattr(job.spectrum, end):
+            raise JobError(
+                f"study.lines.pairs: the job has no pair '{pair}'", f"raise spectrum.{end}"
+            )
     if job.spectrum.operator != "hessian":
         of_another = sorted(_OF_THE_HESSIAN & set(wanted))
         if of_another:
@@ -284,13 +290,12 @@ class _Studied:
     def _at(self, step: int, units: Sequence[Unit]) -> None:
         digest = self._load(step)
         for unit in self._left(units, digest):
-            self._report.note(unit.name)
             here = CheckpointUnderStudy(
                 self._job,
                 self._workload,
                 self._total,
                 None if self._run is None else self._run[step],
-                partial(self._on_product, unit.name),
+                partial(self._on_progress, unit.name),
             )
             section = AT_CHECKPOINTS[unit.section](here, getattr(self._job.study, unit.section))
             self._write(unit, section, digest)
@@ -357,8 +362,8 @@ class _Studied:
             )
             self._write(unit, section, "")
 
-    def _on_product(self, what: str, products: int) -> None:
-        self._report.note(f"{what}: {products} products")
+    def _on_progress(self, what: str, text: str) -> None:
+        self._report.note(f"{what}: {text}")
         self._stop.check(self._ranks)
 
     def _path(self, unit: Unit) -> Path:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.assembly import TrainingLoss, Workload
-from hessdist.errors import InputError
 from hessdist.job import Job
 from hessdist.ranks import Ranks
 from hessdist.results.reader import CheckpointResult, ParameterTensor
@@ -39,7 +38,8 @@ class CheckpointUnderStudy:
         workload: What it differentiates.
         total: The training loss; the parameters of the checkpoint are in its model.
         result: What the sweep found there; on rank 0, which alone reads files.
-        on_product: Called after every product of a solve; it may raise `Stopped`.
+        on_progress: Told after every product of a solve, and between eigenvectors, how far it is;
+            on all ranks, and it may raise `Stopped` on all of them.
 
     Raises:
         ResultError: The result cannot be read; on every rank.
@@ -51,9 +51,10 @@ class CheckpointUnderStudy:
         workload: Workload,
         total: TrainingLoss,
         result: CheckpointResult | None,
-        on_product: Callable[[int], None] = lambda products: None,
+        on_progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.job, self.workload, self.total, self.on_product = job, workload, total, on_product
+        self.job, self.workload, self.total = job, workload, total
+        self._on_progress = on_progress
         self._result = result
         found: tuple[Any, ...] = ()
         with self.ranks.agreeing():
@@ -89,17 +90,12 @@ class CheckpointUnderStudy:
             The pairs.
 
         Raises:
-            InputError: There is no such pair, or no eigenvectors are stored; on every rank.
+            ResultError: Eigenvectors or the gradient cannot be read; on every rank.
         """
         known = {f"{end} {rank}": value for end, rank, value in self._values}
         found: list[Pair] = []
         with self.ranks.agreeing():
             for name in known if names is None else names:
-                if name not in known:
-                    raise InputError(
-                        f"study.lines.pairs: step {self.step} has no pair '{name}'",
-                        f"there are {', '.join(known)}; raise spectrum.largest or smallest",
-                    )
                 end, rank = name.split()
                 slope = float("nan")
                 if self._result is not None:
@@ -128,16 +124,24 @@ class CheckpointUnderStudy:
         return vectors
 
     def in_blocks(self, pairs: Sequence[Pair]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Eigenvectors, as many at a time as half of the cache's budget holds. Collective.
+        """Eigenvectors one by one; of streamed samples as many as a budget holds. Collective.
+
+        Half of the cache's budget goes to vectors then, so that samples are read less often.
 
         Yields:
             Which pairs, and their vectors.
         """
         budget = self.job.compute.cache_gib * 2**30 / 2
-        size = max(1, int(budget // (8 * self.total.layout.size)))
+        streamed = self.ranks.any(self.total.local.shard.is_streamed)
+        size = max(1, int(budget // (8 * self.total.layout.size))) if streamed else 1
         for begin in range(0, len(pairs), size):
+            self._on_progress(f"eigenvector {begin + 1} of {len(pairs)}")
             rows = slice(begin, begin + size)
             yield rows, self.vectors(pairs[rows])
+
+    def on_product(self, products: int) -> None:
+        """Count the products of a solve. Collective."""
+        self._on_progress(f"{products} products")
 
     def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
         """Shares of the parameter tensors in each eigenvector, and last in the gradient.

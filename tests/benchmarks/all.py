@@ -59,6 +59,7 @@ BENCHMARKS = {
     "--set checkpoints.directory=$FOLDER/demo",
     "journal": f"python {HERE}/journal.py jobs/lenet_mnist.toml {FEW} "
     "--set checkpoints.directory=$REFERENCE --set data.subset=first",
+    "line-search": f"python {HERE}/line_search.py 512",
     "product": f"python {HERE}/product.py",
     "gpu": f"python {HERE}/gpu.py",
 }
