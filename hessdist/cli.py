@@ -18,14 +18,12 @@ from hessdist import __version__
 from hessdist.errors import DependencyError, HessdistError, InputError
 from hessdist.job import load_job
 from hessdist.ranks import Ranks, launched_rank
-from hessdist.results.reader import Run, open_run
+from hessdist.results.reader import open_run
 from hessdist.service.report import Report, is_terminal
 from hessdist.service.stop import listen
 from hessdist.spectrum.petsc import is_option
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hessdist.service.sweep import SweepResult
 
 app = typer.Typer(
@@ -352,11 +350,13 @@ def bench(
 
 @app.command()
 def show(context: typer.Context, run: RunFile) -> None:
-    """Print a table of what is in a result."""
+    """Print tables of what is in a result, its studies included."""
     _refuse_petsc_options(context)
     if launched_rank():
         return
     from rich.console import Console
+
+    from hessdist.tables import tables
 
     opened = open_run(run)
     console = Console(highlight=False, width=None if is_terminal() else 140)
@@ -367,7 +367,8 @@ def show(context: typer.Context, run: RunFile) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(_table(opened))
+    for table in tables(opened):
+        console.print(table)
 
 
 @app.command()
@@ -478,36 +479,6 @@ def _conclude(result: SweepResult, report: Report) -> int:
         "-eps_ncv, or spectrum.tolerance"
     )
     return 3
-
-
-def _table(run: Run) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
-    top = sorted({0, 1, k - 1} & set(range(k)))
-    bottom = sorted({0, m - 1} & set(range(m)))
-    columns = ["step", "loss", "‖g‖", *(f"λ_{i + 1}" for i in top)]
-    columns += ["λ_d" if i == 0 else f"λ_d-{i}" for i in bottom]
-    columns += ["converged", "residual ≤", "products", "seconds"]
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row, step in enumerate(run.steps):
-        large, small = run.eigenvalues_largest[row], run.eigenvalues_smallest[row]
-        good = f"{run.converged_largest[row].sum()}/{k} {run.converged_smallest[row].sum()}/{m}"
-        worst = max([*run.residuals_largest[row], *run.residuals_smallest[row]])
-        table.add_row(
-            str(step),
-            f"{run.loss[row]:.5g}",
-            f"{run.gradient_norm[row]:.4g}",
-            *(f"{large[i]:.5g}" for i in top),
-            *(f"{small[i]:.5g}" for i in bottom),
-            good,
-            f"{worst:.1e}",
-            str(run.products[row]),
-            f"{run.seconds[row]:.1f}",
-        )
-    return table
 
 
 # -- the way in ------------------------------------------------------------------------------

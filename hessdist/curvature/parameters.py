@@ -44,18 +44,21 @@ class Parameters:
     Args:
         model: The model; parameters that do not require a gradient are left out.
         layers: Names of parameters ("fc1.weight") or of modules ("fc1"); empty: all.
+        key: Where they come from, for messages.
 
     Raises:
         WorkloadError: A name is unknown, or no parameter is left.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str] = (), key: str = "spectrum.layers"
+    ) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for layer in layers:
             if not any(_is_part(name, layer) for name in trainable):
                 near = get_close_matches(layer, trainable, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(trainable)}"
-                raise WorkloadError(f"spectrum.layers: no trainable parameter '{layer}'", hint)
+                raise WorkloadError(f"{key}: no trainable parameter '{layer}'", hint)
         chosen = {
             name: p
             for name, p in trainable.items()

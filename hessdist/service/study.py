@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hessdist.assembly import TrainingLoss, Workload
+from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
 from hessdist.job import Job
 from hessdist.landscape.step_size import Found
@@ -115,7 +116,7 @@ def study(
                 units = _units(job, wanted, run)
                 _refuse_others(path, job, units, overwrite)
         with ranks.agreeing():
-            _check_subsets(job, wanted, workload, ranks)
+            _check_against_workload(wanted, workload, ranks)
         units = ranks.broadcast(units)
         petsc.initialise(options)
         total = workload.on(ranks, job)
@@ -166,10 +167,14 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
     return {name: section for name, section in wanted.items() if not only or name in only}
 
 
-def _check_subsets(job: Job, wanted: dict[str, Any], workload: Workload, ranks: Ranks) -> None:
+def _check_against_workload(wanted: dict[str, Any], workload: Workload, ranks: Ranks) -> None:
+    """Fractions and names of blocks, before anything is computed."""
     if "subsets" in wanted:
         for fraction in wanted["subsets"].fractions:
             negative_curvature.subset_size(len(workload.indices), fraction, ranks.size)
+    if "blocks" in wanted:
+        for block in wanted["blocks"].blocks:
+            Parameters(workload.model, block, "study.blocks.blocks")
 
 
 def _only_one(path: Path) -> locks.Lock:

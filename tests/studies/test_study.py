@@ -17,7 +17,12 @@ from networks import Problem, Samples, dense, loss_along
 from service.sweeps import completed, started, until
 
 import hessdist
+from hessdist.errors import InputError
+from hessdist.job import load_job
 from hessdist.landscape.step_size import Found
+from hessdist.ranks import Ranks
+from hessdist.service.report import Report
+from hessdist.service.study import study
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
@@ -391,20 +396,43 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--set", "study.lines.point=3"], "unknown key 'study.lines.point'"),
         (["--set", "study.step_sizes.count=7"], "study.step_sizes.count"),
         (["--set", "study.step_sizes.smallest=1e9"], "smallest is not below largest"),
-        (["--set", 'study.blocks.blocks=[["fc9"]]', "--overwrite"], "no trainable parameter 'fc9'"),
         (["--set", "spectrum.operator=gauss_newton"], "is about the Hessian"),
         (["--set", "spectrum.tolerance=1e-5"], "is the result of another job"),
         (["--set", 'output.path="results/none.h5"'], "does not exist; run `hessdist spectrum`"),
     ],
 )  # fmt: skip
-def test_bad_input(folder: Path, run: Run, words: list[str], expected: str) -> None:
-    assert expected in the_line(run("study", "job.toml", *words))
+def test_bad_input(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    """In this process, since the way from an error to its line is tested with the other commands."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    before = (folder / "results" / "run.h5").read_bytes()
+    with pytest.raises(InputError) as raised:
+        study_job(Path("job.toml"), words)
+    assert expected in str(raised.value)
+    assert (folder / "results" / "run.h5").read_bytes() == before
+
+
+def study_job(path: Path, words: list[str]) -> None:
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    job, text = load_job(path, [given["--set"]] if "--set" in given else [])
+    only = given["--only"].split(",") if "--only" in given else []
+    with Report(speaks=False) as report:
+        study(job, text, Ranks(), report, only=only)
 
 
 def test_a_fraction_with_fewer_samples_than_ranks(folder: Path, run: Run) -> None:
     words = ("--only", "subsets", "--set", "study.subsets.fractions=[0.04]", "--overwrite")
     line = the_line(run("study", "job.toml", *words, ranks=3))
     assert "0.04 of 60 samples are 2, fewer than the 3 ranks; raise the fraction" in line
+
+
+def test_a_block_that_is_not_there(folder: Path, run: Run) -> None:
+    words = ("--only", "blocks", "--overwrite", "--set", 'study.blocks.blocks=[["fc9"]]')
+    assert "study.blocks.blocks: no trainable parameter 'fc9'" in the_line(
+        run("study", "job.toml", *words)
+    )
 
 
 def test_a_job_without_a_study(folder: Path, run: Run) -> None:
