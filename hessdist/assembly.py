@@ -192,20 +192,6 @@ class TrainingLoss:
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
         return digest.hexdigest()
 
-    def loss(self) -> float:
-        """The loss alone, by a pass without gradients; it may be NaN. Collective.
-
-        Returns:
-            The mean over all samples, the l2 term included.
-
-        Raises:
-            InputError: The model cannot be evaluated; on every rank.
-        """
-        with self.ranks.agreeing():
-            mine = self.local.loss_sum()
-        loss, count = self.ranks.sum(np.array(mine, dtype=np.float64))
-        return float(loss / count) + self.l2 / 2 * float(self.square_norm())
-
     def evaluate(self) -> Evaluation:
         """Loss and gradient in one pass over the samples. Collective.
 
@@ -233,6 +219,11 @@ class TrainingLoss:
         """‖θ‖² of all trainable parameters, in use or not, float64. Not collective."""
         trainable = [p.detach() for p in self.model.parameters() if p.requires_grad]
         return torch.stack([p.double().square().sum() for p in trainable]).sum()
+
+    def is_streamed(self) -> bool:
+        """Whether any rank reads its samples anew at every pass. Collective."""
+        shard = self.local.shard
+        return self.ranks.any(bool(shard.num_samples) and shard.is_streamed)
 
     def of_layers(self, layers: Sequence[str]) -> TrainingLoss:
         """The same loss as a function of some parameters alone, on the same samples in memory.

@@ -200,6 +200,12 @@ def study(
                 f"result: {result.path} ({len(result.done)} units done, "
                 f"{len(result.skipped)} done before)"
             )
+            if result.unconverged:
+                report.line(
+                    f"unconverged pairs in {', '.join(result.unconverged)}: stored and marked; "
+                    "raise -eps_max_it or -eps_ncv, or spectrum.tolerance"
+                )
+    raise typer.Exit(3 if result.unconverged else 0)
 
 
 @app.command()

@@ -252,7 +252,7 @@ class BlocksSection(_Section):
     """k of each block."""
     smallest: Count = 3
     """m of each block."""
-    negligible: Annotated[float, Field(ge=0, le=1)] = 0.5
+    negligible: Annotated[float, Field(ge=0, le=1)] = 0.3
     """An eigenvalue below this share of the block's largest |λ| converges as if it were that large:
     many a block has next to no negative curvature, and zero converges slowly."""
     steps: _Steps = []

@@ -218,10 +218,6 @@ class Ranks:
         self.comm.Gatherv(np.ascontiguousarray(mine), [whole, self.counts(total)], root=0)
         return whole
 
-    def alone(self) -> Ranks:
-        """This rank as a communicator of its own. Not collective."""
-        return Ranks(self._mpi.COMM_SELF)
-
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Give every rank the (small, picklable) object of one, rank 0. Collective."""
         self.collectives["bcast"] += 1

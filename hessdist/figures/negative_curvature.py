@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hessdist.results.studies import Section
 
 _EDGE = 1  # of `found`, which says so in its long_name
-_SPANS = (0.1, 1.0)  # of |α|: figures 1 and 2
 _DECREASES = {"": 1.0, "-wide": 5.0, "-near-zero": 0.2}  # |λ|: figures 3 and 7
 _STEPS = {"": 1.0, "-wide": 5.0, "-all": 100.0}  # figures 4 and 8
 _MEASURED, _MODEL, _MARK = "#c8501e", "#1f5fa8", "#444444"
@@ -57,12 +56,9 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
 
 
 def _lines(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
-    furthest = float(np.abs(section["alpha"]).max())
-    spans = [span for span in _SPANS if span <= furthest] or [furthest]
-    spans += [furthest] if furthest > max(spans) else []
     for row, step in enumerate(section["step"]):
         for column, pair in enumerate(section["pair"]):
-            for span in spans:
+            for span in section["span"]:
                 name = f"line-step-{step}-{pair.replace(' ', '-')}-{span:g}"
                 yield name, along_eigenvector(section, row, column, span, title)
 
@@ -351,15 +347,12 @@ def optimizer_loss(section: Section, title: str) -> Figure:
     figure, axes = page(f"{title}: training with steps along the most negative curvature")
     colours = colours_of(len(section["run"]))
     for row, name in enumerate(section["run"]):
-        losses = section["loss"][row]
-        style = "-" if "+" in name else "--"
-        axes.plot(
-            section["iteration"], np.median(losses, axis=0), style, color=colours[row], label=name
-        )
-        axes.fill_between(
-            section["iteration"], losses.min(axis=0), losses.max(axis=0), color=colours[row],
-            alpha=0.15, linewidth=0,
-        )  # fmt: skip
+        losses, colour = section["loss"][row], colours[row]
+        some = np.isfinite(losses).any(axis=0)  # seeds that have diverged are left out
+        at = section["iteration"][some]
+        low, middle, high = np.nanquantile(losses[:, some], [0, 0.5, 1], axis=0)
+        axes.plot(at, middle, "-" if "+" in name else "--", color=colour, label=name)
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("minibatches")
     axes.set_ylabel(f"loss over all samples, {len(section['seed'])} seeds")

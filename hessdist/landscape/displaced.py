@@ -19,21 +19,20 @@ class DisplacedLoss:
     """Σ ℓ_i(θ + c₁v₁ + ... + c_nv_n) over one rank's samples, as a function of c.
 
     Values that are not finite stay as they are: far out on a line a loss may well be NaN. Samples
-    that are kept on the device are gone through once a point, with one displaced copy of the
-    parameters; samples that are streamed once for as many points as there is memory for copies.
+    are gone through once for as many points as there are displaced copies of the parameters: one
+    is enough where they are kept on the device, and more spare reading them where they are not.
 
     Args:
         local: The loss on this rank's samples, at θ.
         directions: v, (n, d), any floating dtype.
-        memory: Bytes for displaced copies of the parameters, where samples are streamed.
+        copies: Displaced copies of the parameters at a time.
     """
 
-    def __init__(self, local: LocalLoss, directions: NDArray[Any], memory: float) -> None:
+    def __init__(self, local: LocalLoss, directions: NDArray[Any], copies: int = 1) -> None:
         self.local = local
         self._directions = torch.from_numpy(directions).to(local.device, local.dtype)
         self._theta = local.parameters.flat()
-        copies = int(memory // (self._theta.numel() * self._theta.element_size()))
-        self._at_once = max(1, copies) if local.shard.is_streamed else 1
+        self._at_once = copies
         self._copies: Tensor | None = None
 
     def losses(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,43 @@ from numpy.typing import NDArray
 from hessdist.assembly import TrainingLoss
 from hessdist.landscape.displaced import DisplacedLoss
 
+_FEWEST = 4  # points between two reductions
+
 
 class LossInSpan:
     """L(θ + c₁v₁ + ... + c_nv_n) over all samples, as a function of c. Making it is collective.
 
-    A call makes one reduction, of a few numbers, however many points it has.
+    Points are evaluated in passes: a few at a time where the samples are kept on the device, which
+    costs nothing, and where they are streamed as many as there is memory for displaced copies of
+    the parameters. A pass makes one reduction, of a few numbers.
 
     Args:
         total: The training loss at θ, which must not move while this is used.
         directions: v, (n, d), whole and the same on every rank.
         num_samples: N.
+        on_pass: Called after every pass with the number of evaluations so far, on all ranks; it may
+            raise `Stopped` on all of them.
     """
 
-    def __init__(self, total: TrainingLoss, directions: NDArray[Any], num_samples: int) -> None:
+    def __init__(
+        self,
+        total: TrainingLoss,
+        directions: NDArray[Any],
+        num_samples: int,
+        on_pass: Callable[[int], None] = lambda evaluations: None,
+    ) -> None:
         self._ranks, self._num_samples, self._l2 = total.ranks, num_samples, total.l2
-        self.num_directions = len(directions)
+        self._on_pass = on_pass
         self.evaluations = 0  # of the loss, so far
         self.gradients = 0
+        copies = 1
+        if total.is_streamed():  # the other half of the budget is for directions
+            entry = total.local.parameters.tensors[0].element_size()
+            budget = total.compute.cache_gib * 2**30 / 2
+            copies = max(1, int(budget // (entry * total.layout.size)))
+        self._at_once = max(copies, _FEWEST)
         with self._ranks.agreeing():
-            memory = total.compute.cache_gib * 2**30
-            self._local = DisplacedLoss(total.local, directions, memory)
+            self._local = DisplacedLoss(total.local, directions, copies)
             if self._l2:
                 self._square = float(total.square_norm())
                 theta = total.local.parameters.flat().double().cpu().numpy()
@@ -48,10 +66,14 @@ class LossInSpan:
         Raises:
             WorkloadError: The model cannot be evaluated there; on every rank.
         """
-        with self._ranks.agreeing():
-            mine = self._local.losses(coefficients)
-        self.evaluations += len(coefficients)
-        return self._ranks.sum(mine) / self._num_samples + self._penalty(coefficients)
+        found = np.empty(len(coefficients))
+        for part in self._passes(len(coefficients)):
+            with self._ranks.agreeing():
+                mine = self._local.losses(coefficients[part])
+            found[part] = self._ranks.sum(mine) / self._num_samples
+            self.evaluations += len(mine)
+            self._on_pass(self.evaluations + self.gradients)
+        return self._agreed(found + self._penalty(coefficients))
 
     def losses_and_slopes(
         self, coefficients: NDArray[np.float64]
@@ -67,13 +89,27 @@ class LossInSpan:
         Raises:
             WorkloadError: As `losses`.
         """
-        with self._ranks.agreeing():
-            losses, slopes = self._local.losses_and_slopes(coefficients)
-        self.gradients += len(coefficients)
-        sums = self._ranks.sum(np.column_stack([losses, slopes])) / self._num_samples
+        found = np.empty((len(coefficients), 1 + coefficients.shape[1]))
+        for part in self._passes(len(coefficients)):
+            with self._ranks.agreeing():
+                mine = np.column_stack(self._local.losses_and_slopes(coefficients[part]))
+            found[part] = self._ranks.sum(mine) / self._num_samples
+            self.gradients += len(mine)
+            self._on_pass(self.evaluations + self.gradients)
         if self._l2:
-            sums[:, 1:] += self._l2 * (self._slopes_at_theta + coefficients @ self._gram)
-        return sums[:, 0] + self._penalty(coefficients), sums[:, 1:]
+            found[:, 1:] += self._l2 * (self._slopes_at_theta + coefficients @ self._gram)
+        found[:, 0] += self._penalty(coefficients)
+        found = self._agreed(found)
+        return found[:, 0], found[:, 1:]
+
+    def _passes(self, count: int) -> Iterator[slice]:
+        for begin in range(0, count, self._at_once):
+            yield slice(begin, begin + self._at_once)
+
+    def _agreed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rank 0's values: who searches by them goes the same way on all ranks. Collective."""
+        self._ranks.broadcast_array(values)
+        return values
 
     def _penalty(self, c: NDArray[np.float64]) -> NDArray[np.float64] | float:
         """(l2 / 2) ‖θ + cv‖², from inner products at θ."""

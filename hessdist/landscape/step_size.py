@@ -25,7 +25,8 @@ class Found(IntEnum):
     MINIMUM = 0
     """A minimum between two steps that are worse."""
     EDGE = 1
-    """The outermost step of the scan: the loss still falls there, so it is no optimum."""
+    """No optimum: the loss still falls at the outermost step of the scan, or towards steps at which
+    it is not finite."""
     ORTHOGONAL = 2
     """Nothing: the direction is orthogonal to the gradient, to rounding, so no step moves."""
     NO_PAIR = 3
@@ -88,6 +89,7 @@ def best_steps(
     if len(inside):
         brackets = _Brackets.around(lines, inside, steps, losses, best)
         alpha[inside], loss[inside] = _refined(lines, brackets, precision, abs(start))
+        at_edge[inside] |= brackets.end_at_nothing()
     found = np.where(at_edge, Found.EDGE, Found.MINIMUM)
     found[~moves] = Found.ORTHOGONAL
     alpha[~moves] = loss[~moves] = np.nan
@@ -135,6 +137,10 @@ class _Brackets:
             slope_high=unknown,
         )
 
+    def end_at_nothing(self) -> NDArray[np.bool_]:
+        """Where the loss falls up to steps at which it is not finite."""
+        return ~np.isfinite(self.loss_high) & (self.slope_low < 0)
+
     def trial(self, halve: NDArray[np.bool_]) -> NDArray[np.float64]:
         """A step inside: where the interpolated derivative is zero, or the middle."""
         width = np.abs(self.high - self.low)
@@ -154,10 +160,11 @@ class _Brackets:
         trial: NDArray[np.float64],
         loss: NDArray[np.float64],
         derivative: NDArray[np.float64],
+        rounding: float,
     ) -> None:
-        """Move one end of each chosen interval to the trial."""
+        """Move one end of each chosen interval to the trial; losses are known to `rounding`."""
         slope = derivative * np.sign(self.high - self.low)
-        goes_on = (slope < 0) & (loss <= self.loss_low)
+        goes_on = (slope < 0) & (loss <= self.loss_low + rounding)
         for end, moved in (("low", chosen & goes_on), ("high", chosen & ~goes_on)):
             for name, value in (("", trial), ("loss_", loss), ("slope_", slope)):
                 getattr(self, name + end)[moved] = value[moved]
@@ -190,7 +197,7 @@ def _refined(
         settled = better & (np.abs(trial - alpha) <= tolerance * np.abs(trial))
         for old, new in ((alpha, trial), (loss, value), (steepness, np.abs(derivative))):
             old[better] = new[better]
-        brackets.narrow(is_open, trial, value, derivative)
+        brackets.narrow(is_open, trial, value, derivative, rounding)
         halve = ~halve & (np.abs(brackets.high - brackets.low) > widths / 2)
         widths = width
         is_open &= ~settled & (steepness > 0)

@@ -27,7 +27,7 @@ class NegativeCurvature(Optimizer):
         params: The parameters, or groups of them; the base optimiser's.
         base: The base optimiser over the same parameters, such as `torch.optim.RMSprop`.
         lr: ε, the learning rate of the steps along ṽ; 1/|λ| is the saddle-free one.
-        tracking_lr: η, of ṽ; stable below 2 (1 + μ) / λ_max.
+        tracking_lr: η, of ṽ; stable below 2 (1 + μ) / (λ_max − λ_d).
         momentum: μ, of ṽ.
         averaging: β, of λ̃.
         period: Every so many-th step is one along ṽ; 2 is the alternation of the paper, 0 takes

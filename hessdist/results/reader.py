@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from hessdist.errors import ResultError
 from hessdist.results import seal
 from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
-from hessdist.results.studies import Section, read_studies
+from hessdist.results.studies import Section, pairs_digest, read_studies
 
 if TYPE_CHECKING:
     import xarray
+
+
+_ENDS = ("largest", "smallest")
 
 
 def open_run(path: str | Path) -> Run:
@@ -190,11 +193,16 @@ class CheckpointResult:
     @property
     def has_eigenvectors(self) -> bool:
         """Whether eigenvectors of all ends that were asked for were stored."""
-        ends = ("largest", "smallest")
-        names = [f"eigenvectors_{end}" for end in ends if getattr(self, f"eigenvalues_{end}").size]
+        names = [f"eigenvectors_{end}" for end in _ENDS if getattr(self, f"eigenvalues_{end}").size]
         with _open(self.run.path) as file:
             group = self._group(file)
             return all(name in group for name in names)
+
+    @property
+    def pairs_digest(self) -> str:
+        """A hash of the eigenpairs' tables and of the checkpoint: what a study depends on."""
+        names = [f"{what}_{end}" for what in ("eigenvalues", "residuals") for end in _ENDS]
+        return pairs_digest(self.checkpoint_digest, [getattr(self, name) for name in names])
 
     @property
     def checkpoint_digest(self) -> str:

@@ -7,8 +7,10 @@ checkpoints and written like them; the run's file holds a copy of every section 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +100,37 @@ def units_of(path: Path, fingerprint: str) -> dict[str, list[Path]]:
     return found
 
 
+def pairs_digest(checkpoint_digest: str, tables: Sequence[NDArray[Any]]) -> str:
+    """A hash of what the sections about a checkpoint depend on.
+
+    Args:
+        checkpoint_digest: Of its parameters.
+        tables: Eigenvalues of both ends, then their residuals.
+
+    Returns:
+        The hash.
+    """
+    digest = hashlib.sha256(checkpoint_digest.encode())
+    for table in tables:
+        digest.update(np.ascontiguousarray(table, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def drop_others(path: Path, fingerprint: str, section: str, settings: str) -> None:
+    """Remove what was done of a section with other settings.
+
+    Args:
+        path: The run's file.
+        fingerprint: Of its job.
+        section: The section.
+        settings: The hash of those that stay.
+    """
+    for unit in units_of(path, fingerprint).get(section, []):
+        there = read_unit(unit)
+        if there is not None and there.attributes["settings"] != settings:
+            unit.unlink()
+
+
 def write_unit(path: Path, section: Section, run: Mapping[str, Any], step: int | None) -> None:
     """Write a file so that a kill leaves it whole or as it was.
 
@@ -128,12 +161,18 @@ def read_unit(path: Path) -> Section | None:
         What is in it; None where it is absent or damaged.
     """
     try:
-        if not seal.is_whole(path):
-            return None
-        with h5py.File(path, "r") as file:
-            return read_section(file) if file.attrs.get("complete", False) else None
+        status = path.stat()
+        return _read_unit(path, (status.st_mtime_ns, status.st_size, status.st_ino))
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
+
+
+@lru_cache(maxsize=4096)  # the index is written after every unit, from all of them
+def _read_unit(path: Path, state: tuple[int, int, int]) -> Section | None:
+    if not seal.is_whole(path):
+        return None
+    with h5py.File(path, "r") as file:
+        return read_section(file) if file.attrs.get("complete", False) else None
 
 
 # -- groups ----------------------------------------------------------------------------------
@@ -235,16 +274,26 @@ def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
     return {name: v.values.shape for name, v in section.variables.items()}
 
 
-def write_studies(index: h5py.File, path: Path, fingerprint: str) -> None:
+def write_studies(
+    index: h5py.File, path: Path, fingerprint: str, digests: Mapping[int, str]
+) -> None:
     """Copy the sections of a run's studies into its file.
 
     Args:
         index: The open file.
         path: Where it will be.
         fingerprint: Of the run's job.
+        digests: By step, `pairs_digest` of the checkpoints as they are; what was found with others
+            is left out.
     """
     for name, units in units_of(path, fingerprint).items():
-        read = [section for unit in units if (section := read_unit(unit)) is not None]
+        read = [
+            section
+            for unit in units
+            if (section := read_unit(unit)) is not None
+            and section.attributes["pairs_digest"]
+            == digests.get(section.attributes.get("step", -1), "")
+        ]
         if not read:
             continue
         whole = stacked(read) if "step" in read[-1].attributes else read[-1]

@@ -29,8 +29,9 @@ from hessdist.results.schema import (
     Field,
     group_name,
 )
-from hessdist.results.studies import write_studies
+from hessdist.results.studies import pairs_digest, write_studies
 
+_ENDS = ("largest", "smallest")
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
 
@@ -224,7 +225,8 @@ def write_index(
         for part, row in rows.items():
             target = os.path.relpath(part, path.parent)
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
-        write_studies(index, path, index.attrs["fingerprint"])
+        digests = {int(row[STEP.name]): row["digest"] for row in rows.values()}
+        write_studies(index, path, index.attrs["fingerprint"], digests)
 
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
@@ -254,7 +256,9 @@ def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:
 def _read_row(part: Path) -> dict[str, Any]:
     with h5py.File(part, "r") as file:
         tables = {field.name: file[field.name][()] for field in TABLES}
-        return {**tables, STEP.name: file.attrs["step"]}
+        pairs = [tables[f"{what}_{end}"] for what in ("eigenvalues", "residuals") for end in _ENDS]
+        digest = pairs_digest(str(file.attrs.get("checkpoint_digest", "")), pairs)
+        return {**tables, STEP.name: file.attrs["step"], "digest": digest}
 
 
 _ROOT_ATTRIBUTES = (

@@ -21,8 +21,8 @@ from hessdist.job import Job
 from hessdist.landscape.step_size import Found
 from hessdist.ranks import Ranks
 from hessdist.results.reader import Run, open_run
-from hessdist.results.studies import Section, read_unit, unit_path, write_unit
-from hessdist.results.writer import RunDescription, check_writable, parts_of, write_index
+from hessdist.results.studies import Section, drop_others, read_unit, unit_path, write_unit
+from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.report import Report
 from hessdist.service.stop import Stop
@@ -66,6 +66,7 @@ class StudyResult:
     path: Path
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # done before, with the same settings
+    unconverged: list[str] = field(default_factory=list)  # with a pair that did not converge
 
 
 def study(
@@ -105,16 +106,19 @@ def study(
             wanted = _wanted(job, only)
             if ranks.is_root:
                 check_writable(path)
-                stack.callback(_only_one(path).release)
+                for lock in _alone(path):
+                    stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         units: list[Unit] = []
         with ranks.agreeing():
             petsc.require()
             workload = Workload.of(job)
             run = _run_of(job, wanted) if ranks.is_root else None
+            files: dict[int, Checkpoint] = {}
             if ranks.is_root:
                 units = _units(job, wanted, run)
                 _refuse_others(path, job, units, overwrite)
+                files = _files_of(job, units)
         with ranks.agreeing():
             _check_against_workload(wanted, workload, ranks)
         units = ranks.broadcast(units)
@@ -127,7 +131,7 @@ def study(
         report.line(f"result: {path}")
         report.begin("unit", len(units))
         about = describe(job, text, total.layout, len(workload.indices), ranks.size)
-        studied = _Studied(job, workload, total, run, about, report, stop, len(units))
+        studied = _Studied(job, workload, total, run, files, about, report, stop, len(units))
         studied.work(units)
         for word in petsc.unused_options(options):
             report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
@@ -144,6 +148,7 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
             "the job asks for no study",
             "add a section such as [study.step_sizes]; see docs/job-file.md",
         )
+    only = [name.strip() for name in only]
     for name in only:
         if name not in wanted:
             raise JobError(
@@ -156,6 +161,8 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
             raise JobError(
                 f"study.lines.pairs: the job has no pair '{pair}'", f"raise spectrum.{end}"
             )
+    if "optimizer" in wanted and job.spectrum.layers:
+        raise JobError("study.optimizer trains all layers", "leave spectrum.layers empty")
     if job.spectrum.operator != "hessian":
         of_another = sorted(_OF_THE_HESSIAN & set(wanted))
         if of_another:
@@ -177,14 +184,27 @@ def _check_against_workload(wanted: dict[str, Any], workload: Workload, ranks: R
             Parameters(workload.model, block, "study.blocks.blocks")
 
 
-def _only_one(path: Path) -> locks.Lock:
-    try:
-        lock = locks.acquire(locks.study_lock(path))
-    except locks.NoLocksError:
-        return locks.Lock(path, None)
-    if lock is None:
-        raise OutputError(f"another study is at work on {path}", "wait for it, or stop it")
-    return lock
+def _alone(path: Path) -> Iterator[locks.Lock]:
+    """Keep other studies of a run out, and sweeps, which tidy up its folder.
+
+    Yields:
+        Locks.
+
+    Raises:
+        OutputError: Another one is at work.
+    """
+    for what, lock_path, shared in (
+        ("study", locks.study_lock(path), False),
+        ("sweep", locks.run_lock(path), True),
+    ):
+        try:
+            lock = locks.acquire(lock_path, shared=shared)
+        except locks.NoLocksError:
+            continue
+        if lock is None:
+            raise OutputError(f"another {what} is at work on {path}", "wait for it, or stop it")
+        lock.say()
+        yield lock
 
 
 def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
@@ -193,6 +213,8 @@ def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
     if not path.exists() and not set(wanted) & set(AT_CHECKPOINTS):
         return None
     run = open_run(path)
+    if not len(run) and set(wanted) & set(AT_CHECKPOINTS):
+        raise ResultError(f"{path} has no checkpoint", "run `hessdist spectrum` first")
     if run.fingerprint != job.fingerprint():
         raise ResultError(
             f"{path} is the result of another job",
@@ -221,6 +243,21 @@ def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
     return units
 
 
+def _files_of(job: Job, units: Sequence[Unit]) -> dict[int, Checkpoint]:
+    """The checkpoints that units are about."""
+    steps = {unit.step for unit in units if unit.step is not None}
+    if not steps:
+        return {}
+    directory = job.checkpoints.directory
+    found = {one.step: one for one in find_checkpoints(directory)}
+    for step in sorted(steps - set(found)):
+        raise ResultError(
+            f"{directory} has no checkpoint of step {step} any more",
+            "put it back: a study evaluates the model there",
+        )
+    return found
+
+
 def _require_vectors(run: Run, step: int) -> None:
     if not run[step].has_eigenvectors:
         raise ResultError(
@@ -233,7 +270,8 @@ def _settings(job: Job, name: str, section: Any) -> str:
     """A hash of what determines the numbers of a section, apart from run and checkpoint."""
     values = section.model_dump(mode="json", exclude={"steps"})
     if name not in AT_CHECKPOINTS:
-        values |= {"training": job.training.model_dump(mode="json")}
+        of_training = {"batch_size", "learning_rate", "momentum"}
+        values |= job.training.model_dump(mode="json", include=of_training)
     text = json.dumps([name, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -260,6 +298,7 @@ class _Studied:
         workload: Workload,
         total: TrainingLoss,
         run: Run | None,
+        files: dict[int, Checkpoint],
         about: RunDescription,
         report: Report,
         stop: Stop,
@@ -269,7 +308,8 @@ class _Studied:
         self._job, self._workload, self._total, self._run = job, workload, total, run
         self._about, self._report, self._stop, self._count = about, report, stop, count
         self._ranks, self._fingerprint = total.ranks, job.fingerprint()
-        self._files: dict[int, Checkpoint] = {}
+        self._files = files
+        self._rows: Rows = {}
 
     def work(self, units: Sequence[Unit]) -> None:
         """Do all units, checkpoint by checkpoint. Collective."""
@@ -312,15 +352,6 @@ class _Studied:
         with self._ranks.agreeing():
             if self._ranks.is_root:
                 assert self._run is not None
-                if not self._files:
-                    found = find_checkpoints(self._job.checkpoints.directory)
-                    self._files = {one.step: one for one in found}
-                if step not in self._files:
-                    raise ResultError(
-                        f"{self._job.checkpoints.directory} has no checkpoint of step {step} any "
-                        "more",
-                        "put it back: a study evaluates the model there",
-                    )
                 file = self._files[step].path
                 load_into(self._total.model, read_whole(file), file)
                 if self._total.digest() != self._run[step].checkpoint_digest:
@@ -329,7 +360,8 @@ class _Studied:
                         "run `hessdist spectrum` again",
                     )
         self._total.share_parameters()
-        return self._total.digest()
+        digest = self._run[step].pairs_digest if self._run is not None else ""
+        return str(self._ranks.broadcast(digest))
 
     def _left(self, units: Sequence[Unit], digest: str) -> Iterator[Unit]:
         """Those that are not done yet. Collective.
@@ -342,9 +374,11 @@ class _Studied:
             if self._ranks.is_root:
                 there = read_unit(self._path(unit))
                 mine = (unit.settings, digest)
-                done = there is not None and mine == (
-                    there.attributes.get("settings"),
-                    there.attributes.get("checkpoint_digest"),
+                done = (
+                    there is not None
+                    and mine
+                    == tuple(there.attributes[name] for name in ("settings", "pairs_digest"))
+                    and _converged(there)
                 )
             if self._ranks.broadcast(done):
                 self.result.skipped.append(unit.name)
@@ -379,18 +413,26 @@ class _Studied:
         path = self._job.output.path
         with self._ranks.agreeing():
             if self._ranks.is_root:
-                of = {"settings": unit.settings, "checkpoint_digest": digest}
+                of = {"settings": unit.settings, "pairs_digest": digest}
                 described = Section(section.variables, of)
                 write_unit(self._path(unit), described, self._about.attributes(), unit.step)
+                drop_others(path, self._fingerprint, unit.section, unit.settings)
                 with locks.holding(locks.index_lock(path)):
                     parts = parts_of(path, self._fingerprint)
-                    write_index(path, parts, without=self._about)
+                    write_index(path, parts, self._rows, without=self._about)
+        if not _converged(section):
+            self.result.unconverged.append(unit.name)
         self.result.done.append(unit.name)
         self._advance()
 
     def _advance(self) -> None:
         skipped = len(self.result.skipped)
         self._report.advance(len(self.result.done) + skipped, before=skipped)
+
+
+def _converged(section: Section) -> bool:
+    """Whether all pairs of the section's own solves converged."""
+    return all(table.all() for name, table in section.items() if name.startswith("converged"))
 
 
 def remarks(name: str, section: Section) -> Iterator[str]:
@@ -423,9 +465,10 @@ def remarks(name: str, section: Section) -> Iterator[str]:
                 f", {count} of them not finite" if count else ""
             )
     elif name == "subsets":
-        worst = np.nanmax(np.abs(section["relative_difference_largest"][..., :1]), axis=(1, 2))
-        for fraction, difference in zip(section["fraction"], worst, strict=True):
-            yield f"subset of {fraction:g}: λ₁ differs by up to {difference:.1%}"
+        end = "largest" if section["eigenvalues_largest_full"].size else "smallest"
+        most = np.abs(section[f"relative_difference_{end}"][..., 0]).max(axis=1)
+        for fraction, difference in zip(section["fraction"], most, strict=True):
+            yield f"subset of {fraction:g}: the {end} λ differs by up to {difference:.1%}"
     else:
         for row, block in enumerate(section["block"]):
             ends = [section[f"eigenvalues_{end}"][row] for end in ("largest", "smallest")]

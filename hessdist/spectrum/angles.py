@@ -22,10 +22,12 @@ def principal_angles(ranks: Ranks, one: NDArray[Any], other: NDArray[Any]) -> ND
         other: Likewise, (m, d_local).
 
     Returns:
-        min(n, m) angles in radians, increasing.
+        min(n, m) angles in radians, increasing; NaN if an entry of a vector is not finite.
     """
     if len(one) < len(other):
         one, other = other, one
+    if ranks.any(not (np.isfinite(one).all() and np.isfinite(other).all())):
+        return np.full(len(other), np.nan)
     one, other = _orthonormal(ranks, one), _orthonormal(ranks, other)
     overlaps = ranks.sum(one @ other.T)  # (n, m)
     beside: NDArray[np.float64] = other - overlaps.T @ one

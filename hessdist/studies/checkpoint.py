@@ -23,6 +23,7 @@ class Pair:
     rank: int  # from 1, the most extreme
     value: float  # λ; NaN where it was not found
     slope: float  # gᵀv, of the unit vector v; NaN likewise
+    converged: bool
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class CheckpointUnderStudy:
         self.num_samples: int
         self.parameters: list[ParameterTensor]
         self.gradient_norm: float
-        self._values: list[tuple[str, int, float]]
+        self._values: dict[str, tuple[float, bool]]
         self.step, self.num_samples, self.parameters, self.gradient_norm, self._values = (
             self.ranks.broadcast(found)
         )
@@ -92,15 +93,16 @@ class CheckpointUnderStudy:
         Raises:
             ResultError: Eigenvectors or the gradient cannot be read; on every rank.
         """
-        known = {f"{end} {rank}": value for end, rank, value in self._values}
         found: list[Pair] = []
         with self.ranks.agreeing():
-            for name in known if names is None else names:
+            for name in self._values if names is None else names:
                 end, rank = name.split()
                 slope = float("nan")
                 if self._result is not None:
                     slope = float(self._row(name).astype(np.float64) @ self._result.gradient)
-                found.append(Pair(end, int(rank), known[name], slope))
+                found.append(
+                    Pair(end, int(rank), self._values[name][0], slope, self._values[name][1])
+                )
         return list(self.ranks.broadcast(found))
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -117,11 +119,35 @@ class CheckpointUnderStudy:
         """
         vectors = np.empty((len(pairs), self.total.layout.size), np.float32)
         for row, pair in enumerate(pairs):
-            with self.ranks.agreeing():
-                if self._result is not None:
-                    vectors[row] = self._row(pair.name)
-            self.ranks.broadcast_array(vectors[row])
+            self._share(pair, vectors[row])
         return vectors
+
+    def spread(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Eigenvectors, each rank's entries of them. Collective.
+
+        Args:
+            pairs: The pairs.
+
+        Returns:
+            (n, d_local) float32.
+
+        Raises:
+            ResultError: They cannot be read; on every rank.
+        """
+        size = self.total.layout.size
+        begin, end = self.ranks.shard(size)
+        whole, mine = np.empty(size, np.float32), np.empty((len(pairs), end - begin), np.float32)
+        for row, pair in enumerate(pairs):
+            self._share(pair, whole)
+            mine[row] = whole[begin:end]
+        return mine
+
+    def _share(self, pair: Pair, whole: NDArray[np.float32]) -> None:
+        """Read an eigenvector and give it to all ranks; zero where it was not found."""
+        with self.ranks.agreeing():
+            if self._result is not None:
+                whole[:] = np.nan_to_num(self._row(pair.name), nan=0.0)
+        self.ranks.broadcast_array(whole)
 
     def in_blocks(self, pairs: Sequence[Pair]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Eigenvectors one by one; of streamed samples as many as a budget holds. Collective.
@@ -132,16 +158,19 @@ class CheckpointUnderStudy:
             Which pairs, and their vectors.
         """
         budget = self.job.compute.cache_gib * 2**30 / 2
-        streamed = self.ranks.any(self.total.local.shard.is_streamed)
+        streamed = self.total.is_streamed()
         size = max(1, int(budget // (8 * self.total.layout.size))) if streamed else 1
         for begin in range(0, len(pairs), size):
-            self._on_progress(f"eigenvector {begin + 1} of {len(pairs)}")
             rows = slice(begin, begin + size)
             yield rows, self.vectors(pairs[rows])
 
     def on_product(self, products: int) -> None:
         """Count the products of a solve. Collective."""
         self._on_progress(f"{products} products")
+
+    def on_pass(self, evaluations: int) -> None:
+        """Count evaluations of the loss. Collective."""
+        self._on_progress(f"{evaluations} evaluations")
 
     def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
         """Shares of the parameter tensors in each eigenvector, and last in the gradient.
@@ -162,9 +191,17 @@ class CheckpointUnderStudy:
         return self._result.eigenvector(end, int(rank))
 
 
-def _pairs(result: CheckpointResult) -> list[tuple[str, int, float]]:
-    return [
-        (end, rank, float(value))
+def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool]]:
+    """Values of all pairs, and whether they converged, by name."""
+    return {
+        f"{end} {rank}": (float(value), bool(good))
         for end in ("largest", "smallest")
-        for rank, value in enumerate(getattr(result, f"eigenvalues_{end}"), 1)
-    ]
+        for rank, (value, good) in enumerate(
+            zip(
+                getattr(result, f"eigenvalues_{end}"),
+                getattr(result, f"converged_{end}"),
+                strict=True,
+            ),
+            1,
+        )
+    }

@@ -7,14 +7,14 @@ itself stores. Appendix E is `studies/tracking.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hessdist.assembly import TrainingLoss
 from hessdist.errors import DataError
 from hessdist.job import BlocksSection, LinesSection, StepSizesSection, SubsetsSection
 from hessdist.landscape.lines import Lines, quadratic_model
@@ -22,7 +22,7 @@ from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
 from hessdist.results.studies import Section, Variable
 from hessdist.spectrum.angles import angles_between, principal_angles
-from hessdist.spectrum.eigenpairs import Eigenpairs
+from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
 from hessdist.workload.datasets import choose_samples
@@ -45,21 +45,26 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Sect
         settings: Pairs and step sizes.
 
     Returns:
-        The section, with dimensions pair and alpha.
+        The section, with dimensions pair, alpha and span; NaN for a pair that was not found.
     """
     pairs = at.pairs(settings.pairs)
-    spans = [np.linspace(-span, span, settings.points) for span in settings.spans]
-    alpha = np.unique(np.concatenate([*spans, [0.0]]))
+    spans = np.sort(settings.spans)
+    inside = [np.linspace(-span, span, settings.points) for span in spans]
+    unit = spans[0] * 1e-12  # spans meet in some step sizes, but for rounding
+    alpha = np.unique(np.round(np.concatenate([*inside, [0.0]]) / unit)) * unit
+    alpha[np.abs(alpha) < unit] = 0.0
     losses = np.empty((len(pairs), len(alpha)))
     for rows, vectors in at.in_blocks(pairs):
         lines = _lines(at, pairs[rows], vectors)
         losses[rows] = lines.losses(np.tile(alpha, (len(vectors), 1)))
+    losses[np.isnan([pair.value for pair in pairs])] = np.nan
     models = [
         quadratic_model(start, pair.slope, pair.value, alpha)
         for pair, start in zip(pairs, losses[:, alpha == 0][:, 0], strict=True)
     ]
     return Section({
         "alpha": Variable(("alpha",), alpha, "step size α along the eigenvector"),
+        "span": Variable(("span",), spans, "largest |α| of a figure"),
         **_of_pairs(pairs),
         "loss": Variable(("pair", "alpha"), losses, "loss at θ - α (gᵀv) v over all samples"),
         "quadratic_model": Variable(
@@ -70,7 +75,8 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Sect
 
 def _lines(at: CheckpointUnderStudy, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
     slopes = np.array([pair.slope for pair in pairs])
-    return Lines(LossInSpan(at.total, vectors, at.num_samples), np.nan_to_num(slopes))
+    span = LossInSpan(at.total, vectors, at.num_samples, at.on_pass)
+    return Lines(span, np.nan_to_num(slopes))
 
 
 def _of_pairs(pairs: Sequence[Pair]) -> dict[str, Variable]:
@@ -82,6 +88,9 @@ def _of_pairs(pairs: Sequence[Pair]) -> dict[str, Variable]:
         "pair": Variable(("pair",), names, "end and rank of the eigenpair"),
         "eigenvalue": column([pair.value for pair in pairs], "eigenvalue λ"),
         "slope": column([pair.slope for pair in pairs], "gᵀv, gradient along the eigenvector"),
+        "pair_converged": Variable(
+            ("pair",), np.array([pair.converged for pair in pairs]), "whether the pair converged"
+        ),
     }
 
 
@@ -99,49 +108,52 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Section:
         The section, with dimensions pair, alpha, rule and directions.
     """
     pairs = at.pairs()
+    values = np.array([pair.value for pair in pairs])
+    slopes = np.array([pair.slope for pair in pairs])
     grid = step_grid(settings.smallest, settings.largest, settings.count)
     precision = torch.finfo(at.total.local.dtype).eps
     start = _loss_at_start(at)
     here: list[BestSteps] = []
     by_rule: list[NDArray[np.float64]] = []
-    together = np.zeros((len(RULES) * len(_SETS), at.total.layout.size))
+    together = np.zeros((len(RULES) * len(_ENDS), at.total.layout.size), np.float32)
     for rows, vectors in at.in_blocks(pairs):
         some = pairs[rows]
-        lines = _lines(at, some, np.nan_to_num(vectors))
+        lines = _lines(at, some, vectors)
         moves = np.array([_moves(pair, at.gradient_norm) for pair in some])
         here.append(best_steps(lines, grid, start, moves, precision))
         steps = _steps_by_rule(some, here[-1])
         by_rule.append(lines.losses(np.nan_to_num(steps.T)).T)
         by_rule[-1][np.isnan(steps)] = np.nan
-        together += _all_at_once(some, np.nan_to_num(steps)) @ vectors
-    best = np.concatenate([one.alpha for one in here])
+        together += _all_at_once(some, np.nan_to_num(steps)).astype(np.float32) @ vectors
     found = np.concatenate([one.found for one in here])
-    found[np.isnan([pair.value for pair in pairs])] = Found.NO_PAIR
-    joint = LossInSpan(at.total, together, at.num_samples).losses(np.eye(len(together)))
-    slopes = np.array([pair.slope for pair in pairs])
-    values = np.array([pair.value for pair in pairs])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        predicted = np.where(values > 0, -(slopes**2) / (2 * values), -np.inf)
-    names = np.array(RULES, dtype=object), np.array(list(_SETS), dtype=object)
+    found[np.isnan(values)] = Found.NO_PAIR
+    predicted = np.full(len(pairs), np.nan)
+    predicted[values > 0] = -(slopes**2 / (2 * values))[values > 0]
+    names = np.array(RULES, dtype=object), np.array(["all", *_ENDS], dtype=object)
+
+    def of_pairs(name: str, less: float, long_name: str) -> Variable:
+        rows = [getattr(one, name) for one in here]
+        return Variable(("pair",), np.concatenate(rows) - less, long_name)
+
     return Section({
         "alpha": Variable(("alpha",), grid, "step size α of the scan"),
         "rule": Variable(("rule",), names[0], "step size: 1/λ, 1/|λ|, or α*"),
         "directions": Variable(("directions",), names[1], "pairs along which a joint step goes"),
         **_of_pairs(pairs),
-        "best_step": Variable(("pair",), best, "α*, the best step size found"),
-        "best_loss_change": Variable(
-            ("pair",), np.concatenate([one.loss for one in here]) - start, "L(α*) - L(0)"
-        ),
+        "best_step": of_pairs("alpha", 0.0, "α*, the best step size found"),
+        "best_loss_change": of_pairs("loss", start, "L(α*) - L(0)"),
         "found": Variable(("pair",), found, _MEANING),
         "predicted_loss_change": Variable(
-            ("pair",), predicted, "best loss change of the quadratic model: -(gᵀv)² / (2 λ)"
+            ("pair",),
+            predicted,
+            "best loss change of the quadratic model where λ > 0: -(gᵀv)² / 2λ",
         ),
         "loss_change": Variable(
             ("rule", "pair"), np.concatenate(by_rule, axis=1) - start, "L(α) - L(0) by rule"
         ),
         "joint_loss_change": Variable(
             ("rule", "directions"),
-            joint.reshape(len(RULES), len(_SETS)) - start,
+            _joint_losses(at, together) - start,
             "change of the loss by the steps along several eigenvectors at once",
         ),
         "scanned_loss": Variable(
@@ -151,7 +163,7 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Section:
     })
 
 
-_SETS = {"all": ("largest", "smallest"), "largest": ("largest",), "smallest": ("smallest",)}
+_ENDS = ("largest", "smallest")
 _MEANING = "what α* is: " + ", ".join(f"{one.value} {one.name.lower()}" for one in Found)
 
 
@@ -175,10 +187,18 @@ def _steps_by_rule(pairs: Sequence[Pair], best: BestSteps) -> NDArray[np.float64
 
 
 def _all_at_once(pairs: Sequence[Pair], steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of the eigenvectors in the joint steps, (rules times sets, n)."""
+    """Coefficients of the eigenvectors in the joint steps of each end, (rules times ends, n)."""
     slopes = np.nan_to_num([pair.slope for pair in pairs])
-    chosen = np.array([[pair.end in ends for pair in pairs] for ends in _SETS.values()])
+    chosen = np.array([[pair.end == end for pair in pairs] for end in _ENDS])
     return np.asarray(np.concatenate([-(rule * slopes) * chosen for rule in steps]))
+
+
+def _joint_losses(at: CheckpointUnderStudy, together: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The loss after the joint steps, by rule, of all pairs and of each end."""
+    of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    points = np.kron(np.eye(len(RULES)), of_ends)  # (rules times 3, rules times ends)
+    losses = LossInSpan(at.total, together, at.num_samples, at.on_pass).losses(points)
+    return losses.reshape(len(RULES), len(of_ends))
 
 
 # -- appendix D ------------------------------------------------------------------------------
@@ -197,52 +217,46 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> S
     Raises:
         DataError: A fraction leaves fewer samples than there are ranks; on every rank.
     """
-    ends = ("largest", "smallest")
     pairs = at.pairs()
-    begin, end = at.ranks.shard(at.total.layout.size)
-    full = {
-        one: at.vectors([pair for pair in pairs if pair.end == one])[:, begin:end].copy()
-        for one in ends
-    }
-    values = {one: np.array([p.value for p in pairs if p.end == one]) for one in ends}
+    of = {end: [pair for pair in pairs if pair.end == end] for end in _ENDS}
+    values = {end: np.array([pair.value for pair in some]) for end, some in of.items()}
+    full = {end: at.spread(some) for end, some in of.items()}
     shape = len(settings.fractions), len(settings.seeds)
     tables = {
-        f"{what}_{one}": np.full((*shape, len(values[one])), np.nan)
-        for one in ends
+        f"{what}_{end}": np.full((*shape, len(values[end])), np.nan)
+        for end in _ENDS
         for what in _COMPARED
     }
     counts = np.zeros(shape, np.int64)
     for i, fraction in enumerate(settings.fractions):
         for j, seed in enumerate(settings.seeds):
             solved, counts[i, j] = _over_subset(at, fraction, seed)
-            for one in ends:
-                found = getattr(solved, one)
-                if not len(found.values):
-                    continue
-                compared = _compared(at, values[one], full[one], found.values, found.vectors)
-                for what, numbers in zip(_COMPARED, compared, strict=True):
-                    tables[f"{what}_{one}"][i, j] = numbers
-    dimensions = {one: ("fraction", "seed", one) for one in ends}
-    return Section({
+            for end in _ENDS:
+                compared = _compared(at, values[end], full[end], getattr(solved, end))
+                for what, numbers in compared.items():
+                    tables[f"{what}_{end}"][i, j] = numbers
+    variables = {
         "fraction": Variable(
             ("fraction",), np.array(settings.fractions), "share of the samples in the subset"
         ),
         "seed": Variable(("seed",), np.array(settings.seeds), "seed of the draw"),
         "num_samples": Variable(("fraction", "seed"), counts, "samples in the subset"),
-        **{
-            f"eigenvalues_{one}_full": Variable((one,), values[one], "over all samples")
-            for one in ends
-        },
-        **{
-            f"{what}_{one}": Variable(dimensions[one], tables[f"{what}_{one}"], long_name, units)
-            for one in ends
-            for what, (long_name, units) in _COMPARED.items()
-        },
-    })
+    }
+    for end in _ENDS:
+        variables[f"eigenvalues_{end}_full"] = Variable((end,), values[end], "over all samples")
+        for what, (long_name, units) in _COMPARED.items():
+            table = tables[f"{what}_{end}"]
+            table = table.astype(bool) if what == "converged" else table
+            variables[f"{what}_{end}"] = Variable(
+                ("fraction", "seed", end), table, long_name, units
+            )
+    return Section(variables)
 
 
 _COMPARED = {
     "eigenvalues": ("eigenvalues over the subset", "1"),
+    "residuals": ("relative residuals |Hv - λv| / |λ| over the subset", "1"),
+    "converged": ("residual within the tolerance", "1"),
     "relative_difference": ("eigenvalue over the subset against all samples, relative", "1"),
     "principal_angle": ("principal angles between the eigenspaces", "degree"),
     "angle": ("angle between the vectors of the same rank", "degree"),
@@ -293,26 +307,27 @@ def _over_subset(at: CheckpointUnderStudy, fraction: float, seed: int) -> tuple[
 
 
 def _compared(
-    at: CheckpointUnderStudy,
-    values: NDArray[np.float64],
-    vectors: NDArray[Any],
-    other_values: NDArray[np.float64],
-    other_vectors: NDArray[Any],
-) -> tuple[NDArray[np.float64], ...]:
-    """In the order of `_COMPARED`."""
+    at: CheckpointUnderStudy, values: NDArray[np.float64], vectors: NDArray[Any], other: End
+) -> dict[str, NDArray[Any]]:
+    """What `_COMPARED` names, for one end of the spectrum."""
     from scipy.optimize import linear_sum_assignment
 
-    between = angles_between(at.ranks, vectors, other_vectors)
+    between = angles_between(at.ranks, vectors, other.vectors)
     rows, columns = linear_sum_assignment(-np.cos(np.nan_to_num(between, nan=np.pi / 2)))
     matched = np.full(len(values), np.nan)
     matched[rows] = between[rows, columns]
-    return (
-        other_values,
-        (other_values - values) / np.abs(values),
-        np.degrees(principal_angles(at.ranks, vectors, other_vectors)),
-        np.degrees(np.diagonal(between)),
-        np.degrees(matched),
-    )
+    spaces = np.full(len(values), np.nan)
+    if np.isfinite(values).all() and np.isfinite(other.values).all():
+        spaces = principal_angles(at.ranks, vectors, other.vectors)
+    return {
+        "eigenvalues": other.values,
+        "residuals": other.residuals,
+        "converged": other.converged,
+        "relative_difference": (other.values - values) / np.abs(values),
+        "principal_angle": np.degrees(spaces),
+        "angle": np.degrees(np.diagonal(between)),
+        "matched_angle": np.degrees(matched),
+    }
 
 
 # -- section 2.1: single layers --------------------------------------------------------------
@@ -330,40 +345,24 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
     Returns:
         The section, with dimensions block, layer, pair, largest and smallest.
     """
-    blocks = settings.blocks or [[name] for name in layers_of(at.total.layout.names)]
-    solved = [_of_block(at, block, settings) for block in blocks]
-    pairs = at.pairs()
-    shares = _layer_shares(at, pairs)
     layers = layers_of(at.total.layout.names)
-    names = np.array([" + ".join(block) for block in blocks], dtype=object)
-    size = at.total.layout.size
-    counts = [_size_of(at, [layer]) for layer in layers]
+    blocks = {" + ".join(block): block for block in settings.blocks} or layers
+    parts = [at.total.of_layers(block) for block in blocks.values()]
+    solved = [_of_block(at, part, settings) for part in parts]
+    pairs = at.pairs()
+    shares = _layer_shares(at, pairs, layers)
+    own = [at.total.of_layers(names).layout.size for names in layers.values()]
 
-    def stacked(name: str, end: str, long_name: str) -> Variable:
-        found = [getattr(getattr(one, end), name) for one in solved]
-        filling = False if name == "converged" else np.nan
-        rows = np.full((len(blocks), getattr(settings, end)), filling)
-        for row, values in zip(rows, found, strict=True):  # a small block has fewer
-            row[: len(values)] = values
-        return Variable(("block", end), rows, long_name)
+    def counts(numbers: list[int], dimension: str, long_name: str) -> Variable:
+        return Variable((dimension,), np.array(numbers), long_name)
 
-    return Section({
-        "block": Variable(("block",), names, "parameters of the block"),
-        "block_parameters": Variable(
-            ("block",), np.array([_size_of(at, block) for block in blocks]), "their number"
-        ),
-        "eigenvalues_largest": stacked("values", "largest", "largest eigenvalues of the block"),
-        "residuals_largest": stacked("residuals", "largest", "relative residuals"),
-        "converged_largest": stacked("converged", "largest", "residual within the tolerance"),
-        "eigenvalues_smallest": stacked("values", "smallest", "smallest eigenvalues of the block"),
-        "residuals_smallest": stacked("residuals", "smallest", "relative residuals"),
-        "converged_smallest": stacked("converged", "smallest", "residual within the tolerance"),
-        "products": Variable(
-            ("block",), np.array([one.products for one in solved]), "products of the solve"
-        ),
-        "layer": Variable(("layer",), np.array(layers, dtype=object), "layer of the network"),
+    variables = {
+        "block": Variable(("block",), np.array(list(blocks), dtype=object), "parameters in it"),
+        "block_parameters": counts([p.layout.size for p in parts], "block", "their number"),
+        "products": counts([one.products for one in solved], "block", "products of the solve"),
+        "layer": Variable(("layer",), np.array(list(layers), dtype=object), "layer of the network"),
         "parameter_share": Variable(
-            ("layer",), np.array(counts) / size, "share of the layer in the parameters"
+            ("layer",), np.array(own) / at.total.layout.size, "share of the layer in the parameters"
         ),
         **_of_pairs(pairs),
         "share": Variable(
@@ -372,26 +371,42 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
         "gradient_share": Variable(
             ("layer",), shares[-1], "share of the layer in the squared gradient"
         ),
-    })
+    }
+    for end in _ENDS:
+        for name, (filling, long_name) in _OF_BLOCKS.items():
+            rows = np.full((len(blocks), getattr(settings, end)), filling)
+            for row, one in zip(rows, solved, strict=True):  # a small block has fewer
+                found = getattr(getattr(one, end), name)
+                row[: len(found)] = found
+            name = "eigenvalues" if name == "values" else name
+            variables[f"{name}_{end}"] = Variable(("block", end), rows, long_name)
+    return Section(variables)
 
 
-def layers_of(names: Sequence[str]) -> list[str]:
-    """Layers: what the names of parameter tensors have in front of their last dot, in order."""
-    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+_OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
+    "values": (np.nan, "eigenvalues of the block"),
+    "residuals": (np.nan, "relative residuals |Bv - λv| / |λ|"),
+    "converged": (
+        True,
+        "residual within the tolerance, that of a negligible λ relative to what is not negligible",
+    ),
+}
 
 
-def _of_block(
-    at: CheckpointUnderStudy, block: Sequence[str], settings: BlocksSection
-) -> Eigenpairs:
-    part = at.total.of_layers(block)
-    largest = min(settings.largest, part.layout.size)
-    smallest = min(settings.smallest, part.layout.size)
-    shell = part.shell(at.job.spectrum.operator, at.num_samples, at.on_product)
+def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Parameter tensors by layer: what their names have in front of the last dot, in order."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return layers
+
+
+def _of_block(at: CheckpointUnderStudy, part: TrainingLoss, settings: BlocksSection) -> Eigenpairs:
     wanted = at.job.spectrum
     return extreme_eigenpairs(
-        shell,
-        largest,
-        smallest,
+        part.shell(wanted.operator, at.num_samples, at.on_product),
+        min(settings.largest, part.layout.size),
+        min(settings.smallest, part.layout.size),
         tolerance=wanted.tolerance,
         seed=wanted.seed,
         residuals=wanted.residuals,
@@ -399,24 +414,13 @@ def _of_block(
     )
 
 
-def _size_of(at: CheckpointUnderStudy, block: Sequence[str]) -> int:
-    layout = at.total.layout
-    bounds = pairwise(layout.offsets)
-    return sum(
-        end - begin
-        for name, (begin, end) in zip(layout.names, bounds, strict=True)
-        if any(name == part or name.startswith(part + ".") for part in block)
-    )
-
-
-def _layer_shares(at: CheckpointUnderStudy, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+def _layer_shares(
+    at: CheckpointUnderStudy, pairs: Sequence[Pair], layers: Mapping[str, Sequence[str]]
+) -> NDArray[np.float64]:
     """Shares of layers in the vectors, and in the gradient as the last row, (n + 1, layers)."""
-    layout, rows = at.total.layout, []
-    layers = layers_of(layout.names)
-    of = [layers.index(name.rpartition(".")[0] or name) for name in layout.names]
+    names, rows = list(at.total.layout.names), []
     with at.ranks.agreeing():
-        for tensors in at.tensor_shares(pairs):
-            row = np.zeros(len(layers))
-            np.add.at(row, of, tensors)
-            rows.append(row)
+        for shares in at.tensor_shares(pairs):
+            by_name = dict(zip(names, shares, strict=True))
+            rows.append([sum(by_name[name] for name in layer) for layer in layers.values()])
     return np.asarray(at.ranks.broadcast(np.array(rows)))

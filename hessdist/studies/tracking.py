@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.assembly import DTYPES, TrainingLoss, Workload
-from hessdist.errors import JobError, NumericalError
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.parameters import Parameters
+from hessdist.errors import NumericalError
 from hessdist.job import Job, OptimizerSection
 from hessdist.optimizers.negative_curvature import NegativeCurvature
-from hessdist.ranks import set_threads
+from hessdist.ranks import Ranks, set_threads
 from hessdist.results.studies import Section, Variable
 from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.extreme import extreme_eigenpairs
@@ -100,28 +102,24 @@ def track(
         The section, with dimensions run, seed, iteration, tracked, exact_at and smallest.
 
     Raises:
-        JobError: The job is of some layers alone; on every rank.
+        InputError: The model, the loss and the data do not fit together; on every rank.
     """
     ranks, ways = total.ranks, variants(settings)
     tasks = list(product(range(len(ways)), range(len(settings.seeds))))
     mine: dict[tuple[int, int], _Run] = {}
     seconds = np.zeros((len(settings.base), 2))
     with ranks.agreeing():
-        if job.spectrum.layers:
-            raise JobError("study.optimizer trains all layers", "leave spectrum.layers empty")
         trainer = _Trainer(job, workload, settings, total, stopped)
-        with _one_thread(total.device):
-            for way, seed in tasks[ranks.rank :: ranks.size]:
-                tell(f"{ways[way].name}, seed {settings.seeds[seed]}")
-                mine[way, seed] = trainer.train(ways[way], seed)
-                if stopped():
-                    break
-    ranks.wait()
+    with _asleep_until_all_are_done(ranks), _one_thread(total.device):
+        for way, seed in tasks[ranks.rank :: ranks.size]:
+            tell(f"{ways[way].name}, seed {settings.seeds[seed]}")
+            mine[way, seed] = trainer.train(ways[way], seed)
+            if stopped():
+                break
     on_product(0)  # all stop here if one was told to
-    with ranks.agreeing():
+    with _asleep_until_all_are_done(ranks):
         if ranks.is_root:
             seconds = trainer.seconds_a_step()
-    ranks.wait()
     owners = {task: number % ranks.size for number, task in enumerate(tasks)}
     everyone = ranks.collect({
         task: _Run(run.losses, run.curvatures, run.steps_along) for task, run in mine.items()
@@ -135,6 +133,26 @@ def track(
             tell(f"exact eigenvectors, {ways[way].name}, minibatch {iteration}")
             exact.compare(row, column, snapshots.get(iteration), owners[way, 0])
     return _section(settings, ways, runs, ranks.broadcast(seconds), exact)
+
+
+@contextmanager
+def _asleep_until_all_are_done(ranks: Ranks) -> Iterator[None]:
+    """Work without collectives that takes its time; a rank that waits leaves its core to others.
+
+    Collective; an error on any rank is raised on all.
+
+    Yields:
+        Nothing.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    ranks.wait()
+    with ranks.agreeing():
+        if failure is not None:
+            raise failure
 
 
 @contextmanager
@@ -165,30 +183,36 @@ class _Trainer:
         stopped: Callable[[], bool],
     ) -> None:
         self._job, self._settings, self._stopped = job, settings, stopped
-        self._workload, self._device = workload, total.device
-        self._alone = total.ranks.alone()
-        self._shard = Shard(
-            workload.dataset,
-            np.arange(len(workload.dataset)),
-            batch_size=job.training.batch_size,
-            device=total.device,
-            dtype=DTYPES[job.compute.dtype],
-            memory=0,
-        )
+        self._loss, self._device = workload.loss, total.device
+
+        def shard(indices: NDArray[np.int64], batch_size: int, memory: float) -> Shard:
+            return Shard(
+                workload.dataset,
+                indices,
+                batch_size=batch_size,
+                device=total.device,
+                dtype=DTYPES[job.compute.dtype],
+                memory=memory,
+                workers=job.compute.workers,
+            )
+
+        everything = np.arange(len(workload.dataset))
+        self._shard = shard(everything, job.training.batch_size, 0)
+        budget = job.compute.data_gib * 2**30
+        self._judged_by = shard(workload.indices, job.compute.batch_size, budget)
 
     def train(self, way: Variant, seed: int) -> _Run:
         """One training run; it ends early where its loss is no longer finite."""
         settings, number = self._settings, self._settings.seeds[seed]
         model, loss = self._network(number)
-        everything = Workload(
-            model, self._workload.loss, self._workload.dataset, self._workload.indices
-        ).on(self._alone, self._job)
+        judged = LocalLoss(model, loss, self._judged_by, Parameters(model))
         optimizer = self._optimizer(way, model, number)
         draw = minibatches(self._shard.num_samples, self._job.training.batch_size, number)
         run = _Run()
         for iteration in range(settings.iterations + 1):
             if iteration % settings.evaluate_every == 0:
-                run.losses.append(everything.loss())
+                total, count = judged.loss_sum()
+                run.losses.append(total / count + float(self._penalty(model)))
                 run.curvatures.append(getattr(optimizer, "curvature", float("nan")))
             if seed == 0 and iteration in settings.exact_at:
                 self._keep(run, iteration, model, optimizer)
@@ -205,7 +229,7 @@ class _Trainer:
         initialise(seed)
         model = build_model(self._job.model.factory, self._job.model.arguments)
         model = model.to(self._device, DTYPES[self._job.compute.dtype]).eval()
-        return model, as_summed_loss(self._workload.loss, model, self._shard.head(3))
+        return model, as_summed_loss(self._loss, model, self._shard.head(3))
 
     def _optimizer(self, way: Variant, model: nn.Module, seed: int) -> torch.optim.Optimizer:
         training, settings = self._job.training, self._settings
@@ -230,15 +254,11 @@ class _Trainer:
         picked: Sequence[int],
     ) -> None:
         batch = self._shard.fetch(list(picked))
-        l2 = self._job.loss.l2
         model.train()
 
         def closure() -> Tensor:
             value, count = checked_loss(loss, model, batch, "a minibatch")
-            value = value / count
-            if l2:
-                squares = [p.square().sum() for p in model.parameters() if p.requires_grad]
-                value = value + l2 / 2 * torch.stack(squares).sum()
+            value = value / count + self._penalty(model)
             if not bool(torch.isfinite(value)):
                 raise NumericalError("the loss of a minibatch is not finite")
             return value
@@ -250,6 +270,13 @@ class _Trainer:
             torch.autograd.backward(closure())
             optimizer.step()
         model.eval()
+
+    def _penalty(self, model: nn.Module) -> Tensor | float:
+        """(l2 / 2) ‖θ‖²."""
+        if not self._job.loss.l2:
+            return 0.0
+        squares = [p.square().sum() for p in model.parameters() if p.requires_grad]
+        return self._job.loss.l2 / 2 * torch.stack(squares).sum()
 
     def _keep(
         self, run: _Run, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -276,11 +303,17 @@ class _Trainer:
                 for (model, loss), optimizer, seconds in zip(
                     networks, optimizers, times, strict=True
                 ):
-                    start = time.perf_counter()
+                    start = self._now()
                     self._step(model, loss, optimizer, picked)
-                    seconds.append(time.perf_counter() - start)
+                    seconds.append(self._now() - start)
             found[row] = [np.median(seconds) for seconds in times]
         return found
+
+    def _now(self) -> float:
+        """The time when the device has done all that it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class _Exact:
@@ -300,6 +333,7 @@ class _Exact:
         self.curvature, self.estimate = np.full(shape, np.nan), np.full(shape, np.nan)
         self.smallest = np.full((*shape, max(1, job.spectrum.smallest)), np.nan)
         self.largest = np.full(shape, np.nan)
+        self.converged = np.ones(shape, dtype=bool)  # where there was a solve
 
     def compare(self, row: int, column: int, snapshot: _Snapshot | None, owner: int) -> None:
         """Solve at a snapshot that one rank has. Collective."""
@@ -340,6 +374,7 @@ class _Exact:
         self.estimate[here] = known
         self.smallest[here] = solved.smallest.values
         self.largest[here] = solved.largest.values[0]
+        self.converged[here] = solved.converged
 
 
 def _section(
@@ -387,5 +422,6 @@ def _section(
         "curvature_along": exactly(exact.curvature, "ṽᵀHṽ over all samples"),
         "estimate": exactly(exact.estimate, "running estimate of λ_d"),
         "eigenvalues_smallest": exactly(exact.smallest, "exact smallest eigenvalues"),
+        "converged_exact": Variable(at, exact.converged, "whether the exact pairs converged"),
         "eigenvalue_largest": exactly(exact.largest, "exact largest eigenvalue"),
     })

@@ -142,8 +142,33 @@ def test_losses_that_are_not_finite_are_kept_and_avoided() -> None:
     assert np.isnan(best.scanned).any(axis=1).all()
     assert np.isfinite(best.loss).all()
     assert best.alpha[-3:] == pytest.approx(1 / values[-3:], rel=1e-6)
-    # The most negative direction ends somewhere before the edge, which no derivative tells.
-    assert best.loss[0] < start
+    # Along negative curvature the loss falls up to where it ends: an edge, and no minimum.
+    assert (best.found[values < 0] == Found.EDGE).all()
+    assert (best.loss[values < 0] < start).all()
+
+
+def test_rounding_of_the_loss_does_not_mislead() -> None:
+    """Losses in float32 turn no trial away whose exact derivative says to go on."""
+
+    class Noisy:
+        slopes = np.array([1e-3])
+
+        def _at(self, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            noise = 2e-8 * np.sin(1e7 * alpha)
+            value = 0.3 + 1e-6 * (alpha**4 / 4 + alpha**2 / 4 - alpha) + noise
+            return value, 1e-6 * (alpha**3 + alpha / 2 - 1)
+
+        def losses(self, alpha: np.ndarray) -> np.ndarray:
+            return self._at(alpha)[0]
+
+        def losses_and_derivatives(self, which: np.ndarray, alpha: np.ndarray) -> tuple:
+            return self._at(alpha)
+
+    epsilon = float(np.finfo(np.float32).eps)
+    grid = step_grid(1e-4, 1e4, 64)
+    best = best_steps(Noisy(), grid, 0.3, np.ones(1, bool), epsilon)
+    (exact,) = (root.real for root in np.roots([1, 0, 0.5, -1]) if abs(root.imag) < 1e-9)
+    assert best.alpha[0] == pytest.approx(exact, rel=4e-4)
 
 
 @pytest.mark.parametrize("power", [4, 6])
