@@ -56,6 +56,7 @@ class CheckpointUnderStudy:
     ) -> None:
         self.job, self.workload, self.total = job, workload, total
         self._on_progress = on_progress
+        self._where = ""
         self._result = result
         found: tuple[Any, ...] = ()
         with self.ranks.agreeing():
@@ -162,7 +163,9 @@ class CheckpointUnderStudy:
         size = max(1, int(budget // (8 * self.total.layout.size))) if streamed else 1
         for begin in range(0, len(pairs), size):
             rows = slice(begin, begin + size)
+            self._where = f"eigenvector {begin + 1} of {len(pairs)}, "
             yield rows, self.vectors(pairs[rows])
+        self._where = ""
 
     def on_product(self, products: int) -> None:
         """Count the products of a solve. Collective."""
@@ -170,7 +173,7 @@ class CheckpointUnderStudy:
 
     def on_pass(self, evaluations: int) -> None:
         """Count evaluations of the loss. Collective."""
-        self._on_progress(f"{evaluations} evaluations")
+        self._on_progress(f"{self._where}{evaluations} evaluations")
 
     def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
         """Shares of the parameter tensors in each eigenvector, and last in the gradient.
