@@ -291,7 +291,7 @@ def write_studies(
             section
             for unit in units
             if (section := read_unit(unit)) is not None
-            and section.attributes["pairs_digest"]
+            and section.attributes.get("pairs_digest")
             == digests.get(section.attributes.get("step", -1), "")
         ]
         if not read:
