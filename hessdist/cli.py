@@ -385,21 +385,113 @@ def plot(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Where to; default: beside the result."),
     ] = None,
+    width: Annotated[
+        float | None, typer.Option(metavar="CM", help="Width in centimetres.", show_default=False)
+    ] = None,
+    font_size: Annotated[
+        float | None, typer.Option(metavar="PT", help="Font size in points.", show_default=False)
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(help="An .mplstyle file, or a style of matplotlib's.", show_default=False),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Of the files: png, pdf, svg.")
+    ] = "png,pdf",
+    title: Annotated[bool, typer.Option(help="Whether figures have a title.")] = True,
 ) -> None:
-    """Draw the eigenvalues with the loss, and all that studies have found, as PNG and PDF."""
+    """Draw the eigenvalues with the loss, and all that studies have found."""
     _refuse_petsc_options(context)
     if launched_rank():
         return
     from hessdist.figures.everything import figures
-    from hessdist.figures.page import save
+    from hessdist.figures.look import Look
     from hessdist.job import parse_job
 
+    look = Look(width, font_size, style, formats.split(","), title)
     opened = open_run(run)
-    title = parse_job(opened.job, str(run))[0].name
+    name_of_run = parse_job(opened.job, str(run))[0].name
     folder = run.parent if output is None else output
-    for name, figure in figures(opened, title):
-        for path in save(figure, folder, f"{run.stem}-{name}"):
-            typer.echo(f"figure: {path}")
+    with look.applied():
+        for name, figure in figures(opened, name_of_run):
+            for path in look.save(figure, folder, f"{run.stem}-{name}"):
+                typer.echo(f"figure: {path}")
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="REPORT.html",
+            help="Where to; default: beside the result.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a run as one HTML page that opens anywhere: no network, no server."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from hessdist.job import parse_job
+    from hessdist.report.page import write_report
+
+    opened = open_run(run)
+    path = run.with_suffix(".html") if output is None else output
+    write_report(opened, parse_job(opened.job, str(run))[0].name, path)
+    typer.echo(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+@app.command()
+def pack(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="ONE.h5", help="Where to.", show_default=False)
+    ],
+    eigenvectors: Annotated[
+        bool, typer.Option(help="Whether eigenvectors and gradients go in.")
+    ] = True,
+) -> None:
+    """Write a run into one file, with nothing linked from outside, to carry to a laptop."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from hessdist.results.pack import pack as write
+
+    opened = open_run(run)
+    write(opened, output, eigenvectors)
+    size = output.stat().st_size / 2**20
+    typer.echo(f"packed: {output} ({len(opened)} checkpoints, {size:.1f} MiB)")
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    run: RunFile,
+    other: Annotated[
+        Path, typer.Argument(metavar="OTHER.h5", help="Another result.", show_default=False)
+    ],
+) -> None:
+    """Two runs side by side: eigenvalues, angles between eigenspaces, cost at common steps."""
+    _refuse_petsc_options(context)
+    if launched_rank():
+        return
+    from rich.console import Console
+
+    from hessdist.results.compare import compare as side_by_side
+    from hessdist.tables import comparison
+
+    found = side_by_side(open_run(run), open_run(other))
+    console = Console(highlight=False, width=None if is_terminal() else 160)
+    console.print(f"{run} | {other}", markup=False, soft_wrap=True)
+    for remark in found.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
+    console.print(comparison(found))
 
 
 @app.command()

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from hessdist.results.compare import Comparison
     from hessdist.results.reader import Run
     from hessdist.results.studies import Section
 
@@ -66,6 +67,36 @@ def summary(run: Run) -> Table:
             str(run.products[row]),
             f"{run.seconds[row]:.1f}",
         )
+    return table
+
+
+def comparison(found: Comparison) -> Table:
+    """Two runs side by side, a line a common step.
+
+    Args:
+        found: The comparison.
+
+    Returns:
+        The table; angles in degrees, the largest principal one of each end.
+    """
+    columns = ["step", "loss", "λ_1", "difference", "λ_d", "difference", "angle LA", "angle SA"]
+    table = _table([*columns, "products", "seconds"])
+
+    def two(values: Sequence[float], form: str) -> str:
+        return " | ".join(format(value, form) for value in values)
+
+    for row, step in enumerate(found.steps):
+        cells = [str(step), two(found.loss[row], ".5g")]
+        for values in (found.largest[row], found.smallest[row]):
+            if values.size:
+                first = values[:, 0]
+                cells += [two(first, ".5g"), f"{(first[1] - first[0]) / abs(first[0]):+.2%}"]
+            else:
+                cells += ["", ""]
+        for angles in (found.angles_largest[row], found.angles_smallest[row]):
+            known = np.isfinite(angles).all() and angles.size
+            cells.append(f"{np.degrees(angles.max()):.2f}" if known else "")
+        table.add_row(*cells, two(found.products[row], "d"), two(found.seconds[row], ".1f"))
     return table
 
 

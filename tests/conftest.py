@@ -94,3 +94,17 @@ def job(tmp_path: Path) -> Path:
     path = tmp_path / "job.toml"
     path.write_text(DIGITS_JOB, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a job, its result and all its studies; not to be changed."""
+    from service.sweeps import completed
+    from studied import prepare
+
+    folder = tmp_path_factory.mktemp("studied")
+    prepare(folder)
+    for command in ("train", "spectrum", "study"):
+        done = completed(folder, command, "job.toml")
+        assert done.returncode == 0, done.stderr
+    return folder

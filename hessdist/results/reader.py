@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -14,24 +18,28 @@ from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
 from hessdist.results import seal
+from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
-from hessdist.results.studies import Section, pairs_digest, read_studies
+from hessdist.results.studies import Section, collect_studies, pairs_digest, read_studies
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray
 
-
+_log = logging.getLogger("hessdist")
 _ENDS = ("largest", "smallest")
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, fingerprint: str | None = None) -> Run:
     """Open a run's result.
 
     The small tables are read at once and the file is closed again; eigenvectors are read when
     they are asked for. A sweep may go on writing meanwhile: open the run anew to see more.
 
     Args:
-        path: The run's HDF5 file.
+        path: The run's HDF5 file; or the folder of its checkpoints' files, where that is all there
+            is. A damaged file in it is named in a warning and in `Run.damaged`, and left out.
+        fingerprint: Of the job, where such a folder has the files of several.
 
     Returns:
         The run.
@@ -39,19 +47,24 @@ def open_run(path: str | Path) -> Run:
     Raises:
         ResultError: The file is missing, damaged, of a newer schema, or not one of ours.
     """
-    return Run(Path(path))
+    return Run(Path(path), fingerprint)
 
 
 class Run:
     """All checkpoints of a run; arrays have one row a checkpoint, by increasing step.
 
     Args:
-        path: The run's HDF5 file.
+        path: The run's HDF5 file, or the folder of its checkpoints' files.
+        fingerprint: Of the job, where such a folder has the files of several.
 
     Raises:
         ResultError: The file is missing, damaged, of a newer schema, or not one of ours.
     """
 
+    attributes: dict[str, Any]
+    parameters: list[ParameterTensor]
+    damaged: dict[str, str]
+    """Why files of checkpoints were left out, by name."""
     steps: NDArray[np.int64]  # (S,)
     loss: NDArray[np.float64]  # (S,)
     gradient_norm: NDArray[np.float64]  # (S,)
@@ -64,18 +77,54 @@ class Run:
     products: NDArray[np.int64]  # (S,)
     seconds: NDArray[np.float64]  # (S,)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with _open(path) as file:
-            check_ours(file, path)
+    def __init__(self, path: Path, fingerprint: str | None = None) -> None:
+        self.path, self.damaged = path, {}
+        self._files: dict[int, Path] = {}  # of checkpoints, where there is no index
+        if path.is_dir():
+            self._read_folder(fingerprint)
+        else:
+            self._read_index()
+
+    def _read_index(self) -> None:
+        with _open(self.path) as file:
+            check_ours(file, self.path)
             try:
-                self.attributes: dict[str, Any] = dict(file.attrs)
+                self.attributes = dict(file.attrs)
                 self.steps = file[STEP.name][()]
-                for field in TABLES:
-                    setattr(self, field.name, file[field.name][()])
+                row = {f.name: file[f.name][()] for f in TABLES if f.name in file}
                 self.parameters = _parameters(file["parameters"])
-            except (KeyError, OSError, ValueError) as error:
-                raise _damaged(path, error) from error
+                sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in _ENDS}
+            except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
+                raise _damaged(self.path, error) from error
+        for field in TABLES:  # an earlier version may not have written all of them
+            absent = column(field, [{}] * len(self.steps), sizes)
+            setattr(self, field.name, row.get(field.name, absent))
+
+    def _read_folder(self, fingerprint: str | None) -> None:
+        rows: list[dict[str, Any]] = []
+        for part in _parts_in(self.path, fingerprint):
+            try:
+                with h5py.File(part, "r") as file:
+                    check_ours(file, part)
+                    attributes, parameters = dict(file.attrs), _parameters(file["parameters"])
+                if not seal.is_whole(part):
+                    raise ValueError("its bytes are not those that were written")
+                rows.append(read_row(part))
+            except (ResultError, KeyError, OSError, RuntimeError, ValueError) as error:
+                self.damaged[part.name] = str(error)
+                _log.warning("%s is damaged and left out: %s", part, error)
+                continue
+            self.attributes, self.parameters = attributes, parameters
+            self._files[rows[-1][STEP.name]] = part
+        if not rows:
+            raise ResultError(
+                f"no file of a checkpoint in {self.path} can be read",
+                "run `hessdist spectrum` again",
+            )
+        self.steps = np.array([row[STEP.name] for row in rows], dtype=STEP.dtype)
+        self._digests = {row[STEP.name]: row["digest"] for row in rows}
+        for field in TABLES:
+            setattr(self, field.name, column(field, rows, sizes_of(rows[-1])))
 
     @property
     def job(self) -> str:
@@ -100,8 +149,23 @@ class Run:
     @cached_property
     def studies(self) -> dict[str, Section]:
         """What `hessdist study` has found: sections by name, arrays of a section by name."""
+        if self._files:
+            return collect_studies(self.path, self.fingerprint, self._digests)
         with _open(self.path) as file:
             return read_studies(file, self.path)
+
+    def file_of(self, step: int) -> tuple[Path, str]:
+        """Where the arrays of a checkpoint are.
+
+        Args:
+            step: The step.
+
+        Returns:
+            An HDF5 file and a group in it.
+        """
+        if step in self._files:
+            return self._files[step], "/"
+        return self.path, f"checkpoints/{group_name(step)}"
 
     def __len__(self) -> int:
         """The number of checkpoints, S."""
@@ -146,6 +210,35 @@ class Run:
             "smallest": np.arange(1, self.eigenvalues_smallest.shape[1] + 1),
         }
         return xarray.Dataset(variables, coordinates, self.attributes)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """All eigenpairs as a table, one row each.
+
+        Returns:
+            Columns step, end ("largest" or "smallest"), rank (from 1), eigenvalue, residual,
+            converged, and the loss and the gradient's norm at the step.
+        """
+        import pandas as pd
+
+        ends = []
+        for end in _ENDS:
+            values = getattr(self, f"eigenvalues_{end}")
+            rows, ranks = np.indices(values.shape)
+            ends.append(
+                pd.DataFrame({
+                    "step": self.steps[rows.ravel()],
+                    "end": end,
+                    "rank": ranks.ravel() + 1,
+                    "eigenvalue": values.ravel(),
+                    "residual": getattr(self, f"residuals_{end}").ravel(),
+                    "converged": getattr(self, f"converged_{end}").ravel(),
+                    "loss": self.loss[rows.ravel()],
+                    "gradient_norm": self.gradient_norm[rows.ravel()],
+                })
+            )
+        return pd.concat(ends, ignore_index=True).sort_values(
+            ["step", "end", "rank"], ignore_index=True
+        )
 
     def __repr__(self) -> str:
         return (
@@ -194,8 +287,7 @@ class CheckpointResult:
     def has_eigenvectors(self) -> bool:
         """Whether eigenvectors of all ends that were asked for were stored."""
         names = [f"eigenvectors_{end}" for end in _ENDS if getattr(self, f"eigenvalues_{end}").size]
-        with _open(self.run.path) as file:
-            group = self._group(file)
+        with self.opened() as group:
             return all(name in group for name in names)
 
     @property
@@ -207,8 +299,8 @@ class CheckpointResult:
     @property
     def checkpoint_digest(self) -> str:
         """The hash of the checkpoint's parameters and buffers."""
-        with _open(self.run.path) as file:
-            return str(self._group(file).attrs["checkpoint_digest"])
+        with self.opened() as group:
+            return str(group.attrs["checkpoint_digest"])
 
     def eigenvector(self, end: str, rank: int) -> NDArray[np.float32]:
         """One eigenvector; the others are not read.
@@ -224,6 +316,28 @@ class CheckpointResult:
             ResultError: It was not stored, or its file is missing or damaged.
         """
         return self._read(f"eigenvectors_{end}", np.s_[rank - 1])
+
+    def part(self, end: str, rank: int, parameter: str) -> NDArray[np.float32]:
+        """What an eigenvector has of one parameter tensor; nothing else is read.
+
+        Args:
+            end: "largest" or "smallest".
+            rank: From 1, the most extreme.
+            parameter: The tensor's name, such as "conv1.weight".
+
+        Returns:
+            In the tensor's shape.
+
+        Raises:
+            KeyError: There is no such tensor.
+        """
+        tensors = {tensor.name: tensor for tensor in self.run.parameters}
+        if parameter not in tensors:
+            raise KeyError(f"no parameter '{parameter}'; there are {', '.join(tensors)}")
+        tensor = tensors[parameter]
+        inside = slice(tensor.offset, tensor.offset + math.prod(tensor.shape))
+        entries: NDArray[np.float32] = self._read(f"eigenvectors_{end}", np.s_[rank - 1, inside])
+        return entries.reshape(tensor.shape)
 
     def layer_shares(self, vector: NDArray[Any]) -> NDArray[np.float64]:
         """How much of a vector lies in each parameter tensor.
@@ -244,8 +358,7 @@ class CheckpointResult:
         return self._read("gradient")
 
     def _read(self, name: str, rows: Any = ()) -> NDArray[Any]:
-        with _open(self.run.path) as file:
-            group = self._group(file)
+        with self.opened() as group:
             if name not in group:
                 raise ResultError(
                     f"{self.run.path}: {name} of step {self.step} was not stored",
@@ -253,15 +366,27 @@ class CheckpointResult:
                 )
             return group[name][rows]  # type: ignore[no-any-return]
 
-    def _group(self, file: h5py.File) -> h5py.Group:
-        """The checkpoint's file, through the run's."""
-        try:
-            return file["checkpoints"][group_name(self.step)]
-        except (KeyError, OSError) as error:
-            raise ResultError(
-                f"{self.run.path}: the file of step {self.step} is missing or damaged ({error})",
-                "keep the .checkpoints folder beside the run's file",
-            ) from error
+    @contextmanager
+    def opened(self) -> Iterator[h5py.Group]:
+        """Open the checkpoint's arrays, in its own file or through the run's.
+
+        Yields:
+            The group, while its file is open.
+
+        Raises:
+            ResultError: The file is missing or damaged.
+        """
+        path, name = self.run.file_of(self.step)
+        with _open(path) as file:
+            try:
+                group = file[name]
+            except (KeyError, OSError) as error:
+                raise ResultError(
+                    f"{path}: the file of step {self.step} is missing or damaged ({error})",
+                    "keep the .checkpoints folder beside the run's file, or carry the result by "
+                    "`hessdist pack`",
+                ) from error
+            yield group
 
 
 class PartState(Enum):
@@ -322,8 +447,29 @@ def check_ours(file: h5py.File, path: Path) -> None:
         )
 
 
+def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
+    """Files of checkpoints of one job, by increasing step."""
+    parts = sorted(folder.glob(f"step-*.{fingerprint or '*'}.h5"))
+    jobs = {part.suffixes[-2].removeprefix(".") for part in parts if len(part.suffixes) > 1}
+    if len(jobs) > 1:
+        raise ResultError(
+            f"{folder} has the files of several jobs ({', '.join(sorted(jobs))})",
+            "name the run's HDF5 file, or say which: open_run(folder, fingerprint=...)",
+        )
+    if not parts:
+        raise ResultError(f"{folder} has no file of a checkpoint", "name the run's HDF5 file")
+    return parts
+
+
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
+        folder = path.with_suffix(".checkpoints")
+        if folder.is_dir():
+            raise ResultError(
+                f"the result {path} does not exist",
+                f"name the folder of its checkpoints' files instead, {folder}, or run `hessdist "
+                "spectrum` again, which writes it from them",
+            )
         raise ResultError(f"the result {path} does not exist", "run `hessdist spectrum` first")
     try:
         return h5py.File(path, "r")

@@ -92,10 +92,10 @@ def unit_path(path: Path, section: str, step: int | None, fingerprint: str) -> P
     return parts_folder(path) / f"{_PREFIX}{section}{where}.{fingerprint}.h5"
 
 
-def units_of(path: Path, fingerprint: str) -> dict[str, list[Path]]:
-    """Files of a run's studies, by section and in the order of steps."""
+def units_of(folder: Path, fingerprint: str) -> dict[str, list[Path]]:
+    """Files of a run's studies in its folder, by section and in the order of steps."""
     found: dict[str, list[Path]] = {}
-    for unit in sorted(parts_folder(path).glob(f"{_PREFIX}*.{fingerprint}.h5")):
+    for unit in sorted(folder.glob(f"{_PREFIX}*.{fingerprint}.h5")):
         found.setdefault(unit.name.removeprefix(_PREFIX).split(".")[0], []).append(unit)
     return found
 
@@ -125,7 +125,7 @@ def drop_others(path: Path, fingerprint: str, section: str, settings: str) -> No
         section: The section.
         settings: The hash of those that stay.
     """
-    for unit in units_of(path, fingerprint).get(section, []):
+    for unit in units_of(parts_folder(path), fingerprint).get(section, []):
         there = read_unit(unit)
         if there is not None and there.attributes["settings"] != settings:
             unit.unlink()
@@ -274,19 +274,22 @@ def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
     return {name: v.values.shape for name, v in section.variables.items()}
 
 
-def write_studies(
-    index: h5py.File, path: Path, fingerprint: str, digests: Mapping[int, str]
-) -> None:
-    """Copy the sections of a run's studies into its file.
+def collect_studies(
+    folder: Path, fingerprint: str, digests: Mapping[int, str]
+) -> dict[str, Section]:
+    """The sections of a run's studies, from their files.
 
     Args:
-        index: The open file.
-        path: Where it will be.
-        fingerprint: Of the run's job.
+        folder: Of the files of the run's checkpoints.
+        fingerprint: Of its job.
         digests: By step, `pairs_digest` of the checkpoints as they are; what was found with others
             is left out.
+
+    Returns:
+        Sections by name.
     """
-    for name, units in units_of(path, fingerprint).items():
+    found = {}
+    for name, units in units_of(folder, fingerprint).items():
         read = [
             section
             for unit in units
@@ -294,12 +297,22 @@ def write_studies(
             and section.attributes.get("pairs_digest")
             == digests.get(section.attributes.get("step", -1), "")
         ]
-        if not read:
-            continue
-        whole = stacked(read) if "step" in read[-1].attributes else read[-1]
-        group = index.require_group(GROUP).create_group(name)
-        kept = {"settings": whole.attributes["settings"], "created": whole.attributes["created"]}
-        write_section(group, Section(whole.variables, kept))
+        if read:
+            whole = stacked(read) if "step" in read[-1].attributes else read[-1]
+            kept = {name: whole.attributes[name] for name in ("settings", "created")}
+            found[name] = Section(whole.variables, kept)
+    return found
+
+
+def write_studies(index: h5py.File, studies: Mapping[str, Section]) -> None:
+    """Write sections into a run's file.
+
+    Args:
+        index: The open file.
+        studies: Sections by name.
+    """
+    for name, section in studies.items():
+        write_section(index.require_group(GROUP).create_group(name), section)
 
 
 def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:

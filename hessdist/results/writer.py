@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
 from hessdist.results.files import PARTIAL, parts_folder, replacing
+from hessdist.results.parts import ROOT_ATTRIBUTES, column, read_row
 from hessdist.results.schema import (
     DIMENSIONS,
     SCHEMA_VERSION,
@@ -29,9 +30,8 @@ from hessdist.results.schema import (
     Field,
     group_name,
 )
-from hessdist.results.studies import pairs_digest, write_studies
+from hessdist.results.studies import collect_studies, write_studies
 
-_ENDS = ("largest", "smallest")
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 
 
@@ -145,9 +145,9 @@ class CheckpointFile:
         file.attrs.update(description.attributes())
         file.attrs["step"] = step
         for name, size in self._sizes.items():
-            _make_dimension(file, name, size)
+            make_dimension(file, name, size)
         shapes = [",".join(map(str, shape)) for shape in description.parameter_shapes]
-        _write_parameters(
+        write_parameters(
             file, description.parameter_names, shapes, description.parameter_offsets[:-1]
         )
 
@@ -206,39 +206,50 @@ def write_index(
             assert without is not None
             index.attrs.update(without.attributes())
             shapes = [",".join(map(str, shape)) for shape in without.parameter_shapes]
-            _write_parameters(
-                index, without.parameter_names, shapes, without.parameter_offsets[:-1]
-            )
+            write_parameters(index, without.parameter_names, shapes, without.parameter_offsets[:-1])
             sizes = {"largest": 0, "smallest": 0}
         steps = np.array([row[STEP.name] for row in rows.values()], dtype=STEP.dtype)
-        _write(index, STEP, steps, scale=True)
-        for name, size in sizes.items():
-            _make_dimension(index, name, size)
-        for field in TABLES:
-            behind_step = Field(
-                field.name, ("step", *field.dimensions), field.dtype, field.long_name, field.units
-            )
-            shape = len(rows), *(sizes[name] for name in field.dimensions)
-            values = np.array([row[field.name] for row in rows.values()], dtype=field.dtype)
-            _write(index, behind_step, values.reshape(shape))
+        columns = {field.name: column(field, list(rows.values()), sizes) for field in TABLES}
+        write_tables(index, steps, columns)
         group = index.create_group("checkpoints")
         for part, row in rows.items():
             target = os.path.relpath(part, path.parent)
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
         digests = {int(row[STEP.name]): row["digest"] for row in rows.values()}
-        write_studies(index, path, index.attrs["fingerprint"], digests)
+        fingerprint = str(index.attrs["fingerprint"])
+        write_studies(index, collect_studies(parts_folder(path), fingerprint, digests))
+
+
+def write_tables(
+    file: h5py.File, steps: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write the tables of all checkpoints with their dimension scales.
+
+    Args:
+        file: The open file.
+        steps: (S,).
+        columns: Tables by name, (S, ...).
+    """
+    _write(file, STEP, steps, scale=True)
+    for end in ("largest", "smallest"):
+        make_dimension(file, end, columns[f"eigenvalues_{end}"].shape[1])
+    for field in TABLES:
+        behind_step = Field(
+            field.name, ("step", *field.dimensions), field.dtype, field.long_name, field.units
+        )
+        _write(file, behind_step, columns[field.name])
 
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
     """Copy what all checkpoints have in common; sizes of the dimensions."""
     with h5py.File(part, "r") as file:
         for name, value in file.attrs.items():
-            if name in _ROOT_ATTRIBUTES or name.endswith("_version"):
+            if name in ROOT_ATTRIBUTES or name.endswith("_version"):
                 index.attrs[name] = value
         index.attrs["created"] = _now()
         columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
         sizes = {name: len(file[name]) for name in ("largest", "smallest")}
-    _write_parameters(index, *columns)
+    write_parameters(index, *columns)
     return sizes
 
 
@@ -247,28 +258,10 @@ def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:
         status = part.stat()
         present = status.st_mtime_ns, status.st_size, status.st_ino
         if part not in known or known[part][0] != present:
-            known[part] = present, _read_row(part)
+            known[part] = present, read_row(part)
         return known[part][1]
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
-
-
-def _read_row(part: Path) -> dict[str, Any]:
-    with h5py.File(part, "r") as file:
-        tables = {field.name: file[field.name][()] for field in TABLES}
-        pairs = [tables[f"{what}_{end}"] for what in ("eigenvalues", "residuals") for end in _ENDS]
-        digest = pairs_digest(str(file.attrs.get("checkpoint_digest", "")), pairs)
-        return {**tables, STEP.name: file.attrs["step"], "digest": digest}
-
-
-_ROOT_ATTRIBUTES = (
-    "software",
-    "job",
-    "fingerprint",
-    "num_parameters",
-    "num_samples",
-    "ranks",
-)
 
 
 # -- datasets --------------------------------------------------------------------------------
@@ -294,8 +287,14 @@ def _annotate(file: h5py.Group, field: Field, skip_scales: bool = False) -> None
             dataset.dims[axis].attach_scale(file[dimension])
 
 
-def _make_dimension(file: h5py.Group, name: str, size: int) -> None:
-    """A dimension scale without values: netCDF's dimension without a variable."""
+def make_dimension(file: h5py.Group, name: str, size: int) -> None:
+    """Make a dimension scale without values: netCDF's dimension without a variable.
+
+    Args:
+        file: The open file.
+        name: Of the dimension.
+        size: Its length.
+    """
     if name == "parameter":
         scale = file.create_dataset(name, (size,), "f4")  # never written: takes no space
         scale.make_scale(_NO_VARIABLE.format(size))
@@ -306,9 +305,17 @@ def _make_dimension(file: h5py.Group, name: str, size: int) -> None:
     scale.attrs["long_name"] = DIMENSIONS[name]
 
 
-def _write_parameters(
+def write_parameters(
     file: h5py.File, names: Sequence[Any], shapes: Sequence[Any], offsets: Sequence[int]
 ) -> None:
+    """Write where the parameter tensors lie in the flat vector.
+
+    Args:
+        file: The open file.
+        names: Of the tensors.
+        shapes: Comma-separated.
+        offsets: Of their first entries.
+    """
     group = file.create_group("parameters")
     text = h5py.string_dtype()
     scale = group.create_dataset("tensor", data=np.arange(len(names)))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hessdist.angles import angles_between, principal_angles
 from hessdist.assembly import TrainingLoss
 from hessdist.errors import DataError
 from hessdist.job import BlocksSection, LinesSection, StepSizesSection, SubsetsSection
@@ -21,7 +22,6 @@ from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
 from hessdist.results.studies import Section, Variable
-from hessdist.spectrum.angles import angles_between, principal_angles
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
@@ -312,13 +312,13 @@ def _compared(
     """What `_COMPARED` names, for one end of the spectrum."""
     from scipy.optimize import linear_sum_assignment
 
-    between = angles_between(at.ranks, vectors, other.vectors)
+    between = angles_between(vectors, other.vectors, at.ranks.sum)
     rows, columns = linear_sum_assignment(-np.cos(np.nan_to_num(between, nan=np.pi / 2)))
     matched = np.full(len(values), np.nan)
     matched[rows] = between[rows, columns]
     spaces = np.full(len(values), np.nan)
     if np.isfinite(values).all() and np.isfinite(other.values).all():
-        spaces = principal_angles(at.ranks, vectors, other.vectors)
+        spaces = principal_angles(vectors, other.vectors, at.ranks.sum)
     return {
         "eigenvalues": other.values,
         "residuals": other.residuals,

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hessdist.angles import principal_angles
 from hessdist.assembly import DTYPES, TrainingLoss, Workload
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
@@ -27,7 +28,6 @@ from hessdist.job import Job, OptimizerSection
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.ranks import Ranks, set_threads
 from hessdist.results.studies import Section, Variable
-from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
@@ -368,8 +368,8 @@ class _Exact:
             residuals=self._wanted.residuals,
         )
         vectors = solved.smallest.vectors
-        self.angle[here] = np.degrees(principal_angles(ranks, v[None], vectors[:1]))[0]
-        self.angle_to_space[here] = np.degrees(principal_angles(ranks, v[None], vectors))[0]
+        self.angle[here] = np.degrees(principal_angles(v[None], vectors[:1], ranks.sum))[0]
+        self.angle_to_space[here] = np.degrees(principal_angles(v[None], vectors, ranks.sum))[0]
         self.curvature[here] = ranks.sum(np.array([v @ shell.apply(v)]))[0]
         self.estimate[here] = known
         self.smallest[here] = solved.smallest.values

@@ -15,6 +15,7 @@ import torch
 from conftest import Run
 from networks import Problem, Samples, dense, loss_along
 from service.sweeps import completed, started, until
+from studied import JOB, prepare
 
 import hessdist
 from hessdist.errors import InputError
@@ -28,83 +29,13 @@ from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
 
-JOB = """
-name = "study"
-[model]
-factory = "mlp"
-arguments = { widths = [6, 5, 3], activation = "tanh" }
-[data]
-dataset = "ours:samples"
-[training]
-optimizer = "sgd"
-learning_rate = 0.5
-steps = 20
-batch_size = 16
-checkpoint_steps = [0, 20]
-[checkpoints]
-directory = "checkpoints"
-[spectrum]
-largest = 4
-smallest = 3
-tolerance = 1e-9
-[compute]
-dtype = "float64"
-batch_size = 16
-[output]
-path = "results/run.h5"
-"""
-
-STUDY = """
-[study.lines]
-pairs = ["smallest 1", "largest 2"]
-points = 5
-[study.step_sizes]
-count = 40
-[study.subsets]
-fractions = [0.25, 0.5]
-seeds = [0, 1]
-steps = [20]
-[study.blocks]
-blocks = [["fc1"], ["fc1.bias", "fc2"]]
-steps = [20]
-[study.optimizer]
-base = ["rmsprop"]
-seeds = [0, 1, 2]
-iterations = 20
-evaluate_every = 10
-only_negative = false
-exact_at = [0, 10]
-"""
-
-MODULE = """
-import torch
-from torch.utils.data import TensorDataset
-
-def samples():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(60, 6, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 3, (60,), generator=generator)
-    inputs[:, 0] += labels
-    return TensorDataset(inputs, labels)
-"""
-
 TIMES = {"seconds_plain", "seconds_tracking"}
 
 
-def prepare(folder: Path) -> None:
-    (folder / "ours.py").write_text(MODULE, encoding="utf-8")
-    (folder / "job.toml").write_text(JOB + STUDY, encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the job, its result and its studies, made by one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    prepare(folder)
-    for command in ("train", "spectrum", "study"):
-        done = completed(folder, command, "job.toml")
-        assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture
+def alone(studied: Path) -> Path:
+    """The folder that one process has made."""
+    return studied
 
 
 @pytest.fixture

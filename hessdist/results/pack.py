@@ -1,0 +1,77 @@
+"""One file to carry to a laptop: a run with nothing linked from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from hessdist.errors import OutputError
+from hessdist.results.files import replacing
+from hessdist.results.reader import Run
+from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
+from hessdist.results.studies import write_studies
+from hessdist.results.writer import make_dimension, write_parameters, write_tables
+
+# Measured on eigenvectors of a LeNet (docs/measured.md): bytes shuffled and deflated at level 1 are
+# as small as at level 9 to a percent, and written several times faster.
+_COMPRESSION = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
+
+
+def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
+    """Write a run with all that belongs to it into one file.
+
+    It is read by `open_run`, h5py and xarray as the run's own file is; eigenvectors and gradients
+    are compressed. One vector is held at a time.
+
+    Args:
+        run: The result.
+        path: Where to.
+        eigenvectors: Whether they and the gradients go in; tables and studies always do.
+
+    Raises:
+        OutputError: It cannot be written, or it would overwrite the result itself.
+        ResultError: A checkpoint's file is missing or damaged.
+    """
+    if path.exists() and path.samefile(run.path):
+        raise OutputError(f"{path} is the result itself", "give another path by -o")
+    with replacing(path) as file:
+        file.attrs.update(run.attributes)
+        file.attrs["packed"] = True
+        write_tables(file, run.steps, {field.name: getattr(run, field.name) for field in TABLES})
+        write_parameters(
+            file,
+            [tensor.name for tensor in run.parameters],
+            [",".join(map(str, tensor.shape)) for tensor in run.parameters],
+            [tensor.offset for tensor in run.parameters],
+        )
+        if eigenvectors:
+            make_dimension(file, "parameter", run.num_parameters)
+        group = file.create_group("checkpoints")
+        for step in map(int, run.steps):
+            with run[step].opened() as source:
+                _copy(source, group.create_group(group_name(step)), file, eigenvectors)
+        write_studies(file, run.studies)
+
+
+def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors: bool) -> None:
+    """Copy the arrays of a checkpoint, with scales of their own."""
+    for name, value in source.attrs.items():
+        if name == STEP.name or name.startswith(("checkpoint", "tolerance", "outcome", "restarts")):
+            target.attrs[name] = value
+    for field in (*TABLES, *(VECTORS if eigenvectors else ())):
+        if field.name not in source:
+            continue
+        dataset = source[field.name]
+        vectors = "parameter" in field.dimensions
+        options: dict[str, Any] = dict(_COMPRESSION) if vectors else {}
+        if vectors:
+            options["chunks"] = (*(1,) * (dataset.ndim - 1), min(dataset.shape[-1], 1 << 18))
+        copied = target.create_dataset(field.name, dataset.shape, dataset.dtype, **options)
+        for row in range(dataset.shape[0]) if dataset.ndim == 2 else [()]:
+            copied[row] = dataset[row]
+        copied.attrs["units"], copied.attrs["long_name"] = field.units, field.long_name
+        for axis, dimension in enumerate(field.dimensions):
+            if dimension in file:
+                copied.dims[axis].attach_scale(file[dimension])

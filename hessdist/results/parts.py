@@ -1,0 +1,71 @@
+"""Reading the files of single checkpoints, of which the run's file is an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.results.schema import STEP, TABLES, Field
+from hessdist.results.studies import pairs_digest
+
+ROOT_ATTRIBUTES = ("software", "job", "fingerprint", "num_parameters", "num_samples", "ranks")
+"""What all checkpoints of a run have in common, beside versions."""
+
+
+def read_row(part: Path) -> dict[str, Any]:
+    """The tables of a checkpoint.
+
+    Args:
+        part: Its file.
+
+    Returns:
+        Arrays by name, and "step" and "digest" (`pairs_digest`). A table that an earlier version
+        did not write is left out.
+
+    Raises:
+        OSError: It is no HDF5 file.
+        KeyError: It is not one of a checkpoint.
+    """
+    with h5py.File(part, "r") as file:
+        row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
+        names = (f"{what}_{end}" for what in ("eigenvalues", "residuals") for end in _ENDS)
+        pairs = [row.get(name, np.zeros(0)) for name in names]
+        row["digest"] = pairs_digest(str(file.attrs.get("checkpoint_digest", "")), pairs)
+        row[STEP.name] = int(file.attrs["step"])
+    return row
+
+
+_ENDS = ("largest", "smallest")
+_MISSING = {"f": np.nan, "i": 0, "b": False}
+
+
+def column(
+    field: Field, rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]
+) -> NDArray[Any]:
+    """One table of all checkpoints.
+
+    Args:
+        field: The table.
+        rows: From `read_row`.
+        sizes: Of the dimensions "largest" and "smallest".
+
+    Returns:
+        (S, ...); NaN, 0 or False where a checkpoint has no such table.
+    """
+    shape = tuple(sizes[name] for name in field.dimensions)
+    dtype = np.dtype(field.dtype)
+    values = np.full((len(rows), *shape), _MISSING[dtype.kind], dtype)
+    for number, row in enumerate(rows):
+        if field.name in row:
+            values[number] = row[field.name]
+    return values
+
+
+def sizes_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """Lengths of the dimensions "largest" and "smallest" of a checkpoint's tables."""
+    return {end: len(row.get(f"eigenvalues_{end}", ())) for end in _ENDS}
