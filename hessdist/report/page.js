@@ -1,0 +1,232 @@
+"use strict";
+// Draws the views of a run and ties them to the step slider. Data: hessdist/report/data.py.
+const data = JSON.parse(document.getElementById("data").textContent);
+const slider = document.getElementById("step");
+// Okabe and Ito's colours, which the colour-blind can tell apart.
+const BLUE = "#0072b2", GREEN = "#009e73", RED = "#d55e00", ORANGE = "#e69f00", GREY = "#8a8a8a";
+const EDGE = 1;  // of "found": the edge of the scan
+const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+const line = () => getComputedStyle(document.documentElement).getPropertyValue("--line").trim();
+const has = (name) => document.getElementById(name) !== null;
+const column = (rows, i) => rows.map((row) => row[i]);
+const short = (x) => x === null ? "not finite" : Number(x).toPrecision(5);
+
+function layout(x, y, more = {}) {
+  const axis = { gridcolor: line(), zerolinecolor: line(), linecolor: line(), automargin: true };
+  return {
+    margin: { l: 60, r: 16, t: 10, b: 44 }, hovermode: "closest", showlegend: false,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink() }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink(), size: 12 },
+    ...more,
+    xaxis: { ...axis, title: { text: x }, ...more.xaxis },
+    yaxis: { ...axis, title: { text: y }, ...more.yaxis },
+    ...(more.yaxis2 ? { yaxis2: { ...axis, gridcolor: "rgba(0,0,0,0)", ...more.yaxis2 } } : {}),
+  };
+}
+
+// One colour of a sequence: from blue to green for the largest, reds for the smallest.
+function shade(end, i, count) {
+  const t = count > 1 ? i / (count - 1) : 0;
+  const [a, b] = end === "largest" ? [[0, 90, 190], [0, 170, 120]] : [[190, 60, 0], [240, 160, 60]];
+  return `rgb(${a.map((from, c) => Math.round(from + t * (b[c] - from))).join(",")})`;
+}
+
+// -- views that do not depend on the step, but for a mark ------------------------------------
+
+function progression(selected) {
+  const traces = [];
+  for (const end of ["largest", "smallest"]) {
+    const { values, residuals, converged } = data[end];
+    const count = values.length ? values[0].length : 0, sign = end === "largest" ? 1 : -1;
+    for (let i = 0; i < count; i++) {
+      const own = column(values, i), colour = shade(end, i, count);
+      traces.push({
+        x: data.steps, y: own.map((v) => v === null ? null : Math.abs(v)), mode: "lines+markers",
+        name: `${end} ${i + 1}`, line: { color: colour, width: 1 },
+        marker: { size: 5, color: colour, symbol: own.map((v, s) =>
+          !converged[s][i] ? "x" : v * sign > 0 ? "circle" : "circle-open") },
+        text: own.map((v, s) => `step ${data.steps[s]}<br>λ ${short(v)}<br>residual ${short(residuals[s][i])}`),
+        hovertemplate: "%{fullData.name}<br>%{text}<extra></extra>",
+      });
+    }
+  }
+  traces.push({
+    x: data.steps, y: data.loss, yaxis: "y2", mode: "lines", name: "loss",
+    line: { color: ink(), dash: "dot", width: 1.5 }, hovertemplate: "step %{x}<br>loss %{y}<extra></extra>",
+  });
+  return [traces, layout("training step", "|λ|", {
+    margin: { l: 60, r: 60, t: 10, b: 44 }, yaxis: { type: "log", exponentformat: "power" },
+    yaxis2: { overlaying: "y", side: "right", type: "log", nticks: 6, tickformat: ".2~g", title: { text: "loss" } },
+    shapes: mark(selected),
+  })];
+}
+
+function mark(selected) {
+  const x = data.steps[selected];
+  return [{ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ORANGE, width: 2 } }];
+}
+
+function cost(selected) {
+  const colours = data.steps.map((_, s) => s === selected ? ORANGE : BLUE);
+  const steps = data.steps.map(String);
+  return [[
+    { x: steps, y: data.products, type: "bar", name: "products", marker: { color: colours },
+      text: data.seconds.map((s) => `${short(s)} s`), textposition: "none", hovertemplate: "step %{x}<br>%{y} products<br>%{text}<extra></extra>" },
+    { x: steps, y: data.seconds, yaxis: "y2", mode: "lines+markers", name: "seconds", line: { color: GREEN },
+      hovertemplate: "step %{x}<br>%{y} s<extra></extra>" },
+  ], layout("training step", "products", {
+    margin: { l: 60, r: 60, t: 10, b: 44 }, xaxis: { type: "category" },
+    yaxis2: { overlaying: "y", side: "right", rangemode: "tozero", title: { text: "seconds" } },
+  })];
+}
+
+// -- views of the selected step --------------------------------------------------------------
+
+function pairs(s) {
+  return ["largest", "smallest"].flatMap((end) => (data[end].values[s] || []).map((value, i) => ({
+    name: `${end} ${i + 1}`, value, residual: data[end].residuals[s][i],
+    good: data[end].converged[s][i], colour: shade(end, i, data[end].values[s].length),
+  })));
+}
+
+// sign(x) log10(1 + |x| / c): linear near zero, logarithmic beyond.
+const symlog = (x, c) => Math.sign(x) * Math.log10(1 + Math.abs(x) / c);
+
+function spectrum(s) {
+  const all = pairs(s), sizes = all.map((p) => Math.abs(p.value ?? 0));
+  const c = 1e-3 * Math.max(...sizes, 1e-30), top = Math.ceil(Math.log10(Math.max(...sizes, 1e-30)));
+  const ticks = [0, ...[0, 1, 2, 3].flatMap((i) => [10 ** (top - i), -(10 ** (top - i))])].sort((a, b) => a - b);
+  return [[{
+    x: all.map((p) => p.name), y: all.map((p) => p.value === null ? null : symlog(p.value, c)), type: "bar",
+    marker: { color: all.map((p) => p.colour), opacity: all.map((p) => p.good ? 1 : 0.4) },
+    text: all.map((p) => `λ ${short(p.value)}<br>residual ${short(p.residual)}${p.good ? "" : "<br>not converged"}${best(s, p.name)}`),
+    textposition: "none", hovertemplate: `step ${data.steps[s]}<br>%{x}<br>%{text}<extra></extra>`,
+  }], layout("", "λ", {
+    margin: { l: 60, r: 16, t: 10, b: 80 }, xaxis: { type: "category", tickangle: -60 },
+    yaxis: { tickvals: ticks.map((t) => symlog(t, c)), ticktext: ticks.map((t) => t.toPrecision(1)) },
+  })];
+}
+
+// α* of a pair, where the study was run at this step.
+function best(s, name) {
+  if (!data.step_sizes) return "";
+  const row = data.step_sizes.steps.indexOf(data.steps[s]), i = data.step_sizes.pairs.indexOf(name);
+  return row < 0 || i < 0 ? "" : `<br>α* ${short(data.step_sizes.best_step[row][i])}`;
+}
+
+function residuals(s) {
+  const all = pairs(s);
+  return [[{
+    x: all.map((p) => p.name), y: all.map((p) => p.residual), mode: "markers",
+    marker: { size: 8, color: all.map((p) => p.good ? BLUE : RED), symbol: all.map((p) => p.good ? "circle" : "x") },
+    hovertemplate: "%{x}<br>residual %{y}<extra></extra>",
+  }], layout("", "‖Hv − λv‖ / |λ|", {
+    margin: { l: 70, r: 16, t: 10, b: 80 }, xaxis: { type: "category", tickangle: -60 },
+    yaxis: { type: "log", exponentformat: "power" },
+    shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: data.tolerance, y1: data.tolerance,
+      line: { color: GREY, dash: "dash" } }],
+  })];
+}
+
+// The row of a study for the selected step: that step's, or the nearest one before it.
+function rowOf(steps, s) {
+  const before = steps.filter((step) => step <= data.steps[s]);
+  return before.length ? before.length - 1 : 0;
+}
+
+function lines(s) {
+  const own = data.lines, row = rowOf(own.steps, s);
+  const pair = Number(chosen("lines", own.pairs, own.pairs)), span = Number(chosen("lines", own.spans.map((x) => `|α| ≤ ${x}`), own.spans, 1));
+  const inside = own.alpha.map((a, i) => Math.abs(a) <= own.spans[span] * (1 + 1e-9) ? i : -1).filter((i) => i >= 0);
+  const trace = (name, values, colour, dash) => ({
+    x: inside.map((i) => own.alpha[i]), y: inside.map((i) => values[row][pair][i]), name, mode: "lines+markers",
+    line: { color: colour, dash }, marker: { size: 4 }, connectgaps: false,
+    hovertemplate: "α %{x}<br>%{fullData.name} %{y}<extra></extra>",
+  });
+  return [[trace("loss", own.loss, RED, "solid"), trace("quadratic model", own.model, BLUE, "dash")],
+    layout(`α, step ${own.steps[row]}, λ = ${short(own.values[row][pair])}`, "loss", { showlegend: true, legend: { orientation: "h", y: 1.12 } })];
+}
+
+function scattered(s, values, hover) {
+  const own = data.step_sizes, selected = rowOf(own.steps, s);
+  return own.steps.map((step, row) => ({
+    x: own.values[row], y: values[row], mode: "markers", name: `step ${step}`,
+    marker: {
+      size: row === selected ? 11 : 5, color: row === selected ? ORANGE : BLUE, opacity: row === selected ? 1 : 0.55,
+      symbol: own.found[row].map((f) => f === EDGE ? "triangle-up-open" : "circle"),
+    },
+    text: own.pairs.map((pair, i) => `step ${step}, ${pair}<br>λ ${short(own.values[row][i])}<br>α* ${short(own.best_step[row][i])}<br>${hover(own, row, i)}`),
+    hovertemplate: "%{text}<extra></extra>",
+  })).sort((a, b) => a.marker.size - b.marker.size);
+}
+
+function inverse(s) {
+  const own = data.step_sizes, all = own.values.flat().filter((v) => v !== null);
+  const limit = Math.max(...all.map(Math.abs), 1e-30) * 1.05, ends = [-limit, 0, limit];
+  const law = (y, dash, name) => ({ x: ends, y, mode: "lines", line: { color: GREY, dash }, name, hoverinfo: "name" });
+  return [[law(ends, "dash", "1/α* = λ"), law(ends.map(Math.abs), "dot", "1/α* = |λ|"),
+    ...scattered(s, own.inverse, (o, row, i) => `1/α* ${short(o.inverse[row][i])}`)],
+    layout("λ", "1/α*", { xaxis: { range: [-limit, limit] }, yaxis: { range: [-limit, limit] } })];
+}
+
+function change(s) {
+  return [scattered(s, data.step_sizes.change, (o, row, i) =>
+    `L(α*) − L(0) ${short(o.change[row][i])}<br>by 1/λ ${short(o.newton[row][i])}<br>by 1/|λ| ${short(o.saddle_free[row][i])}`),
+    layout("λ", "L(α*) − L(0)")];
+}
+
+function shares(s) {
+  const own = data.blocks, row = rowOf(own.steps, s);
+  return [[{ type: "heatmap", z: own.shares[row], x: own.layers, y: own.pairs, colorscale: "Viridis", zmin: 0, zmax: 1,
+    hovertemplate: "%{y}<br>%{x}: %{z}<extra></extra>" }],
+    layout(`layer, step ${own.steps[row]}`, "", { yaxis: { autorange: "reversed" }, margin: { l: 90, r: 16, t: 10, b: 50 } })];
+}
+
+// -- controls, and all of it together --------------------------------------------------------
+
+const choices = {};
+
+// The index chosen in a list of a view; the list is made when it is first asked for.
+function chosen(view, names, values, number = 0) {
+  const key = `${view}-${number}`;
+  if (!choices[key]) {
+    const list = document.createElement("select");
+    list.setAttribute("aria-label", key);
+    names.forEach((name, i) => list.add(new Option(name, String(i))));
+    list.addEventListener("change", () => draw([view]));
+    document.getElementById(`${view}-controls`).append(list, " ");
+    choices[key] = list;
+  }
+  return choices[key].value;
+}
+
+const views = { progression, spectrum, residuals, cost, lines, inverse, change, shares };
+
+function draw(names = Object.keys(views)) {
+  if (!data.steps.length) return;
+  const selected = Number(slider.value);
+  document.getElementById("step-shown").textContent = data.steps[selected];
+  for (const name of names.filter(has)) {
+    const [traces, design] = views[name](selected);
+    Plotly.react(name, traces, design, config);
+  }
+}
+
+// Moving the slider redraws what shows the selected step; the progression only moves its mark.
+function select() {
+  const moved = Number(slider.value);
+  if (has("progression")) Plotly.relayout("progression", { shapes: mark(moved) });
+  draw(Object.keys(views).filter((name) => name !== "progression"));
+}
+
+slider.addEventListener("input", select);
+dark.addEventListener("change", () => draw());
+draw();
+if (has("progression") && data.steps.length) {
+  document.getElementById("progression").on("plotly_click", (event) => {
+    slider.value = String(data.steps.indexOf(event.points[0].x));
+    select();
+  });
+}

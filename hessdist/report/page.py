@@ -1,0 +1,152 @@
+"""The page: a summary, the job and provenance as text, and the script that draws the data."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessdist.errors import DependencyError, OutputError
+from hessdist.report.data import data_of
+from hessdist.results.files import write_text
+
+if TYPE_CHECKING:
+    from hessdist.results.reader import Run
+
+_VIEWS = {
+    "progression": "Eigenvalues during training",
+    "spectrum": "Spectrum of the selected step",
+    "residuals": "Residuals of the selected step",
+    "cost": "Cost of each solve",
+    "lines": "Loss along eigenvectors",
+    "inverse": "Best step sizes",
+    "change": "Best change of the loss",
+    "shares": "Share of the layers",
+}
+_NEEDS = {"lines": "lines", "inverse": "step_sizes", "change": "step_sizes", "shares": "blocks"}
+_TELLS = {
+    "progression": "|λ| of both ends on a logarithmic axis, the loss dotted on the right; hollow "
+    "marks have the other sign, crosses did not converge. The vertical line is the selected step; "
+    "click a point to select its step.",
+    "spectrum": "All computed eigenvalues by rank; linear near zero and logarithmic beyond.",
+    "residuals": "‖Hv − λv‖ / |λ| of each pair; the dashed line is the tolerance.",
+    "cost": "Matrix-vector products and wall seconds of each checkpoint's solve.",
+    "lines": "L(θ − α (gᵀv) v) over all samples, and its quadratic model; gaps are not finite.",
+    "inverse": "1/α* against λ, with 1/α* = λ (dashed) and 1/α* = |λ| (dotted); hollow marks are "
+    "edges of the scan; large marks are of the selected step.",
+    "change": "L(α*) − L(0) against λ; below zero is better.",
+    "shares": "How much of the squared norm of each eigenvector lies in each layer.",
+}
+
+
+def report(run: Run, title: str) -> str:
+    """Make the page of a run: one HTML text, with nothing loaded from elsewhere.
+
+    Args:
+        run: The result.
+        title: Of the run.
+
+    Returns:
+        The text.
+
+    Raises:
+        DependencyError: plotly is missing.
+    """
+    data = data_of(run, title)
+    views = {name: text for name, text in _VIEWS.items() if _NEEDS.get(name, "steps") in data}
+    here = files("hessdist.report")
+    return Template(here.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        style=here.joinpath("page.css").read_text(encoding="utf-8"),
+        plotly=_plotly(),
+        script=here.joinpath("page.js").read_text(encoding="utf-8"),
+        data=in_script(data),
+        last=len(run) - 1,
+        summary=_table(_summary(run)),
+        provenance=_table(_provenance(run)),
+        job=escape(run.job),
+        views="\n".join(_view(name, text) for name, text in views.items()),
+    )
+
+
+def write_report(run: Run, title: str, path: Path) -> None:
+    """Write the page of a run.
+
+    Args:
+        run: The result.
+        title: Of the run.
+        path: Where to.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    text = report(run, title)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {path.parent} cannot be made ({error.strerror})", "choose a path by -o"
+        ) from error
+    write_text(path, text)
+
+
+def in_script(data: Any) -> str:
+    """JSON that can stand inside a script element: no text in it ends the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise DependencyError(
+            f"plotly cannot be imported ({error})",
+            "install what the report takes: pip install 'hessdist[report]'",
+        ) from error
+    # A script in a page ends at its first closing tag, in a string or not.
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
+
+
+def _view(name: str, text: str) -> str:
+    return (
+        f'<section class="view" aria-label="{escape(text)}"><h2>{escape(text)}</h2>'
+        f'<p class="tells">{escape(_TELLS[name])}</p>'
+        f'<div class="controls" id="{name}-controls"></div>'
+        f'<div class="plot" id="{name}"></div></section>'
+    )
+
+
+def _table(rows: dict[str, str]) -> str:
+    lines = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _summary(run: Run) -> dict[str, str]:
+    k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
+    good = run.converged_largest.sum() + run.converged_smallest.sum()
+    rows = {
+        "parameters": f"{run.num_parameters:,}",
+        "samples": f"{run.num_samples:,}",
+        "checkpoints": f"{len(run)}"
+        + (f", steps {run.steps[0]} to {run.steps[-1]}" if len(run) else ""),
+        "eigenpairs of each": f"{k} largest, {m} smallest",
+        "converged": f"{good:,} of {len(run) * (k + m):,}",
+        "cost": f"{run.products.sum():,} products, {np.nansum(run.seconds):,.0f} s on "
+        f"{run.attributes.get('ranks', '?')} ranks",
+        "studies": ", ".join(run.studies) or "none",
+    }
+    if run.damaged:
+        rows["left out"] = "; ".join(f"{name}: {why}" for name, why in run.damaged.items())
+    return rows
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    shown = {name: str(value) for name, value in sorted(run.attributes.items()) if name != "job"}
+    tensors = (f"{t.name} {'x'.join(map(str, t.shape)) or 'scalar'}" for t in run.parameters)
+    return {"file": str(run.path), **shown, "parameters": ", ".join(tensors)}

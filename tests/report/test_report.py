@@ -1,0 +1,261 @@
+"""The page of a run, in a real browser: it draws, it follows the slider, it asks nobody."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+from written import write_run
+
+import hessdist
+from hessdist.report.page import in_script, report, write_report
+
+selenium = pytest.importorskip("selenium.webdriver")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, without a window."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    if not driver or not chromium:
+        pytest.skip("chromium and chromium-driver are not installed")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = selenium.Chrome(options, selenium.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+def opened(browser: Any, page: Path) -> Any:
+    """The page, drawn; how long that took is in `seconds`."""
+    browser.get_log("browser"), browser.get_log("performance")
+    start = time.monotonic()
+    browser.get(page.as_uri())
+    browser.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done));"
+    )
+    browser.seconds = time.monotonic() - start
+    return browser
+
+
+def complaints(browser: Any) -> list[str]:
+    """Errors and warnings on the console."""
+    found = browser.get_log("browser")
+    return [entry["message"] for entry in found if entry["level"] in {"SEVERE", "WARNING"}]
+
+
+def requests(browser: Any) -> list[str]:
+    """Addresses that the page has asked for, beside itself and data in it."""
+    urls = []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            urls.append(message["params"]["request"]["url"])
+    return [url for url in urls if not url.startswith(("file://", "data:", "blob:"))]
+
+
+def drawn(browser: Any, view: str) -> list[list[Any]]:
+    """The heights of a view's traces, as the browser has them."""
+    return browser.execute_script(
+        "return document.getElementById(arguments[0]).data.map((t) => Array.from(t.y || t.z));",
+        view,
+    )
+
+
+def move_to(browser: Any, position: int) -> None:
+    browser.execute_script(
+        "const s = document.getElementById('step'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input'));", position
+    )  # fmt: skip
+
+
+VIEWS = ["progression", "spectrum", "residuals", "cost", "lines", "inverse", "change", "shares"]
+
+
+def test_every_view_is_drawn(browser: Any, studied: Path, tmp_path: Path) -> None:
+    run = hessdist.open_run(studied / "results" / "run.h5")
+    page = tmp_path / "run.html"
+    write_report(run, "a run", page)
+    opened(browser, page)
+    for view in VIEWS:
+        marks = browser.execute_script(
+            "return document.querySelectorAll(`#${arguments[0]} .main-svg :is(path.point, "
+            "path.js-line, .point path, image, .hm image)`).length;", view
+        )  # fmt: skip
+        assert marks > 0, view
+    assert complaints(browser) == []
+    assert requests(browser) == []
+    loss = drawn(browser, "progression")[-1]
+    assert loss == pytest.approx(run.loss, rel=1e-6)
+
+
+def test_the_slider_moves_the_views(browser: Any, studied: Path, tmp_path: Path) -> None:
+    run = hessdist.open_run(studied / "results" / "run.h5")
+    page = tmp_path / "run.html"
+    write_report(run, "a run", page)
+    opened(browser, page)
+    seen = {}
+    for position, step in enumerate((0, 20)):
+        move_to(browser, position)
+        shown = browser.find_element("id", "step-shown").text
+        assert shown == str(step)
+        expected = np.concatenate([run[step].residuals_largest, run[step].residuals_smallest])
+        assert drawn(browser, "residuals")[0] == pytest.approx(expected, rel=2e-3)
+        mark = browser.execute_script(
+            "return document.getElementById('progression').layout.shapes[0].x0;"
+        )
+        assert mark == step
+        seen[step] = [drawn(browser, view) for view in ("spectrum", "lines", "change")]
+    for one, other in zip(seen[0][:2], seen[20][:2], strict=True):
+        assert one != other
+    assert complaints(browser) == []
+
+
+def test_choosing_a_pair_and_a_span(browser: Any, studied: Path, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    write_report(hessdist.open_run(studied / "results" / "run.h5"), "a run", page)
+    opened(browser, page)
+    lists = browser.find_elements("css selector", "#lines-controls select")
+    before = drawn(browser, "lines")
+    for number in (0, 1):
+        options = lists[number].find_elements("tag name", "option")
+        options[-1].click()
+    assert drawn(browser, "lines") != before
+    assert len(drawn(browser, "lines")[0]) == 9  # the wider span has all step sizes
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light"), (390, "light")])
+def test_widths_and_colours(
+    browser: Any,
+    studied: Path,
+    tmp_path: Path,
+    width: int,
+    scheme: str,
+) -> None:
+    page = tmp_path / "run.html"
+    write_report(hessdist.open_run(studied / "results" / "run.h5"), "a run", page)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    opened(browser, page)
+    inner, scrolled = browser.execute_script(
+        "return [window.innerWidth, document.documentElement.scrollWidth];"
+    )
+    assert scrolled <= inner
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor;")
+    ink = browser.execute_script("return document.getElementById('cost').layout.font.color;")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    assert ink == {"light": "#1a1a1a", "dark": "#ececec"}[scheme]
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_it_prints(browser: Any, studied: Path, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    write_report(hessdist.open_run(studied / "results" / "run.h5"), "a run", page)
+    opened(browser, page)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert len(printed["data"]) > 50_000
+
+
+def test_a_large_run_opens_quickly(browser: Any, tmp_path: Path) -> None:
+    """200 checkpoints of 50 eigenvalues: under 3 seconds on the machine of the issue."""
+    path = write_run(tmp_path / "run.h5", steps=200, largest=40, smallest=10)
+    page = tmp_path / "run.html"
+    write_report(hessdist.open_run(path), "a long run", page)
+    assert page.stat().st_size < 6 * 2**20
+    opened(browser, page)
+    print(f"200 x 50 eigenvalues: drawn {browser.seconds:.2f} s after opening")
+    assert complaints(browser) == []
+    assert len(drawn(browser, "progression")) == 51
+    assert browser.seconds < 30  # of a hang alone; the figure is in docs/measured.md
+
+
+class Scripts(HTMLParser):
+    """The scripts of a page as a browser would find them, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.loads: list[str] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in {"src", "href"}]
+        if tag == "script":
+            self._inside = True
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag != "script"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[-1] += data
+
+
+EVIL = """</script><script>document.title='x'</script><img src=y onerror="document.title='y'">"""
+
+
+def test_text_from_a_job_is_text(browser: Any, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.h5", steps=2, name=EVIL)
+    run = hessdist.open_run(path)
+    text = report(run, EVIL)
+    found = Scripts(text)
+    assert len(found.scripts) == 3  # plotly's, the data, ours
+    assert found.loads == []
+    page = tmp_path / "evil.html"
+    write_report(run, EVIL, page)
+    opened(browser, page)
+    assert browser.title == EVIL
+    assert browser.find_element("tag name", "h1").text == EVIL
+    assert run.job.strip() == browser.find_element("tag name", "pre").text.strip()
+
+
+def test_numbers_that_are_not_finite(browser: Any, tmp_path: Path) -> None:
+    def spoil(tables: dict[str, np.ndarray]) -> None:
+        tables["eigenvalues_largest"][1] = np.nan
+        tables["residuals_largest"][1] = np.inf
+        tables["converged_largest"][1] = False
+        tables["loss"][0] = np.nan
+
+    path = write_run(tmp_path / "run.h5", steps=3, change=spoil)
+    page = tmp_path / "run.html"
+    write_report(hessdist.open_run(path), "gaps", page)
+    opened(browser, page)
+    for position in range(3):
+        move_to(browser, position)
+    assert complaints(browser) == []
+    assert drawn(browser, "progression")[0][1] is None
+
+
+def test_data_cannot_end_its_script() -> None:
+    text = in_script({"a": "</script><!--", "b": "&"})
+    assert "<" not in text
+    assert json.loads(text) == {"a": "</script><!--", "b": "&"}
+
+
+def test_the_command(studied: Path, tmp_path: Path, run: Run) -> None:
+    done = run("report", str(studied / "results" / "run.h5"), "-o", "pages/run.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pages" / "run.html").stat().st_size < 6 * 2**20
+    refused = run("report", "none.h5")
+    assert refused.returncode == 2
+    assert "does not exist" in refused.stderr
