@@ -294,10 +294,10 @@ def layer_shares(section: Section, row: int, title: str) -> Figure:
     axes.grid(False)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(shares.shape[1]), section["layer"])
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize="x-small")
     for (i, j), share in np.ndenumerate(shares):
         colour = "black" if share > 0.6 else "white"
-        axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=6, color=colour)
+        axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize="xx-small", color=colour)
     figure.colorbar(image, ax=axes, label="share of the squared norm")
     return figure
 
@@ -356,7 +356,7 @@ def optimizer_loss(section: Section, title: str) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("minibatches")
     axes.set_ylabel(f"loss over all samples, {len(section['seed'])} seeds")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -386,7 +386,7 @@ def tracking(section: Section, title: str) -> Figure:
     lower.set_ylabel("ṽᵀHṽ (solid), λ̃ (dashed), λ_d (dotted)")
     lower.set_yscale("symlog", linthresh=1e-2)
     lower.set_xlabel("minibatches")
-    upper.legend(frameon=False, fontsize=8)
+    upper.legend(frameon=False, fontsize="small")
     for one in (upper, lower):
         one.grid(True, alpha=0.25)
     return figure

@@ -1,8 +1,7 @@
-"""What all figures share: an empty page, colours by training step, and saving."""
+"""What all figures share: an empty page, and colours by training step."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-
-from hessdist.errors import OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,30 +57,3 @@ def step_bar(figure: Figure, axes: Axes, steps: NDArray[np.int64], colours: list
     shown = np.unique(np.linspace(0, len(steps) - 1, min(_TICKS, len(steps))).round().astype(int))
     bar = figure.colorbar(scale, ax=axes, ticks=list(shown), label="training step")
     bar.ax.set_yticklabels([str(steps[i]) for i in shown])
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Save a figure as PNG and PDF.
-
-    Args:
-        figure: The figure.
-        folder: Where to; made if missing.
-        name: Without suffix.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # No date in the file: the same data give the same bytes.
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"CreationDate": None})
-    except OSError as error:
-        raise OutputError(
-            f"the figure {paths[0]} cannot be written ({error.strerror})", "choose a folder by -o"
-        ) from error
-    return paths

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hessdist.errors import OutputError
-from hessdist.figures.page import save
+from hessdist.figures.look import Look
 from hessdist.figures.progression import progression
 
 STEPS = np.array([0, 50, 500])
@@ -90,15 +90,15 @@ def test_missing_values_and_a_single_checkpoint_are_drawn_without_complaint(tmp_
     run = made()
     run.eigenvalues_smallest[2, :] = np.nan
     run.converged_smallest[2, :] = False
-    save(progression(run), tmp_path, "missing")
+    Look().save(progression(run), tmp_path, "missing")
     one = SimpleNamespace(**{name: values[:1] for name, values in vars(run).items()})
-    save(progression(one), tmp_path, "one")
+    Look().save(progression(one), tmp_path, "one")
     assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_figure_is_saved_as_png_and_pdf_with_the_same_bytes_every_time(tmp_path: Path) -> None:
-    paths = save(progression(made()), tmp_path / "made" / "here", "run-progression")
-    again = save(progression(made()), tmp_path / "again", "run-progression")
+    paths = Look().save(progression(made()), tmp_path / "made" / "here", "run-progression")
+    again = Look().save(progression(made()), tmp_path / "again", "run-progression")
     assert paths == [
         tmp_path / "made" / "here" / f"run-progression.{kind}" for kind in ("png", "pdf")
     ]
@@ -110,5 +110,5 @@ def test_a_figure_is_saved_as_png_and_pdf_with_the_same_bytes_every_time(tmp_pat
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot be written.*choose a folder by -o") as caught:
-        save(progression(made()), tmp_path / "file" / "folder", "run")
+        Look().save(progression(made()), tmp_path / "file" / "folder", "run")
     assert str(tmp_path / "file" / "folder") in str(caught.value)

@@ -1,0 +1,113 @@
+"""How figures look on paper: width, font size, a style of one's own, file formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib import style as styles
+
+from hessdist.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "pdf", "svg")
+_INCH = 2.54  # cm
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a paper asks of its figures.
+
+    Args:
+        width: In centimetres; the height keeps its proportion to it. None: as drawn, 17.8 cm.
+        font_size: In points; None: the style's, 10.
+        style: A name of matplotlib's, or an .mplstyle file.
+        formats: Of the files, in order.
+        titled: Whether figures have a title.
+
+    Raises:
+        InputError: A value is out of its range, or the style cannot be read.
+    """
+
+    width: float | None = None
+    font_size: float | None = None
+    style: str | None = None
+    formats: Sequence[str] = ("png", "pdf")
+    titled: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("--width", self.width), ("--font-size", self.font_size)):
+            if value is not None and not 0 < value < 200:
+                raise InputError(f"{name} {value:g} is out of range", "give a number below 200")
+        for kind in self.formats:
+            if kind not in FORMATS:
+                raise InputError(
+                    f"figures cannot be of format '{kind}'", f"use {', '.join(FORMATS)}"
+                )
+        try:
+            with styles.context(self.style or "default"):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"the style '{self.style}' cannot be read",
+                "name an .mplstyle file, or one of matplotlib's: ggplot, grayscale, ...",
+            ) from error
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Draw and save figures in here.
+
+        Yields:
+            Nothing.
+        """
+        with styles.context(self.style or "default"), mpl.rc_context():
+            if self.font_size is not None:
+                mpl.rcParams["font.size"] = self.font_size
+            # Text stays text in vector files, and the same data give the same bytes.
+            mpl.rcParams.update({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "x"})
+            yield
+
+    def save(self, figure: Figure, folder: Path, name: str) -> list[Path]:
+        """Save a figure in each format.
+
+        Args:
+            figure: The figure, drawn within `applied`.
+            folder: Where to; made if missing.
+            name: Without suffix.
+
+        Returns:
+            The paths.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        if not self.titled:
+            figure.suptitle("")
+        if self.width is not None:
+            width, height = figure.get_size_inches()
+            figure.set_size_inches(self.width / _INCH, height / width * self.width / _INCH)
+        paths = [folder / f"{name}.{kind}" for kind in self.formats]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, kind in zip(paths, self.formats, strict=True):
+                figure.savefig(path, dpi=200, metadata=_UNDATED[kind])
+        except OSError as error:
+            raise OutputError(
+                f"the figure {paths[0]} cannot be written ({error.strerror})",
+                "choose a folder by -o",
+            ) from error
+        return paths
+
+
+# No date in the file: the same data give the same bytes.
+_UNDATED: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
