@@ -324,6 +324,19 @@ def test_the_figures_of_a_study(alone: Path, tmp_path: Path, run: Run) -> None:
     assert all(path.stat().st_size > 4000 for path in (tmp_path / "figures").iterdir())
 
 
+def test_the_tables_of_a_study(alone: Path, run: Run) -> None:
+    done = run("show", str(alone / "results" / "run.h5"))
+    assert done.returncode == 0, done.stderr
+    steps = hessdist.open_run(alone / "results" / "run.h5").studies["step_sizes"]
+    lines = done.stdout.splitlines()
+    (row,) = [line.split() for line in lines if line.split()[:3] == ["20", "3", "smallest"]]
+    gains = [steps["loss_change"][1, rule, 4:].sum() for rule in range(3)]
+    gains += list(steps["joint_loss_change"][1, :, 2])
+    assert [float(cell) for cell in row[3:]] == pytest.approx(gains, rel=1e-3)
+    assert any(line.split()[:2] == ["rmsprop", "+"] for line in lines)
+    assert any(line.split()[:4] == ["20", "0.25", "4", "largest"] for line in lines)
+
+
 def test_a_study_that_needs_no_checkpoint(tmp_path: Path, run: Run) -> None:
     prepare(tmp_path)
     done = run("study", "job.toml", "--only", "optimizer", "--set", "study.optimizer.exact_at=[]")
