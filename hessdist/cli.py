@@ -453,9 +453,10 @@ def pack(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="ONE.h5", help="Where to.", show_default=False)
     ],
-    eigenvectors: Annotated[
-        bool, typer.Option(help="Whether eigenvectors and gradients go in.")
-    ] = True,
+    without_eigenvectors: Annotated[
+        bool,
+        typer.Option("--without-eigenvectors", help="Leave out eigenvectors and gradients."),
+    ] = False,
 ) -> None:
     """Write a run into one file, with nothing linked from outside, to carry to a laptop."""
     _refuse_petsc_options(context)
@@ -464,7 +465,7 @@ def pack(
     from hessdist.results.pack import pack as write
 
     opened = open_run(run)
-    write(opened, output, eigenvectors)
+    write(opened, output, eigenvectors=not without_eigenvectors)
     size = output.stat().st_size / 2**20
     typer.echo(f"packed: {output} ({len(opened)} checkpoints, {size:.1f} MiB)")
 

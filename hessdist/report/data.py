@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.errors import ResultError
+from hessdist.job import parse_job
+from hessdist.results.layers import layers_of
+
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
     from hessdist.results.studies import Section
 
+_READ = 2 << 30  # bytes of eigenvectors that are read for the shares of layers, at most
 _DIGITS = 7  # of a number on the page: what a figure shows, and hovering tells
 
 
@@ -41,10 +47,11 @@ def data_of(run: Run, title: str) -> dict[str, Any]:
             "residuals": numbers(getattr(run, f"residuals_{end}"), 3),
             "converged": getattr(run, f"converged_{end}").tolist(),
         }
-    shown = {"lines": _lines, "step_sizes": _step_sizes, "blocks": _shares}
-    for name, of in shown.items():
+    for name, of in (("lines", _lines), ("step_sizes", _step_sizes)):
         if name in run.studies:
             data[name] = of(run.studies[name])
+    if (shares := _shares(run)) is not None:
+        data["shares"] = shares
     return data
 
 
@@ -57,8 +64,6 @@ def numbers(values: NDArray[Any], digits: int = _DIGITS) -> Any:
 
 
 def _tolerance(run: Run) -> float:
-    from hessdist.job import parse_job
-
     return parse_job(run.job, str(run.path))[0].spectrum.tolerance
 
 
@@ -94,20 +99,47 @@ def _step_sizes(section: Section) -> dict[str, Any]:
     }
 
 
-def _shares(section: Section) -> dict[str, Any]:
+def _shares(run: Run) -> dict[str, Any] | None:
+    """How much of each eigenvector lies in each layer.
+
+    Steps are left out, evenly, where all of them would be too much to read, and those whose
+    vectors are not there or cannot be read.
+
+    Returns:
+        None where there is nothing.
+    """
+    k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
+    affordable = max(1, _READ // (4 * max(1, run.num_parameters * (k + m))))
+    rows = np.linspace(0, len(run) - 1, min(affordable, len(run))).round().astype(int)
+    layers = layers_of(tensor.name for tensor in run.parameters)
+    names = [f"{end} {i + 1}" for end, n in (("largest", k), ("smallest", m)) for i in range(n)]
+    found = {}
+    for step in map(int, run.steps[np.unique(rows)]):
+        with suppress(ResultError, OSError):
+            found[step] = numbers(_shares_at(run, step, names, layers), 3)
+    if not found:
+        return None
     return {
-        "steps": section["step"].tolist(),
-        "pairs": [*_texts(section["pair"]), "gradient", "parameters"],
-        "layers": _texts(section["layer"]),
-        "shares": numbers(
-            np.concatenate(
-                [
-                    section["share"],
-                    section["gradient_share"][:, None],
-                    section["parameter_share"][:, None],
-                ],
-                axis=1,
-            ),
-            3,
-        ),
+        "steps": list(found),
+        "pairs": [*names, "gradient", "parameters"],
+        "layers": list(layers),
+        "shares": list(found.values()),
     }
+
+
+def _shares_at(
+    run: Run, step: int, names: Sequence[str], layers: Mapping[str, Sequence[str]]
+) -> NDArray[np.float64]:
+    """Shares of the layers in each vector, then in the gradient and in the parameters."""
+    result = run[step]
+    tensors = [result.layer_shares(result.eigenvector(*_split(name))) for name in names]
+    tensors.append(result.layer_shares(result.gradient))
+    tensors.append(result.layer_shares(np.ones(run.num_parameters, np.float32)))
+    column = {tensor.name: i for i, tensor in enumerate(run.parameters)}
+    of_layers = [[column[name] for name in layer] for layer in layers.values()]
+    return np.stack([np.stack(tensors)[:, layer].sum(axis=1) for layer in of_layers], axis=1)
+
+
+def _split(name: str) -> tuple[str, int]:
+    end, rank = name.split()
+    return end, int(rank)

@@ -178,7 +178,7 @@ function change(s) {
 }
 
 function shares(s) {
-  const own = data.blocks, row = rowOf(own.steps, s);
+  const own = data.shares, row = rowOf(own.steps, s);
   return [[{ type: "heatmap", z: own.shares[row], x: own.layers, y: own.pairs, colorscale: "Viridis", zmin: 0, zmax: 1,
     hovertemplate: "%{y}<br>%{x}: %{z}<extra></extra>" }],
     layout(`layer, step ${own.steps[row]}`, "", { yaxis: { autorange: "reversed" }, margin: { l: 90, r: 16, t: 10, b: 50 } })];

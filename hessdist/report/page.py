@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdist.errors import DependencyError, OutputError
+from hessdist.job import parse_job
 from hessdist.report.data import data_of
 from hessdist.results.files import write_text
 
@@ -28,7 +29,7 @@ _VIEWS = {
     "change": "Best change of the loss",
     "shares": "Share of the layers",
 }
-_NEEDS = {"lines": "lines", "inverse": "step_sizes", "change": "step_sizes", "shares": "blocks"}
+_NEEDS = {"lines": "lines", "inverse": "step_sizes", "change": "step_sizes", "shares": "shares"}
 _TELLS = {
     "progression": "|λ| of both ends on a logarithmic axis, the loss dotted on the right; hollow "
     "marks have the other sign, crosses did not converge. The vertical line is the selected step; "
@@ -130,7 +131,12 @@ def _table(rows: dict[str, str]) -> str:
 def _summary(run: Run) -> dict[str, str]:
     k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
     good = run.converged_largest.sum() + run.converged_smallest.sum()
+    job = parse_job(run.job, str(run.path))[0]
+    arguments = ", ".join(f"{name} = {value}" for name, value in job.model.arguments.items())
     rows = {
+        "model": job.model.factory + (f" ({arguments})" if arguments else ""),
+        "data": f"{job.data.dataset}, {job.data.split}",
+        "matrix": job.spectrum.operator.replace("_", " "),
         "parameters": f"{run.num_parameters:,}",
         "samples": f"{run.num_samples:,}",
         "checkpoints": f"{len(run)}"
@@ -139,6 +145,11 @@ def _summary(run: Run) -> dict[str, str]:
         "converged": f"{good:,} of {len(run) * (k + m):,}",
         "cost": f"{run.products.sum():,} products, {np.nansum(run.seconds):,.0f} s on "
         f"{run.attributes.get('ranks', '?')} ranks",
+        "versions": ", ".join(
+            f"{name.removesuffix('_version')} {value}"
+            for name, value in run.attributes.items()
+            if name.endswith("_version") and name != "schema_version"
+        ),
         "studies": ", ".join(run.studies) or "none",
     }
     if run.damaged:

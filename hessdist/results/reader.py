@@ -350,7 +350,8 @@ class CheckpointResult:
         """
         squares = vector.astype(np.float64) ** 2
         sums = np.add.reduceat(squares, [tensor.offset for tensor in self.run.parameters])
-        return np.asarray(sums / squares.sum())
+        with np.errstate(invalid="ignore"):
+            return np.asarray(sums / squares.sum())  # NaN for a vector that is zero
 
     @cached_property
     def gradient(self) -> NDArray[np.float64]:

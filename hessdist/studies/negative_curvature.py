@@ -21,6 +21,7 @@ from hessdist.job import BlocksSection, LinesSection, StepSizesSection, SubsetsS
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
+from hessdist.results.layers import layers_of
 from hessdist.results.studies import Section, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.spectrum.extreme import extreme_eigenpairs
@@ -391,14 +392,6 @@ _OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
         "residual within the tolerance, that of a negligible λ relative to what is not negligible",
     ),
 }
-
-
-def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Parameter tensors by layer: what their names have in front of the last dot, in order."""
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return layers
 
 
 def _of_block(at: CheckpointUnderStudy, part: TrainingLoss, settings: BlocksSection) -> Eigenpairs:

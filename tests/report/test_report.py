@@ -98,6 +98,12 @@ def test_every_view_is_drawn(browser: Any, studied: Path, tmp_path: Path) -> Non
     assert requests(browser) == []
     loss = drawn(browser, "progression")[-1]
     assert loss == pytest.approx(run.loss, rel=1e-6)
+    shares = browser.execute_script("return document.getElementById('shares').data[0].z;")
+    first = run[20].layer_shares(run[20].eigenvectors_largest[0])
+    assert shares[0] == pytest.approx([first[:2].sum(), first[2:].sum()], abs=2e-3)
+    assert shares[-1] == pytest.approx([35 / 53, 18 / 53], abs=2e-3)
+    summary = browser.find_element("tag name", "header").text
+    assert "mlp (widths = [6, 5, 3], activation = tanh)" in summary
 
 
 def test_the_slider_moves_the_views(browser: Any, studied: Path, tmp_path: Path) -> None:

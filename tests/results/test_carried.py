@@ -58,7 +58,7 @@ def test_a_packed_run_needs_nothing_else(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_packed_run_without_eigenvectors(path: Path, tmp_path: Path, run: Run) -> None:
-    done = run("pack", "run.h5", "-o", "bare.h5", "--no-eigenvectors")
+    done = run("pack", "run.h5", "-o", "bare.h5", "--without-eigenvectors")
     assert done.returncode == 0, done.stderr
     bare = hessdist.open_run(tmp_path / "bare.h5")
     same_tables(hessdist.open_run(path), bare)
