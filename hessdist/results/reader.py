@@ -465,7 +465,7 @@ def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
         folder = path.with_suffix(".checkpoints")
-        if folder.is_dir():
+        if any(folder.glob("step-*.h5")):
             raise ResultError(
                 f"the result {path} does not exist",
                 f"name the folder of its checkpoints' files instead, {folder}, or run `hessdist "

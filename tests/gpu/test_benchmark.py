@@ -25,6 +25,7 @@ def benchmark(*words: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_figures_on_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     words = ("--device", "cpu", "--samples", 12, "--batch-size", 8, "--repeat", 1)

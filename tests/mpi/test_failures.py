@@ -112,7 +112,11 @@ def start(folder: Path, action: str) -> tuple[subprocess.CompletedProcess[str], 
             "raise RuntimeError('rank one breaks on purpose')",
             "RuntimeError: rank one breaks on purpose",
         ),
-        ("gg = gg * float('nan')", "rank 1: the product over batch 0 is not finite"),
+        pytest.param(
+            "gg = gg * float('nan')",
+            "rank 1: the product over batch 0 is not finite",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_product_that_fails_on_one_rank_of_three(

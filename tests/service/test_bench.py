@@ -19,7 +19,7 @@ def measured(run: Run, job: Path, *words: str, ranks: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
 def test_the_parts_add_up(run: Run, job: Path, ranks: int) -> None:
     assert run("train", str(job)).returncode == 0
     found = measured(run, job, ranks=ranks)
@@ -62,6 +62,7 @@ def test_before_there_is_any_checkpoint(run: Run, job: Path) -> None:
     assert set(found["products"]) == {"kept", "rebuilt"}
 
 
+@pytest.mark.slow
 def test_the_cache_s_budget_is_kept(run: Run, job: Path) -> None:
     every = measured(run, job, "--no-solve", ranks=1)["kept"][0]
     budget = every["bytes"] * 0.6

@@ -44,6 +44,7 @@ def test_groups_of_one_rank_find_what_one_rank_finds(
     assert f"({0} solved, {len(STEPS)} done before)" in sweep(tmp_path, 2, "--groups", "2")
 
 
+@pytest.mark.slow
 def test_a_group_of_two_beside_one_of_one(tmp_path: Path, one_group: Path) -> None:
     prepare(tmp_path, STEPS)
     sweep(tmp_path, 3, "--groups", "2")

@@ -108,6 +108,7 @@ def _hurry(folder: Path) -> None:
     module.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_and_finishes(
     cluster: Cluster, tmp_path: Path, alone: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_preempted_job_is_requeued_and_finishes(
     agrees(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_under_the_job_is_replaced_by_a_spare_one(
     cluster: Cluster, tmp_path: Path, alone: Path
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_node_that_dies_under_the_job_is_replaced_by_a_spare_one(
     agrees(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_an_array_of_four_shares_twelve_checkpoints(cluster: Cluster, tmp_path: Path) -> None:
     steps = tuple(range(0, 120, 10))
     prepare(tmp_path, steps, seconds=0.02)

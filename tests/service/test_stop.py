@@ -12,7 +12,7 @@ import pytest
 from sweeps import completed, kill_all, parts, prepare, readable, same, started, until, workers
 
 SIGNALS = [
-    ("TERM", 0),
+    pytest.param("TERM", 0, marks=pytest.mark.slow),
     ("USR1", 2),
     pytest.param("INT", 0, marks=pytest.mark.slow),
     pytest.param("USR1", 3, marks=pytest.mark.slow),
@@ -129,6 +129,7 @@ def test_a_kill_in_the_middle_of_a_solve_keeps_the_finished_products(
     same(tmp_path, finished[ranks])
 
 
+@pytest.mark.slow
 def test_a_journal_of_other_ranks_is_ignored_with_a_word(tmp_path: Path) -> None:
     prepare(tmp_path, seconds=0.05)
     words = ("spectrum", "job.toml", "--journal", "--metrics", "metrics.jsonl")

@@ -11,7 +11,8 @@ from conftest import Run
 import hessdist
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_warm_start_finds_the_same_eigenvalues(run: Run, job: Path, ranks: int) -> None:
     assert run("train", str(job)).returncode == 0
     for name in ("cold", "warm"):

@@ -53,6 +53,7 @@ def test_it_follows_a_run_to_its_last_step(folder: Path) -> None:
     assert list(hessdist.open_run(folder / "results" / "run.h5").steps) == list(STEPS)
 
 
+@pytest.mark.slow
 def test_it_ends_after_an_idle_time_and_goes_on_from_there(folder: Path) -> None:
     come(folder, 0)
     words = ("watch", "job.toml", "--idle", "2", "--settle", "0.3")
