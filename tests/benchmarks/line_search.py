@@ -1,6 +1,6 @@
 """What a line search costs, in forward passes: 23 directions x 64 step sizes, LeNet on MNIST.
 
-    HESSDIST_DATA=... python tests/benchmarks/line_search.py [SAMPLES]
+    HESSDIST_DATA=... python tests/benchmarks/line_search.py [SAMPLES [DIRECTIONS [TURNS]]]
 
 The unit is a plain pass without gradients over the same batches, measured in turn with the line
 search; the directions are random, which costs the same as eigenvectors.
@@ -32,7 +32,7 @@ directory = "checkpoints"
 [output]
 path = "run.h5"
 """
-DIRECTIONS, STEPS, TURNS = 23, 64, 3
+STEPS = 64
 
 
 def plain_pass(total: TrainingLoss) -> float:
@@ -44,21 +44,21 @@ def plain_pass(total: TrainingLoss) -> float:
     return time.perf_counter() - start
 
 
-def main(samples: int) -> None:
+def main(samples: int, count: int, turns: int) -> None:
     torch.manual_seed(0)
     job, _ = parse_job(JOB.format(samples=samples), "the benchmark")
     workload, ranks = Workload.of(job), Ranks()
     total = workload.on(ranks, job)
     size = total.layout.size
-    directions = np.random.default_rng(0).standard_normal((DIRECTIONS, size)).astype(np.float32)
+    directions = np.random.default_rng(0).standard_normal((count, size)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    lines = Lines(LossInSpan(total, directions, samples), np.full(DIRECTIONS, 1e-2))
+    lines = Lines(LossInSpan(total, directions, samples), np.full(count, 1e-2))
     grid = step_grid(1e-3, 1e2, STEPS)
     plain_pass(total)
     ratios = []
-    for _ in range(TURNS):
+    for _ in range(turns):
         passes, searches = [], []
-        for row in range(DIRECTIONS):  # one direction, one block of plain passes, in turn
+        for row in range(count):  # one direction, one block of plain passes, in turn
             passes.append(np.mean([plain_pass(total) for _ in range(4)]))
             start = time.perf_counter()
             alone = LossInSpan(total, directions[row : row + 1], samples)
@@ -67,11 +67,12 @@ def main(samples: int) -> None:
         ratios.append(sum(searches) / (sum(passes) * STEPS))
     if ranks.is_root:
         print(f"LeNet, {size:,} parameters, {samples} images, {ranks.size} ranks")
-        print(f"{DIRECTIONS} directions x {STEPS} step sizes: {DIRECTIONS * STEPS} forward passes")
+        print(f"{count} directions x {STEPS} step sizes: {count * STEPS} forward passes")
         print(f"a forward pass: {np.mean(passes):.4f} s; line search: {sum(searches):.2f} s")
         shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         print(f"line search over its forward passes: {shown} (median {np.median(ratios):.3f})")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 256)
+    given = [int(word) for word in sys.argv[1:]]
+    main(*given, *(512, 23, 3)[len(given) :])
