@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.job import ComputeSection, Job
+from hessdist.job import ComputeSection, Job, SpectrumSection
 from hessdist.memory import keep_freed_memory
 from hessdist.ranks import Ranks, choose_device, use_threads
+from hessdist.spectrum.eigenpairs import Eigenpairs
+from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
@@ -280,6 +282,24 @@ class TrainingLoss:
             on_product=on_product,
             journal=journal,
         )
+
+
+def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -> Eigenpairs:
+    """Compute the eigenpairs that a job asks for. Collective.
+
+    Args:
+        wanted: The job's section: numbers of pairs, tolerance, seed, residuals.
+        shell: The matrix.
+        options: Arguments of `extreme_eigenpairs`, beside these or in their place.
+
+    Returns:
+        The pairs; those that did not converge are there, and marked.
+
+    Raises:
+        InputError: The numbers do not fit the matrix; on every rank.
+    """
+    settings = wanted.model_dump(include={"largest", "smallest", "tolerance", "seed", "residuals"})
+    return extreme_eigenpairs(shell, **settings | options)
 
 
 def full_vectors(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
+from hessdist.results.schema import ENDS
+
 if TYPE_CHECKING:
     from hessdist.results.compare import Comparison
     from hessdist.results.reader import Run
@@ -138,7 +140,7 @@ def subsets(section: Section) -> Table:
     table = _table(columns, "\nsubsets against all samples; angles in degrees")
     for row, step in enumerate(section["step"]):
         for i, fraction in enumerate(section["fraction"]):
-            for end in ("largest", "smallest"):
+            for end in ENDS:
                 difference = np.abs(section[f"relative_difference_{end}"][row, i])
                 if not difference.size:
                     continue

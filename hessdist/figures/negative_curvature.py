@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from hessdist.figures.page import colours_of, page, step_bar
+from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,7 +208,7 @@ def gains(section: Section, title: str) -> Figure:
 
 def _subsets(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(section["step"]):
-        for end in ("largest", "smallest"):
+        for end in ENDS:
             count = section[f"eigenvalues_{end}_full"].shape[-1]
             if count:
                 yield (

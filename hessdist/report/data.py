@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
-from hessdist.job import parse_job
-from hessdist.results.layers import layers_of
+from hessdist.results.layers import by_layer, layers_of
+from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -22,12 +22,13 @@ _READ = 2 << 30  # bytes of eigenvectors that are read for the shares of layers,
 _DIGITS = 7  # of a number on the page: what a figure shows, and hovering tells
 
 
-def data_of(run: Run, title: str) -> dict[str, Any]:
+def data_of(run: Run, title: str, tolerance: float) -> dict[str, Any]:
     """Everything that the page's script draws.
 
     Args:
         run: The result.
         title: Of the run.
+        tolerance: Of its job.
 
     Returns:
         Values of JSON's types; what is not finite is None.
@@ -39,9 +40,9 @@ def data_of(run: Run, title: str) -> dict[str, Any]:
         "gradient_norm": numbers(run.gradient_norm),
         "products": run.products.tolist(),
         "seconds": numbers(run.seconds),
-        "tolerance": _tolerance(run),
+        "tolerance": tolerance,
     }
-    for end in ("largest", "smallest"):
+    for end in ENDS:
         data[end] = {
             "values": numbers(getattr(run, f"eigenvalues_{end}")),
             "residuals": numbers(getattr(run, f"residuals_{end}"), 3),
@@ -61,10 +62,6 @@ def numbers(values: NDArray[Any], digits: int = _DIGITS) -> Any:
         return [numbers(row, digits) for row in values]
     value = float(values)
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def _tolerance(run: Run) -> float:
-    return parse_job(run.job, str(run.path))[0].spectrum.tolerance
 
 
 def _texts(values: Iterable[Any]) -> list[str]:
@@ -111,33 +108,28 @@ def _shares(run: Run) -> dict[str, Any] | None:
     k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
     affordable = max(1, _READ // (4 * max(1, run.num_parameters * (k + m))))
     rows = np.linspace(0, len(run) - 1, min(affordable, len(run))).round().astype(int)
-    layers = layers_of(tensor.name for tensor in run.parameters)
     names = [f"{end} {i + 1}" for end, n in (("largest", k), ("smallest", m)) for i in range(n)]
     found = {}
     for step in map(int, run.steps[np.unique(rows)]):
         with suppress(ResultError, OSError):
-            found[step] = numbers(_shares_at(run, step, names, layers), 3)
+            found[step] = numbers(_shares_at(run, step, names), 3)
     if not found:
         return None
     return {
         "steps": list(found),
         "pairs": [*names, "gradient", "parameters"],
-        "layers": list(layers),
+        "layers": list(layers_of(tensor.name for tensor in run.parameters)),
         "shares": list(found.values()),
     }
 
 
-def _shares_at(
-    run: Run, step: int, names: Sequence[str], layers: Mapping[str, Sequence[str]]
-) -> NDArray[np.float64]:
+def _shares_at(run: Run, step: int, names: Sequence[str]) -> NDArray[np.float64]:
     """Shares of the layers in each vector, then in the gradient and in the parameters."""
     result = run[step]
     tensors = [result.layer_shares(result.eigenvector(*_split(name))) for name in names]
     tensors.append(result.layer_shares(result.gradient))
     tensors.append(result.layer_shares(np.ones(run.num_parameters, np.float32)))
-    column = {tensor.name: i for i, tensor in enumerate(run.parameters)}
-    of_layers = [[column[name] for name in layer] for layer in layers.values()]
-    return np.stack([np.stack(tensors)[:, layer].sum(axis=1) for layer in of_layers], axis=1)
+    return by_layer(np.stack(tensors), [tensor.name for tensor in run.parameters])
 
 
 def _split(name: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdist.errors import DependencyError, OutputError
-from hessdist.job import parse_job
+from hessdist.job import Job, parse_job
 from hessdist.report.data import data_of
 from hessdist.results.files import write_text
 
@@ -58,7 +58,8 @@ def report(run: Run, title: str) -> str:
     Raises:
         DependencyError: plotly is missing.
     """
-    data = data_of(run, title)
+    job = parse_job(run.job, str(run.path))[0]
+    data = data_of(run, title, job.spectrum.tolerance)
     views = {name: text for name, text in _VIEWS.items() if _NEEDS.get(name, "steps") in data}
     here = files("hessdist.report")
     return Template(here.joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -68,7 +69,7 @@ def report(run: Run, title: str) -> str:
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
         data=in_script(data),
         last=len(run) - 1,
-        summary=_table(_summary(run)),
+        summary=_table(_summary(run, job)),
         provenance=_table(_provenance(run)),
         job=escape(run.job),
         views="\n".join(_view(name, text) for name, text in views.items()),
@@ -128,10 +129,9 @@ def _table(rows: dict[str, str]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _summary(run: Run) -> dict[str, str]:
+def _summary(run: Run, job: Job) -> dict[str, str]:
     k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
     good = run.converged_largest.sum() + run.converged_smallest.sum()
-    job = parse_job(run.job, str(run.path))[0]
     arguments = ", ".join(f"{name} = {value}" for name, value in job.model.arguments.items())
     rows = {
         "model": job.model.factory + (f" ({arguments})" if arguments else ""),

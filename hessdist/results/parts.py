@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.results.schema import STEP, TABLES, Field
+from hessdist.results.schema import ENDS, STEP, TABLES, Field
 from hessdist.results.studies import pairs_digest
 
 ROOT_ATTRIBUTES = ("software", "job", "fingerprint", "num_parameters", "num_samples", "ranks")
@@ -33,14 +33,12 @@ def read_row(part: Path) -> dict[str, Any]:
     """
     with h5py.File(part, "r") as file:
         row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
-        names = (f"{what}_{end}" for what in ("eigenvalues", "residuals") for end in _ENDS)
-        pairs = [row.get(name, np.zeros(0)) for name in names]
-        row["digest"] = pairs_digest(str(file.attrs.get("checkpoint_digest", "")), pairs)
+        of_checkpoint = str(file.attrs.get("checkpoint_digest", ""))
+        row["digest"] = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))
         row[STEP.name] = int(file.attrs["step"])
     return row
 
 
-_ENDS = ("largest", "smallest")
 _MISSING = {"f": np.nan, "i": 0, "b": False}
 
 
@@ -68,4 +66,4 @@ def column(
 
 def sizes_of(row: Mapping[str, Any]) -> dict[str, int]:
     """Lengths of the dimensions "largest" and "smallest" of a checkpoint's tables."""
-    return {end: len(row.get(f"eigenvalues_{end}", ())) for end in _ENDS}
+    return {end: len(row.get(f"eigenvalues_{end}", ())) for end in ENDS}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hessdist.errors import ResultError
 from hessdist.results import seal
 from hessdist.results.parts import column, read_row, sizes_of
-from hessdist.results.schema import SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
+from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
 from hessdist.results.studies import Section, collect_studies, pairs_digest, read_studies
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import xarray
 
 _log = logging.getLogger("hessdist")
-_ENDS = ("largest", "smallest")
 
 
 def open_run(path: str | Path, fingerprint: str | None = None) -> Run:
@@ -93,7 +92,7 @@ class Run:
                 self.steps = file[STEP.name][()]
                 row = {f.name: file[f.name][()] for f in TABLES if f.name in file}
                 self.parameters = _parameters(file["parameters"])
-                sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in _ENDS}
+                sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in ENDS}
             except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
                 raise _damaged(self.path, error) from error
         for field in TABLES:  # an earlier version may not have written all of them
@@ -221,7 +220,7 @@ class Run:
         import pandas as pd
 
         ends = []
-        for end in _ENDS:
+        for end in ENDS:
             values = getattr(self, f"eigenvalues_{end}")
             rows, ranks = np.indices(values.shape)
             ends.append(
@@ -286,15 +285,14 @@ class CheckpointResult:
     @property
     def has_eigenvectors(self) -> bool:
         """Whether eigenvectors of all ends that were asked for were stored."""
-        names = [f"eigenvectors_{end}" for end in _ENDS if getattr(self, f"eigenvalues_{end}").size]
+        names = [f"eigenvectors_{end}" for end in ENDS if getattr(self, f"eigenvalues_{end}").size]
         with self.opened() as group:
             return all(name in group for name in names)
 
     @property
     def pairs_digest(self) -> str:
         """A hash of the eigenpairs' tables and of the checkpoint: what a study depends on."""
-        names = [f"{what}_{end}" for what in ("eigenvalues", "residuals") for end in _ENDS]
-        return pairs_digest(self.checkpoint_digest, [getattr(self, name) for name in names])
+        return pairs_digest(self.checkpoint_digest, partial(getattr, self))
 
     @property
     def checkpoint_digest(self) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SCHEMA_VERSION = 1
 SOFTWARE = "hessdist"
 
+ENDS = ("largest", "smallest")
+"""Of a spectrum; part of the names of datasets."""
+
 
 @dataclass(frozen=True)
 class Field:

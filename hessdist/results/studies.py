@@ -8,9 +8,10 @@ checkpoints and written like them; the run's file holds a copy of every section 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from hessdist.errors import ResultError
 from hessdist.results import seal
 from hessdist.results.files import parts_folder, replacing
-from hessdist.results.schema import STEP, group_name
+from hessdist.results.schema import ENDS, STEP, group_name
 
 if TYPE_CHECKING:
     import xarray
@@ -100,19 +101,19 @@ def units_of(folder: Path, fingerprint: str) -> dict[str, list[Path]]:
     return found
 
 
-def pairs_digest(checkpoint_digest: str, tables: Sequence[NDArray[Any]]) -> str:
-    """A hash of what the sections about a checkpoint depend on.
+def pairs_digest(checkpoint_digest: str, table: Callable[[str], NDArray[Any]]) -> str:
+    """A hash of what the sections about a checkpoint depend on: it, its eigenvalues and residuals.
 
     Args:
         checkpoint_digest: Of its parameters.
-        tables: Eigenvalues of both ends, then their residuals.
+        table: Its tables, by name.
 
     Returns:
         The hash.
     """
     digest = hashlib.sha256(checkpoint_digest.encode())
-    for table in tables:
-        digest.update(np.ascontiguousarray(table, dtype="<f8").tobytes())
+    for what, end in product(("eigenvalues", "residuals"), ENDS):
+        digest.update(np.ascontiguousarray(table(f"{what}_{end}"), dtype="<f8").tobytes())
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from hessdist.results.files import PARTIAL, parts_folder, replacing
 from hessdist.results.parts import ROOT_ATTRIBUTES, column, read_row
 from hessdist.results.schema import (
     DIMENSIONS,
+    ENDS,
     SCHEMA_VERSION,
     SOFTWARE,
     STEP,
@@ -231,7 +232,7 @@ def write_tables(
         columns: Tables by name, (S, ...).
     """
     _write(file, STEP, steps, scale=True)
-    for end in ("largest", "smallest"):
+    for end in ENDS:
         make_dimension(file, end, columns[f"eigenvalues_{end}"].shape[1])
     for field in TABLES:
         behind_step = Field(
@@ -248,7 +249,7 @@ def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
                 index.attrs[name] = value
         index.attrs["created"] = _now()
         columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
-        sizes = {name: len(file[name]) for name in ("largest", "smallest")}
+        sizes = {name: len(file[name]) for name in ENDS}
     write_parameters(index, *columns)
     return sizes
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist import __version__
-from hessdist.assembly import TrainingLoss, Workload, library_versions
+from hessdist.assembly import TrainingLoss, Workload, eigenpairs_as, library_versions
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.errors import InputError, OutputError
@@ -28,7 +28,6 @@ from hessdist.memory import peak_bytes
 from hessdist.ranks import Ranks, set_threads
 from hessdist.service.report import Report
 from hessdist.spectrum import petsc
-from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.krylov_schur import basis_sizes
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
@@ -333,14 +332,7 @@ def _solve(job: Job, total: TrainingLoss, gradient: Seconds, report: Report) -> 
     num_samples = int(total.ranks.sum(np.array([float(total.local.shard.num_samples)]))[0])
     shell = total.shell(wanted.operator, num_samples)
     graphs = time.perf_counter() - start
-    pairs = extreme_eigenpairs(
-        shell,
-        wanted.largest,
-        wanted.smallest,
-        tolerance=wanted.tolerance,
-        seed=wanted.seed,
-        residuals=wanted.residuals,
-    )
+    pairs = eigenpairs_as(wanted, shell)
     seconds = time.perf_counter() - start
     parts = shell.seconds
     algebra = seconds - graphs - sum(parts.values())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.assembly import Evaluation, TrainingLoss
+from hessdist.assembly import Evaluation, TrainingLoss, eigenpairs_as
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
 from hessdist.job import Job, SpectrumSection
 from hessdist.ranks import Ranks, shard_bounds
@@ -32,7 +32,6 @@ from hessdist.service.report import Report
 from hessdist.service.stop import Stop
 from hessdist.service.writer import Writer
 from hessdist.spectrum.eigenpairs import Eigenpairs
-from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.krylov_schur import Progress
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.workload.checkpoints import load_into, read_whole
@@ -282,15 +281,8 @@ class Group:
         standing.shell = shell
         self._report.solving(what)
         try:
-            pairs = extreme_eigenpairs(
-                shell,
-                wanted.largest,
-                wanted.smallest,
-                tolerance=wanted.tolerance,
-                seed=wanted.seed,
-                residuals=wanted.residuals,
-                guesses=self._guesses,
-                on_restart=standing.after_restart,
+            pairs = eigenpairs_as(
+                wanted, shell, guesses=self._guesses, on_restart=standing.after_restart
             )
             self.writer.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
         finally:

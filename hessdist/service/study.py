@@ -12,13 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hessdist.assembly import TrainingLoss, Workload
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
 from hessdist.job import Job
-from hessdist.landscape.step_size import Found
 from hessdist.ranks import Ranks
 from hessdist.results.reader import Run, open_run
 from hessdist.results.studies import Section, drop_others, read_unit, unit_path, write_unit
@@ -30,6 +27,7 @@ from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
 from hessdist.studies import negative_curvature
 from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.remarks import remarks
 from hessdist.studies.tracking import track
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
@@ -57,6 +55,15 @@ class Unit:
     def name(self) -> str:
         """Such as "step_sizes of step 50"."""
         return self.section if self.step is None else f"{self.section} of step {self.step}"
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """What is to be done, on rank 0, which alone reads files; empty elsewhere."""
+
+    units: list[Unit] = field(default_factory=list)
+    run: Run | None = None
+    files: dict[int, Checkpoint] = field(default_factory=dict)  # by step
 
 
 @dataclass
@@ -100,39 +107,32 @@ def study(
         InputError: Anything that a user can get wrong; on every rank.
         Stopped: A signal came while there was work left; what is done is on disk.
     """
-    path = job.output.path
     with ExitStack() as stack:
         with ranks.agreeing():
             wanted = _wanted(job, only)
             if ranks.is_root:
-                check_writable(path)
-                for lock in _alone(path):
+                check_writable(job.output.path)
+                for lock in _alone(job.output.path):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
-        units: list[Unit] = []
+        todo = _Todo()
         with ranks.agreeing():
             petsc.require()
             workload = Workload.of(job)
-            run = _run_of(job, wanted) if ranks.is_root else None
-            files: dict[int, Checkpoint] = {}
             if ranks.is_root:
-                units = _units(job, wanted, run)
-                _refuse_others(path, job, units, overwrite)
-                files = _files_of(job, units)
+                todo = _todo(job, wanted, overwrite)
         with ranks.agreeing():
             _check_against_workload(wanted, workload, ranks)
-        units = ranks.broadcast(units)
         petsc.initialise(options)
         total = workload.on(ranks, job)
         report.line(
             f"{job.name}: study of {', '.join(wanted)}, {total.layout.size:,} parameters, "
             f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
         )
-        report.line(f"result: {path}")
-        report.begin("unit", len(units))
+        report.line(f"result: {job.output.path}")
         about = describe(job, text, total.layout, len(workload.indices), ranks.size)
-        studied = _Studied(job, workload, total, run, files, about, report, stop, len(units))
-        studied.work(units)
+        studied = _Studied(job, workload, total, todo, about, report, stop)
+        studied.work()
         for word in petsc.unused_options(options):
             report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
     return studied.result
@@ -207,6 +207,13 @@ def _alone(path: Path) -> Iterator[locks.Lock]:
         yield lock
 
 
+def _todo(job: Job, wanted: dict[str, Any], overwrite: bool) -> _Todo:
+    run = _run_of(job, wanted)
+    units = _units(job, wanted, run)
+    _refuse_others(job, units, overwrite)
+    return _Todo(units, run, _files_of(job, units))
+
+
 def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
     """The run's result; None where no section needs it and there is none."""
     path = job.output.path
@@ -276,7 +283,8 @@ def _settings(job: Job, name: str, section: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _refuse_others(path: Path, job: Job, units: Sequence[Unit], overwrite: bool) -> None:
+def _refuse_others(job: Job, units: Sequence[Unit], overwrite: bool) -> None:
+    path = job.output.path
     for unit in units:
         there = read_unit(unit_path(path, unit.section, unit.step, job.fingerprint()))
         if there is not None and there.attributes["settings"] != unit.settings and not overwrite:
@@ -297,24 +305,24 @@ class _Studied:
         job: Job,
         workload: Workload,
         total: TrainingLoss,
-        run: Run | None,
-        files: dict[int, Checkpoint],
+        todo: _Todo,
         about: RunDescription,
         report: Report,
         stop: Stop,
-        count: int,
     ) -> None:
         self.result = StudyResult(job.output.path)
-        self._job, self._workload, self._total, self._run = job, workload, total, run
-        self._about, self._report, self._stop, self._count = about, report, stop, count
+        self._job, self._workload, self._total = job, workload, total
+        self._about, self._report, self._stop = about, report, stop
         self._ranks, self._fingerprint = total.ranks, job.fingerprint()
-        self._files = files
+        self._run, self._files = todo.run, todo.files
+        self._units: list[Unit] = self._ranks.broadcast(todo.units)
         self._rows: Rows = {}
 
-    def work(self, units: Sequence[Unit]) -> None:
+    def work(self) -> None:
         """Do all units, checkpoint by checkpoint. Collective."""
+        self._report.begin("unit", len(self._units))
         by_step: dict[int | None, list[Unit]] = {}
-        for unit in units:
+        for unit in self._units:
             by_step.setdefault(unit.step, []).append(unit)
         try:
             for step in sorted(by_step, key=lambda one: math.inf if one is None else one):
@@ -324,9 +332,10 @@ class _Studied:
                 else:
                     self._at(step, by_step[step])
         except Stopped as stop:
-            left = self._count - len(self.result.done) - len(self.result.skipped)
+            count = len(self._units)
+            left = count - len(self.result.done) - len(self.result.skipped)
             error = Stopped(
-                f"stopped on a signal with {left} of {self._count} units of the study left",
+                f"stopped on a signal with {left} of {count} units of the study left",
                 stop.remedy,
             )
             error.agreed = True
@@ -349,6 +358,7 @@ class _Studied:
 
     def _load(self, step: int) -> str:
         """Put a checkpoint into the model, the very one that the sweep solved. Collective."""
+        digest = ""
         with self._ranks.agreeing():
             if self._ranks.is_root:
                 assert self._run is not None
@@ -359,8 +369,8 @@ class _Studied:
                         f"{file} is not the checkpoint that {self._run.path} is of",
                         "run `hessdist spectrum` again",
                     )
+                digest = self._run[step].pairs_digest
         self._total.share_parameters()
-        digest = self._run[step].pairs_digest if self._run is not None else ""
         return str(self._ranks.broadcast(digest))
 
     def _left(self, units: Sequence[Unit], digest: str) -> Iterator[Unit]:
@@ -433,52 +443,3 @@ class _Studied:
 def _converged(section: Section) -> bool:
     """Whether all pairs of the section's own solves converged."""
     return all(table.all() for name, table in section.items() if name.startswith("converged"))
-
-
-def remarks(name: str, section: Section) -> Iterator[str]:
-    """What a person is told of a section when it is done.
-
-    Args:
-        name: The section.
-        section: Its content.
-
-    Yields:
-        Lines.
-    """
-    if name == "step_sizes":
-        found, gains = section["found"], section["best_loss_change"]
-        best = int(np.nanargmin(gains)) if np.isfinite(gains).any() else None
-        kinds = [f"{int((found == kind).sum())} {_WORDS[kind]}" for kind in Found]
-        yield f"step sizes: {', '.join(kind for kind in kinds if not kind.startswith('0 '))}"
-        if best is not None:
-            pair, value = section["pair"][best], section["eigenvalue"][best]
-            yield (
-                f"largest gain along {pair} (λ {value:.4g}): {gains[best]:.4g} at α* "
-                f"{section['best_step'][best]:.4g}"
-            )
-        for pair in section["pair"][found == Found.ORTHOGONAL]:
-            yield f"{pair} is orthogonal to the gradient: α* is undefined"
-    elif name == "lines":
-        for pair, losses in zip(section["pair"], section["loss"], strict=True):
-            count = int((~np.isfinite(losses)).sum())
-            yield f"line along {pair}: {len(losses)} losses" + (
-                f", {count} of them not finite" if count else ""
-            )
-    elif name == "subsets":
-        end = "largest" if section["eigenvalues_largest_full"].size else "smallest"
-        most = np.abs(section[f"relative_difference_{end}"][..., 0]).max(axis=1)
-        for fraction, difference in zip(section["fraction"], most, strict=True):
-            yield f"subset of {fraction:g}: the {end} λ differs by up to {difference:.1%}"
-    else:
-        for row, block in enumerate(section["block"]):
-            ends = [section[f"eigenvalues_{end}"][row] for end in ("largest", "smallest")]
-            values = " ... ".join(f"{end[0]:.4g}" for end in ends if len(end))
-            yield f"block {block}: {values}"
-
-
-_WORDS = {
-    Found.MINIMUM: "minima",
-    Found.EDGE: "at the edge of the scan",
-    Found.ORTHOGONAL: "orthogonal to the gradient",
-    Found.NO_PAIR: "without an eigenpair",
-}

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from hessdist.assembly import TrainingLoss, Workload
 from hessdist.job import Job
 from hessdist.ranks import Ranks
-from hessdist.results.reader import CheckpointResult, ParameterTensor
+from hessdist.results.reader import CheckpointResult
+from hessdist.results.schema import ENDS
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,11 @@ class CheckpointUnderStudy:
         found: tuple[Any, ...] = ()
         with self.ranks.agreeing():
             if result is not None:
-                found = (
-                    result.step,
-                    result.run.num_samples,
-                    result.run.parameters,
-                    float(result.gradient_norm),
-                    _pairs(result),
-                )
-        self.step: int
+                found = result.run.num_samples, float(result.gradient_norm), _pairs(result)
         self.num_samples: int
-        self.parameters: list[ParameterTensor]
         self.gradient_norm: float
         self._values: dict[str, tuple[float, bool]]
-        self.step, self.num_samples, self.parameters, self.gradient_norm, self._values = (
-            self.ranks.broadcast(found)
-        )
+        self.num_samples, self.gradient_norm, self._values = self.ranks.broadcast(found)
 
     @property
     def ranks(self) -> Ranks:
@@ -198,7 +189,7 @@ def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool]]:
     """Values of all pairs, and whether they converged, by name."""
     return {
         f"{end} {rank}": (float(value), bool(good))
-        for end in ("largest", "smallest")
+        for end in ENDS
         for rank, (value, good) in enumerate(
             zip(
                 getattr(result, f"eigenvalues_{end}"),

@@ -7,7 +7,8 @@ itself stores. Appendix E is `studies/tracking.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from hessdist.angles import angles_between, principal_angles
-from hessdist.assembly import TrainingLoss
+from hessdist.assembly import TrainingLoss, eigenpairs_as
 from hessdist.errors import DataError
 from hessdist.job import BlocksSection, LinesSection, StepSizesSection, SubsetsSection
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
-from hessdist.results.layers import layers_of
+from hessdist.results.layers import by_layer, layers_of
+from hessdist.results.schema import ENDS
 from hessdist.results.studies import Section, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
-from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
 from hessdist.workload.datasets import choose_samples
 
@@ -112,59 +113,59 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Section:
     values = np.array([pair.value for pair in pairs])
     slopes = np.array([pair.slope for pair in pairs])
     grid = step_grid(settings.smallest, settings.largest, settings.count)
-    precision = torch.finfo(at.total.local.dtype).eps
     start = _loss_at_start(at)
-    here: list[BestSteps] = []
-    by_rule: list[NDArray[np.float64]] = []
-    together = np.zeros((len(RULES) * len(_ENDS), at.total.layout.size), np.float32)
-    for rows, vectors in at.in_blocks(pairs):
-        some = pairs[rows]
-        lines = _lines(at, some, vectors)
-        moves = np.array([_moves(pair, at.gradient_norm) for pair in some])
-        here.append(best_steps(lines, grid, start, moves, precision))
-        steps = _steps_by_rule(some, here[-1])
-        by_rule.append(lines.losses(np.nan_to_num(steps.T)).T)
-        by_rule[-1][np.isnan(steps)] = np.nan
-        together += _all_at_once(some, np.nan_to_num(steps)).astype(np.float32) @ vectors
-    found = np.concatenate([one.found for one in here])
-    found[np.isnan(values)] = Found.NO_PAIR
+    best, by_rule, together = _searched(at, pairs, grid, start)
+    found = np.where(np.isnan(values), Found.NO_PAIR, best.found).astype("i1")
     predicted = np.full(len(pairs), np.nan)
     predicted[values > 0] = -(slopes**2 / (2 * values))[values > 0]
-    names = np.array(RULES, dtype=object), np.array(["all", *_ENDS], dtype=object)
-
-    def of_pairs(name: str, less: float, long_name: str) -> Variable:
-        rows = [getattr(one, name) for one in here]
-        return Variable(("pair",), np.concatenate(rows) - less, long_name)
-
+    names = np.array(RULES, dtype=object), np.array(["all", *ENDS], dtype=object)
     return Section({
         "alpha": Variable(("alpha",), grid, "step size α of the scan"),
         "rule": Variable(("rule",), names[0], "step size: 1/λ, 1/|λ|, or α*"),
         "directions": Variable(("directions",), names[1], "pairs along which a joint step goes"),
         **_of_pairs(pairs),
-        "best_step": of_pairs("alpha", 0.0, "α*, the best step size found"),
-        "best_loss_change": of_pairs("loss", start, "L(α*) - L(0)"),
+        "best_step": Variable(("pair",), best.alpha, "α*, the best step size found"),
+        "best_loss_change": Variable(("pair",), best.loss - start, "L(α*) - L(0)"),
         "found": Variable(("pair",), found, _MEANING),
         "predicted_loss_change": Variable(
             ("pair",),
             predicted,
             "best loss change of the quadratic model where λ > 0: -(gᵀv)² / 2λ",
         ),
-        "loss_change": Variable(
-            ("rule", "pair"), np.concatenate(by_rule, axis=1) - start, "L(α) - L(0) by rule"
-        ),
+        "loss_change": Variable(("rule", "pair"), by_rule - start, "L(α) - L(0) by rule"),
         "joint_loss_change": Variable(
             ("rule", "directions"),
             _joint_losses(at, together) - start,
             "change of the loss by the steps along several eigenvectors at once",
         ),
-        "scanned_loss": Variable(
-            ("pair", "alpha"), np.concatenate([one.scanned for one in here]), "loss of the scan"
-        ),
+        "scanned_loss": Variable(("pair", "alpha"), best.scanned, "loss of the scan"),
         "start": Variable((), np.array(start), "L(0)"),
     })
 
 
-_ENDS = ("largest", "smallest")
+def _searched(
+    at: CheckpointUnderStudy, pairs: Sequence[Pair], grid: NDArray[np.float64], start: float
+) -> tuple[BestSteps, NDArray[np.float64], NDArray[np.float32]]:
+    """The best steps, the losses by rule (3, n), and the joint steps (rules times ends, d)."""
+    precision = torch.finfo(at.total.local.dtype).eps
+    found: list[BestSteps] = []
+    by_rule: list[NDArray[np.float64]] = []
+    together = np.zeros((len(RULES) * len(ENDS), at.total.layout.size), np.float32)
+    for rows, vectors in at.in_blocks(pairs):
+        some = pairs[rows]
+        lines = _lines(at, some, vectors)
+        moves = np.array([_moves(pair, at.gradient_norm) for pair in some])
+        found.append(best_steps(lines, grid, start, moves, precision))
+        steps = _steps_by_rule(some, found[-1])
+        losses = lines.losses(np.nan_to_num(steps.T)).T
+        by_rule.append(np.where(np.isnan(steps), np.nan, losses))
+        together += _all_at_once(some, np.nan_to_num(steps)).astype(np.float32) @ vectors
+    columns = {
+        f.name: np.concatenate([getattr(one, f.name) for one in found]) for f in fields(BestSteps)
+    }
+    return BestSteps(**columns), np.concatenate(by_rule, axis=1), together
+
+
 _MEANING = "what α* is: " + ", ".join(f"{one.value} {one.name.lower()}" for one in Found)
 
 
@@ -190,7 +191,7 @@ def _steps_by_rule(pairs: Sequence[Pair], best: BestSteps) -> NDArray[np.float64
 def _all_at_once(pairs: Sequence[Pair], steps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Coefficients of the eigenvectors in the joint steps of each end, (rules times ends, n)."""
     slopes = np.nan_to_num([pair.slope for pair in pairs])
-    chosen = np.array([[pair.end == end for pair in pairs] for end in _ENDS])
+    chosen = np.array([[pair.end == end for pair in pairs] for end in ENDS])
     return np.asarray(np.concatenate([-(rule * slopes) * chosen for rule in steps]))
 
 
@@ -219,20 +220,20 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> S
         DataError: A fraction leaves fewer samples than there are ranks; on every rank.
     """
     pairs = at.pairs()
-    of = {end: [pair for pair in pairs if pair.end == end] for end in _ENDS}
+    of = {end: [pair for pair in pairs if pair.end == end] for end in ENDS}
     values = {end: np.array([pair.value for pair in some]) for end, some in of.items()}
     full = {end: at.spread(some) for end, some in of.items()}
     shape = len(settings.fractions), len(settings.seeds)
     tables = {
         f"{what}_{end}": np.full((*shape, len(values[end])), np.nan)
-        for end in _ENDS
+        for end in ENDS
         for what in _COMPARED
     }
     counts = np.zeros(shape, np.int64)
     for i, fraction in enumerate(settings.fractions):
         for j, seed in enumerate(settings.seeds):
             solved, counts[i, j] = _over_subset(at, fraction, seed)
-            for end in _ENDS:
+            for end in ENDS:
                 compared = _compared(at, values[end], full[end], getattr(solved, end))
                 for what, numbers in compared.items():
                     tables[f"{what}_{end}"][i, j] = numbers
@@ -243,7 +244,7 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> S
         "seed": Variable(("seed",), np.array(settings.seeds), "seed of the draw"),
         "num_samples": Variable(("fraction", "seed"), counts, "samples in the subset"),
     }
-    for end in _ENDS:
+    for end in ENDS:
         variables[f"eigenvalues_{end}_full"] = Variable((end,), values[end], "over all samples")
         for what, (long_name, units) in _COMPARED.items():
             table = tables[f"{what}_{end}"]
@@ -296,15 +297,7 @@ def _over_subset(at: CheckpointUnderStudy, fraction: float, seed: int) -> tuple[
     total = at.workload.on(at.ranks, at.job, chosen)
     here = total.evaluate()
     shell = total.shell(wanted.operator, here.num_samples, at.on_product)
-    solved = extreme_eigenpairs(
-        shell,
-        wanted.largest,
-        wanted.smallest,
-        tolerance=wanted.tolerance,
-        seed=wanted.seed,
-        residuals=wanted.residuals,
-    )
-    return solved, count
+    return eigenpairs_as(wanted, shell), count
 
 
 def _compared(
@@ -351,7 +344,7 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
     parts = [at.total.of_layers(block) for block in blocks.values()]
     solved = [_of_block(at, part, settings) for part in parts]
     pairs = at.pairs()
-    shares = _layer_shares(at, pairs, layers)
+    shares = _layer_shares(at, pairs)
     own = [at.total.of_layers(names).layout.size for names in layers.values()]
 
     def counts(numbers: list[int], dimension: str, long_name: str) -> Variable:
@@ -373,7 +366,7 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
             ("layer",), shares[-1], "share of the layer in the squared gradient"
         ),
     }
-    for end in _ENDS:
+    for end in ENDS:
         for name, (filling, long_name) in _OF_BLOCKS.items():
             rows = np.full((len(blocks), getattr(settings, end)), filling)
             for row, one in zip(rows, solved, strict=True):  # a small block has fewer
@@ -396,24 +389,19 @@ _OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
 
 def _of_block(at: CheckpointUnderStudy, part: TrainingLoss, settings: BlocksSection) -> Eigenpairs:
     wanted = at.job.spectrum
-    return extreme_eigenpairs(
+    return eigenpairs_as(
+        wanted,
         part.shell(wanted.operator, at.num_samples, at.on_product),
-        min(settings.largest, part.layout.size),
-        min(settings.smallest, part.layout.size),
-        tolerance=wanted.tolerance,
-        seed=wanted.seed,
-        residuals=wanted.residuals,
+        largest=min(settings.largest, part.layout.size),
+        smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,
     )
 
 
-def _layer_shares(
-    at: CheckpointUnderStudy, pairs: Sequence[Pair], layers: Mapping[str, Sequence[str]]
-) -> NDArray[np.float64]:
+def _layer_shares(at: CheckpointUnderStudy, pairs: Sequence[Pair]) -> NDArray[np.float64]:
     """Shares of layers in the vectors, and in the gradient as the last row, (n + 1, layers)."""
-    names, rows = list(at.total.layout.names), []
+    shares = np.zeros(0)
     with at.ranks.agreeing():
-        for shares in at.tensor_shares(pairs):
-            by_name = dict(zip(names, shares, strict=True))
-            rows.append([sum(by_name[name] for name in layer) for layer in layers.values()])
-    return np.asarray(at.ranks.broadcast(np.array(rows)))
+        if at.ranks.is_root:
+            shares = by_layer(np.stack(list(at.tensor_shares(pairs))), at.total.layout.names)
+    return np.asarray(at.ranks.broadcast(shares))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.angles import principal_angles
-from hessdist.assembly import DTYPES, TrainingLoss, Workload
+from hessdist.assembly import DTYPES, TrainingLoss, Workload, eigenpairs_as
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError
@@ -28,11 +28,10 @@ from hessdist.job import Job, OptimizerSection
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.ranks import Ranks, set_threads
 from hessdist.results.studies import Section, Variable
-from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import build_optimizer, initialise, minibatches
+from hessdist.workload.training import build_optimizer, initialise, minibatches, penalty
 
 _TIMED = 12  # minibatches of each kind whose time is taken, in turn
 
@@ -212,7 +211,9 @@ class _Trainer:
         for iteration in range(settings.iterations + 1):
             if iteration % settings.evaluate_every == 0:
                 total, count = judged.loss_sum()
-                run.losses.append(total / count + float(self._penalty(model)))
+                with torch.no_grad():
+                    extra = float(penalty(model, self._job.loss.l2))
+                run.losses.append(total / count + extra)
                 run.curvatures.append(getattr(optimizer, "curvature", float("nan")))
             if seed == 0 and iteration in settings.exact_at:
                 self._keep(run, iteration, model, optimizer)
@@ -258,7 +259,7 @@ class _Trainer:
 
         def closure() -> Tensor:
             value, count = checked_loss(loss, model, batch, "a minibatch")
-            value = value / count + self._penalty(model)
+            value = value / count + penalty(model, self._job.loss.l2)
             if not bool(torch.isfinite(value)):
                 raise NumericalError("the loss of a minibatch is not finite")
             return value
@@ -270,13 +271,6 @@ class _Trainer:
             torch.autograd.backward(closure())
             optimizer.step()
         model.eval()
-
-    def _penalty(self, model: nn.Module) -> Tensor | float:
-        """(l2 / 2) ‖θ‖²."""
-        if not self._job.loss.l2:
-            return 0.0
-        squares = [p.square().sum() for p in model.parameters() if p.requires_grad]
-        return self._job.loss.l2 / 2 * torch.stack(squares).sum()
 
     def _keep(
         self, run: _Run, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -359,14 +353,8 @@ class _Exact:
         begin, end = ranks.shard(total.layout.size)
         v = direction[begin:end].astype(np.float64)
         shell = total.shell("hessian", at.num_samples, self._on_product)
-        solved = extreme_eigenpairs(
-            shell,
-            1,
-            self.smallest.shape[-1],
-            tolerance=self._wanted.tolerance,
-            seed=self._wanted.seed,
-            residuals=self._wanted.residuals,
-        )
+        smallest = self.smallest.shape[-1]
+        solved = eigenpairs_as(self._wanted, shell, largest=1, smallest=smallest)
         vectors = solved.smallest.vectors
         self.angle[here] = np.degrees(principal_angles(v[None], vectors[:1], ranks.sum))[0]
         self.angle_to_space[here] = np.degrees(principal_angles(v[None], vectors, ranks.sum))[0]

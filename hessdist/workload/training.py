@@ -84,7 +84,7 @@ def train(
         picked = next(draw)
         batch = shard.fetch(picked.tolist())
         value, count = checked_loss(summed, model, batch, f"training, step {step}")
-        value = value / count + _penalty(model, l2)
+        value = value / count + penalty(model, l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError(
                 f"training: the loss is {float(value.detach())} at step {step}",
@@ -102,7 +102,8 @@ def initialise(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _penalty(model: nn.Module, l2: float) -> Tensor | float:
+def penalty(model: nn.Module, l2: float) -> Tensor | float:
+    """(l2 / 2) ‖θ‖² of the trainable parameters, with its graph."""
     if not l2:
         return 0.0
     return l2 / 2 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
