@@ -10,16 +10,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hessdist.api import Spectrum, extreme_eigenpairs
+    from hessdist.api import Spectrum, exact_spectrum, extreme_eigenpairs, spectral_density
+    from hessdist.densities import SpectralDensity
     from hessdist.results.reader import Run, open_run
 
-__all__ = ["Run", "Spectrum", "__version__", "extreme_eigenpairs", "open_run"]
+__all__ = [
+    "Run",
+    "SpectralDensity",
+    "Spectrum",
+    "__version__",
+    "exact_spectrum",
+    "extreme_eigenpairs",
+    "open_run",
+    "spectral_density",
+]
 
 _HOMES = {
     "Run": "hessdist.results.reader",
     "open_run": "hessdist.results.reader",
     "Spectrum": "hessdist.api",
+    "SpectralDensity": "hessdist.densities",
+    "exact_spectrum": "hessdist.api",
     "extreme_eigenpairs": "hessdist.api",
+    "spectral_density": "hessdist.api",
 }
 
 

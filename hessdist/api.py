@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hessdist.assembly import TrainingLoss, full_vectors
+from hessdist.densities import SpectralDensity
 from hessdist.errors import WorkloadError
-from hessdist.job import ComputeSection
+from hessdist.job import ComputeSection, Operator
 from hessdist.ranks import Ranks
+from hessdist.spectrum.dense import ExactSpectrum, plan
+from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
+from hessdist.spectrum.lanczos import lanczos_quadrature
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -62,7 +66,7 @@ def extreme_eigenpairs(
     largest: int = 20,
     smallest: int = 3,
     tolerance: float = 1e-3,
-    operator: Literal["hessian", "gauss_newton", "empirical_fisher", "residual"] = "hessian",
+    operator: Operator = "hessian",
     layers: Sequence[str] = (),
     l2: float = 0.0,
     eigenvectors: bool = True,
@@ -112,34 +116,23 @@ def extreme_eigenpairs(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
     """
-    dtype = _dtype_of(model)
-    ranks = Ranks(comm)
     compute = ComputeSection(
         device=device,
-        dtype=dtype,
+        dtype=_dtype_of(model),
         batch_size=batch_size,
         cache_gib=cache_gib,
         data_gib=data_gib,
         workers=workers,
     )
-    total = TrainingLoss(
-        ranks,
-        copy.deepcopy(model),
-        loss,
-        dataset,
-        np.arange(len(dataset)),
-        compute=compute,
-        l2=l2,
-        layers=layers,
-    )
-    here = total.evaluate()
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    ranks, here = total.ranks, total.evaluate()
     shell = total.shell(operator, here.num_samples)
     pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
     if not pairs.converged and ranks.is_root:
         _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
 
     def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
-        return full_vectors(ranks, vectors, shell.size, dtype) if eigenvectors else None
+        return full_vectors(ranks, vectors, shell.size, compute.dtype) if eigenvectors else None
 
     return Spectrum(
         eigenvalues_largest=pairs.largest.values,
@@ -157,6 +150,121 @@ def extreme_eigenpairs(
         outcome=pairs.outcome.value,
         parameter_names=total.layout.names,
         parameter_shapes=total.layout.shapes,
+    )
+
+
+def exact_spectrum(
+    model: nn.Module,
+    loss: Criterion | SummedLoss,
+    dataset: MapDataset,
+    *,
+    operator: Operator = "hessian",
+    layers: Sequence[str] = (),
+    l2: float = 0.0,
+    eigenvectors: bool = False,
+    batch_size: int = 256,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    comm: MPI.Comm | None = None,
+) -> ExactSpectrum:
+    """Compute all eigenvalues of a curvature matrix, for models of up to some 20,000 parameters.
+
+    Collective. Model, loss, data set, operator, layers, l2, batch_size, device and comm are those
+    of `extreme_eigenpairs`.
+
+    Args:
+        model: The model.
+        loss: The loss.
+        dataset: The samples.
+        operator: The matrix.
+        layers: Names of parameters or modules; empty: all.
+        l2: Adds (l2 / 2) ‖θ‖² to the loss.
+        eigenvectors: Whether they are computed, each rank its entries of them.
+        batch_size: Samples of one pass.
+        device: Where.
+        comm: The communicator.
+
+    Returns:
+        `values`, (d,) ascending, the same on every rank, and `vectors`, (d, d_local), by row.
+
+    Raises:
+        InputError: The arguments do not fit together, or the dense matrix into memory.
+        NumericalError: A loss or a gradient is not finite.
+        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
+    """
+    compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    shell = total.shell(operator, total.evaluate().num_samples)
+    return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
+
+
+def spectral_density(
+    model: nn.Module,
+    loss: Criterion | SummedLoss,
+    dataset: MapDataset,
+    *,
+    probes: int = 10,
+    steps: int = 100,
+    operator: Operator = "hessian",
+    layers: Sequence[str] = (),
+    l2: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    comm: MPI.Comm | None = None,
+) -> SpectralDensity:
+    """See the density of all eigenvalues by stochastic Lanczos quadrature. Collective.
+
+    Model, loss, data set, operator, layers, l2, batch_size, device and comm are those of
+    `extreme_eigenpairs`.
+
+    Args:
+        model: The model.
+        loss: The loss.
+        dataset: The samples.
+        probes: Random vectors; error bars are over them.
+        steps: Products of each.
+        operator: The matrix.
+        layers: Names of parameters or modules; empty: all.
+        l2: Adds (l2 / 2) ‖θ‖² to the loss.
+        seed: Of the random vectors.
+        batch_size: Samples of one pass.
+        device: Where.
+        comm: The communicator.
+
+    Returns:
+        Nodes and weights, the same on every rank, with traces, norms, counts and smoothed
+        densities as methods.
+
+    Raises:
+        InputError: The arguments do not fit together, or there are no probes.
+        NumericalError: A loss or a gradient is not finite.
+        DependencyError: mpi4py is missing or cannot serve.
+    """
+    compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    shell = total.shell(operator, total.evaluate().num_samples)
+    return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
+
+
+def _total(
+    ranks: Ranks,
+    model: nn.Module,
+    loss: Criterion | SummedLoss,
+    dataset: MapDataset,
+    compute: ComputeSection,
+    l2: float,
+    layers: Sequence[str],
+) -> TrainingLoss:
+    """The loss of a copy of the model over all samples. Collective."""
+    return TrainingLoss(
+        ranks,
+        copy.deepcopy(model),
+        loss,
+        dataset,
+        np.arange(len(dataset)),
+        compute=compute,
+        l2=l2,
+        layers=layers,
     )
 
 

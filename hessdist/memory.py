@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -48,6 +50,31 @@ def touch(size: int) -> None:
 
     if size <= _KEPT_UP_TO:
         torch.zeros(size, dtype=torch.uint8)
+
+
+def available_bytes() -> int:
+    """Memory that this node can still give, within the limits of its control group.
+
+    Not collective.
+
+    Returns:
+        Bytes; a large number where the system does not say.
+    """
+    limits = [sys.maxsize]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError, StopIteration):
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        group = next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
+        folder = Path("/sys/fs/cgroup") / group
+        limit, used = (
+            int((folder / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        limits.append(limit - used)
+    return max(0, min(limits))
 
 
 def peak_bytes() -> int:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,6 +196,24 @@ class Ranks:
         self.collectives["reduce_scatter"] += 1
         self.comm.Reduce_scatter(whole, mine, self.counts(len(whole)))
 
+    def reduce_scatter_block(self, whole: NDArray[Any]) -> NDArray[Any]:
+        """Sum several vectors over the ranks and leave each rank its slices. Collective.
+
+        Args:
+            whole: This rank's addends, (n, d).
+
+        Returns:
+            This rank's slices of the sums, (n, d_local), same dtype.
+        """
+        self.collectives["reduce_scatter"] += 1
+        count, size = whole.shape
+        shards = (shard_bounds(size, self.size, rank) for rank in range(self.size))
+        packed = np.concatenate([whole[:, begin:end].ravel() for begin, end in shards])
+        counts = [count * mine for mine in self.counts(size)]
+        mine = np.empty((count, counts[self.rank] // max(count, 1)), whole.dtype)
+        self.comm.Reduce_scatter(packed, mine, counts)
+        return mine
+
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum a small float64 array over the ranks, on every rank. Collective."""
         self.collectives["allreduce"] += 1
@@ -217,6 +235,46 @@ class Ranks:
         whole = np.empty(total, dtype=mine.dtype) if self.is_root else None
         self.comm.Gatherv(np.ascontiguousarray(mine), [whole, self.counts(total)], root=0)
         return whole
+
+    def gather_block(self, mine: NDArray[Any], total: int) -> NDArray[Any] | None:
+        """Assemble several spread vectors on rank 0 alone. Collective.
+
+        Args:
+            mine: This rank's entries, (n, d_local).
+            total: the dimension d.
+
+        Returns:
+            The vectors, (n, d), on rank 0; None elsewhere.
+        """
+        self.collectives["gatherv"] += 1
+        counts = [len(mine) * count for count in self.counts(total)]
+        packed = np.empty(sum(counts), mine.dtype) if self.is_root else None
+        self.comm.Gatherv(np.ascontiguousarray(mine), [packed, counts], root=0)
+        if packed is None:
+            return None
+        pieces = np.split(packed, np.cumsum(counts)[:-1])
+        whole: NDArray[Any] = np.hstack([piece.reshape(len(mine), -1) for piece in pieces])
+        return whole
+
+    def scatter_block(self, whole: NDArray[Any] | None, like: NDArray[Any]) -> NDArray[Any]:
+        """Spread several vectors that rank 0 has. Collective.
+
+        Args:
+            whole: (n, d) on rank 0; None elsewhere.
+            like: An array of the result's shape and dtype.
+
+        Returns:
+            This rank's entries, (n, d_local).
+        """
+        self.collectives["scatterv"] += 1
+        packed, counts = None, None
+        if whole is not None:
+            shards = [shard_bounds(whole.shape[1], self.size, rank) for rank in range(self.size)]
+            packed = np.concatenate([whole[:, begin:end].ravel() for begin, end in shards])
+            counts = [len(whole) * (end - begin) for begin, end in shards]
+        mine = np.empty(like.shape, like.dtype)
+        self.comm.Scatterv([packed, counts], mine, root=0)
+        return mine
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Give every rank the (small, picklable) object of one, rank 0. Collective."""
@@ -272,6 +330,28 @@ class Ranks:
         while not request.Test():
             meanwhile()
             time.sleep(0.01)
+
+    @contextmanager
+    def asleep_until_all_are_done(self) -> Iterator[None]:
+        """Work without collectives that takes its time; who waits leaves the core to others.
+
+        Collective; an error on any rank is raised on all.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            HessdistError: As `agreeing` does.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        self.wait()
+        with self.agreeing():
+            if failure is not None:
+                raise failure
 
     def post(self, message: Any, to: int) -> None:
         """Send a (small, picklable) object that its receiver looks for when it likes.
@@ -354,6 +434,20 @@ def use_threads(threads: int) -> None:
         set_threads(threads)
 
 
+def limit_blas_threads(threads: int) -> AbstractContextManager[Any]:
+    """Give every BLAS this many threads for a while, unless OMP_NUM_THREADS is set.
+
+    Args:
+        threads: Their number.
+
+    Returns:
+        A context; the threads are as before after it.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return nullcontext() if "OMP_NUM_THREADS" in os.environ else threadpool_limits(threads, "blas")
+
+
 def set_threads(threads: int) -> None:
     """Give PyTorch and every BLAS this many threads."""
     import torch
@@ -361,3 +455,24 @@ def set_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Train with one thread: rounding depends on their number, and training multiplies it.
+
+    Args:
+        device: On a GPU threads do not matter.
+
+    Yields:
+        Nothing.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(before)

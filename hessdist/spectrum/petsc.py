@@ -89,6 +89,21 @@ def scalar_problem(scalar: Any, integer: Any) -> str:
     return ""
 
 
+def require_scalapack() -> None:
+    """Find out whether PETSc has ScaLAPACK. Not collective.
+
+    Raises:
+        DependencyError: It has not.
+    """
+    from petsc4py import PETSc
+
+    if not PETSc.Sys.hasExternalPackage("scalapack"):
+        raise DependencyError(
+            "PETSc is built without ScaLAPACK",
+            "run on one rank, or use a PETSc with it (Debian's; --download-scalapack)",
+        )
+
+
 def check_dimension(dimension: int) -> None:
     """Refuse a problem that PETSc's integers cannot count.
 

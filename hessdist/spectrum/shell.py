@@ -137,6 +137,34 @@ class ShellMatrix:
         product: NDArray[np.float64] = self._multiply(entries).cpu().numpy()
         return product
 
+    def columns(self, begin: int, end: int) -> NDArray[np.float64]:
+        """Some columns of the matrix, by products with unit vectors, which need no gather.
+
+        Collective; one reduction in all.
+
+        Args:
+            begin: The first.
+            end: One after the last.
+
+        Returns:
+            This rank's entries of them, (end - begin, d_local).
+        """
+        start = time.perf_counter()
+        count, size = end - begin, self.size
+        units = torch.zeros(count, size, dtype=self._local.dtype, device=self._local.device)
+        units[range(count), range(begin, end)] = 1.0
+        several = getattr(self._local, "of_block", None)
+        block = several(units) if several else torch.stack([self._local(unit) for unit in units])
+        mine = self.ranks.reduce_scatter_block(block.to(self._local.dtype).cpu().numpy())
+        self.seconds["product"] += time.perf_counter() - start
+        self.products += count
+        self._on_product(self.products)
+        total = mine.astype(np.float64) * self._scale
+        first, last = self.ranks.shard(size)
+        for row in range(max(begin, first), min(end, last)):
+            total[row - begin, row - first] += self._shift
+        return total
+
     def _multiply(self, x: Tensor) -> Tensor:
         """This rank's entries, on any device, to those of the product, float64. Collective."""
         self._mine.copy_(x)

@@ -9,8 +9,7 @@ eigenvectors that ṽ is held against.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -26,8 +25,9 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError
 from hessdist.job import Job, OptimizerSection
 from hessdist.optimizers.negative_curvature import NegativeCurvature
-from hessdist.ranks import Ranks, set_threads
+from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
+from hessdist.studies.experiment import Experiment
 from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
@@ -76,26 +76,13 @@ class _Run:
     snapshots: dict[int, _Snapshot] = field(default_factory=dict)  # by iteration
 
 
-def track(
-    job: Job,
-    workload: Workload,
-    total: TrainingLoss,
-    settings: OptimizerSection,
-    *,
-    tell: Callable[[str], None] = lambda text: None,
-    on_product: Callable[[int], None] = lambda products: None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Section:
+def track(experiment: Experiment, settings: OptimizerSection) -> Section:
     """Train, and compare ṽ with the exact eigenvectors. Collective.
 
     Args:
-        job: The job; its training section says batch size, learning rate and momentum.
-        workload: What it differentiates; its model is left as the last exact solve has it.
-        total: The training loss over all ranks.
+        experiment: Its job's training section says batch size, learning rate and momentum; its
+            model is left as the last exact solve has it.
         settings: The training runs.
-        tell: Told how far this rank is.
-        on_product: Called after every product of a solve; it may raise `Stopped`.
-        stopped: Whether this rank has been told to stop.
 
     Returns:
         The section, with dimensions run, seed, iteration, tracked, exact_at and smallest.
@@ -103,20 +90,22 @@ def track(
     Raises:
         InputError: The model, the loss and the data do not fit together; on every rank.
     """
+    job, workload, total = experiment.job, experiment.workload, experiment.total
+    tell, on_product, stopped = experiment.tell, experiment.on_product, experiment.stopped
     ranks, ways = total.ranks, variants(settings)
     tasks = list(product(range(len(ways)), range(len(settings.seeds))))
     mine: dict[tuple[int, int], _Run] = {}
     seconds = np.zeros((len(settings.base), 2))
     with ranks.agreeing():
         trainer = _Trainer(job, workload, settings, total, stopped)
-    with _asleep_until_all_are_done(ranks), _one_thread(total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(total.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
             tell(f"{ways[way].name}, seed {settings.seeds[seed]}")
             mine[way, seed] = trainer.train(ways[way], seed)
             if stopped():
                 break
     on_product(0)  # all stop here if one was told to
-    with _asleep_until_all_are_done(ranks):
+    with ranks.asleep_until_all_are_done():
         if ranks.is_root:
             seconds = trainer.seconds_a_step()
     owners = {task: number % ranks.size for number, task in enumerate(tasks)}
@@ -132,42 +121,6 @@ def track(
             tell(f"exact eigenvectors, {ways[way].name}, minibatch {iteration}")
             exact.compare(row, column, snapshots.get(iteration), owners[way, 0])
     return _section(settings, ways, runs, ranks.broadcast(seconds), exact)
-
-
-@contextmanager
-def _asleep_until_all_are_done(ranks: Ranks) -> Iterator[None]:
-    """Work without collectives that takes its time; a rank that waits leaves its core to others.
-
-    Collective; an error on any rank is raised on all.
-
-    Yields:
-        Nothing.
-    """
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    ranks.wait()
-    with ranks.agreeing():
-        if failure is not None:
-            raise failure
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Rounding depends on the number of threads, and training multiplies it.
-
-    Yields:
-        Nothing.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        set_threads(1)
-    try:
-        yield
-    finally:
-        set_threads(before)
 
 
 class _Trainer:

@@ -1,0 +1,378 @@
+"""Exact spectra: the dense matrix, assembled over the ranks, and all of its eigenvalues.
+
+Columns are products with unit vectors, a block of them in one pass over the samples and one
+reduction; rank p keeps its rows of every column. One rank's LAPACK takes the matrix where it fits
+into the memory of a node: it is many times as fast as SLEPc's distributed solver, ScaLAPACK's QR
+iteration, which computes all eigenvectors whether they are wanted or not (docs/measured.md). That
+one serves where the matrix fits into the memory of all nodes alone.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from hessdist.errors import InputError
+from hessdist.memory import available_bytes
+from hessdist.ranks import Ranks, limit_blas_threads
+from hessdist.spectrum import petsc
+from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.start import random_entries
+
+Solver = Literal["lapack", "scalapack"]
+
+BLOCK = 16
+"""Columns that are computed in one pass over the samples."""
+
+_NUMBER = 8  # bytes
+_MESSAGE = 64  # columns that are moved at a time
+_TRIAL = 1024  # size of the matrices that rates are measured with: larger than a core's cache
+# Matrices of d x d that a solve holds at its peak, beside the assembled one: LAPACK's (on rank 0:
+# the matrix, with eigenvectors dsyevd's work space), and ScaLAPACK's (the matrix converted, the
+# solver's own copy, the eigenvectors and SLEPc's basis of them).
+_WHOLE = {False: 1.0, True: 3.0}
+_SPREAD = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an exact spectrum is computed, and what it takes; the same on every rank."""
+
+    size: int
+    eigenvectors: bool
+    solver: Solver
+    bytes: int  # of the rank that takes most
+    seconds_products: float  # about
+    seconds_eigenvalues: float  # about
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.size:,} eigenvalues: {self.bytes / 2**30:.2f} GiB a rank at most, about "
+            f"{self.seconds_products:.3g} s of products and {self.seconds_eigenvalues:.3g} s of "
+            f"{'LAPACK' if self.solver == 'lapack' else 'ScaLAPACK'}"
+        )
+
+
+@dataclass(frozen=True)
+class ExactSpectrum:
+    """All eigenvalues of a symmetric matrix."""
+
+    values: NDArray[np.float64]  # (d,) ascending, on every rank
+    vectors: NDArray[np.float64] | None  # (d, d_local) this rank's entries, by row as `values`
+    asymmetry: float  # ‖Ax − Aᵀx‖ / ‖Ax‖ for a random x: rounding of the products
+    seconds_products: float
+    seconds_eigenvalues: float
+
+
+def plan(shell: ShellMatrix, *, eigenvectors: bool = False, solver: Solver | None = None) -> Plan:
+    """Look ahead: which solver, how much memory, how long. Collective.
+
+    Seconds come from two blocks of products and from small dense products here and now.
+
+    Args:
+        shell: The matrix.
+        eigenvectors: Whether they are wanted.
+        solver: "lapack" on rank 0 or "scalapack" on all; None: LAPACK where its memory is there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: The matrix does not fit into the memory that is free; on every rank.
+    """
+    ranks, size = shell.ranks, shell.size
+    chosen, needed = choose_solver(ranks, size, eigenvectors=eigenvectors, solver=solver)
+    shell.columns(0, min(BLOCK, size))  # warm, and one each way (see LocalProduct.of_block)
+    shell.columns(0, min(BLOCK, size))
+    start = time.perf_counter()
+    shell.columns(0, min(BLOCK, size))
+    a_block = time.perf_counter() - start
+    seconds = a_block * -(-size // BLOCK), _seconds(size, eigenvectors, chosen, ranks.size)
+    return Plan(size, eigenvectors, chosen, needed, *ranks.broadcast(seconds))
+
+
+def exact_spectrum(
+    shell: ShellMatrix,
+    planned: Plan,
+    *,
+    on_matrix: Callable[[NDArray[np.float64]], None] = lambda columns: None,
+    on_block: Callable[[int], None] = lambda columns: None,
+) -> ExactSpectrum:
+    """Assemble a symmetric matrix and compute all of its eigenvalues. Collective.
+
+    The lower triangle counts, in both solvers.
+
+    Args:
+        shell: The matrix.
+        planned: From `plan`.
+        on_matrix: Called with the matrix before it is overwritten: this rank's entries of its
+            columns, (d, d_local).
+        on_block: Called with the number of columns after every block; it may raise `Stopped`, on
+            all ranks at once.
+
+    Returns:
+        The spectrum.
+    """
+    ranks, size = shell.ranks, shell.size
+    start = time.perf_counter()
+    columns = np.empty((size, shell.local_size))
+    for begin in range(0, size, BLOCK):
+        end = min(begin + BLOCK, size)
+        columns[begin:end] = shell.columns(begin, end)
+        on_block(end)
+    asymmetry = _asymmetry(ranks, columns)
+    on_matrix(columns)
+    assembled = time.perf_counter()
+    solve = _by_lapack if planned.solver == "lapack" else _by_scalapack
+    values, vectors = solve(ranks, columns, planned.eigenvectors)
+    return ExactSpectrum(
+        values,
+        vectors,
+        asymmetry,
+        assembled - start,
+        time.perf_counter() - assembled,
+    )
+
+
+# -- looking ahead ---------------------------------------------------------------------------
+
+
+def choose_solver(
+    ranks: Ranks, size: int, *, eigenvectors: bool = False, solver: Solver | None = None
+) -> tuple[Solver, int]:
+    """Which solver's memory there is. Collective.
+
+    Args:
+        ranks: The ranks.
+        size: the dimension d.
+        eigenvectors: Whether they are wanted.
+        solver: The one to use; None: LAPACK where its memory is there. On one rank, and of a
+            matrix that is smaller than the square of their number, always LAPACK.
+
+    Returns:
+        The solver, and the bytes of the rank that takes most.
+
+    Raises:
+        InputError: The matrix does not fit into the memory that is free; on every rank.
+    """
+    with ranks.agreeing():
+        petsc.require()
+        free = available_bytes()
+    hosts = ranks.collect((platform.node(), free))
+    wanted: list[Solver] = [solver] if solver else ["lapack", "scalapack"]
+    if size < ranks.size**2:  # ScaLAPACK wants equal rows on all ranks but the last
+        wanted = ["lapack"]
+    with ranks.agreeing():
+        return _fitting(size, eigenvectors, ["lapack"] if ranks.size == 1 else wanted, hosts)
+
+
+def picture(ranks: Ranks, columns: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+    """A spread matrix in few cells, each the entry of largest magnitude in its tile. Collective.
+
+    Args:
+        ranks: The ranks.
+        columns: This rank's entries of the columns, (d, d_local).
+        cells: On a side, at most; a smaller matrix is shown as it is.
+
+    Returns:
+        (cells, cells) on every rank, rows and columns as of the matrix.
+    """
+    size = len(columns)
+    begin, end = ranks.shard(size)
+    starts = np.arange(cells) * size // cells if cells < size else np.arange(size)
+    tile = np.searchsorted(starts, np.arange(begin, end), "right") - 1  # of this rank's entries
+    extremes = np.zeros((2, len(starts), len(starts)))  # the most positive and negative of a tile
+    if end > begin:
+        mine = np.flatnonzero(np.diff(tile, prepend=-1))  # where a tile of this rank's begins
+        for sign, values in ((0, np.maximum), (1, np.minimum)):
+            by_column = values.reduceat(columns, starts, axis=0)
+            extremes[sign][:, tile[mine]] = values.reduceat(by_column, mine, axis=1)
+    everyone = np.array(ranks.collect(extremes))
+    high, low = everyone[:, 0].max(axis=0), everyone[:, 1].min(axis=0)
+    return np.where(high >= -low, high, low).T
+
+
+def memory_needed(size: int, ranks: int, eigenvectors: bool, solver: Solver) -> tuple[int, int]:
+    """Bytes that an exact spectrum takes, beside the products.
+
+    Args:
+        size: the dimension d.
+        ranks: P.
+        eigenvectors: Whether they are wanted.
+        solver: The solver.
+
+    Returns:
+        Of every rank, and how much more of rank 0.
+    """
+    matrix = _NUMBER * size**2
+    share = matrix / ranks
+    if solver == "scalapack":
+        return round(share * (1 + _SPREAD)), 0
+    alone = ranks == 1  # then LAPACK works where the matrix was assembled
+    whole = matrix * (_WHOLE[eigenvectors] - alone)
+    return round(share * (1 + (eigenvectors and not alone))), round(whole)
+
+
+def _fitting(
+    size: int, eigenvectors: bool, solvers: list[Solver], hosts: list[tuple[str, int]]
+) -> tuple[Solver, int]:
+    """The first solver whose memory is there, and the bytes of its largest rank."""
+    on_host = Counter(name for name, _ in hosts)
+    free = {name: min(bytes_ for host, bytes_ in hosts if host == name) for name in on_host}
+    for solver in solvers:
+        each, more = memory_needed(size, len(hosts), eigenvectors, solver)
+        needs = {name: count * each for name, count in on_host.items()}
+        needs[hosts[0][0]] += more
+        if all(needs[name] <= free[name] for name in on_host):
+            return solver, each + more
+    worst = max(on_host, key=lambda name: needs[name] - free[name])
+    raise InputError(
+        f"the dense matrix of {size:,} parameters takes {needs[worst] / 2**30:.1f} GiB on "
+        f"{worst}, where {free[worst] / 2**30:.1f} GiB are free",
+        "use more nodes, a block of the layers, or [study.density]",
+    )
+
+
+def _seconds(size: int, eigenvectors: bool, solver: Solver, ranks: int) -> float:
+    """About how long a solver takes, by rates measured on this rank. Not collective.
+
+    The reduction to tridiagonal form makes 4/3 d³ operations, half of them in products of the
+    trailing matrix with a vector, which go at the memory's pace; divide and conquer and the way
+    back make 4 d³ more for eigenvectors (Golub and Van Loan 2013, section 8.3). The QR iteration
+    of ScaLAPACK's pdsyev applies 6 d³ in plane rotations, at the pace of the memory as well.
+
+    Returns:
+        Seconds.
+    """
+    draw = np.random.default_rng(0).standard_normal((_TRIAL, _TRIAL))
+    streamed = np.concatenate([draw] * 4)  # 32 MiB
+    vector = draw[0].copy()
+
+    def seconds(operation: Callable[[], object]) -> float:
+        operation()
+        start = time.perf_counter()
+        operation()
+        return time.perf_counter() - start
+
+    by_product = seconds(lambda: draw @ draw) / (2 * _TRIAL**3)
+    by_memory = seconds(lambda: streamed @ vector) / (2 * streamed.size)
+    reduction = 2 / 3 * by_product + 2 / 3 * by_memory
+    if solver == "lapack":
+        return float(size**3 * (reduction + 4 * eigenvectors * by_product))
+    return float(size**3 * (reduction + 6 * by_memory) / ranks)
+
+
+def _asymmetry(ranks: Ranks, columns: NDArray[np.float64]) -> float:
+    """‖Ax − Aᵀx‖ / ‖Ax‖. Collective."""
+    size = len(columns)
+    begin, end = ranks.shard(size)
+    x = random_entries(0, 0, size)
+    rows = columns.T @ x  # A x, this rank's entries
+    transposed = ranks.sum(columns @ x[begin:end])[begin:end]
+    difference, norm = ranks.sum(np.array([((rows - transposed) ** 2).sum(), (rows**2).sum()]))
+    return float(np.sqrt(difference / norm)) if norm else 0.0
+
+
+# -- solving ---------------------------------------------------------------------------------
+
+
+def _by_lapack(
+    ranks: Ranks, columns: NDArray[np.float64], eigenvectors: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """LAPACK's dsyevd on rank 0, with the threads of all ranks that wait for it. Collective."""
+    size = len(columns)
+    _, neighbours, threads = ranks.node()
+    whole = _on_root(ranks, columns)
+    values, found = np.empty(size), None
+    with ranks.asleep_until_all_are_done():
+        if whole is not None:
+            with limit_blas_threads(neighbours * threads):
+                solved = scipy.linalg.eigh(
+                    whole.T,  # in Fortran's order, so that it is overwritten and not copied
+                    eigvals_only=not eigenvectors,
+                    overwrite_a=True,
+                    check_finite=False,
+                    driver="evd",
+                )
+            values, found = solved if eigenvectors else (solved, None)
+    ranks.broadcast_array(values)
+    if not eigenvectors:
+        return values, None
+    if ranks.size == 1:
+        assert found is not None
+        return values, np.ascontiguousarray(found.T)
+    mine = np.empty_like(columns)
+    for begin in range(0, size, _MESSAGE):
+        rows = slice(begin, begin + _MESSAGE)
+        mine[rows] = ranks.scatter_block(None if found is None else found[:, rows].T, mine[rows])
+    return values, mine
+
+
+def _on_root(ranks: Ranks, columns: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The whole matrix on rank 0, its columns as rows: (d, d). Collective."""
+    size = len(columns)
+    if ranks.size == 1:
+        return columns
+    whole = np.empty((size, size)) if ranks.is_root else None
+    for begin in range(0, size, _MESSAGE):
+        rows = slice(begin, begin + _MESSAGE)
+        block = ranks.gather_block(columns[rows], size)
+        if whole is not None:
+            whole[rows] = block
+    return whole
+
+
+def _by_scalapack(
+    ranks: Ranks, columns: NDArray[np.float64], eigenvectors: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """SLEPc's solver of type scalapack. Collective.
+
+    Returns:
+        As of `_by_lapack`.
+
+    Raises:
+        DependencyError: PETSc is built without ScaLAPACK; on every rank.
+    """
+    PETSc, SLEPc = petsc.initialise()  # noqa: N806 - modules
+    petsc.require_scalapack()
+    size, mine = columns.shape
+    sizes = ((mine, size), (mine, size))
+    matrix = PETSc.Mat().createDense(sizes, array=columns.T, comm=ranks.comm)
+    matrix.assemble()
+    # SLEPc 3.18 solves a matrix of another type, and fails when it comes back for the original.
+    spread = matrix.convert("scalapack", PETSc.Mat())
+    matrix.destroy()
+    spread.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+    solver = SLEPc.EPS().create(ranks.comm)
+    try:
+        solver.setOperators(spread)
+        solver.setProblemType(SLEPc.EPS.ProblemType.HEP)
+        solver.setType("scalapack")
+        solver.setDimensions(size)
+        solver.solve()
+        values = np.array([solver.getEigenvalue(i) for i in range(size)]).real
+        order = np.argsort(values)
+        if not eigenvectors:
+            return values[order], None
+        vector, _ = spread.createVecs()  # in ScaLAPACK's blocks of rows, which are not ours
+        ours = PETSc.Vec().createMPI((mine, size), comm=ranks.comm)
+        rows = PETSc.IS().createStride(mine, ours.getOwnershipRange()[0], 1, ranks.comm)
+        move = PETSc.Scatter().create(vector, rows, ours, rows)
+        vectors = np.empty((size, mine))
+        for row, which in enumerate(order):
+            solver.getEigenvector(int(which), vector)
+            move.scatter(vector, ours)
+            vectors[row] = ours.getArray(readonly=True)
+        return values[order], vectors
+    finally:
+        solver.destroy()
+        spread.destroy()
