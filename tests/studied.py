@@ -50,15 +50,48 @@ iterations = 20
 evaluate_every = 10
 only_negative = false
 exact_at = [0, 10]
+[study.exact]
+operators = ["hessian", "gauss_newton"]
+eigenvectors = true
+picture = 10
+steps = [20]
+[study.density]
+operators = ["hessian", "gauss_newton", "empirical_fisher", "residual"]
+blocks = [["fc1", "fc2"], ["fc2"]]
+probes = 6
+lanczos_steps = 20
+trace_products = 20
+interval = [0.1, 0.5]
+steps = [20]
+[study.architectures]
+hidden = [[2], [3, 2]]
+networks = 3
+tolerance = 0.1
+max_steps = 100
+picture = 30
+[study.initialisations]
+networks = 7
+tolerance = 0.1
+max_steps = 100
+[study.spreads]
+values = [0.5, 1.5]
+networks = 4
+max_steps = 20
+top = 2
+[study.interpolation]
+batch_size = 16
+steps = 20
+every = 10
+points = 5
 """
 
 MODULE = """
 import torch
 from torch.utils.data import TensorDataset
 
-def samples():
+def samples(spread=1.0):
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(60, 6, generator=generator, dtype=torch.float64)
+    inputs = spread * torch.randn(60, 6, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 3, (60,), generator=generator)
     inputs[:, 0] += labels
     return TensorDataset(inputs, labels)

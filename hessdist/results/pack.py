@@ -11,12 +11,8 @@ from hessdist.errors import OutputError
 from hessdist.results.files import replacing
 from hessdist.results.reader import Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
-from hessdist.results.studies import write_studies
+from hessdist.results.studies import COMPRESSION, copy_apart, write_studies
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
-
-# Measured on eigenvectors of a LeNet (docs/measured.md): bytes shuffled and deflated at level 1 are
-# as small as at level 9 to a percent, and written several times faster.
-_COMPRESSION = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
 
 
 def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
@@ -53,6 +49,8 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
             with run[step].opened() as source:
                 _copy(source, group.create_group(group_name(step)), file, eigenvectors)
         write_studies(file, run.studies)
+        for name, section in run.studies.items() if eigenvectors else ():
+            copy_apart(file, name, section)
 
 
 def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors: bool) -> None:
@@ -65,7 +63,7 @@ def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors:
             continue
         dataset = source[field.name]
         vectors = "parameter" in field.dimensions
-        options: dict[str, Any] = dict(_COMPRESSION) if vectors else {}
+        options: dict[str, Any] = dict(COMPRESSION) if vectors else {}
         if vectors:
             options["chunks"] = (*(1,) * (dataset.ndim - 1), min(dataset.shape[-1], 1 << 18))
         copied = target.create_dataset(field.name, dataset.shape, dataset.dtype, **options)

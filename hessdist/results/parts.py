@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.results.schema import ENDS, STEP, TABLES, Field
-from hessdist.results.studies import pairs_digest
+from hessdist.results.studies import Digests, pairs_digest
 
 ROOT_ATTRIBUTES = ("software", "job", "fingerprint", "num_parameters", "num_samples", "ranks")
 """What all checkpoints of a run have in common, beside versions."""
@@ -24,8 +24,8 @@ def read_row(part: Path) -> dict[str, Any]:
         part: Its file.
 
     Returns:
-        Arrays by name, and "step" and "digest" (`pairs_digest`). A table that an earlier version
-        did not write is left out.
+        Arrays by name, "step", and "digests". A table that an earlier version did not write is
+        left out.
 
     Raises:
         OSError: It is no HDF5 file.
@@ -34,7 +34,8 @@ def read_row(part: Path) -> dict[str, Any]:
     with h5py.File(part, "r") as file:
         row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
         of_checkpoint = str(file.attrs.get("checkpoint_digest", ""))
-        row["digest"] = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))
+        of_pairs = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))
+        row["digests"] = Digests(of_checkpoint, of_pairs)
         row[STEP.name] = int(file.attrs["step"])
     return row
 

@@ -20,7 +20,12 @@ from hessdist.errors import ResultError
 from hessdist.results import seal
 from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
-from hessdist.results.studies import Section, collect_studies, pairs_digest, read_studies
+from hessdist.results.studies import (
+    Section,
+    collect_studies,
+    pairs_digest,
+    read_studies,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +126,7 @@ class Run:
                 "run `hessdist spectrum` again",
             )
         self.steps = np.array([row[STEP.name] for row in rows], dtype=STEP.dtype)
-        self._digests = {row[STEP.name]: row["digest"] for row in rows}
+        self._digests = {row[STEP.name]: row["digests"] for row in rows}
         for field in TABLES:
             setattr(self, field.name, column(field, rows, sizes_of(rows[-1])))
 
@@ -152,6 +157,31 @@ class Run:
             return collect_studies(self.path, self.fingerprint, self._digests)
         with _open(self.path) as file:
             return read_studies(file, self.path)
+
+    def study_array(self, section: str, name: str, step: int) -> NDArray[Any]:
+        """An array that a study keeps beside the run's file for its size; read when asked for.
+
+        Args:
+            section: Of the study, such as "exact".
+            name: Of the array, such as "eigenvectors".
+            step: The checkpoint.
+
+        Returns:
+            The array.
+
+        Raises:
+            ResultError: It was not stored, or its file is missing or damaged.
+        """
+        try:
+            file, where = self.studies[section].files[step]
+            with h5py.File(file, "r") as opened:
+                return np.asarray(opened[where][name][()])
+        except (KeyError, OSError, RuntimeError) as error:
+            raise ResultError(
+                f"{self.path}: no array '{name}' of the study '{section}' at step {step} ({error})",
+                "store it (the section's settings), and keep the .checkpoints folder beside the "
+                "run's file",
+            ) from error
 
     def file_of(self, step: int) -> tuple[Path, str]:
         """Where the arrays of a checkpoint are.

@@ -8,6 +8,7 @@ checkpoints and written like them; the run's file holds a copy of every section 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,9 +28,15 @@ from hessdist.results.schema import ENDS, STEP, group_name
 if TYPE_CHECKING:
     import xarray
 
+# Measured on eigenvectors of a LeNet (docs/measured.md): bytes shuffled and deflated at level 1 are
+# as small as at level 9 to a percent, and written several times faster.
+COMPRESSION = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
+
 GROUP = "studies"
 _PREFIX = "study-"
 _COUNT = "number, from 1"  # of a dimension without a coordinate
+_APART = "apart"  # an attribute of arrays that the run's file links to
+_LINKS = "checkpoints"  # a group of a section: files with such arrays
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Variable:
     values: NDArray[Any]  # numbers, booleans, or text as objects
     long_name: str
     units: str = "1"
+    apart: bool = False  # so large that the run's file only links to it
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Section(Mapping[str, NDArray[Any]]):
 
     variables: Mapping[str, Variable]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[int, tuple[Path, str]] = field(default_factory=dict)
+    """Where the arrays that are kept apart lie, by step: a file, and a group in it."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.variables[name].values
@@ -99,6 +109,33 @@ def units_of(folder: Path, fingerprint: str) -> dict[str, list[Path]]:
     for unit in sorted(folder.glob(f"{_PREFIX}*.{fingerprint}.h5")):
         found.setdefault(unit.name.removeprefix(_PREFIX).split(".")[0], []).append(unit)
     return found
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What tells a checkpoint of a run from an earlier one of the same step."""
+
+    checkpoint: str  # of its parameters
+    pairs: str  # `pairs_digest`
+
+
+def is_current(attributes: Mapping[str, Any], digests: Mapping[int, Digests]) -> bool:
+    """Whether what a study has found is about the run's checkpoints as they are.
+
+    Args:
+        attributes: Of the section's file.
+        digests: Of the run's checkpoints, by step.
+
+    Returns:
+        True for what is about no checkpoint, and for what depends on a checkpoint's parameters
+        alone where the run has no eigenpairs of that step.
+    """
+    if "step" not in attributes:
+        return True
+    known = digests.get(int(attributes["step"]))
+    if "checkpoint_digest" in attributes:
+        return known is None or known.checkpoint in ("", attributes["checkpoint_digest"])
+    return known is not None and attributes.get("pairs_digest") == known.pairs
 
 
 def pairs_digest(checkpoint_digest: str, table: Callable[[str], NDArray[Any]]) -> str:
@@ -173,7 +210,12 @@ def _read_unit(path: Path, state: tuple[int, int, int]) -> Section | None:
     if not seal.is_whole(path):
         return None
     with h5py.File(path, "r") as file:
-        return read_section(file) if file.attrs.get("complete", False) else None
+        if not file.attrs.get("complete", False):
+            return None
+        section = read_section(file)
+        kept_apart = any(_APART in dataset.attrs for dataset in file.values())
+    links = {int(section.attributes["step"]): (path, "/")} if kept_apart else {}
+    return Section(section.variables, section.attributes, links)
 
 
 # -- groups ----------------------------------------------------------------------------------
@@ -201,6 +243,8 @@ def write_section(group: h5py.Group, section: Section) -> None:
             continue
         dataset = group.create_dataset(name, data=_storable(variable.values))
         _describe(dataset, variable)
+        if variable.apart:
+            dataset.attrs[_APART] = True
         for axis, dimension in enumerate(variable.dimensions):
             dataset.dims[axis].attach_scale(group[dimension])
 
@@ -212,11 +256,11 @@ def read_section(group: h5py.Group) -> Section:
         group: The group.
 
     Returns:
-        Its content, in memory.
+        Its content, in memory, but for arrays that are kept apart.
     """
     variables = {}
     for name, dataset in group.items():
-        if not isinstance(dataset, h5py.Dataset):
+        if not isinstance(dataset, h5py.Dataset) or _APART in dataset.attrs:
             continue
         is_scale = h5py.h5ds.is_scale(dataset.id)
         if is_scale and dataset.attrs["long_name"] == _COUNT:
@@ -268,7 +312,8 @@ def stacked(sections: Sequence[Section]) -> Section:
             variables[name] = Variable(
                 ("step", *variable.dimensions), values, variable.long_name, variable.units
             )
-    return Section(variables, last.attributes)
+    files = {step: place for s in alike for step, place in s.files.items()}
+    return Section(variables, last.attributes, files)
 
 
 def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
@@ -276,15 +321,15 @@ def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
 
 
 def collect_studies(
-    folder: Path, fingerprint: str, digests: Mapping[int, str]
+    folder: Path, fingerprint: str, digests: Mapping[int, Digests]
 ) -> dict[str, Section]:
     """The sections of a run's studies, from their files.
 
     Args:
         folder: Of the files of the run's checkpoints.
         fingerprint: Of its job.
-        digests: By step, `pairs_digest` of the checkpoints as they are; what was found with others
-            is left out.
+        digests: Of the run's checkpoints as they are, by step; what was found with others is left
+            out.
 
     Returns:
         Sections by name.
@@ -294,26 +339,57 @@ def collect_studies(
         read = [
             section
             for unit in units
-            if (section := read_unit(unit)) is not None
-            and section.attributes.get("pairs_digest")
-            == digests.get(section.attributes.get("step", -1), "")
+            if (section := read_unit(unit)) is not None and is_current(section.attributes, digests)
         ]
         if read:
             whole = stacked(read) if "step" in read[-1].attributes else read[-1]
             kept = {name: whole.attributes[name] for name in ("settings", "created")}
-            found[name] = Section(whole.variables, kept)
+            found[name] = Section(whole.variables, kept, whole.files)
     return found
 
 
-def write_studies(index: h5py.File, studies: Mapping[str, Section]) -> None:
+def write_studies(
+    index: h5py.File, studies: Mapping[str, Section], folder: Path | None = None
+) -> None:
     """Write sections into a run's file.
 
     Args:
         index: The open file.
         studies: Sections by name.
+        folder: Where the file is to be, for links to arrays that are kept apart; None: without.
     """
     for name, section in studies.items():
-        write_section(index.require_group(GROUP).create_group(name), section)
+        group = index.require_group(GROUP).create_group(name)
+        write_section(group, section)
+        for step, (path, where) in section.files.items() if folder is not None else ():
+            link = h5py.ExternalLink(os.path.relpath(path, folder), where)
+            group.require_group(_LINKS)[group_name(step)] = link
+
+
+def copy_apart(index: h5py.File, name: str, section: Section) -> None:
+    """Copy the arrays that a section keeps apart, compressed, into a file with the section itself.
+
+    Args:
+        index: The open file.
+        name: Of the section.
+        section: The section.
+    """
+    for step, (path, where) in section.files.items():
+        target = index.require_group(f"{GROUP}/{name}/{_LINKS}").create_group(group_name(step))
+        with h5py.File(path, "r") as source:
+            for own, dataset in source[where].items():
+                if _APART not in dataset.attrs:
+                    continue
+                copied = target.create_dataset(
+                    own,
+                    dataset.shape,
+                    dataset.dtype,
+                    chunks=(*(1,) * (dataset.ndim - 1), dataset.shape[-1]),
+                    **COMPRESSION,
+                )
+                copied.attrs.update(dataset.attrs)
+                for row in range(len(dataset)):
+                    copied[row] = dataset[row]
 
 
 def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:
@@ -330,9 +406,18 @@ def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:
         ResultError: They are damaged.
     """
     try:
-        return {name: read_section(group) for name, group in file.get(GROUP, {}).items()}
+        return {name: _with_links(group, where) for name, group in file.get(GROUP, {}).items()}
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise ResultError(
             f"{where}: the results of its studies are damaged ({error})",
             "run `hessdist study` again",
         ) from error
+
+
+def _with_links(group: h5py.Group, where: Path) -> Section:
+    """A section, and where its arrays that are kept apart lie."""
+    section = read_section(group)
+    names = group.get(_LINKS, {})
+    steps = {name: int(name.rsplit("-", 1)[-1]) for name in names}
+    files = {step: (where, f"{group.name}/{_LINKS}/{name}") for name, step in steps.items()}
+    return Section(section.variables, section.attributes, files)

@@ -216,9 +216,10 @@ def write_index(
         for part, row in rows.items():
             target = os.path.relpath(part, path.parent)
             group[group_name(int(row[STEP.name]))] = h5py.ExternalLink(target, "/")
-        digests = {int(row[STEP.name]): row["digest"] for row in rows.values()}
+        digests = {int(row[STEP.name]): row["digests"] for row in rows.values()}
         fingerprint = str(index.attrs["fingerprint"])
-        write_studies(index, collect_studies(parts_folder(path), fingerprint, digests))
+        studies = collect_studies(parts_folder(path), fingerprint, digests)
+        write_studies(index, studies, path.parent)
 
 
 def write_tables(

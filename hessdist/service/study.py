@@ -15,18 +15,27 @@ from typing import Any
 from hessdist.assembly import TrainingLoss, Workload
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
-from hessdist.job import Job
+from hessdist.job import ExactSection, Job
 from hessdist.ranks import Ranks
 from hessdist.results.reader import Run, open_run
-from hessdist.results.studies import Section, drop_others, read_unit, unit_path, write_unit
+from hessdist.results.studies import (
+    Digests,
+    Section,
+    drop_others,
+    read_unit,
+    unit_path,
+    write_unit,
+)
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.report import Report
 from hessdist.service.stop import Stop
 from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
-from hessdist.studies import negative_curvature
+from hessdist.spectrum.dense import choose_solver
+from hessdist.studies import negative_curvature, singularity, whole_spectra
 from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.experiment import Experiment
 from hessdist.studies.remarks import remarks
 from hessdist.studies.tracking import track
 from hessdist.workload.checkpoints import load_into, read_whole
@@ -37,9 +46,21 @@ AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Section]] = {
     "step_sizes": negative_curvature.step_sizes,
     "subsets": negative_curvature.subset_against_full,
     "blocks": negative_curvature.layer_blocks,
+    "exact": whole_spectra.exact,
+    "density": whole_spectra.density,
 }
-"""Sections that look at one checkpoint after the other; the others train networks of their own."""
+"""Sections that look at one checkpoint after the other."""
 
+OF_TRAINING: dict[str, Callable[[Experiment, Any], Section]] = {
+    "optimizer": track,
+    "architectures": singularity.architectures,
+    "initialisations": singularity.initialisations,
+    "spreads": singularity.spreads,
+    "interpolation": singularity.interpolation,
+}
+"""Sections that train networks of their own."""
+
+_OF_EIGENPAIRS = {"lines", "step_sizes", "subsets", "blocks"}  # that the sweep has found
 _OF_THE_HESSIAN = {"lines", "step_sizes"}
 
 
@@ -125,6 +146,8 @@ def study(
             _check_against_workload(wanted, workload, ranks)
         petsc.initialise(options)
         total = workload.on(ranks, job)
+        if "exact" in wanted:
+            _require_room(total, wanted["exact"])
         report.line(
             f"{job.name}: study of {', '.join(wanted)}, {total.layout.size:,} parameters, "
             f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
@@ -182,6 +205,16 @@ def _check_against_workload(wanted: dict[str, Any], workload: Workload, ranks: R
     if "blocks" in wanted:
         for block in wanted["blocks"].blocks:
             Parameters(workload.model, block, "study.blocks.blocks")
+    if "density" in wanted:
+        for block in wanted["density"].blocks:
+            Parameters(workload.model, block, "study.density.blocks")
+
+
+def _require_room(total: TrainingLoss, settings: ExactSection) -> None:
+    """Refuse a dense matrix that does not fit, before anything is computed. Collective."""
+    solver = None if settings.solver == "auto" else settings.solver
+    size = total.layout.size
+    choose_solver(total.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
 
 
 def _alone(path: Path) -> Iterator[locks.Lock]:
@@ -217,10 +250,10 @@ def _todo(job: Job, wanted: dict[str, Any], overwrite: bool) -> _Todo:
 def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
     """The run's result; None where no section needs it and there is none."""
     path = job.output.path
-    if not path.exists() and not set(wanted) & set(AT_CHECKPOINTS):
+    if not path.exists() and not set(wanted) & _OF_EIGENPAIRS:
         return None
     run = open_run(path)
-    if not len(run) and set(wanted) & set(AT_CHECKPOINTS):
+    if not len(run) and set(wanted) & _OF_EIGENPAIRS:
         raise ResultError(f"{path} has no checkpoint", "run `hessdist spectrum` first")
     if run.fingerprint != job.fingerprint():
         raise ResultError(
@@ -234,20 +267,30 @@ def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
     units = []
     for name, section in wanted.items():
         settings = _settings(job, name, section)
-        if name not in AT_CHECKPOINTS:
+        if name in OF_TRAINING:
             units.append(Unit(name, None, settings))
             continue
-        assert run is not None
-        there = [int(step) for step in run.steps]
+        there, where = _steps_there(job, name, run)
         for step in section.steps or there:
             if step not in there:
                 raise ResultError(
-                    f"study.{name}.steps: {run.path} has no step {step}",
+                    f"study.{name}.steps: {where} has no step {step}",
                     f"there are {', '.join(map(str, there))}",
                 )
-            _require_vectors(run, step)
             units.append(Unit(name, step, settings))
+            if name in _OF_EIGENPAIRS:
+                assert run is not None
+                _require_vectors(run, step)
     return units
+
+
+def _steps_there(job: Job, section: str, run: Run | None) -> tuple[list[int], Path]:
+    """Steps that a section can be about: of the result's eigenpairs, or of checkpoints."""
+    if section in _OF_EIGENPAIRS:
+        assert run is not None
+        return [int(step) for step in run.steps], run.path
+    directory = job.checkpoints.directory
+    return [one.step for one in find_checkpoints(directory)], directory
 
 
 def _files_of(job: Job, units: Sequence[Unit]) -> dict[int, Checkpoint]:
@@ -276,7 +319,7 @@ def _require_vectors(run: Run, step: int) -> None:
 def _settings(job: Job, name: str, section: Any) -> str:
     """A hash of what determines the numbers of a section, apart from run and checkpoint."""
     values = section.model_dump(mode="json", exclude={"steps"})
-    if name not in AT_CHECKPOINTS:
+    if name == "optimizer":
         of_training = {"batch_size", "learning_rate", "momentum"}
         values |= job.training.model_dump(mode="json", include=of_training)
     text = json.dumps([name, values], sort_keys=True)
@@ -342,38 +385,50 @@ class _Studied:
             raise error from stop
 
     def _at(self, step: int, units: Sequence[Unit]) -> None:
-        digest = self._load(step)
-        for unit in self._left(units, digest):
+        with_pairs = [unit for unit in units if unit.section in _OF_EIGENPAIRS]
+        digests = self._load(step, bool(with_pairs))
+        for unit in self._left(units, digests):
             here = CheckpointUnderStudy(
                 self._job,
                 self._workload,
                 self._total,
-                None if self._run is None else self._run[step],
+                self._run[step] if self._run is not None and unit in with_pairs else None,
                 partial(self._on_progress, unit.name),
+                self._report.line,
             )
             section = AT_CHECKPOINTS[unit.section](here, getattr(self._job.study, unit.section))
-            self._write(unit, section, digest)
+            self._write(unit, section, digests)
             for line in remarks(unit.section, section):
                 self._report.line(f"step {step}: {line}")
 
-    def _load(self, step: int) -> str:
-        """Put a checkpoint into the model, the very one that the sweep solved. Collective."""
-        digest = ""
+    def _load(self, step: int, of_pairs: bool) -> Digests:
+        """Put a checkpoint into the model; of eigenpairs the very one that was solved. Collective.
+
+        Returns:
+            What the units are about; without eigenpairs the checkpoint alone.
+
+        Raises:
+            ResultError: The checkpoint's file is another one than was solved; on every rank.
+        """
+        found = None
         with self._ranks.agreeing():
             if self._ranks.is_root:
-                assert self._run is not None
                 file = self._files[step].path
                 load_into(self._total.model, read_whole(file), file)
-                if self._total.digest() != self._run[step].checkpoint_digest:
-                    raise ResultError(
-                        f"{file} is not the checkpoint that {self._run.path} is of",
-                        "run `hessdist spectrum` again",
-                    )
-                digest = self._run[step].pairs_digest
+                found = Digests(self._total.digest(), "")
+                if of_pairs:
+                    assert self._run is not None
+                    if found.checkpoint != self._run[step].checkpoint_digest:
+                        raise ResultError(
+                            f"{file} is not the checkpoint that {self._run.path} is of",
+                            "run `hessdist spectrum` again",
+                        )
+                    found = Digests(found.checkpoint, self._run[step].pairs_digest)
         self._total.share_parameters()
-        return str(self._ranks.broadcast(digest))
+        digests: Digests = self._ranks.broadcast(found)
+        return digests
 
-    def _left(self, units: Sequence[Unit], digest: str) -> Iterator[Unit]:
+    def _left(self, units: Sequence[Unit], digests: Digests | None) -> Iterator[Unit]:
         """Those that are not done yet. Collective.
 
         Yields:
@@ -383,11 +438,10 @@ class _Studied:
             done = False
             if self._ranks.is_root:
                 there = read_unit(self._path(unit))
-                mine = (unit.settings, digest)
+                mine = {"settings": unit.settings, **_about(unit, digests)}
                 done = (
                     there is not None
-                    and mine
-                    == tuple(there.attributes[name] for name in ("settings", "pairs_digest"))
+                    and all(there.attributes.get(name) == value for name, value in mine.items())
                     and _converged(there)
                 )
             if self._ranks.broadcast(done):
@@ -399,17 +453,21 @@ class _Studied:
                 yield unit
 
     def _without_checkpoint(self, units: Sequence[Unit]) -> None:
-        for unit in self._left(units, ""):
-            section = track(
+        for unit in self._left(units, None):
+            experiment = Experiment(
                 self._job,
                 self._workload,
                 self._total,
-                getattr(self._job.study, unit.section),
                 tell=self._report.note,
+                say=self._report.line,
                 on_product=lambda products: self._stop.check(self._ranks),
                 stopped=lambda: bool(self._stop.caught),
             )
-            self._write(unit, section, "")
+            settings = getattr(self._job.study, unit.section)
+            section = OF_TRAINING[unit.section](experiment, settings)
+            self._write(unit, section, None)
+            for line in remarks(unit.section, section):
+                self._report.line(line)
 
     def _on_progress(self, what: str, text: str) -> None:
         self._report.note(f"{what}: {text}")
@@ -418,12 +476,12 @@ class _Studied:
     def _path(self, unit: Unit) -> Path:
         return unit_path(self._job.output.path, unit.section, unit.step, self._fingerprint)
 
-    def _write(self, unit: Unit, section: Section, digest: str) -> None:
+    def _write(self, unit: Unit, section: Section, digests: Digests | None) -> None:
         """Write a unit's file, and the run's index anew. Collective."""
         path = self._job.output.path
         with self._ranks.agreeing():
             if self._ranks.is_root:
-                of = {"settings": unit.settings, "pairs_digest": digest}
+                of = {"settings": unit.settings, **_about(unit, digests)}
                 described = Section(section.variables, of)
                 write_unit(self._path(unit), described, self._about.attributes(), unit.step)
                 drop_others(path, self._fingerprint, unit.section, unit.settings)
@@ -438,6 +496,15 @@ class _Studied:
     def _advance(self) -> None:
         skipped = len(self.result.skipped)
         self._report.advance(len(self.result.done) + skipped, before=skipped)
+
+
+def _about(unit: Unit, digests: Digests | None) -> dict[str, str]:
+    """Attributes that say what a unit's numbers depend on, beside the settings."""
+    if digests is None:
+        return {"pairs_digest": ""}
+    if unit.section in _OF_EIGENPAIRS:
+        return {"pairs_digest": digests.pairs}
+    return {"checkpoint_digest": digests.checkpoint}
 
 
 def _converged(section: Section) -> bool:

@@ -39,9 +39,11 @@ class CheckpointUnderStudy:
         job: The job.
         workload: What it differentiates.
         total: The training loss; the parameters of the checkpoint are in its model.
-        result: What the sweep found there; on rank 0, which alone reads files.
+        result: What the sweep found there; on rank 0, which alone reads files. None there as well:
+            the section looks at no eigenpair.
         on_progress: Told after every product of a solve, and between eigenvectors, how far it is;
             on all ranks, and it may raise `Stopped` on all of them.
+        say: Tells a person a line.
 
     Raises:
         ResultError: The result cannot be read; on every rank.
@@ -54,12 +56,14 @@ class CheckpointUnderStudy:
         total: TrainingLoss,
         result: CheckpointResult | None,
         on_progress: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.job, self.workload, self.total = job, workload, total
+        self.say = say
         self._on_progress = on_progress
         self._where = ""
         self._result = result
-        found: tuple[Any, ...] = ()
+        found: tuple[Any, ...] = (len(workload.indices), float("nan"), {})
         with self.ranks.agreeing():
             if result is not None:
                 found = result.run.num_samples, float(result.gradient_norm), _pairs(result)
@@ -161,6 +165,10 @@ class CheckpointUnderStudy:
     def on_product(self, products: int) -> None:
         """Count the products of a solve. Collective."""
         self._on_progress(f"{products} products")
+
+    def on_block(self, columns: int) -> None:
+        """Count columns of a dense matrix. Collective."""
+        self._on_progress(f"{columns} of {self.total.layout.size} columns")
 
     def on_pass(self, evaluations: int) -> None:
         """Count evaluations of the loss. Collective."""
