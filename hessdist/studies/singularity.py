@@ -395,7 +395,8 @@ def _train(
     """
     size = ensemble.layout.size
     radius = settings.initial_scale * size**0.5
-    theta = on_sphere(networks, size, radius, settings.seed, ensemble.dtype).to(ensemble.device)
+    theta = on_sphere(networks, size, radius, settings.seed, ensemble.dtype)
+    theta = theta.to(experiment.total.device)
     losses, gradients = ensemble.losses_and_gradients(theta)
     norms = gradients.norm(dim=1)
     start = Descent(

@@ -1,12 +1,14 @@
 """Built-in data sets and the subset of one that a job asks for.
 
-Images are float32 in [0, 1], channels first, nothing else done to them.
+Images are float32 in [0, 1], channels first, nothing else done to them. Synthetic data are the same
+for the same seed.
 """
 
 from __future__ import annotations
 
 import gzip
 import inspect
+import math
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from hessdist.errors import DataError
 from hessdist.workload.factories import call_factory, find_factory
@@ -239,8 +242,7 @@ def digits(split: str = "train") -> ImageDataset:
     Raises:
         DataError: scikit-learn is missing, or a test set is asked for.
     """
-    if split != "train":
-        raise DataError("the data set 'digits' has no test set", "use data.split = 'train'")
+    _check_no_test_set("digits", split)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -251,11 +253,91 @@ def digits(split: str = "train") -> ImageDataset:
     return ImageDataset(bunch.images[:, None].astype(np.uint8), bunch.target, white=16)
 
 
+def _check_no_test_set(name: str, split: str) -> None:
+    if split != "train":
+        raise DataError(f"the data set '{name}' has no test set", "use data.split = 'train'")
+
+
+def blobs(
+    samples: int = 200, spread: float = 0.3, seed: int = 0, split: str = "train"
+) -> TensorDataset:
+    """Two Gaussian blobs in the plane (Sagun, Bottou and LeCun 2016, section 3).
+
+    Classes take turns, and a blob of another spread is the same one about its centre grown or
+    shrunk, so that spreads are comparable.
+
+    Args:
+        samples: N, even: half of them in each blob.
+        spread: Standard deviation of a blob along either axis, 0 or more.
+        seed: Seed of the draw, 0 or more.
+        split: "train"; there is no test set.
+
+    Returns:
+        Pairs of a float32 point (2,) and its int64 label: 0 about (1, 1), 1 about (-1, -1).
+
+    Raises:
+        DataError: An argument is out of its range.
+    """
+    _check_no_test_set("blobs", split)
+    _check(samples > 0 and samples % 2 == 0, f"blobs: samples = {samples}", "give an even number")
+    _check(
+        spread >= 0 and math.isfinite(spread), f"blobs: spread = {spread}", "give 0 or a positive"
+    )
+    _check(seed >= 0, f"blobs: seed = {seed}", "give 0 or more")
+    labels = np.arange(samples) % 2
+    drawn = np.random.default_rng(seed).standard_normal((samples, 2))
+    points = (1 - 2 * labels)[:, None] + spread * drawn
+    return TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(labels))
+
+
+def random(
+    samples: int = 1000,
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    seed: int = 0,
+    split: str = "train",
+) -> TensorDataset:
+    """Random patterns with random labels (Sagun, Bottou and LeCun 2016, section 2.1).
+
+    Args:
+        samples: N.
+        shape: Of an input.
+        num_classes: C; labels are 0 ... C-1, each as likely.
+        seed: Seed of the draw, 0 or more.
+        split: "train"; there is no test set.
+
+    Returns:
+        Pairs of a float32 input of the shape, uniform in [0, 1), and its int64 label.
+
+    Raises:
+        DataError: An argument is out of its range.
+    """
+    _check_no_test_set("random", split)
+    _check(samples > 0, f"random: samples = {samples}", "give 1 or more")
+    _check(
+        min(shape, default=0) > 0, f"random: shape = {list(shape)}", "give sizes, each 1 or more"
+    )
+    _check(num_classes > 0, f"random: num_classes = {num_classes}", "give 1 or more")
+    _check(seed >= 0, f"random: seed = {seed}", "give 0 or more")
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, samples)
+    inputs = rng.random((samples, *shape), dtype=np.float32)
+    return TensorDataset(torch.from_numpy(inputs), torch.from_numpy(labels))
+
+
+def _check(holds: bool, what: str, remedy: str) -> None:
+    """Refuse an argument of a data set."""
+    if not holds:
+        raise DataError(what, f"{remedy} (data.arguments)")
+
+
 DATASETS: dict[str, Callable[..., MapDataset]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "blobs": blobs,
+    "random": random,
 }
 
 
@@ -265,7 +347,7 @@ def build_dataset(
     """Open the data set that a job names.
 
     Args:
-        dataset: "digits", "mnist", "fashion_mnist", "cifar10", or "package.module:callable".
+        dataset: A built-in data set (`DATASETS`), or "package.module:callable".
         root: The data folder, given to a callable that has a parameter of this name.
         arguments: More keyword arguments of the callable.
         split: "train" or "test", given likewise.

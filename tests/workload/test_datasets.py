@@ -244,6 +244,95 @@ def test_a_truncated_cifar_batch_is_named(tmp_path: Path, size: int) -> None:
         build_dataset("cifar10", tmp_path, {})
 
 
+# -- synthetic data --------------------------------------------------------------------------
+
+
+def drawn_from(name: str, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of a synthetic data set, sample by sample."""
+    dataset = build_dataset(name, None, arguments)
+    inputs, labels = zip(*(dataset[index] for index in range(len(dataset))), strict=True)
+    return torch.stack(inputs), torch.stack(labels)
+
+
+def test_blobs_have_their_centres_and_their_spread() -> None:
+    points, labels = drawn_from("blobs", samples=10_000, spread=0.7)
+    assert points.shape == (10_000, 2)
+    assert points.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert labels.bincount().tolist() == [5000, 5000]
+    for label, centre in ((0, 1.0), (1, -1.0)):
+        away = points[labels == label].double().numpy() - centre
+        # Five standard errors of a mean and of a covariance.
+        assert np.abs(away.mean(0)).max() < 5 * 0.7 / np.sqrt(5000)
+        covariance = away.T @ away / 5000
+        assert np.abs(covariance - 0.49 * np.eye(2)).max() < 5 * 0.49 * np.sqrt(2 / 5000)
+
+
+def test_blobs_of_several_spreads_and_sizes_are_the_same_draw() -> None:
+    points, labels = drawn_from("blobs", samples=20, spread=1.0)
+    centres = (1.0 - 2.0 * labels)[:, None]
+    for spread in (0.0, 0.2, 1.6):
+        scaled, _ = drawn_from("blobs", samples=20, spread=spread)
+        assert torch.allclose(scaled - centres, spread * (points - centres), atol=1e-6)
+    fewer, _ = drawn_from("blobs", samples=8, spread=1.0)
+    assert torch.equal(fewer, points[:8])
+
+
+def test_random_patterns_are_uniform_and_their_labels_too() -> None:
+    inputs, labels = drawn_from("random", samples=2000, shape=[2, 3, 4], num_classes=5)
+    assert inputs.shape == (2000, 2, 3, 4)
+    assert inputs.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    counts = np.histogram(inputs.numpy(), bins=10, range=(0, 1))[0]
+    assert counts.sum() == inputs.numel()
+    assert np.abs(counts - 4800).max() < 5 * np.sqrt(4800)
+    assert len(labels.bincount()) == 5
+    assert int((labels.bincount() - 400).abs().max()) < 5 * np.sqrt(400)
+
+
+@pytest.mark.parametrize("name", ["blobs", "random"])
+def test_synthetic_data_are_those_of_the_seed(name: str) -> None:
+    inputs, labels = drawn_from(name, samples=50, seed=3)
+    again, labels_again = drawn_from(name, samples=50, seed=3)
+    assert torch.equal(inputs, again)
+    assert torch.equal(labels, labels_again)
+    assert not torch.equal(inputs, drawn_from(name, samples=50, seed=4)[0])
+
+
+def test_synthetic_data_have_defaults() -> None:
+    assert len(build_dataset("blobs", None, {})) == 200
+    inputs, labels = drawn_from("random")
+    assert inputs.shape == (1000, 1, 28, 28)
+    assert int(labels.max()) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("blobs", {"samples": 0}, "blobs: samples = 0; give an even number"),
+        ("blobs", {"samples": 201}, "samples = 201; give an even number"),
+        ("blobs", {"spread": -0.1}, "blobs: spread = -0.1"),
+        ("blobs", {"spread": float("nan")}, "blobs: spread = nan"),
+        ("blobs", {"spread": "wide"}, "data: blobs failed"),
+        ("blobs", {"seed": -1}, "blobs: seed = -1"),
+        ("blobs", {"sigma": 1.0}, "do not fit blobs"),
+        ("blobs", {"split": "test"}, "'blobs' has no test set"),
+        ("random", {"samples": 0}, "random: samples = 0"),
+        ("random", {"shape": []}, r"random: shape = \[\]"),
+        ("random", {"shape": [3, 0]}, r"random: shape = \[3, 0\]"),
+        ("random", {"num_classes": 0}, "random: num_classes = 0"),
+        ("random", {"seed": -1}, "random: seed = -1"),
+        ("random", {"split": "test"}, "'random' has no test set"),
+    ],
+)
+def test_wrong_arguments_of_synthetic_data_are_refused_in_one_line(
+    name: str, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        build_dataset(name, None, arguments)
+    assert "\n" not in str(caught.value)
+
+
 # -- real data -------------------------------------------------------------------------------
 
 
