@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
+from hessdist.outliers import NEAR_ZERO, count_outliers, share_near_zero
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from hessdist.results.compare import Comparison
     from hessdist.results.reader import Run
     from hessdist.results.studies import Section
+
+_SIGNED = 1e-6  # |λ| / max |λ| below which rounding, of single precision too, may set the sign
+_PER_OUTPUT = 3  # outliers that are looked for
 
 
 def tables(run: Run) -> Iterator[Table]:
@@ -25,10 +33,84 @@ def tables(run: Run) -> Iterator[Table]:
     Yields:
         Tables of rich.
     """
-    yield summary(run)
-    for name, table in (("step_sizes", gains), ("subsets", subsets), ("optimizer", optimizer)):
+    if len(run) or not run.studies:
+        yield summary(run)
+    most = outliers_sought(run)
+    known: dict[str, Callable[[Section], Table]] = {
+        "step_sizes": gains,
+        "subsets": subsets,
+        "optimizer": optimizer,
+        "exact": partial(exact, most=most),
+        "density": density,
+        "architectures": partial(architectures, most=most),
+        "initialisations": initialisations,
+        "spreads": spreads,
+        "interpolation": interpolation,
+    }
+    for name, table in known.items():
         if name in run.studies:
             yield table(run.studies[name])
+
+
+# -- a whole spectrum in numbers -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InNumbers:
+    """What tables and figures tell of a whole spectrum; of several, medians."""
+
+    near_zero: float  # the share with |λ| ≤ 10⁻³ max |λ|
+    negative: float  # how many are below zero by more than rounding
+    outliers: float  # how many stand apart at the upper end
+
+    def __str__(self) -> str:
+        if np.isnan(self.near_zero):
+            return "no finite eigenvalue"
+        return (
+            f"{self.near_zero:.1%} near zero, {self.negative:g} negative, "
+            f"{self.outliers:g} {'outlier' if self.outliers == 1 else 'outliers'}"
+        )
+
+
+def in_numbers(values: NDArray[np.float64], most: int) -> InNumbers:
+    """Tell of whole spectra.
+
+    Negative eigenvalues of less than 10⁻⁶ of the largest magnitude are not counted: rounding may
+    have set their sign. Nor does rounding make outliers: what is near zero counts as equal.
+
+    Args:
+        values: Eigenvalues of a matrix, (d,), or of several, (matrices, d); a matrix with none
+            that is finite is left out.
+        most: Outliers that are looked for.
+
+    Returns:
+        The numbers; NaN without eigenvalues.
+    """
+    told = []
+    for row in np.atleast_2d(values):
+        finite = row[np.isfinite(row)]
+        if finite.size:
+            largest = np.abs(finite).max()
+            negative = int((finite < -_SIGNED * largest).sum())
+            outliers = count_outliers(np.maximum(finite, NEAR_ZERO * largest), most)
+            told.append((share_near_zero(finite), negative, outliers))
+    return InNumbers(*map(float, np.median(told, axis=0))) if told else InNumbers(*[np.nan] * 3)
+
+
+def outliers_sought(run: Run) -> int:
+    """How many outliers are looked for in spectra of a run: three an output of its network.
+
+    Args:
+        run: The result.
+
+    Returns:
+        The number; a network's outputs are the rows of its last parameter, such as a bias.
+    """
+    outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
+    return _PER_OUTPUT * outputs
+
+
+# -- checkpoints -----------------------------------------------------------------------------
 
 
 def _table(columns: Sequence[str], title: str | None = None) -> Table:
@@ -100,6 +182,9 @@ def comparison(found: Comparison) -> Table:
             cells.append(f"{np.degrees(angles.max()):.2f}" if known else "")
         table.add_row(*cells, two(found.products[row], "d"), two(found.seconds[row], ".1f"))
     return table
+
+
+# -- studies ---------------------------------------------------------------------------------
 
 
 def gains(section: Section) -> Table:
@@ -181,3 +266,205 @@ def optimizer(section: Section) -> Table:
             str(len(final) - len(good)),
         )
     return table
+
+
+def exact(section: Section, most: int) -> Table:
+    """Ends of whole spectra, and how singular the matrices are.
+
+    Args:
+        section: The section "exact".
+        most: Outliers that are looked for.
+
+    Returns:
+        One line a checkpoint and matrix.
+    """
+    columns = ["step", "matrix", "d", "λ_1", "λ_2", "λ_d", "near zero", "negative", "outliers"]
+    table = _table([*columns, "asymmetry", "seconds"], "\nall eigenvalues of the dense matrices")
+    for row, step in enumerate(section["step"]):
+        for column, operator in enumerate(section["operator"]):
+            values = section["eigenvalues"][row, column]
+            seconds = sum(
+                section[f"seconds_{what}"][row, column] for what in ("products", "eigenvalues")
+            )
+            table.add_row(
+                str(step),
+                _words(operator),
+                str(len(values)),
+                *(f"{value:.5g}" for value in values[::-1][:2]),
+                *[""] * (2 - len(values)),
+                f"{values[0]:.5g}",
+                *_told(in_numbers(values, most)),
+                f"{section['asymmetry'][row, column]:.1e}",
+                f"{seconds:.1f}",
+            )
+    return table
+
+
+def density(section: Section) -> Table:
+    """Traces and ranks by random vectors, each with its standard error.
+
+    Args:
+        section: The section "density".
+
+    Returns:
+        One line a checkpoint, matrix and block.
+    """
+    names = {"trace": "trace", "xtrace": "by XTrace", "frobenius_norm": "‖·‖_F"}
+    names["effective_rank"] = "eff. rank"
+    if "count" in section:
+        names["count"] = "in interval"
+    columns = ["step", "matrix", "block", "d", *names.values()]
+    table = _table(columns, "\nspectral densities: numbers and their standard errors")
+    for row, step in enumerate(section["step"]):
+        for i, operator in enumerate(section["operator"]):
+            for j, block in enumerate(section["block"]):
+                at = (row, i, j)
+                table.add_row(
+                    str(step),
+                    _words(operator),
+                    escape(_cut(str(block), 16)),
+                    str(section["size"][at]),
+                    *(_estimate(section[n][at], section[f"{n}_error"][at]) for n in names),
+                )
+    return table
+
+
+def architectures(section: Section, most: int) -> Table:
+    """How singular Hessians of growing networks are, before and after training.
+
+    Args:
+        section: The section "architectures".
+        most: Outliers that are looked for.
+
+    Returns:
+        One line an architecture and stage; medians over its networks.
+    """
+    columns = ["hidden", "d", "stage", "loss", "‖g‖", "λ_1", "λ_2", "λ_d"]
+    columns += ["near zero", "negative", "outliers", "reached"]
+    table = _table(columns, "\nnetworks of growing width; medians over starts")
+    for row, name in enumerate(section["architecture"]):
+        for column, stage in enumerate(section["stage"]):
+            size = section["parameters"][row]
+            values = section["eigenvalues"][row, :, column, :size]
+            ends = [values[:, place] for place in (-1, max(-2, -size), 0)]
+            numbers = [section[n][row, :, column] for n in ("loss", "gradient_norm")]
+            table.add_row(
+                str(name),
+                str(size),
+                str(stage),
+                *(f"{_median(number):.4g}" for number in [*numbers, *ends]),
+                *_told(in_numbers(values, most)),
+                _share(section["reached"][row]) if stage == section["stage"][-1] else "",
+            )
+    return table
+
+
+def initialisations(section: Section) -> Table:
+    """The top eigenvalue over starts.
+
+    Args:
+        section: The section "initialisations".
+
+    Returns:
+        A line before training, one after it, and one for networks that did not reach the norm.
+    """
+    columns = ["networks", "number", "λ_1: median", "quartiles", "least", "most", "deviation"]
+    table = _table(columns, "\nthe top eigenvalue over starts")
+    start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
+    reached = section["reached"]
+    for name, values in (
+        ("before training", start),
+        ("after training", end),
+        ("that reached ‖g‖", end[reached]),
+        ("that did not", end[~reached]),
+    ):
+        good = values[np.isfinite(values)]
+        if good.size:
+            low, middle, high = np.quantile(good, [0.25, 0.5, 0.75])
+            numbers = [f"{middle:.4g}", f"{low:.4g} to {high:.4g}"]
+            numbers += [f"{f(good):.4g}" for f in (np.min, np.max, np.std)]
+            table.add_row(name, f"{good.size} of {len(start)}", *numbers)
+        else:
+            table.add_row(name, f"0 of {len(start)}", *[""] * 5)
+    return table
+
+
+def spreads(section: Section) -> Table:
+    """The two top eigenvalues against an argument of the data set.
+
+    Args:
+        section: The section "spreads".
+
+    Returns:
+        One line a value of the argument: medians and quartiles over starts.
+    """
+    tops = range(min(2, section["eigenvalues"].shape[-1]))
+    named = [name for top in tops for name in (f"λ_{top + 1}: median", "quartiles")]
+    argument = section.variables["value"].long_name.split()[0]
+    columns = [escape(argument), "λ_1 before", *named]
+    table = _table([*columns, "loss", "reached"], "\nthe top eigenvalues against the data")
+    for row, value in enumerate(section["value"]):
+        cells = [f"{value:g}", f"{_median(section['eigenvalues_start'][row, :, 0]):.4g}"]
+        for top in tops:
+            found = section["eigenvalues"][row, :, top]
+            good = found[np.isfinite(found)]
+            low, high = np.quantile(good, [0.25, 0.75]) if good.size else [np.nan] * 2
+            cells += [f"{_median(found):.4g}", f"{low:.4g} to {high:.4g}"]
+        cells += [f"{_median(section['loss'][row]):.4g}", _share(section["reached"][row])]
+        table.add_row(*cells)
+    return table
+
+
+def interpolation(section: Section) -> Table:
+    """The loss between two networks at the end of training, and the highest barrier before it.
+
+    Args:
+        section: The section "interpolation".
+
+    Returns:
+        One line a comparison; a barrier is the loss on the line above that at its worse end.
+    """
+    columns = ["networks", "step", "distance", "loss: first", "halfway", "second", "barrier"]
+    table = _table([*columns, "highest", "at step"], "\nstraight lines between two networks")
+    for row, name in enumerate(section["comparison"]):
+        losses = section["loss"][row]
+        barriers = losses.max(axis=1) - np.maximum(losses[:, 0], losses[:, -1])
+        known = np.flatnonzero(np.isfinite(barriers))
+        highest = known[np.argmax(barriers[known])] if known.size else len(barriers) - 1
+        halfway = losses.shape[1] // 2
+        numbers = [section["distance"][row, -1], *losses[-1, [0, halfway, -1]], barriers[-1]]
+        table.add_row(
+            str(name),
+            str(section["step"][-1]),
+            *(f"{number:.4g}" for number in [*numbers, barriers[highest]]),
+            str(section["step"][highest]),
+        )
+    return table
+
+
+def _words(operator: Any) -> str:
+    return str(operator).replace("_", " ")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _told(numbers: InNumbers) -> list[str]:
+    return [f"{numbers.near_zero:.1%}", f"{numbers.negative:g}", f"{numbers.outliers:g}"]
+
+
+def _estimate(value: float, error: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.4g} ± {error:.1g}" if np.isfinite(error) else f"{value:.4g}"
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Of what is finite; NaN where nothing is."""
+    good = values[np.isfinite(values)]
+    return float(np.median(good)) if good.size else np.nan
+
+
+def _share(reached: NDArray[np.bool_]) -> str:
+    return f"{reached.sum()} of {len(reached)}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hessdist.figures import negative_curvature
+from hessdist.figures import negative_curvature, singularity, whole_spectra
 from hessdist.figures.progression import progression
+from hessdist.tables import outliers_sought
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,3 +28,5 @@ def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     if len(run):
         yield "progression", progression(run, title)
     yield from negative_curvature.figures(run.studies, title)
+    for of in (whole_spectra, singularity):
+        yield from of.figures(run.studies, title, outliers_sought(run))

@@ -132,13 +132,13 @@ function residuals(s) {
 
 // The row of a study for the selected step: that step's, or the nearest one before it.
 function rowOf(steps, s) {
-  const before = steps.filter((step) => step <= data.steps[s]);
+  const before = steps.filter((step) => step <= data.slider[s]);
   return before.length ? before.length - 1 : 0;
 }
 
 function lines(s) {
   const own = data.lines, row = rowOf(own.steps, s);
-  const pair = Number(chosen("lines", own.pairs, own.pairs)), span = Number(chosen("lines", own.spans.map((x) => `|α| ≤ ${x}`), own.spans, 1));
+  const pair = Number(chosen("lines", own.pairs)), span = Number(chosen("lines", own.spans.map((x) => `|α| ≤ ${x}`), 1));
   const inside = own.alpha.map((a, i) => Math.abs(a) <= own.spans[span] * (1 + 1e-9) ? i : -1).filter((i) => i >= 0);
   const trace = (name, values, colour, dash) => ({
     x: inside.map((i) => own.alpha[i]), y: inside.map((i) => values[row][pair][i]), name, mode: "lines+markers",
@@ -184,12 +184,140 @@ function shares(s) {
     layout(`layer, step ${own.steps[row]}`, "", { yaxis: { autorange: "reversed" }, margin: { l: 90, r: 16, t: 10, b: 50 } })];
 }
 
+// -- whole spectra ---------------------------------------------------------------------------
+
+const legend = { showlegend: true, legend: { orientation: "h", y: 1.16 } };
+const under = { l: 60, r: 16, t: 10, b: 64 };  // a title of two lines
+// Text that is not ours as Plotly's labels take it.
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+const finite = (values) => values.flat(9).filter((v) => v !== null);
+const positive = (values) => values.map((v) => v === null || v === 0 ? null : Math.abs(v));
+// Logarithmic where all is positive and spans more than a decade or so.
+const typed = (values) => Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values) ? "log" : "linear";
+const axis = (values) => typed(values) === "log" ? { type: "log", exponentformat: "power" } : {};
+
+function byRank(ranks, values, colour, name) {
+  return {
+    x: ranks, y: positive(values), mode: "lines+markers", name, line: { color: colour, width: 1 },
+    marker: { size: 5, color: colour, symbol: values.map((v) => v < 0 ? "circle-open" : "circle") },
+    text: values.map((v) => `λ ${short(v)}`), hovertemplate: "%{text}<extra></extra>",
+  };
+}
+
+// The axis of |λ|: what rounding leaves is below it.
+function sizes(values) {
+  const top = Math.log10(Math.max(...finite(values).map(Math.abs), 1e-300));
+  return { type: "log", exponentformat: "power", range: [top - 10.3, top + 0.3] };
+}
+
+function exact(s) {
+  const own = data.exact, row = rowOf(own.steps, s);
+  const i = Number(chosen("exact", own.operators)), how = Number(chosen("exact", ["histogram", "by rank"], 1));
+  const shown = own.shown[row][i], where = `step ${own.steps[row]}<br>${shown.told}`;
+  if (how === 1) {
+    return [[byRank(own.ranks, shown.values, BLUE, "λ")], layout(`rank / d, ${where}`, "|λ|", { margin: under, yaxis: sizes(own.shown.map((all) => all[i].values)) })];
+  }
+  const c = own.linear[i], edges = own.edges[i], bent = edges.map((x) => Math.asinh(x / c));
+  const top = Math.floor(Math.log10(1000 * c)), ticks = [0, ...[0, 1].flatMap((k) => [10 ** (top - k), -(10 ** (top - k))])];
+  return [[
+    { x: bent.slice(1).map((b, k) => (b + bent[k]) / 2), width: bent.slice(1).map((b, k) => b - bent[k]), type: "bar",
+      y: shown.counts.map((n) => n || null), marker: { color: BLUE },
+      text: shown.counts.map((n, k) => `λ from ${short(edges[k])} to ${short(edges[k + 1])}<br>${n}`), textposition: "none",
+      hovertemplate: "%{text}<extra></extra>" },
+    { x: shown.outliers.map((x) => Math.asinh(x / c)), y: shown.outliers.map(() => 0.93), yaxis: "y2", mode: "markers",
+      marker: { symbol: "line-ns-open", size: 12, color: RED }, text: shown.outliers.map((x) => `outlier, λ ${short(x)}`),
+      hovertemplate: "%{text}<extra></extra>" },
+  ], layout(`λ, ${where}`, "eigenvalues", {
+    margin: under, xaxis: { range: [bent[0], bent[bent.length - 1]], tickvals: ticks.map((t) => Math.asinh(t / c)), ticktext: ticks.map((t) => t ? t.toPrecision(1) : "0") },
+    yaxis: { type: "log", range: [Math.log10(0.5), Math.log10(5 * Math.max(1, ...own.shown.flatMap((all) => all[i].counts)))] },
+    yaxis2: { overlaying: "y", range: [0, 1], visible: false },
+  })];
+}
+
+function density(s) {
+  const own = data.density, row = rowOf(own.steps, s);
+  const i = Number(chosen("density", own.operators)), j = Number(chosen("density", own.blocks, 1));
+  const shown = own.shown[row][i][j], where = `λ, step ${own.steps[row]}`;
+  if (shown === null) return [[], layout(`${where}: nothing is finite`, "density")];
+  const count = shown.values.length, [low, high] = shown.ends, at = (k, n) => low + (high - low) * k / n;
+  const x = shown.values.map((_, k) => at(k, count - 1)), cut = (v) => Math.max(v, shown.floor);
+  const band = (sign, more) => ({ x, y: shown.values.map((v, k) => cut(v + sign * shown.errors[k])), mode: "lines", line: { width: 0, color: BLUE }, hoverinfo: "skip", showlegend: false, ...more });
+  const bars = shown.bars || [], edge = own.interval ? own.interval[row] : null;
+  const bounds = edge && edge.map((b, k) => Math.min(high, Math.max(low, b ?? [low, high][k])));
+  return [[
+    ...(bars.length ? [{ x: bars.map((_, k) => at(k + 0.5, bars.length)), y: bars.map((b) => b || null), type: "bar", width: (high - low) / bars.length,
+      name: "exact", marker: { color: GREY, opacity: 0.6 }, hovertemplate: "λ %{x:.4g}<br>exact %{y:.4g}<extra></extra>" }] : []),
+    ...(shown.errors.includes(null) ? [] : [band(-1, {}), band(1, { fill: "tonexty", fillcolor: "rgba(0,114,178,0.3)", name: "standard error", showlegend: true })]),
+    { x, y: shown.values.map(cut), mode: "lines", name: "density", line: { color: BLUE, width: 1.5 }, hovertemplate: "λ %{x:.4g}<br>%{y:.4g}<extra></extra>" },
+  ], layout(`${where}<br>${shown.told}`, "density", {
+    ...legend, margin: under, xaxis: { range: [low, high] },
+    yaxis: { type: "log", exponentformat: "power", range: [Math.log10(2 * shown.floor), Math.log10(3 * Math.max(...shown.values, ...bars))] },
+    shapes: bounds && bounds[1] > bounds[0] ? [{ type: "rect", x0: bounds[0], x1: bounds[1], yref: "paper", y0: 0, y1: 1, fillcolor: ORANGE, opacity: 0.15, line: { width: 0 } }] : [],
+  })];
+}
+
+// -- the singular Hessian --------------------------------------------------------------------
+
+function architectures() {
+  const own = data.architectures;
+  const how = Number(chosen("architectures", ["by rank, after training", "by rank, before training", "share near zero", "outliers"]));
+  if (how < 2) {
+    const stage = 1 - how, count = own.sizes.length;
+    return [own.sizes.map((size, i) => byRank(own.ranks[i], own.values[i][stage], shade("largest", i, count), `d = ${size}`)),
+      layout("rank / d, from the largest eigenvalue", "|λ|", { ...legend, yaxis: sizes(own.values) })];
+  }
+  const values = how === 2 ? own.near_zero : own.outliers;
+  const trace = (stage, name, colour, symbol) => ({
+    x: values.flatMap((rows, i) => rows[stage].map(() => own.sizes[i])), y: values.flatMap((rows) => rows[stage]), mode: "markers", name,
+    marker: { size: 8, color: colour, symbol: values.flatMap((rows, i) => rows[stage].map((_, k) => stage === 0 || own.reached[i][k] ? symbol : `${symbol}-open`)) },
+    text: values.flatMap((rows, i) => rows[stage].map(() => plain(own.names[i]))),
+    hovertemplate: "hidden %{text}, d = %{x}<br>%{y}<extra>%{fullData.name}</extra>",
+  });
+  return [[trace(0, "before training", RED, "square"), trace(1, "after training", BLUE, "circle")],
+    layout("parameters d", how === 2 ? "share with |λ| ≤ 0.001 max |λ|" : "outliers, above the widest gap",
+      { ...legend, xaxis: { type: "log", tickvals: own.sizes, ticktext: own.sizes.map(String) }, yaxis: { rangemode: "tozero" } })];
+}
+
+function initialisations() {
+  const own = data.initialisations[["end", "both"][Number(chosen("initialisations", ["after training", "and before training"]))]];
+  const edges = own.edges, x = edges.slice(1).map((e, k) => (e + edges[k]) / 2), width = edges.slice(1).map((e, k) => e - edges[k]);
+  const bars = (name, y, colour) => ({ x, width, y, type: "bar", name, marker: { color: colour, line: { color: BLUE, width: 1 } },
+    hovertemplate: "λ₁ about %{x:.4g}<br>%{y}<extra>%{fullData.name}</extra>" });
+  const before = { x: edges.flatMap((e) => [e, e]), y: [0, ...own.start.flatMap((n) => [n, n]), 0], mode: "lines", name: "before training", line: { color: RED }, hoverinfo: "skip" };
+  const both = own === data.initialisations.both;
+  return [[bars("reached the gradient norm", own.reached, BLUE), bars("did not", own.missed, "rgba(138,138,138,0.5)"), ...(both ? [before] : [])],
+    layout(`λ₁ of ${data.initialisations.networks} networks`, "networks", { ...legend, barmode: "stack", xaxis: both ? axis(edges) : {} })];
+}
+
+function spreads() {
+  const own = data.spreads, top = Number(chosen("spreads", own.quartiles.map((_, i) => `eigenvalue ${i + 1}`)));
+  const [low, middle, high] = own.quartiles[top], found = own.found[top];
+  const less = (a, b) => a.map((v, i) => v === null ? null : v - b[i]);
+  return [[
+    { x: own.values.flatMap((v, i) => found[i].map(() => v)), y: found.flat(), mode: "markers", name: "a network",
+      marker: { size: 6, color: BLUE, opacity: 0.7, symbol: own.reached.flat().map((r) => r ? "circle" : "circle-open") }, hovertemplate: "λ %{y:.4g}<extra></extra>" },
+    { x: own.values, y: middle, mode: "lines+markers", name: "median and quartiles", line: { color: RED }, marker: { size: 8, symbol: "diamond" },
+      error_y: { type: "data", symmetric: false, array: less(high, middle), arrayminus: less(middle, low), color: RED }, hovertemplate: "%{x}<br>median %{y:.4g}<extra></extra>" },
+  ], layout(plain(own.argument), `λ<sub>${top + 1}</sub> after training`, { ...legend, yaxis: axis(finite(found)) })];
+}
+
+function interpolation() {
+  const own = data.interpolation, row = Number(chosen("interpolation", own.comparisons));
+  const loss = own.loss[row], all = finite(loss), wide = all.length > 0 && typed(all) === "log";
+  const ticks = wide ? [...new Set(all.map((v) => Math.floor(Math.log10(v))))] : [];
+  return [[{ type: "heatmap", x: own.fraction, y: own.steps, z: loss.map((line) => line.map((v) => v === null ? null : wide ? Math.log10(v) : v)), colorscale: "Viridis",
+    colorbar: { title: { text: "loss" }, ...(wide ? { tickvals: ticks, ticktext: ticks.map((t) => `10<sup>${t}</sup>`) } : {}) },
+    text: loss.map((line, k) => line.map((v) => `step ${own.steps[k]}, distance ${short(own.distance[row][k])}<br>loss ${short(v)}`)),
+    hovertemplate: "%{text}<br>way %{x}<extra></extra>" }],
+    layout("way from the first to the second network", "training step")];
+}
+
 // -- controls, and all of it together --------------------------------------------------------
 
 const choices = {};
 
 // The index chosen in a list of a view; the list is made when it is first asked for.
-function chosen(view, names, values, number = 0) {
+function chosen(view, names, number = 0) {
   const key = `${view}-${number}`;
   if (!choices[key]) {
     const list = document.createElement("select");
@@ -202,29 +330,31 @@ function chosen(view, names, values, number = 0) {
   return choices[key].value;
 }
 
-const views = { progression, spectrum, residuals, cost, lines, inverse, change, shares };
+const views = { progression, spectrum, residuals, cost, lines, inverse, change, shares,
+  exact, density, architectures, initialisations, spreads, interpolation };
+// Those that do not change with the step; the progression only moves its mark.
+const still = ["progression", "architectures", "initialisations", "spreads", "interpolation"];
 
 function draw(names = Object.keys(views)) {
-  if (!data.steps.length) return;
   const selected = Number(slider.value);
-  document.getElementById("step-shown").textContent = data.steps[selected];
+  document.getElementById("step-shown").textContent = data.slider[selected] ?? "";
   for (const name of names.filter(has)) {
     const [traces, design] = views[name](selected);
     Plotly.react(name, traces, design, config);
   }
 }
 
-// Moving the slider redraws what shows the selected step; the progression only moves its mark.
 function select() {
   const moved = Number(slider.value);
   if (has("progression")) Plotly.relayout("progression", { shapes: mark(moved) });
-  draw(Object.keys(views).filter((name) => name !== "progression"));
+  draw(Object.keys(views).filter((name) => !still.includes(name)));
 }
 
 slider.addEventListener("input", select);
 dark.addEventListener("change", () => draw());
 draw();
-if (has("progression") && data.steps.length) {
+if (!data.slider.length) document.getElementById("selector").remove();
+if (has("progression")) {
   document.getElementById("progression").on("plotly_click", (event) => {
     slider.value = String(data.steps.indexOf(event.points[0].x));
     select();

@@ -28,8 +28,16 @@ _VIEWS = {
     "inverse": "Best step sizes",
     "change": "Best change of the loss",
     "shares": "Share of the layers",
+    "exact": "All eigenvalues of the selected step",
+    "density": "Spectral density of the selected step",
+    "architectures": "Networks of growing width",
+    "initialisations": "The top eigenvalue over starts",
+    "spreads": "The top eigenvalues against the data",
+    "interpolation": "Loss between two networks",
 }
-_NEEDS = {"lines": "lines", "inverse": "step_sizes", "change": "step_sizes", "shares": "shares"}
+# What of the data a view draws; a view whose data is absent or empty is left out.
+_NEEDS = {"inverse": "step_sizes", "change": "step_sizes"}
+_NEEDS |= dict.fromkeys(("progression", "spectrum", "residuals", "cost"), "steps")
 _TELLS = {
     "progression": "|λ| of both ends on a logarithmic axis, the loss dotted on the right; hollow "
     "marks have the other sign, crosses did not converge. The vertical line is the selected step; "
@@ -42,6 +50,20 @@ _TELLS = {
     "edges of the scan; large marks are of the selected step.",
     "change": "L(α*) − L(0) against λ; below zero is better.",
     "shares": "How much of the squared norm of each eigenvector lies in each layer.",
+    "exact": "How many eigenvalues of the dense matrix lie in each bin, on an axis that is linear "
+    "near zero, the outliers marked above; or |λ| by rank, from the largest eigenvalue, hollow "
+    "where it is negative.",
+    "density": "The density of all eigenvalues by random vectors, with its standard error; bars "
+    "are the exact eigenvalues, where the run has them, the coloured strip is the interval.",
+    "architectures": "Exact spectra of networks before and after training: |λ| by rank of the "
+    "first network of each, hollow where λ is negative; the share near zero, and how many "
+    "outliers, of all networks, hollow where the gradient norm was not reached.",
+    "initialisations": "The largest eigenvalue of the Hessian after training from many starts; "
+    "grey did not reach the gradient norm, the outline is before training.",
+    "spreads": "The two largest eigenvalues after training against an argument of the data set: "
+    "medians and quartiles over starts, and the networks themselves, hollow where the gradient "
+    "norm was not reached.",
+    "interpolation": "The loss on straight lines between two networks in training, by step.",
 }
 
 
@@ -60,7 +82,7 @@ def report(run: Run, title: str) -> str:
     """
     job = parse_job(run.job, str(run.path))[0]
     data = data_of(run, title, job.spectrum.tolerance)
-    views = {name: text for name, text in _VIEWS.items() if _NEEDS.get(name, "steps") in data}
+    views = {name: text for name, text in _VIEWS.items() if data.get(_NEEDS.get(name, name))}
     here = files("hessdist.report")
     return Template(here.joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
@@ -68,7 +90,7 @@ def report(run: Run, title: str) -> str:
         plotly=_plotly(),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
         data=in_script(data),
-        last=len(run) - 1,
+        last=len(data["slider"]) - 1,
         summary=_table(_summary(run, job)),
         provenance=_table(_provenance(run)),
         job=escape(run.job),
@@ -140,11 +162,16 @@ def _summary(run: Run, job: Job) -> dict[str, str]:
         "parameters": f"{run.num_parameters:,}",
         "samples": f"{run.num_samples:,}",
         "checkpoints": f"{len(run)}"
-        + (f", steps {run.steps[0]} to {run.steps[-1]}" if len(run) else ""),
-        "eigenpairs of each": f"{k} largest, {m} smallest",
-        "converged": f"{good:,} of {len(run) * (k + m):,}",
-        "cost": f"{run.products.sum():,} products, {np.nansum(run.seconds):,.0f} s on "
-        f"{run.attributes.get('ranks', '?')} ranks",
+        + (f", steps {run.steps[0]} to {run.steps[-1]}" if len(run) else " with eigenpairs"),
+    }
+    if len(run):
+        rows |= {
+            "eigenpairs of each": f"{k} largest, {m} smallest",
+            "converged": f"{good:,} of {len(run) * (k + m):,}",
+            "cost": f"{run.products.sum():,} products, {np.nansum(run.seconds):,.0f} s on "
+            f"{run.attributes.get('ranks', '?')} ranks",
+        }
+    rows |= {
         "versions": ", ".join(
             f"{name.removesuffix('_version')} {value}"
             for name, value in run.attributes.items()

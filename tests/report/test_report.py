@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Run
-from written import write_run
+from written import (
+    changed,
+    density_section,
+    exact_section,
+    initialisations_section,
+    sections,
+    spreads_section,
+    write_run,
+)
 
 import hessdist
+from hessdist.figures.whole_spectra import density_at, smoothing_width
+from hessdist.report.data import data_of
 from hessdist.report.page import in_script, report, write_report
+from hessdist.results.studies import Section
 
 selenium = pytest.importorskip("selenium.webdriver")
 
@@ -81,6 +93,13 @@ def move_to(browser: Any, position: int) -> None:
 
 
 VIEWS = ["progression", "spectrum", "residuals", "cost", "lines", "inverse", "change", "shares"]
+NEW = ["exact", "density", "architectures", "initialisations", "spreads", "interpolation"]
+
+
+MARKS = (
+    "return document.querySelectorAll(`#${arguments[0]} .main-svg :is(path.point, "
+    "path.js-line, .point path, image, .hm image)`).length;"
+)
 
 
 def test_every_view_is_drawn(browser: Any, studied: Path, tmp_path: Path) -> None:
@@ -88,12 +107,8 @@ def test_every_view_is_drawn(browser: Any, studied: Path, tmp_path: Path) -> Non
     page = tmp_path / "run.html"
     write_report(run, "a run", page)
     opened(browser, page)
-    for view in VIEWS:
-        marks = browser.execute_script(
-            "return document.querySelectorAll(`#${arguments[0]} .main-svg :is(path.point, "
-            "path.js-line, .point path, image, .hm image)`).length;", view
-        )  # fmt: skip
-        assert marks > 0, view
+    for view in VIEWS + NEW:
+        assert browser.execute_script(MARKS, view) > 0, view
     assert complaints(browser) == []
     assert requests(browser) == []
     loss = drawn(browser, "progression")[-1]
@@ -193,6 +208,158 @@ def test_a_large_run_opens_quickly(browser: Any, tmp_path: Path) -> None:
     assert browser.seconds < 30  # of a hang alone; the figure is in docs/measured.md
 
 
+# -- whole spectra and the singular Hessian --------------------------------------------------
+
+
+@pytest.fixture
+def written(browser: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Write a run with these studies, and open its page."""
+
+    def show(studies: dict[str, Section], steps: int = 0, title: str = "a run") -> Any:
+        run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=steps, studies=studies))
+        write_report(run, title, tmp_path / "run.html")
+        opened(browser, tmp_path / "run.html")
+        return run
+
+    return show
+
+
+def choose(browser: Any, view: str, number: int, option: int) -> None:
+    """Choose from one of a view's lists."""
+    browser.execute_script(
+        "const list = document.querySelectorAll(`#${arguments[0]}-controls select`)[arguments[1]];"
+        "list.value = String(arguments[2]); list.dispatchEvent(new Event('change'));",
+        view, number, option,
+    )  # fmt: skip
+
+
+def traces(browser: Any, view: str) -> list[dict[str, Any]]:
+    """What a view draws."""
+    script = "return JSON.parse(JSON.stringify(document.getElementById(arguments[0]).data));"
+    return browser.execute_script(script, view)
+
+
+def test_new_views_are_drawn_with_every_choice_and_no_checkpoint(
+    browser: Any, written: Callable[..., Any]
+) -> None:
+    written(sections())
+    for view in NEW:
+        lists = browser.find_elements("css selector", f"#{view}-controls select")
+        counts = [len(one.find_elements("tag name", "option")) for one in lists]
+        for options in product(*map(range, counts)):
+            for number, option in enumerate(options):
+                choose(browser, view, number, option)
+            assert browser.execute_script(MARKS, view) > 0, (view, options)
+    assert len(browser.find_elements("class name", "view")) == len(NEW)
+    assert complaints(browser) == []
+    assert requests(browser) == []
+
+
+def test_all_eigenvalues_follow_the_slider(browser: Any, written: Callable[..., Any]) -> None:
+    run = written(sections())
+    for position, step in enumerate((0, 10)):
+        move_to(browser, position)
+        assert browser.find_element("id", "step-shown").text == str(step)
+        for operator in (0, 1):
+            values = np.sort(run.studies["exact"]["eigenvalues"][position, operator])[::-1]
+            choose(browser, "exact", 0, operator)
+            choose(browser, "exact", 1, 0)
+            bars, rug = traces(browser, "exact")
+            assert sum(count or 0 for count in bars["y"]) == len(values)
+            linear = 1e-3 * run.studies["exact"]["eigenvalues"][:, operator].max()
+            assert rug["x"] == pytest.approx(np.arcsinh(values[:2] / linear), rel=1e-5)
+            choose(browser, "exact", 1, 1)
+            (ranks,) = traces(browser, "exact")
+            assert ranks["y"] == pytest.approx(np.abs(values), rel=1e-6)
+            hollow = [symbol == "circle-open" for symbol in ranks["marker"]["symbol"]]
+            assert hollow == list(values < 0)
+
+
+def test_a_density_has_its_band_and_the_exact_eigenvalues(
+    browser: Any, written: Callable[..., Any]
+) -> None:
+    section = written(sections()).studies["density"]
+    exact, below, above, density = traces(browser, "density")
+    heights = np.array([height or 0 for height in exact["y"]])
+    assert heights.sum() * exact["width"] == pytest.approx(1, rel=1e-2)
+    values = np.array(density["y"])
+    assert (np.array(below["y"]) <= values).all()
+    assert (np.array(above["y"]) >= values).all()
+    found = density_at(section, (1, 0, 0))
+    expected, _ = found.smoothed(np.array(density["x"]), smoothing_width(found))
+    seen = values > values.min()
+    assert seen.sum() > 10
+    assert values[seen] == pytest.approx(expected[seen], rel=0.01)
+    choose(browser, "density", 1, 1)  # a block, which has no exact eigenvalues
+    assert len(traces(browser, "density")) == 3
+
+
+def test_views_of_experiments_show_what_was_found(
+    browser: Any, written: Callable[..., Any]
+) -> None:
+    studies = written(sections()).studies
+    for row, name in enumerate(studies["interpolation"]["comparison"]):
+        choose(browser, "interpolation", 0, row)
+        (picture,) = traces(browser, "interpolation")
+        assert np.array(picture["z"]) == pytest.approx(
+            studies["interpolation"]["loss"][row], rel=1e-3
+        ), name
+    reached, missed = traces(browser, "initialisations")
+    assert (sum(reached["y"]), sum(missed["y"])) == (29, 10)
+    choose(browser, "initialisations", 0, 1)
+    start = traces(browser, "initialisations")[2]
+    assert sum(start["y"][1:-1:2]) == 40
+    networks, medians = traces(browser, "spreads")
+    assert sorted(networks["y"]) == pytest.approx(
+        sorted(studies["spreads"]["eigenvalues"][..., 0].ravel())
+    )
+    assert medians["y"] == pytest.approx(3 * studies["spreads"]["value"])
+    choose(browser, "architectures", 0, 2)
+    before, after = traces(browser, "architectures")
+    assert len(before["y"]) == len(after["y"]) == 6
+    assert before["y"].count(None) == 2  # networks that diverged
+
+
+def test_a_run_of_experiments_alone_has_no_slider(
+    browser: Any, written: Callable[..., Any]
+) -> None:
+    written({"initialisations": initialisations_section()})
+    assert browser.find_elements("id", "selector") == []
+    assert len(browser.find_elements("class name", "view")) == 1
+    assert browser.execute_script(MARKS, "initialisations") > 0
+    assert complaints(browser) == []
+
+
+def test_networks_that_diverged_break_no_view(browser: Any, written: Callable[..., Any]) -> None:
+    studies = {}
+    for name, section in sections().items():
+        ruined = {
+            one: np.full_like(v.values, np.nan)
+            for one, v in section.variables.items()
+            if v.values.dtype.kind == "f" and len(v.dimensions) > 1
+        }
+        studies[name] = changed(section, **ruined)
+    written(studies)
+    assert len(browser.find_elements("class name", "view")) == len(NEW)
+    move_to(browser, 0)
+    assert complaints(browser) == []
+
+
+def test_a_page_of_long_studies_stays_small(tmp_path: Path) -> None:
+    studies = {
+        "exact": exact_section(steps=range(0, 1000, 10), size=300),
+        "density": density_section(steps=range(0, 400, 10), size=120),
+        "initialisations": initialisations_section(5000),
+    }
+    run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=0, studies=studies))
+    data = data_of(run, "a run", 1e-3)
+    assert data["exact"]["steps"][0] == 0
+    assert data["exact"]["steps"][-1] == 990
+    for view in studies:
+        assert json.dumps(data[view]).count(",") < 10_000, view
+    assert len(data["slider"]) == 100
+
+
 class Scripts(HTMLParser):
     """The scripts of a page as a browser would find them, and what it would load."""
 
@@ -233,6 +400,22 @@ def test_text_from_a_job_is_text(browser: Any, tmp_path: Path) -> None:
     assert browser.title == EVIL
     assert browser.find_element("tag name", "h1").text == EVIL
     assert run.job.strip() == browser.find_element("tag name", "pre").text.strip()
+
+
+def test_text_from_studies_is_text(browser: Any, written: Callable[..., Any]) -> None:
+    block = f"fc1 + {EVIL}"
+    studies = {
+        "density": density_section(blocks=("all", block)),
+        "spreads": spreads_section(argument=EVIL),
+    }
+    written(studies, title="evil")
+    assert browser.title == "evil"
+    assert browser.find_elements("css selector", "img, #spreads a") == []
+    options = browser.find_elements("css selector", "#density-controls option")
+    assert options[-1].get_attribute("textContent").startswith("fc1 + </script>")
+    shown = browser.find_element("css selector", "#spreads .xtitle").get_attribute("textContent")
+    assert shown.startswith("</script><script>")
+    assert complaints(browser) == []
 
 
 def test_numbers_that_are_not_finite(browser: Any, tmp_path: Path) -> None:

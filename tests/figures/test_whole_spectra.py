@@ -1,0 +1,615 @@
+"""Figures and tables of whole spectra and of the singular Hessian, against what was put in."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from rich.console import Console
+from written import (
+    architectures_section,
+    changed,
+    density_section,
+    exact_section,
+    initialisations_section,
+    interpolation_section,
+    sections,
+    spreads_section,
+    write_run,
+)
+
+import hessdist
+from hessdist.figures import singularity, whole_spectra
+from hessdist.figures.everything import figures
+from hessdist.figures.look import Look
+from hessdist.results.studies import Section
+from hessdist.tables import in_numbers, outliers_sought, tables
+
+MOST = 6
+
+
+def all_figures(studies: dict[str, Section]) -> Iterator[tuple[str, Figure]]:
+    for of in (whole_spectra, singularity):
+        yield from of.figures(studies, "a run", MOST)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def said(figure: Figure) -> str:
+    return " ".join(" ".join(texts(figure)).split())
+
+
+def marked(axes: Any, marker: str, hollow: bool = False) -> np.ndarray:
+    """Points of lines with this marker, (n, 2)."""
+    found = [
+        line.get_xydata()
+        for line in axes.get_lines()
+        if line.get_marker() == marker
+        and (line.get_markerfacecolor() in {"none", "white"}) == hollow
+    ]
+    return np.concatenate(found)
+
+
+# -- a spectrum in numbers -------------------------------------------------------------------
+
+
+def test_a_spectrum_in_numbers_by_hand() -> None:
+    # 10 is near zero at 10⁻², not at 10⁻³; -5e-6 is too small to be called negative.
+    values = np.array([10.0, 8.0, 0.1, 0.005, 0, 0, -1e-6, -5e-6, -2e-5, -0.5])
+    told = in_numbers(values, 4)
+    assert told.near_zero == 6 / 10
+    assert told.negative == 2  # -0.5 and -2e-5
+    assert told.outliers == 2  # 8 / 0.1 is the widest ratio
+    assert str(told) == "60.0% near zero, 2 negative, 2 outliers"
+
+
+def test_rounding_makes_no_outliers() -> None:
+    noise = np.geomspace(1e-40, 1e-17, 20)
+    assert in_numbers(np.append(noise, [1.0, 0.9]), 20).outliers == 2
+    assert in_numbers(-np.append(noise, [1.0]), 20).negative == 1
+
+
+def test_numbers_do_not_depend_on_order_or_scale() -> None:
+    values = np.random.default_rng(0).standard_normal(50)
+    expected = in_numbers(values, 10)
+    assert in_numbers(np.sort(values), 10) == expected
+    assert in_numbers(values * 1e6, 10) == expected
+    assert in_numbers(np.append(values, [np.nan, np.inf]), 10) == expected
+
+
+def test_of_several_spectra_the_medians() -> None:
+    rows = np.array([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, -1], [np.nan] * 4])
+    told = in_numbers(rows, 2)
+    assert (told.near_zero, told.negative) == (0.5, 0)
+    nothing = in_numbers(rows[3], 2)
+    assert np.isnan(nothing.near_zero)
+    assert str(nothing) == "no finite eigenvalue"
+
+
+# -- bins ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bins_are_even_on_their_axis_hold_everything_and_have_zero_in_a_middle(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    values = draw.standard_normal(100) * 10.0 ** draw.uniform(-6, 3, 100)
+    linear = 1e-3 * np.abs(values).max()
+    edges = whole_spectra.bin_edges(values, linear)
+    assert np.histogram(values, edges)[0].sum() == 100
+    places = np.arcsinh(edges / linear)
+    widths = np.diff(places)
+    assert widths == pytest.approx(np.full(len(widths), widths[0]))
+    middle = np.searchsorted(edges, 0.0)
+    assert edges[middle - 1] == pytest.approx(-edges[middle])
+    assert 60 <= len(widths) <= 64
+    mirrored = whole_spectra.bin_edges(-values, linear)
+    assert mirrored == pytest.approx(-edges[::-1])
+    assert whole_spectra.bin_edges(7 * values, 7 * linear) == pytest.approx(7 * edges)
+
+
+@pytest.mark.parametrize("values", [np.zeros(3), np.full(2, np.nan), np.array([])])
+def test_bins_of_nothing(values: np.ndarray) -> None:
+    edges = whole_spectra.bin_edges(values, 1.0)
+    assert edges[0] < 0 < edges[-1]
+    assert (np.diff(edges) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "ratios"),
+    [([0.1, 0.2, 0.3], False), ([1e-3, 0.1, 2.0], True), ([-1.0, 5.0], False), ([2.0, 2.0], False)],
+)
+def test_edges_over_starts(values: list[float], ratios: bool) -> None:
+    edges = singularity.top_edges(np.array([*values, np.nan]))
+    assert np.histogram(values, edges)[0].sum() == len(values)
+    steps = np.diff(np.log(edges)) if ratios else np.diff(edges)
+    assert steps == pytest.approx(np.full(len(steps), steps[0]))
+
+
+# -- exact spectra ---------------------------------------------------------------------------
+
+
+def test_every_eigenvalue_is_in_a_bar_and_the_outliers_are_marked() -> None:
+    section = exact_section()
+    figure = whole_spectra.histograms(section, 1, "a run", MOST)
+    assert len(figure.axes) == 2
+    for axes, values in zip(figure.axes, section["eigenvalues"][1], strict=True):
+        bars = axes.containers[0]
+        assert sum(bar.get_height() for bar in bars) == len(values)
+        for bar in bars:
+            inside = (values >= bar.get_x()) & (values < bar.get_x() + bar.get_width())
+            assert inside.sum() == bar.get_height()
+        assert sorted(marked(axes, "|")[:, 0]) == sorted(values)[-2:]
+        assert axes.get_yscale() == "log"
+        title = axes.get_title(loc="left")
+        assert title.endswith(f"d = 24: {in_numbers(values, MOST)}")
+        assert "2 outliers" in title
+
+
+def test_a_profile_has_every_eigenvalue_by_rank_and_the_negative_hollow() -> None:
+    section = exact_section()
+    figure = whole_spectra.profile(section, 0, "a run")
+    axes = figure.axes[0]
+    floor = 1e-10 * section["eigenvalues"][:, 0].max()
+    for hollow, sign in ((False, 1), (True, -1)):
+        expected = []
+        for values in section["eigenvalues"][:, 0]:
+            ordered = np.sort(values)[::-1]
+            shown = sign * ordered > floor
+            expected.append(np.column_stack([(np.arange(24) + 0.5) / 24, sign * ordered])[shown])
+        assert np.array_equal(marked(axes, "o", hollow), np.concatenate(expected))
+    assert axes.get_yscale() == "log"
+
+
+def test_a_long_profile_is_thinned_but_keeps_its_ends() -> None:
+    values = np.random.default_rng(0).standard_normal(20_000)
+    section = Section({
+        **exact_section(steps=(0,)).variables,
+        **changed(exact_section(steps=(0,)), eigenvalues=np.tile(values, (1, 2, 1))).variables,
+    })
+    axes = whole_spectra.profile(section, 0, "a run").axes[0]
+    drawn = np.concatenate([marked(axes, "o"), marked(axes, "o", hollow=True)])
+    assert 300 <= len(drawn) <= 400
+    ordered = np.sort(values)
+    assert np.isin(ordered[-40:], drawn[:, 1]).all()
+    assert np.isin(-ordered[:40], drawn[:, 1]).all()
+
+
+def test_a_matrix_is_drawn_as_it_is_with_the_first_parameter_above() -> None:
+    section = exact_section()
+    picture = np.zeros((24, 24))
+    picture[0, 5] = -4.0
+    section = changed(section, picture=np.tile(picture, (2, 2, 1, 1)))
+    figure = whole_spectra.matrix(section, 0, 1, "a run")
+    (image,) = figure.axes[0].get_images()
+    assert np.array_equal(image.get_array(), picture)
+    assert tuple(image.get_extent()) == (0, 24, 24, 0)
+    assert (image.norm.vmin, image.norm.vmax) == (-4, 4)
+    assert figure.get_suptitle() == "a run: the Gauss-Newton matrix, step 0"
+    assert "linear below 0.001 of the largest" in said(figure)
+
+
+# -- densities -------------------------------------------------------------------------------
+
+
+def uniform(section: Section) -> Section:
+    """Weights as if every probe saw all eigenvalues alike: then the density is known."""
+    nodes = section["nodes"]
+    known = np.isfinite(nodes)
+    weights = np.where(known, 1 / known.sum(axis=-1, keepdims=True), 0)
+    return changed(section, weights=weights)
+
+
+def test_the_density_is_that_of_the_exact_eigenvalues_spread_to_gaussians() -> None:
+    section, exact = uniform(density_section(interval=None)), exact_section()
+    place = (1, 0, 0)
+    values = exact["eigenvalues"][1, 0]
+    beside = whole_spectra.exact_beside(section, place, exact)
+    assert np.array_equal(beside, values)
+    figure = whole_spectra.density(section, place, "a run", beside)
+    axes = figure.axes[0]
+    (line,) = axes.get_lines()
+    grid, drawn = line.get_data()
+    width = (values.max() - values.min()) / (2 * 24)
+    expected = np.exp(-(((grid[:, None] - values) / width) ** 2) / 2).mean(axis=1)
+    expected /= width * np.sqrt(2 * np.pi)
+    seen = drawn > axes.get_ylim()[0]
+    assert seen.sum() > 100
+    assert drawn[seen] == pytest.approx(expected[seen])
+    bars = axes.containers[0]
+    area = sum(bar.get_height() * bar.get_width() for bar in bars)
+    assert area == pytest.approx(1)
+    first, last = axes.get_xlim()
+    assert first < values.min()
+    assert last > values.max()
+
+
+def test_the_band_is_the_standard_error_and_one_probe_has_none() -> None:
+    section = density_section(interval=None)
+    axes = whole_spectra.density(section, (0, 0, 0), "a run").axes[0]
+    (line,) = axes.get_lines()
+    (band,) = axes.collections
+    grid = line.get_xdata()
+    found = whole_spectra.density_at(section, (0, 0, 0))
+    values, errors = found.smoothed(grid, whole_spectra.smoothing_width(found))
+    highest = np.argmax(values)
+    edge = band.get_paths()[0].vertices
+    at = edge[edge[:, 0] == grid[highest], 1]
+    assert at.max() == pytest.approx(values[highest] + errors[highest])
+    assert at.min() == pytest.approx(values[highest] - errors[highest])
+    alone = changed(
+        section, nodes=section["nodes"][..., :1, :], weights=section["weights"][..., :1, :]
+    )
+    assert not whole_spectra.density(alone, (0, 0, 0), "a run").axes[0].collections
+
+
+def test_exact_eigenvalues_stand_beside_their_own_matrix_alone() -> None:
+    exact = exact_section(steps=(10, 20))
+    beside = whole_spectra.exact_beside
+    section = density_section()
+    assert beside(section, (0, 0, 0), exact) is None  # no such step
+    assert beside(section, (1, 0, 1), exact) is None  # a part of the parameters
+    assert beside(section, (1, 0, 0), None) is None
+    assert np.array_equal(beside(section, (1, 1, 0), exact), exact["eigenvalues"][0, 1])
+    other = changed(exact, operator=np.array(["residual", "gauss_newton"], dtype=object))
+    assert beside(section, (1, 0, 0), other) is None
+    elsewhere = changed(exact, eigenvalues=exact["eigenvalues"] / 2)  # of another matrix
+    assert beside(section, (1, 0, 0), elsewhere) is None
+    lost = changed(exact, eigenvalues=np.full_like(exact["eigenvalues"], np.nan))
+    assert beside(section, (1, 0, 0), lost) is None
+
+
+def test_the_interval_by_itself_and_in_words_where_it_is_empty() -> None:
+    section = density_section(interval=(1.5, 2.5))
+    axes = whole_spectra.interval(section, (0, 0, 0), "a run").axes[0]
+    assert axes.get_xlim() == (1.5, 2.5)
+    (nodes,) = [line for line in axes.get_lines() if line.get_marker() == "|"]
+    assert nodes.get_xdata() == pytest.approx([2.0] * 3)
+    count = section["count"][0, 0, 0]
+    assert axes.get_title(loc="left").startswith(f"{count:.4g} ± ")
+    empty = density_section(interval=(100.0, 200.0))
+    figure = whole_spectra.interval(empty, (0, 0, 0), "a run")
+    assert "no node lies between 100 and 200" in said(figure)
+    assert not figure.axes[0].get_lines()
+    endless = density_section(interval=(1.5, np.inf))
+    low, high = whole_spectra.interval(endless, (0, 0, 0), "a run").axes[0].get_xlim()
+    assert low == 1.5
+    assert 3 < high < 4
+
+
+@pytest.mark.parametrize("values", [0.0, 2.0])
+def test_a_density_of_one_value_is_drawn(values: float) -> None:
+    section = density_section(interval=None)
+    nodes = np.where(np.isfinite(section["nodes"]), values, np.nan)
+    figure = whole_spectra.density(changed(section, nodes=nodes), (0, 0, 0), "a run")
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_xdata()[np.argmax(line.get_ydata())] == pytest.approx(values, abs=1e-3)
+
+
+def test_estimates_have_their_values_and_errors() -> None:
+    section = density_section()
+    figure = whole_spectra.estimates(section, 1, "a run")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[0] == "trace"
+    assert titles[-1] == "eigenvalues in the interval"
+    for axes, name in zip(figure.axes, ["trace", "frobenius_norm"], strict=False):
+        drawn = [container.lines[0].get_ydata() for container in axes.containers]
+        own = drawn[:: 2 if name == "trace" else 1]  # beside the trace is XTrace's
+        assert np.array_equal(np.transpose(own), section[name][:, :, 1])
+        (bars,) = axes.containers[0].lines[2]
+        low, high = bars.get_segments()[0][:, 1]
+        assert (high - low) / 2 == pytest.approx(section[f"{name}_error"][0, 0, 1])
+
+
+def test_blocks_of_any_name_have_files_of_their_own() -> None:
+    name = " + ".join(f"layer{i}.0.convolution.weight" for i in range(20))
+    parts = whole_spectra.file_parts([name, "fc1"], "block")
+    assert parts == ["block-1", "block-2"]
+    assert whole_spectra.file_parts(["a/b", "a b"], "block") == ["block-1", "block-2"]
+    assert whole_spectra.file_parts(["fc2 + fc3", "all"], "block") == ["fc2-fc3", "all"]
+    assert whole_spectra.file_parts(["../λ", "all"], "block") == ["block-1", "block-2"]
+    section = density_section(blocks=("all", name), interval=None)
+    assert overlapping(whole_spectra.density(section, (0, 0, 1), "a run")) == []
+
+
+# -- the singular Hessian --------------------------------------------------------------------
+
+
+def test_architectures_have_all_their_eigenvalues_and_no_padding() -> None:
+    section = architectures_section()
+    figure = singularity.spectra(section, "a run", MOST)
+    for (row, stage), axes in zip(np.ndindex(2, 2), figure.axes, strict=True):
+        size = section["parameters"][row]
+        total = sum(bar.get_height() for bar in axes.containers[0])
+        assert total == 2 * size  # of the two networks that have not diverged
+        expected = in_numbers(section["eigenvalues"][row, :, stage, :size], MOST)
+        assert axes.get_title(loc="left").endswith(f"\n{expected}")
+        assert len(marked(axes, "|")) == 2 * 2
+    profiles = singularity.profiles(section, "a run").axes
+    largest = [marked(axes, "o")[:, 1].max() for axes in profiles]
+    assert largest == [3.0, 3.0]
+
+
+def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
+    section = architectures_section()
+    figure = singularity.matrices(section, "a run")
+    images = [axes.get_images()[0] for axes in figure.axes[:4]]
+    assert [image.get_array().shape for image in images] == [(18, 18)] * 2 + [(40, 40)] * 2
+    for image in images:
+        assert np.abs(image.get_array()).max() == 1
+        assert image.get_extent()[3] == 0  # the first row is above
+    assert "upper left" in figure.get_suptitle()
+
+
+def test_bulk_and_outliers_against_the_size() -> None:
+    section = architectures_section()
+    share, outliers = singularity.singularity(section, "a run", MOST).axes
+    sizes = section["parameters"]
+    for axes, name in ((share, "near_zero"), (outliers, "outliers")):
+        for stage, mark in enumerate("so"):
+            expected = {
+                (
+                    size,
+                    getattr(in_numbers(section["eigenvalues"][row, k, stage, :size], MOST), name),
+                )
+                for row, size in enumerate(sizes)
+                for k in range(2)
+            }
+            filled = {tuple(point) for point in marked(axes, mark)}
+            hollow = set()
+            if stage == 1:  # the first network alone has reached the norm
+                hollow = {tuple(point) for point in marked(axes, mark, hollow=True)}
+                assert hollow
+            assert filled | hollow == expected
+
+
+def test_the_histogram_over_starts_counts_who_reached_the_norm() -> None:
+    section = initialisations_section(40)
+    figure = singularity.initialisations(section, "a run")
+    for axes in figure.axes:
+        reached, missed = axes.containers[:2]
+        assert sum(bar.get_height() for bar in reached) == section["reached"].sum() == 29
+        assert sum(bar.get_height() for bar in missed) == 10  # one has diverged
+        assert missed[0].get_hatch()
+    outline = figure.axes[1].patches[-1]
+    assert outline.get_data().values.sum() == 40
+    assert "1 diverged" in said(figure)
+    assert f"median {np.nanmedian(section['eigenvalues'][:, 0]):.4g}" in said(figure)
+
+
+def test_spreads_have_medians_and_quartiles_over_starts() -> None:
+    section = spreads_section()
+    figure = singularity.spreads(section, "a run")
+    value = section["value"]
+    for axes, scale in zip(figure.axes, (1, 2), strict=True):
+        line, _, (bars,) = axes.containers[0].lines
+        assert line.get_ydata() == pytest.approx(3 * value / scale)
+        for segment, own in zip(bars.get_segments(), value / scale, strict=True):
+            assert segment[:, 1] == pytest.approx([2 * own, 4 * own])
+        points = np.concatenate([marked(axes, "o"), marked(axes, "o", hollow=True)])
+        assert sorted(points[:, 1]) == pytest.approx(
+            sorted(np.outer(value, range(1, 6)).ravel() / scale)
+        )
+        hollow = marked(axes, "o", hollow=True)
+        assert sorted(hollow[:, 1]) == pytest.approx([4 * 1.6 / scale, 5 * 1.6 / scale])
+    assert figure.axes[-1].get_xlabel() == "spread of the data set"
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_losses_between_networks_are_those_that_were_measured(row: int) -> None:
+    section = interpolation_section()
+    figure = singularity.interpolation(section, row, "a run")
+    flat = next(axes for axes in figure.axes if axes.name != "3d" and axes.get_images())
+    assert np.array_equal(flat.get_images()[0].get_array(), section["loss"][row])
+    assert [label.get_text() for label in flat.get_yticklabels()] == ["0", "10", "20", "30", "40"]
+    solid = next(axes for axes in figure.axes if axes.name == "3d")
+    for line, end, side in zip(solid.get_lines(), (0, -1), (-1, 1), strict=True):
+        across, along, height = line.get_data_3d()
+        assert np.array_equal(along, section["step"])
+        assert across == pytest.approx(side * section["distance"][row] / 2)
+        assert height == pytest.approx(section["loss"][row][:, end])
+
+
+# -- all of them -----------------------------------------------------------------------------
+
+NAMES = {
+    "exact-step-0",
+    "exact-profile-gauss-newton",
+    "exact-matrix-hessian-step-0",
+    "density-hessian-all-step-0",
+    "density-gauss-newton-all-step-0-interval",
+    "density-estimates-all",
+    "architectures-profile",
+    "architectures-spectra",
+    "architectures-matrices",
+    "architectures-singularity",
+    "initialisations",
+    "spreads",
+    "interpolation-one-start",
+    "interpolation-two-starts",
+}
+
+
+def few() -> dict[str, Section]:
+    """All sections, those of checkpoints for one of them."""
+    density = density_section(steps=(0,), blocks=("all",))
+    return {**sections(), "exact": exact_section(steps=(0,)), "density": density}
+
+
+def overlapping(figure: Figure) -> list[tuple[str, ...]]:
+    """Texts that lie on each other, or beyond the page; those of a surface are left out."""
+    figure.canvas.draw()
+    unseen: set[Text] = set()
+    for axes in figure.axes:
+        if axes.name == "3d":
+            unseen |= set(axes.findobj(Text))
+            continue
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                if not low <= tick.get_loc() <= high:
+                    unseen |= {tick.label1, tick.label2}
+    boxes = [
+        (text.get_text(), text.get_window_extent().padded(-1))
+        for text in figure.findobj(Text)
+        if text not in unseen and text.get_visible() and text.get_text().strip()
+    ]
+    page = figure.bbox.padded(2)
+    beyond = [
+        (name,)
+        for name, box in boxes
+        if not (page.fully_contains(*box.min) and page.fully_contains(*box.max))
+    ]
+    pairs = itertools.combinations(boxes, 2)
+    return beyond + [(one, other) for (one, a), (other, b) in pairs if a.fully_overlaps(b)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_text_lies_on_another() -> None:
+    title = "a run with a name that says all about it, as those of large studies do"
+    for of in (whole_spectra, singularity):
+        for name, figure in of.figures(few(), title, MOST):
+            if name in NAMES:
+                assert overlapping(figure) == [], name
+
+
+def ruined(section: Section) -> Section:
+    """A section whose numbers are all NaN."""
+    numbers = {
+        name: np.full_like(v.values, np.nan)
+        for name, v in section.variables.items()
+        if v.values.dtype.kind == "f" and len(v.dimensions) > 1
+    }
+    if "reached" in section:
+        numbers["reached"] = np.zeros_like(section["reached"])
+    return changed(section, **numbers)
+
+
+@pytest.mark.filterwarnings("error")
+def test_networks_that_diverged_break_nothing_and_are_told_of() -> None:
+    studies = {name: ruined(section) for name, section in few().items()}
+    for name, figure in all_figures(studies):
+        figure.draw_without_rendering()
+        assert "finite" in said(figure), name
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", sections())
+def test_the_smallest_sections_are_drawn(name: str) -> None:
+    smallest = {
+        "exact": exact_section(steps=(0,), size=6),
+        "density": density_section(steps=(0,), blocks=("all",), size=6),
+        "architectures": architectures_section((6,)),
+        "initialisations": initialisations_section(1),
+        "spreads": spreads_section(),
+        "interpolation": interpolation_section(),
+    }
+    drawn = dict(all_figures({name: smallest[name]}))
+    assert drawn
+    for figure in drawn.values():
+        figure.draw_without_rendering()
+
+
+def test_the_same_bytes_every_time(tmp_path: Path) -> None:
+    look = Look()
+    saved = []
+    for folder in ("one", "other"):
+        with look.applied():
+            drawn = [
+                whole_spectra.histograms(exact_section(), 0, "a run", MOST),
+                singularity.interpolation(interpolation_section(), 1, "a run"),
+            ]
+            for number, figure in enumerate(drawn):
+                paths = look.save(figure, tmp_path / folder, str(number))
+                saved += [(path.name, path.read_bytes()) for path in paths]
+    assert len(saved) == 2 * 2 * 2
+    assert saved[:4] == saved[4:]
+
+
+def test_a_run_of_studies_alone_has_figures_and_tables(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.h5", steps=0, studies=few())
+    run = hessdist.open_run(path)
+    assert len(run) == 0
+    assert outliers_sought(run) == 3 * 7
+    names = [name for name, _ in figures(run, "a run")]
+    assert set(names) > NAMES
+    assert len(set(names)) == len(names)
+    text = printed(run)
+    assert "converged" not in text  # no table of checkpoints
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+def printed(run: Any) -> str:
+    console = Console(width=140)
+    with console.capture() as capture:
+        for table in tables(run):
+            console.print(table)
+    return capture.get()
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """Cells of a table, which two spaces keep apart."""
+    lines = text[text.index(title) :].split("\n\n")[0].splitlines()[2:]
+    block = itertools.takewhile(str.strip, lines)
+    return [[cell for cell in map(str.strip, line.split("  ")) if cell] for line in block]
+
+
+def test_tables_say_what_was_found(tmp_path: Path) -> None:
+    run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=1, studies=sections()))
+    text = printed(run)
+    assert "…" not in text  # everything fits in 140 letters
+    exact = rows(text, "all eigenvalues of the dense matrices")
+    assert len(exact) == 4
+    values = run.studies["exact"]["eigenvalues"][0, 0]
+    told = in_numbers(values, 21)
+    assert exact[0] == [
+        "0", "hessian", "24", "3", "2", f"{values[0]:.5g}", f"{told.near_zero:.1%}",
+        f"{told.negative:g}", f"{told.outliers:g}", "3.0e-16", "0.8",
+    ]  # fmt: skip
+    density = rows(text, "spectral densities")
+    assert len(density) == 8
+    trace, error = (run.studies["density"][name][0, 0, 0] for name in ("trace", "trace_error"))
+    assert density[0][:5] == ["0", "hessian", "all", "24", f"{trace:.4g} ± {error:.1g}"]
+    widths = rows(text, "networks of growing width")
+    assert [row[:3] for row in widths] == [
+        [f"{size}-{size}", str(size), stage] for size in (18, 40) for stage in ("start", "end")
+    ]
+    assert widths[1][-1] == "1 of 3"
+    starts = rows(text, "the top eigenvalue over starts")
+    assert [row[:2] for row in starts] == [
+        ["before training", "40 of 40"],
+        ["after training", "39 of 40"],
+        ["that reached ‖g‖", "29 of 40"],
+        ["that did not", "10 of 40"],
+    ]
+    spreads = rows(text, "the top eigenvalues against the data")
+    assert spreads[2] == [
+        "1.6", "14.4", "4.8", "3.2 to 6.4", "2.4", "1.6 to 3.2", "0.048", "3 of 5",
+    ]  # fmt: skip
+    lines = rows(text, "straight lines between two networks")
+    assert lines[0][:3] == ["one start, gradient descent and SGD", "40", "0.4"]
+    assert lines[0][-3:] == ["0", "0", "0"]
+    final = np.exp(-2)
+    assert lines[1][-6:] == [
+        f"{final:.4g}", f"{2 * final:.4g}", f"{final:.4g}", f"{final:.4g}", "1", "0",
+    ]  # fmt: skip
+
+
+def test_tables_of_networks_that_diverged(tmp_path: Path) -> None:
+    studies = {name: ruined(section) for name, section in sections().items()}
+    run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=0, studies=studies))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = printed(run)
+    assert rows(text, "the top eigenvalue over starts")[1] == ["after training", "0 of 40"]
+    assert rows(text, "networks of growing width")[1][-1] == "0 of 3"
