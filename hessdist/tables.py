@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,13 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from hessdist.outliers import NEAR_ZERO, count_outliers, share_near_zero
+from hessdist.outliers import InNumbers, in_numbers, outliers_sought
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from hessdist.results.compare import Comparison
     from hessdist.results.reader import Run
     from hessdist.results.studies import Section
-
-_SIGNED = 1e-6  # |λ| / max |λ| below which rounding, of single precision too, may set the sign
-_PER_OUTPUT = 3  # outliers that are looked for
 
 
 def tables(run: Run) -> Iterator[Table]:
@@ -53,61 +49,6 @@ def tables(run: Run) -> Iterator[Table]:
 
 
 # -- a whole spectrum in numbers -------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class InNumbers:
-    """What tables and figures tell of a whole spectrum; of several, medians."""
-
-    near_zero: float  # the share with |λ| ≤ 10⁻³ max |λ|
-    negative: float  # how many are below zero by more than rounding
-    outliers: float  # how many stand apart at the upper end
-
-    def __str__(self) -> str:
-        if np.isnan(self.near_zero):
-            return "no finite eigenvalue"
-        return (
-            f"{self.near_zero:.1%} near zero, {self.negative:g} negative, "
-            f"{self.outliers:g} {'outlier' if self.outliers == 1 else 'outliers'}"
-        )
-
-
-def in_numbers(values: NDArray[np.float64], most: int) -> InNumbers:
-    """Tell of whole spectra.
-
-    Negative eigenvalues of less than 10⁻⁶ of the largest magnitude are not counted: rounding may
-    have set their sign. Nor does rounding make outliers: what is near zero counts as equal.
-
-    Args:
-        values: Eigenvalues of a matrix, (d,), or of several, (matrices, d); a matrix with none
-            that is finite is left out.
-        most: Outliers that are looked for.
-
-    Returns:
-        The numbers; NaN without eigenvalues.
-    """
-    told = []
-    for row in np.atleast_2d(values):
-        finite = row[np.isfinite(row)]
-        if finite.size:
-            largest = np.abs(finite).max()
-            negative = int((finite < -_SIGNED * largest).sum())
-            outliers = count_outliers(np.maximum(finite, NEAR_ZERO * largest), most)
-            told.append((share_near_zero(finite), negative, outliers))
-    return InNumbers(*map(float, np.median(told, axis=0))) if told else InNumbers(*[np.nan] * 3)
-
-
-def outliers_sought(run: Run) -> int:
-    """How many outliers are looked for in spectra of a run: three an output of its network.
-
-    Args:
-        run: The result.
-
-    Returns:
-        The number; a network's outputs are the rows of its last parameter, such as a bias.
-    """
-    outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
-    return _PER_OUTPUT * outputs
 
 
 # -- checkpoints -----------------------------------------------------------------------------

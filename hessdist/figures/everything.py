@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hessdist.figures import negative_curvature, singularity, whole_spectra
 from hessdist.figures.progression import progression
-from hessdist.tables import outliers_sought
+from hessdist.outliers import outliers_sought
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -34,8 +34,7 @@ from hessdist.figures.whole_spectra import (
     sign_key,
     stretch,
 )
-from hessdist.outliers import NEAR_ZERO
-from hessdist.tables import in_numbers
+from hessdist.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from hessdist.densities import SpectralDensity
 from hessdist.figures.page import colours_of, page, step_bar
-from hessdist.outliers import NEAR_ZERO
-from hessdist.tables import in_numbers
+from hessdist.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,9 @@ from hessdist.figures.whole_spectra import (
     smoothing_width,
     words,
 )
-from hessdist.outliers import NEAR_ZERO
+from hessdist.outliers import NEAR_ZERO, in_numbers, outliers_sought
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
-from hessdist.tables import in_numbers, outliers_sought
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run

@@ -80,7 +80,7 @@ class Ensemble:
             checked_loss(criterion, model, (inputs, targets), "the ensemble's batch")
         self._chain = _Chain.of(model, self.layout.names)
         theta = parameters.flat()
-        self.dtype = theta.dtype
+        self.dtype, self.device = theta.dtype, theta.device
         self._kept = self._numbers_kept(theta[None])
         self.chunk = chunk if chunk is not None else max(1, _CACHED // self._kept)
 

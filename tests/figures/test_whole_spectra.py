@@ -29,8 +29,9 @@ import hessdist
 from hessdist.figures import singularity, whole_spectra
 from hessdist.figures.everything import figures
 from hessdist.figures.look import Look
+from hessdist.outliers import in_numbers, outliers_sought
 from hessdist.results.studies import Section
-from hessdist.tables import in_numbers, outliers_sought, tables
+from hessdist.tables import tables
 
 MOST = 6
 
