@@ -60,6 +60,10 @@ BENCHMARKS = {
     "journal": f"python {HERE}/journal.py jobs/lenet_mnist.toml {FEW} "
     "--set checkpoints.directory=$REFERENCE --set data.subset=first",
     "line-search": f"python {HERE}/line_search.py 512",
+    "exact": f"python {HERE}/exact.py 1000 5000 15000 && "
+    f"OMP_NUM_THREADS=1 mpirun -n 2 python {HERE}/exact.py 1000 5000 15000 && "
+    f"OMP_NUM_THREADS=1 mpirun -n 2 python {HERE}/exact.py --solver scalapack 1000 5000",
+    "slq": f"python {HERE}/slq.py",
     "product": f"python {HERE}/product.py",
     "gpu": f"python {HERE}/gpu.py",
 }
