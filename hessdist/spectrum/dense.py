@@ -49,14 +49,14 @@ class Plan:
     size: int
     eigenvectors: bool
     solver: Solver
-    bytes: int  # of the rank that takes most
+    memory: int  # bytes of the rank that takes most
     seconds_products: float  # about
     seconds_eigenvalues: float  # about
 
     def __str__(self) -> str:
         """One line for a person."""
         return (
-            f"{self.size:,} eigenvalues: {self.bytes / 2**30:.2f} GiB a rank at most, about "
+            f"{self.size:,} eigenvalues: {self.memory / 2**30:.2f} GiB a rank at most, about "
             f"{self.seconds_products:.3g} s of products and {self.seconds_eigenvalues:.3g} s of "
             f"{'LAPACK' if self.solver == 'lapack' else 'ScaLAPACK'}"
         )

@@ -220,7 +220,7 @@ planned = plan(shell, eigenvectors=True)
 exact_spectrum(shell, planned)
 lines = open("/proc/self/status").read().splitlines()  # of this program, not of its parent
 print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-print(planned.bytes)
+print(planned.memory)
 """
 
 
