@@ -62,7 +62,7 @@ def test_a_killed_rank_ends_all_and_costs_no_finished_checkpoint(
 @pytest.mark.parametrize(
     ("kills", "journal"),
     [
-        (5, True),
+        (3, True),
         pytest.param(20, True, marks=pytest.mark.slow),
         pytest.param(20, False, marks=pytest.mark.slow),
     ],
@@ -274,6 +274,7 @@ def test_a_clock_that_jumps_back_is_no_matter(folder: Path, finished: Path) -> N
     same(folder, finished)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_rewritten_during_its_solve_is_solved_again(
     tmp_path: Path, finished: Path
 ) -> None:

@@ -343,6 +343,7 @@ def test_networks_that_do_not_arrive_and_intervals_without_eigenvalues_are_said(
     assert run("show", "results/run.h5").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_signal_stops_training(tmp_path: Path) -> None:
     prepare(tmp_path)
     text = (
