@@ -37,6 +37,7 @@ from hessdist.workload.training import initialise
 
 _STAGES = ("start", "end")  # of training
 _MOST = 2000  # parameters of networks whose dense Hessians are computed many at once
+_ENTRIES = 1 << 25  # of Hessians in memory, 256 MiB
 
 Settings = ArchitecturesSection | InitialisationsSection | SpreadsSection
 
@@ -258,7 +259,8 @@ def _many(
     (trained,) = _trained(experiment, [(ensemble, range(begin, end))], settings)
     mine: list[NDArray[np.float64]] = []
     with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
-        mine = [_eigenvalues(ensemble, one.parameters[begin:end]) for one in trained.stages]
+        parts = [one.parameters[begin:end].to(ensemble.device) for one in trained.stages]
+        mine = [_eigenvalues(ensemble, part) for part in parts]
     experiment.on_product(0)
     everyone = [np.concatenate(ranks.collect(values)) for values in mine]
     top = tuple(values[:, ::-1][:, : settings.top] for values in everyone)
@@ -268,12 +270,12 @@ def _many(
 def _eigenvalues(ensemble: Ensemble, theta: Tensor) -> NDArray[np.float64]:
     """All eigenvalues of the networks' Hessians, ascending, (K, d)."""
     found = [np.empty((0, theta.shape[1]))]
-    for part in torch.split(theta, 256):
-        hessians = ensemble.hessians(part).double()
+    for part in torch.split(theta, max(1, _ENTRIES // theta.shape[1] ** 2)):
+        hessians = ensemble.hessians(part).double().cpu()
         whole = torch.isfinite(hessians).all(dim=(1, 2))
         values = torch.full(part.shape, torch.nan, dtype=torch.float64)
         values[whole] = torch.linalg.eigvalsh(hessians[whole])
-        found.append(values.cpu().numpy())
+        found.append(values.numpy())
     return np.concatenate(found)
 
 
@@ -395,8 +397,7 @@ def _train(
     """
     size = ensemble.layout.size
     radius = settings.initial_scale * size**0.5
-    theta = on_sphere(networks, size, radius, settings.seed, ensemble.dtype)
-    theta = theta.to(experiment.total.device)
+    theta = on_sphere(networks, size, radius, settings.seed, ensemble.dtype).to(ensemble.device)
     losses, gradients = ensemble.losses_and_gradients(theta)
     norms = gradients.norm(dim=1)
     start = Descent(
