@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _START, _END = 0, 1  # of training: indices of a stage
 _BINS = (12, 60)  # of the histogram over starts, at least and at most
+_CENTRAL = (0.005, 0.995)  # quantiles between which nearly all networks lie
 _WIDE = 30.0  # a ratio of loss values from which its colours are logarithmic
 _STEPS = 8  # ticks
 _TOP = 2  # eigenvalues of figure 7
@@ -308,7 +309,7 @@ def initialisations(section: Section, title: str) -> Figure:
     start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
     figure, grid = panels(f"{title}: the top eigenvalue from {len(end):,} starts", 2, 1, height=6.6)
     upper, lower = grid[:, 0]
-    _draw_ends(upper, end, section["reached"], top_edges(end))
+    _draw_ends(upper, end, section["reached"], top_edges(nearly_all(end)))
     upper.set_title(_about(end), loc="left", fontsize="small")
     both = np.concatenate([start, end])
     stretch(lower, "x", both)
@@ -376,13 +377,31 @@ def top_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linspace(low - room, high + room, count + 1))
 
 
+def nearly_all(end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the few that lie far from all others, such as networks that have learnt nothing.
+
+    Args:
+        end: Eigenvalues over starts, (networks,); what is not finite is left out.
+
+    Returns:
+        Those within the central 99 %, and as far again on either side.
+    """
+    good: NDArray[np.float64] = end[np.isfinite(end)]
+    if not good.size:
+        return good
+    low, high = np.quantile(good, _CENTRAL)
+    return np.asarray(good[(good >= low - (high - low)) & (good <= high + (high - low))])
+
+
 def _about(end: NDArray[np.float64]) -> str:
-    good = end[np.isfinite(end)]
+    good, near = end[np.isfinite(end)], nearly_all(end)
     lost = f"; {len(end) - len(good):,} diverged" if len(good) < len(end) else ""
     if not good.size:
         return f"after training: no network{lost}"
+    far = f"; {len(good) - len(near):,} far from these" if len(near) < len(good) else ""
     return (
-        f"after training: median {np.median(good):.4g}, standard deviation {good.std():.2g}{lost}"
+        f"after training: median {np.median(near):.4g}, standard deviation {near.std():.2g}"
+        f"{far}{lost}"
     )
 
 

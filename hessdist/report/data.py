@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
-from hessdist.figures.singularity import top_edges
+from hessdist.figures.singularity import nearly_all, top_edges
 from hessdist.figures.whole_spectra import (
     bin_edges,
     density_at,
@@ -331,7 +331,10 @@ def _initialisations(section: Section) -> dict[str, Any]:
     start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
     reached = section["reached"]
     data: dict[str, Any] = {"networks": len(end)}
-    for name, edges in (("end", top_edges(end)), ("both", top_edges(np.append(start, end)))):
+    for name, edges in (
+        ("end", top_edges(nearly_all(end))),
+        ("both", top_edges(np.append(start, end))),
+    ):
         data[name] = {
             "edges": numbers(edges),
             "reached": _counts(end[reached], edges),

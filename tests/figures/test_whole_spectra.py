@@ -124,6 +124,19 @@ def test_bins_of_nothing(values: np.ndarray) -> None:
     assert (np.diff(edges) > 0).all()
 
 
+def test_networks_far_from_all_others_do_not_stretch_the_axis() -> None:
+    rng = np.random.default_rng(0)
+    values = np.append(1 + 0.1 * rng.standard_normal(1000), [500.0, np.nan])
+    near = singularity.nearly_all(values)
+    assert np.array_equal(near, values[:1000])
+    section = initialisations_section(400)
+    top = section["eigenvalues"].copy()
+    top[3, 0] = 1e4 * np.nanmax(top)
+    figure = singularity.initialisations(changed(section, eigenvalues=top), "a run")
+    assert "1 far from these" in figure.axes[0].get_title(loc="left")
+    assert figure.axes[0].get_xlim()[1] < top[3, 0] / 100
+
+
 @pytest.mark.parametrize(
     ("values", "ratios"),
     [([0.1, 0.2, 0.3], False), ([1e-3, 0.1, 2.0], True), ([-1.0, 5.0], False), ([2.0, 2.0], False)],
