@@ -33,10 +33,11 @@ def test_an_option_that_nobody_asks_for_is_warned_about(run: Run, job: Path) -> 
     assert "-eps_max_it" not in done.stdout
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
     "option",
-    [("-eps_type", "nonsense"), pytest.param(("-eps_ncv", "2"), marks=pytest.mark.slow)],
+    [("-eps_type", "nonsense"), ("-eps_ncv", "2")],
 )
 def test_an_option_that_petsc_refuses_is_bad_input(
     run: Run, job: Path, option: tuple[str, str], ranks: int

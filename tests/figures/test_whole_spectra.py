@@ -532,6 +532,7 @@ def test_the_smallest_sections_are_drawn(name: str) -> None:
         figure.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     look = Look()
     saved = []

@@ -130,6 +130,7 @@ def test_a_product_that_fails_on_one_rank_of_three(
     assert not (tmp_path / "out.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     done, seconds = start(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode != 0

@@ -195,6 +195,7 @@ def test_it_prints(browser: Any, studied: Path, tmp_path: Path) -> None:
     assert len(printed["data"]) > 50_000
 
 
+@pytest.mark.slow
 def test_a_large_run_opens_quickly(browser: Any, tmp_path: Path) -> None:
     """200 checkpoints of 50 eigenvalues: under 3 seconds on the machine of the issue."""
     path = write_run(tmp_path / "run.h5", steps=200, largest=40, smallest=10)

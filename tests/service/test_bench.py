@@ -19,7 +19,8 @@ def measured(run: Run, job: Path, *words: str, ranks: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_the_parts_add_up(run: Run, job: Path, ranks: int) -> None:
     assert run("train", str(job)).returncode == 0
     found = measured(run, job, ranks=ranks)

@@ -127,6 +127,7 @@ def test_a_disk_that_is_full_when_a_result_is_written(
     same(small_disk, finished)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_the_journal_is_written(
     folder: Path, finished: Path, small_disk: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_sweep_whose_first_checkpoints_are_all_wrong_gives_up(folder: Path) ->
 # -- others at the same time -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_sweep_on_the_same_output_is_told_and_leaves(
     tmp_path: Path, finished: Path
 ) -> None:

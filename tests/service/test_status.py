@@ -22,6 +22,7 @@ def status(folder: Path, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_it_says_what_is_done_running_waiting_and_failed(tmp_path: Path) -> None:
     prepare(tmp_path, STEPS, seconds=0.1)
     (tmp_path / "checkpoints" / "step-00000010.pt").write_bytes(b"nothing")

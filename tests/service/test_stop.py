@@ -90,6 +90,7 @@ def test_a_signal_to_one_rank_of_three_stops_all(tmp_path: Path) -> None:
     assert err.count("stopped on a signal") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_group_stops_the_other(tmp_path: Path) -> None:
     prepare(tmp_path, steps=range(0, 40, 5), seconds=0.05)
     words = ("spectrum", "job.toml", "--groups", "2", "--metrics", "metrics.jsonl")
@@ -113,6 +114,7 @@ def test_the_job_names_another_signal(tmp_path: Path) -> None:
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_kill_in_the_middle_of_a_solve_keeps_the_finished_products(
     tmp_path: Path, finished: dict[int, Path], ranks: int

@@ -63,7 +63,7 @@ def singular(size: int) -> np.ndarray:
 # -- the matrix ------------------------------------------------------------------------------
 
 
-@pytest.mark.mpi(ranks=[1, 2, 3], timeout=60, unit="s")
+@pytest.mark.mpi(ranks=[1, 3], timeout=60, unit="s")
 def test_the_matrix_and_its_spectrum_on_any_number_of_ranks(mpi_ranks: int, comm: Any) -> None:
     ranks = Ranks(comm)
     check_columns(comm)
