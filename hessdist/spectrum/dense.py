@@ -2,7 +2,7 @@
 
 Columns are products with unit vectors, a block of them in one pass over the samples and one
 reduction; rank p keeps its rows of every column. One rank's LAPACK takes the matrix where it fits
-into the memory of a node: it is many times as fast as SLEPc's distributed solver, ScaLAPACK's QR
+into the memory of a node: it is several times as fast as SLEPc's distributed solver, ScaLAPACK's QR
 iteration, which computes all eigenvectors whether they are wanted or not (docs/measured.md). That
 one serves where the matrix fits into the memory of all nodes alone.
 """
