@@ -446,6 +446,7 @@ def test_the_numbers_do_not_depend_on_the_batch_size(run: Run, folder: Path) -> 
     assert small.eigenvalues_smallest == pytest.approx(large.eigenvalues_smallest, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_that_do_not_converge_are_stored_marked_and_done_again_with_more_work(
     run: Run, folder: Path
 ) -> None:

@@ -25,6 +25,7 @@ def test_petsc_s_options_are_told_from_ours(words: str, ours: str, petsc: str) -
     assert split_petsc_options(words.split()) == (ours.split(), petsc.split())
 
 
+@pytest.mark.slow
 def test_an_option_that_nobody_asks_for_is_warned_about(run: Run, job: Path) -> None:
     assert run("train", str(job)).returncode == 0
     done = run("spectrum", str(job), "-eps_ncw", "30", "-eps_max_it", "77")

@@ -62,7 +62,7 @@ def test_a_killed_rank_ends_all_and_costs_no_finished_checkpoint(
 @pytest.mark.parametrize(
     ("kills", "journal"),
     [
-        (3, True),
+        pytest.param(3, True, marks=pytest.mark.slow),
         pytest.param(20, True, marks=pytest.mark.slow),
         pytest.param(20, False, marks=pytest.mark.slow),
     ],
@@ -236,6 +236,7 @@ def test_a_second_sweep_on_the_same_output_is_told_and_leaves(
     same(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_sweeps_that_share_a_result_lose_and_double_nothing(tmp_path: Path, finished: Path) -> None:
     prepare(tmp_path, STEPS, seconds=0.05)
     words = ("spectrum", "job.toml", "--share", "--metrics", "metrics.jsonl")

@@ -82,6 +82,7 @@ def test_a_selection_of_nothing_is_refused(words: str, says: str) -> None:
         select_checkpoints(FOUND, words)
 
 
+@pytest.mark.slow
 def test_selected_checkpoints_are_solved_and_later_ones_added(tmp_path: Path) -> None:
     prepare(tmp_path, STEPS)
     for words, done in (("10:20", 2), ("0,30", 4)):

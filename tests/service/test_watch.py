@@ -82,6 +82,7 @@ def test_it_ends_on_a_signal_with_75_only_where_work_is_left(folder: Path, busy:
     assert process.returncode == (75 if busy else 0), err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_is_told_once_and_tried_again_when_it_changes(
     folder: Path,
 ) -> None:

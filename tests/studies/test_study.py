@@ -441,6 +441,7 @@ def test_a_job_without_a_study(folder: Path, run: Run) -> None:
     assert "the job asks for no study; add a section" in the_line(run("study", "job.toml"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_eigenvectors(folder: Path, run: Run) -> None:
     words = ("--set", "spectrum.eigenvectors=false", "--set", 'output.path="results/bare.h5"')
     assert run("spectrum", "job.toml", *words).returncode == 0
