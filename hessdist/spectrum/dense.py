@@ -105,7 +105,6 @@ def exact_spectrum(
     planned: Plan,
     *,
     on_matrix: Callable[[NDArray[np.float64]], None] = lambda columns: None,
-    on_block: Callable[[int], None] = lambda columns: None,
 ) -> ExactSpectrum:
     """Assemble a symmetric matrix and compute all of its eigenvalues. Collective.
 
@@ -116,8 +115,6 @@ def exact_spectrum(
         planned: From `plan`.
         on_matrix: Called with the matrix before it is overwritten: this rank's entries of its
             columns, (d, d_local).
-        on_block: Called with the number of columns after every block; it may raise `Stopped`, on
-            all ranks at once.
 
     Returns:
         The spectrum.
@@ -128,7 +125,6 @@ def exact_spectrum(
     for begin in range(0, size, BLOCK):
         end = min(begin + BLOCK, size)
         columns[begin:end] = shell.columns(begin, end)
-        on_block(end)
     asymmetry = _asymmetry(ranks, columns)
     on_matrix(columns)
     assembled = time.perf_counter()

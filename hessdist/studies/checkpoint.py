@@ -166,10 +166,6 @@ class CheckpointUnderStudy:
         """Count the products of a solve. Collective."""
         self._on_progress(f"{products} products")
 
-    def on_block(self, columns: int) -> None:
-        """Count columns of a dense matrix. Collective."""
-        self._on_progress(f"{columns} of {self.total.layout.size} columns")
-
     def on_pass(self, evaluations: int) -> None:
         """Count evaluations of the loss. Collective."""
         self._on_progress(f"{self._where}{evaluations} evaluations")

@@ -26,7 +26,7 @@ from hessdist.job import (
 )
 from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
-from hessdist.spectrum.dense import exact_spectrum, picture, plan
+from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.studies.experiment import Experiment
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.ensemble import Descent, Ensemble, on_sphere
@@ -114,11 +114,12 @@ def _spectra(
     number, size = networks.end.parameters.shape
     values = np.empty((number, len(_STAGES), size))
     drawn: list[NDArray[np.float64]] = []
+    planned: Plan | None = None  # all are of one size
     for network, (stage, descent) in product(range(number), enumerate(networks.stages)):
         total.local.parameters.assign(descent.parameters[network].to(total.device))
         shell = total.shell("hessian", len(experiment.workload.indices), experiment.on_product)
-        planned = plan(shell)
-        if network == stage == 0:
+        if planned is None:
+            planned = plan(shell)
             experiment.say(str(planned))
 
         def draw(columns: NDArray[np.float64], shown: bool = network == 0 and cells > 0) -> None:

@@ -166,17 +166,18 @@ def test_the_zero_matrix() -> None:
 
 
 def test_a_stop_ends_the_assembly() -> None:
-    shell = prescribed(Ranks(), singular(100))
-    planned = plan(shell)
+    last = 5 * BLOCK  # three of them look ahead
 
-    def stop(columns: int) -> None:
-        if columns >= 2 * BLOCK:
+    def stop(products: int) -> None:
+        if products >= last:
             raise Stopped("stopped", "again")
 
-    before = shell.products
+    operator = PrescribedSpectrum(singular(100))
+    shell = ShellMatrix(operator, Ranks(), on_product=stop)
+    planned = plan(shell)
     with pytest.raises(Stopped):
-        exact_spectrum(shell, planned, on_block=stop)
-    assert shell.products - before == 2 * BLOCK
+        exact_spectrum(shell, planned)
+    assert shell.products == last
 
 
 # -- what does not fit -----------------------------------------------------------------------
