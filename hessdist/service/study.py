@@ -186,6 +186,12 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
             )
     if "optimizer" in wanted and job.spectrum.layers:
         raise JobError("study.optimizer trains all layers", "leave spectrum.layers empty")
+    without_penalty = sorted(set(wanted) & set(OF_TRAINING) - {"optimizer"})
+    if job.loss.l2 and without_penalty:
+        raise JobError(
+            f"study.{without_penalty[0]} trains without a penalty, and loss.l2 is {job.loss.l2:g}",
+            "set loss.l2 = 0",
+        )
     if job.spectrum.operator != "hessian":
         of_another = sorted(_OF_THE_HESSIAN & set(wanted))
         if of_another:
