@@ -18,7 +18,6 @@ from hessdist.figures.whole_spectra import (
     EMPHASIS,
     MARK,
     bend,
-    bin_edges,
     draw_histogram,
     draw_matrix,
     draw_profile,
@@ -27,13 +26,13 @@ from hessdist.figures.whole_spectra import (
     file_parts,
     floor_of,
     histogram_key,
-    largest_of,
     panels,
     profile_labels,
     say,
     sign_key,
     stretch,
 )
+from hessdist.histograms import bin_edges, largest_of, nearly_all, top_edges
 from hessdist.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     Drawing = Callable[[Section, str], Figure]
 
 _START, _END = 0, 1  # of training: indices of a stage
-_BINS = (12, 60)  # of the histogram over starts, at least and at most
-_CENTRAL = (0.005, 0.995)  # quantiles between which nearly all networks lie
 _WIDE = 30.0  # a ratio of loss values from which its colours are logarithmic
 _STEPS = 8  # ticks
 _TOP = 2  # eigenvalues of figure 7
@@ -355,42 +352,6 @@ def _draw_ends(
             label=f"after training, {name}: {shown.sum():,}",
         )
         below += counts
-
-
-def top_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Edges of a histogram over starts, of equal widths, or ratios where values span decades.
-
-    Args:
-        values: What is to be counted; what is not finite is left out.
-
-    Returns:
-        The edges, increasing.
-    """
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return np.array([0.0, 1.0])
-    low, high = finite.min(), finite.max()
-    count = int(np.clip(2 * np.sqrt(finite.size), *_BINS))
-    if low > 0 and high > _WIDE * low:
-        return np.asarray(np.geomspace(low, high * (1 + 1e-9), count + 1))
-    room = (high - low) * 1e-9 or abs(high) * 0.05 or 0.05  # the largest is in the last bin
-    return np.asarray(np.linspace(low - room, high + room, count + 1))
-
-
-def nearly_all(end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without the few that lie far from all others, such as networks that have learnt nothing.
-
-    Args:
-        end: Eigenvalues over starts, (networks,); what is not finite is left out.
-
-    Returns:
-        Those within the central 99 %, and as far again on either side.
-    """
-    good: NDArray[np.float64] = end[np.isfinite(end)]
-    if not good.size:
-        return good
-    low, high = np.quantile(good, _CENTRAL)
-    return np.asarray(good[(good >= low - (high - low)) & (good <= high + (high - low))])
 
 
 def _about(end: NDArray[np.float64]) -> str:

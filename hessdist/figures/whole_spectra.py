@@ -20,6 +20,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from hessdist.densities import SpectralDensity
 from hessdist.figures.page import colours_of, page, step_bar
+from hessdist.histograms import (
+    bin_edges,
+    density_at,
+    exact_beside,
+    largest_of,
+    smoothing_width,
+    words,
+)
 from hessdist.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
@@ -36,21 +44,13 @@ MATRIX_COLOURS = "RdBu_r"  # diverging, and told apart by the colour-blind
 # Okabe and Ito's colours and a mark each.
 SERIES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 
-_NAMES = {
-    "hessian": "Hessian",
-    "gauss_newton": "Gauss-Newton matrix",
-    "empirical_fisher": "empirical Fisher matrix",
-    "residual": "residual",
-}
 _LINE = 70  # letters in a line of a title
 _NAME = 32  # letters of a block's name
-_BINS = 60
 _FLOOR = 1e-10  # of the largest |λ|: what is smaller is drawn there
 _MARKS = 300  # of a profile
 _ENDS = 40  # eigenvalues at each end of a profile that all have marks
 _GRID = 800  # points of a density
 _BELOW = 0.2  # of a single eigenvalue's peak: the lower end of a density's axis
-_SAME = 1e-3  # of the largest |λ|, by which nodes may lie outside an exact spectrum
 _WIDE = 30.0  # a ratio of values from which their axis is logarithmic
 _TICKS = 6
 
@@ -128,11 +128,6 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 40), ha="center", va="center", transform=axes.transAxes)
 
 
-def words(operator: object) -> str:
-    """The name of a matrix, to be read."""
-    return _NAMES.get(str(operator), str(operator))
-
-
 def file_part(name: object) -> str:
     """A name as a part of the name of a file: letters, digits, points and hyphens."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", str(name)).strip("-.").lower()
@@ -153,12 +148,6 @@ def file_parts(names: Iterable[object], otherwise: str) -> list[str]:
     return parts if fit else [f"{otherwise}-{number + 1}" for number in range(len(parts))]
 
 
-def largest_of(values: NDArray[Any]) -> float:
-    """The largest finite magnitude; 1 where none is above zero."""
-    finite = np.abs(values[np.isfinite(values)])
-    return float(finite.max()) if finite.any() else 1.0
-
-
 def stretch(axes: Axes, which: str, values: NDArray[Any]) -> None:
     """Make an axis logarithmic where its values are all positive and span more than a decade or so.
 
@@ -173,25 +162,6 @@ def stretch(axes: Axes, which: str, values: NDArray[Any]) -> None:
 
 
 # -- histograms ------------------------------------------------------------------------------
-
-
-def bin_edges(values: NDArray[Any], linear: float, count: int = _BINS) -> NDArray[np.float64]:
-    """Edges of bins that are of the same width on an axis of asinh(λ / linear).
-
-    Args:
-        values: Eigenvalues of any shape; what is not finite is left out.
-        linear: Below it the axis is about linear, beyond it about logarithmic.
-        count: Of bins, about.
-
-    Returns:
-        The edges, increasing; zero is the middle of a bin.
-    """
-    finite = np.append(values[np.isfinite(values)], 0.0)
-    low, high = np.arcsinh(np.array([finite.min(), finite.max()]) / linear)
-    width = (high - low) / count or 1.0
-    # A little more, so that rounding leaves the extremes in.
-    first, last = np.floor(low / width - 0.5 - 1e-9), np.ceil(high / width + 0.5 + 1e-9)
-    return np.asarray(linear * np.sinh((np.arange(first, last) + 0.5) * width))
 
 
 def bend(axes: Axes, linear: float, largest: float) -> None:
@@ -442,54 +412,6 @@ def matrix(section: Section, row: int, column: int, title: str) -> Figure:
 
 Place = tuple[int, ...]
 """Indices of a step, an operator and a block."""
-
-
-def density_at(section: Section, place: Place) -> SpectralDensity:
-    """The nodes and weights of one matrix of the section "density"."""
-    return SpectralDensity(
-        int(section["size"][place]), section["nodes"][place], section["weights"][place]
-    )
-
-
-def smoothing_width(density: SpectralDensity) -> float:
-    """The Gaussian's width by default: half the mean distance of a probe's nodes.
-
-    Returns:
-        The length of the nodes' range over twice their number; where all nodes are the same, a
-        hundredth of their magnitude, and of 1 for the zero matrix.
-    """
-    low, high = density.range()
-    count = np.isfinite(density.nodes).sum(axis=1).max()
-    return (high - low) / (2 * count) or 0.01 * largest_of(density.nodes)
-
-
-def exact_beside(section: Section, place: Place, exact: Section | None) -> NDArray[Any] | None:
-    """All eigenvalues of the matrix whose density it is, where a run has them.
-
-    Args:
-        section: The section "density".
-        place: The step, operator and block.
-        exact: The section "exact".
-
-    Returns:
-        (d,); None where there are none, or where they are of another matrix: of another size, or
-        with nodes outside its spectrum.
-    """
-    if exact is None:
-        return None
-    rows = np.flatnonzero(exact["step"] == section["step"][place[0]])
-    columns = np.flatnonzero(exact["operator"] == section["operator"][place[1]])
-    if not (rows.size and columns.size):
-        return None
-    values: NDArray[Any] = exact["eigenvalues"][rows[0], columns[0]]
-    nodes = section["nodes"][place]
-    nodes = nodes[np.isfinite(nodes)]
-    if len(values) != section["size"][place] or not np.isfinite(values).all():
-        return None
-    # A block is a matrix of its own; nodes lie between the extreme eigenvalues of theirs.
-    room = _SAME * largest_of(values)
-    within = (nodes >= values.min() - room) & (nodes <= values.max() + room)
-    return values if within.all() else None
 
 
 def density(

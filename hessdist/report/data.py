@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
-from hessdist.figures.singularity import nearly_all, top_edges
-from hessdist.figures.whole_spectra import (
+from hessdist.histograms import (
     bin_edges,
     density_at,
     exact_beside,
     largest_of,
+    nearly_all,
     smoothing_width,
+    top_edges,
     words,
 )
 from hessdist.outliers import NEAR_ZERO, in_numbers, outliers_sought

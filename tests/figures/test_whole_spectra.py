@@ -26,6 +26,7 @@ from written import (
 )
 
 import hessdist
+from hessdist import histograms
 from hessdist.figures import singularity, whole_spectra
 from hessdist.figures.everything import figures
 from hessdist.figures.look import Look
@@ -104,7 +105,7 @@ def test_bins_are_even_on_their_axis_hold_everything_and_have_zero_in_a_middle(s
     draw = np.random.default_rng(seed)
     values = draw.standard_normal(100) * 10.0 ** draw.uniform(-6, 3, 100)
     linear = 1e-3 * np.abs(values).max()
-    edges = whole_spectra.bin_edges(values, linear)
+    edges = histograms.bin_edges(values, linear)
     assert np.histogram(values, edges)[0].sum() == 100
     places = np.arcsinh(edges / linear)
     widths = np.diff(places)
@@ -112,14 +113,14 @@ def test_bins_are_even_on_their_axis_hold_everything_and_have_zero_in_a_middle(s
     middle = np.searchsorted(edges, 0.0)
     assert edges[middle - 1] == pytest.approx(-edges[middle])
     assert 60 <= len(widths) <= 64
-    mirrored = whole_spectra.bin_edges(-values, linear)
+    mirrored = histograms.bin_edges(-values, linear)
     assert mirrored == pytest.approx(-edges[::-1])
-    assert whole_spectra.bin_edges(7 * values, 7 * linear) == pytest.approx(7 * edges)
+    assert histograms.bin_edges(7 * values, 7 * linear) == pytest.approx(7 * edges)
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.full(2, np.nan), np.array([])])
 def test_bins_of_nothing(values: np.ndarray) -> None:
-    edges = whole_spectra.bin_edges(values, 1.0)
+    edges = histograms.bin_edges(values, 1.0)
     assert edges[0] < 0 < edges[-1]
     assert (np.diff(edges) > 0).all()
 
@@ -127,7 +128,7 @@ def test_bins_of_nothing(values: np.ndarray) -> None:
 def test_networks_far_from_all_others_do_not_stretch_the_axis() -> None:
     rng = np.random.default_rng(0)
     values = np.append(1 + 0.1 * rng.standard_normal(1000), [500.0, np.nan])
-    near = singularity.nearly_all(values)
+    near = histograms.nearly_all(values)
     assert np.array_equal(near, values[:1000])
     section = initialisations_section(400)
     top = section["eigenvalues"].copy()
@@ -142,7 +143,7 @@ def test_networks_far_from_all_others_do_not_stretch_the_axis() -> None:
     [([0.1, 0.2, 0.3], False), ([1e-3, 0.1, 2.0], True), ([-1.0, 5.0], False), ([2.0, 2.0], False)],
 )
 def test_edges_over_starts(values: list[float], ratios: bool) -> None:
-    edges = singularity.top_edges(np.array([*values, np.nan]))
+    edges = histograms.top_edges(np.array([*values, np.nan]))
     assert np.histogram(values, edges)[0].sum() == len(values)
     steps = np.diff(np.log(edges)) if ratios else np.diff(edges)
     assert steps == pytest.approx(np.full(len(steps), steps[0]))
@@ -226,7 +227,7 @@ def test_the_density_is_that_of_the_exact_eigenvalues_spread_to_gaussians() -> N
     section, exact = uniform(density_section(interval=None)), exact_section()
     place = (1, 0, 0)
     values = exact["eigenvalues"][1, 0]
-    beside = whole_spectra.exact_beside(section, place, exact)
+    beside = histograms.exact_beside(section, place, exact)
     assert np.array_equal(beside, values)
     figure = whole_spectra.density(section, place, "a run", beside)
     axes = figure.axes[0]
@@ -252,8 +253,8 @@ def test_the_band_is_the_standard_error_and_one_probe_has_none() -> None:
     (line,) = axes.get_lines()
     (band,) = axes.collections
     grid = line.get_xdata()
-    found = whole_spectra.density_at(section, (0, 0, 0))
-    values, errors = found.smoothed(grid, whole_spectra.smoothing_width(found))
+    found = histograms.density_at(section, (0, 0, 0))
+    values, errors = found.smoothed(grid, histograms.smoothing_width(found))
     highest = np.argmax(values)
     edge = band.get_paths()[0].vertices
     at = edge[edge[:, 0] == grid[highest], 1]
