@@ -117,13 +117,16 @@ def steps_to_go(ritz: Ritz, kept: int, ends: Ends, floor: float) -> int | None:
     if n - first < 2:
         return None
     matrix = (ritz.rotation * ritz.values) @ ritz.rotation.T
-    logarithms = []
+    excesses = []
     for size in range(first, n):
         values, vectors = np.linalg.eigh(matrix[:size, :size])
         residuals = np.abs(matrix[size, size - 1] * vectors[-1])
         excess = ends.excess(values, Ritz(values, residuals, vectors).relative(floor))
-        logarithms.append(np.log(excess))
-    logarithms.append(np.log(ends.excess(ritz.values, ritz.relative(floor))))
+        excesses.append(excess)
+    excesses.append(ends.excess(ritz.values, ritz.relative(floor)))
+    if min(excesses) == 0:  # of a tiny matrix
+        return None
+    logarithms = np.log(excesses)
     rate = -np.polyfit(np.arange(len(logarithms)), logarithms, 1)[0]
     if not (np.isfinite(rate) and rate > 0):
         return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from hessdist.errors import Stopped
+from hessdist.errors import HessdistError, Stopped, WorkloadError
 from hessdist.gpu_aware import mpi_takes_device_memory
 from hessdist.ranks import Ranks
 
@@ -21,6 +21,9 @@ _BLOCK = 1 << 14
 # Columns that are allocated at a time for recorded products. One by one they would take the place
 # of a product's freed temporaries, and the next product would pay for fresh pages.
 _COLUMNS = 64
+# Rounding makes products a little asymmetric: 1e-6 of ‖Ax‖ in float32, a thousand times that where
+# A is a small difference of large matrices. An operator that is not symmetric is so by its norm.
+_ROUNDING = 0.3
 
 
 _Array = TypeVar("_Array", NDArray[np.float64], Tensor)
@@ -69,6 +72,8 @@ class ShellMatrix:
         on_product: Called after every product with the number of products so far; it may raise
             `Stopped`, on all ranks at once.
         journal: Keeps finished products, and gives them back to a solve that starts again.
+        asymmetry: The largest |xᵀAy − yᵀAx| / (‖x‖ ‖Ay‖ + ‖y‖ ‖Ax‖) of the first two vectors
+            multiplied that passes for rounding; default: `ε^0.3` of the product's dtype.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class ShellMatrix:
         shift: float = 0.0,
         on_product: Callable[[int], None] = lambda products: None,
         journal: Journal | None = None,
+        asymmetry: float | None = None,
     ) -> None:
         self._local = local
         self._journal = journal
@@ -105,6 +111,8 @@ class ShellMatrix:
         self._recorded: list[NDArray[Any]] | None = None
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: Exception | None = None
+        self._asymmetry = self.epsilon**_ROUNDING if asymmetry is None else asymmetry
+        self._first: tuple[Tensor, Tensor] | None = None  # a vector and its product
 
     @property
     def size(self) -> int:
@@ -174,6 +182,8 @@ class ShellMatrix:
         else:
             self._compute()
             self._keep()
+        if self.products < 2:
+            self._check_symmetry()
         self.products += 1
         if self._recorded is not None:
             start = time.perf_counter()
@@ -214,6 +224,32 @@ class ShellMatrix:
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
 
+    def _check_symmetry(self) -> None:
+        """Compare xᵀAy with yᵀAx for the first two vectors. Collective, one small reduction.
+
+        In a Krylov space y is what Ax has beside x, so that an asymmetry of A shows in full.
+
+        Raises:
+            WorkloadError: They differ by more than rounding; on every rank.
+        """
+        y, ay = self._mine.double(), self._slice.double()
+        if self._first is None:
+            self._first = y.clone(), ay.clone()
+            return
+        x, ax = self._first
+        self._first = None
+        pairs = ((x, ay), (y, ax), (x, x), (y, y), (ax, ax), (ay, ay))
+        products = self.ranks.sum(np.array([float(one @ other) for one, other in pairs]))
+        one, other = products[:2]
+        xx, yy, axax, ayay = np.sqrt(products[2:])
+        if abs(one - other) > self._asymmetry * (xx * ayay + yy * axax):
+            error = WorkloadError(
+                f"the operator is not symmetric: xᵀAy = {one:.6g} and yᵀAx = {other:.6g}",
+                "use one that is, such as the product of (A + Aᵀ) / 2",
+            )
+            error.agreed = True
+            raise error
+
     def _wait(self) -> None:
         """Wait for the device: MPI and PETSc know nothing of PyTorch's streams."""
         if self._on_gpu:
@@ -234,7 +270,9 @@ class ShellMatrix:
             except Stopped as stop:  # on all ranks
                 self.failure = stop
             except Exception as error:
-                if self.ranks.size > 1:  # the others are inside the reduction, and would wait
+                everywhere = isinstance(error, HessdistError) and error.agreed
+                if self.ranks.size > 1 and not everywhere:
+                    # The others are inside the reduction, and would wait.
                     self.ranks.abort(error)
                 self.failure = error
         _entries(y, "w").copy_(entries)

@@ -126,7 +126,7 @@ def test_a_product_that_fails_on_one_rank_of_three(
     assert done.returncode == 1
     assert done.stderr.count(f"{message}\n") + done.stderr.count(f"{message};") == 1
     assert "rank 1" in done.stderr
-    assert seconds < 20  # start-up of three Pythons on two cores included; the end itself is quick
+    assert seconds < 60  # with the start of three Pythons on busy cores: it does not hang
     assert not (tmp_path / "out.h5").exists()
 
 
@@ -134,5 +134,5 @@ def test_a_product_that_fails_on_one_rank_of_three(
 def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     done, seconds = start(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode != 0
-    assert seconds < 20
+    assert seconds < 60
     assert not list(tmp_path.glob("**/*.partial"))

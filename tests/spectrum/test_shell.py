@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from oracles import PrescribedSpectrum
 
+import hessdist
+from hessdist.errors import WorkloadError
 from hessdist.ranks import Ranks, shard_bounds
+from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 def whole(shell: ShellMatrix, coefficients: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -62,3 +69,66 @@ def test_shards_are_contiguous_and_balanced(total: int, parts: int) -> None:
     assert bounds[-1][1] == total
     assert all(one[1] == other[0] for one, other in pairwise(bounds))
     assert max(sizes) - min(sizes) <= 1
+
+
+class Skew(PrescribedSpectrum):
+    """With an antisymmetric part of a given size, in two coordinates."""
+
+    skew = 0.0
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        turned = torch.zeros(self.size, dtype=torch.float64)
+        turned[0], turned[1] = -self.skew * float(v[1]), self.skew * float(v[0])
+        return super().__call__(v) + self._share * turned
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operator_that_is_not_symmetric_is_refused(dtype: torch.dtype) -> None:
+    values = np.linspace(-1.0, 1.0, 6)
+    operator = Skew(values, dtype=dtype)
+    operator.skew = 0.2
+    with pytest.raises(WorkloadError, match=r"not symmetric: xᵀAy = .* and yᵀAx = "):
+        extreme_eigenpairs(ShellMatrix(operator, Ranks()), 2, 1)
+    operator.skew = 1e-6 if dtype == torch.float32 else 1e-12  # as rounding may be
+    found = extreme_eigenpairs(ShellMatrix(operator, Ranks()), 2, 1, tolerance=1e-3)
+    assert found.largest.values == pytest.approx([1.0, 0.6], rel=1e-4)
+
+
+@pytest.mark.mpi(ranks=[3], timeout=60, unit="s")
+def test_it_is_refused_on_all_ranks(mpi_ranks: int, comm: MPI.Comm) -> None:
+    operator = Skew(np.linspace(-1.0, 1.0, 6), share=1 / mpi_ranks)
+    operator.skew = 0.2
+    with pytest.raises(WorkloadError, match="not symmetric"):
+        extreme_eigenpairs(ShellMatrix(operator, Ranks(comm)), 2, 1)
+
+
+class _WrongTwice(torch.autograd.Function):
+    """Σ tanh(x) with a gradient that is right, and a derivative of it that is not symmetric."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(x)
+        return torch.tanh(x).sum(dim=1)
+
+    @staticmethod
+    def backward(context: Any, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = context.saved_tensors
+        known = 1 - torch.tanh(x) ** 2
+        return grad[:, None] * (known + (x - x.detach()).roll(1, dims=1))
+
+
+def test_a_derivative_of_ones_own_that_is_wrong_is_refused() -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return _WrongTwice.apply(self.inner(x))
+
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randn(20))
+    with pytest.raises(WorkloadError, match="not symmetric"):
+        hessdist.extreme_eigenpairs(
+            Network(), torch.nn.functional.mse_loss, data, largest=2, smallest=1
+        )
