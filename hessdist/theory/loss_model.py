@@ -1,0 +1,314 @@
+"""The Hessian of a loss as a sum of free random matrices (Pennington and Bahri 2017).
+
+At a critical point of energy ε the Hessian H = H₀ + H₁ of a network with φ parameters a data point
+has H₀ = J Jᵀ / m, taken for a Wishart matrix, and H₁ of the residuals, whose variance is 2ε. Of a
+critical point the **index** is the share α of negative eigenvalues. It is zero below a critical
+energy ε_c, and grows as |ε − ε_c|^{3/2} above: ε_c is where the lower edge of the spectrum passes
+zero, and a density that begins as a root has an integral of this power.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+
+from hessdist.theory.laws import (
+    Law,
+    LawError,
+    MarchenkoPastur,
+    RTransform,
+    Semicircle,
+    check_positive,
+)
+from hessdist.theory.transforms import FreeLaw, ToleranceError, mass_below
+
+_DIGITS = 1e-12  # of the critical energy that is looked for, relative
+
+
+@dataclass(frozen=True)
+class LossModel:
+    """The Hessian at a critical point: Wishart + Wigner, or with a rectified H₁.
+
+    H₀ is Marchenko-Pastur with ratio φ and mean σ (R = σ / (1 − σφg)). Without rectifier H₁ is the
+    semicircle of variance 2ε (R = 2εg). With one, it has half its entries and two blocks beside
+    the diagonal (R = εφg / (2 − εφ²g²)): the difference of two free Poisson laws of the rate
+    1/(2φ) and the jump φ √(ε/2).
+
+    Raises:
+        LawError: The energy is negative, the ratio or the scale is not above zero, or one is not
+            finite.
+    """
+
+    energy: float
+    """ε = loss / outputs for a loss that is half the mean square, so half a residual's variance."""
+    ratio: float
+    """φ, parameters over data points (times outputs)."""
+    rectified: bool = False
+    """Whether the network has a ReLU."""
+    scale: float = 1.0
+    """σ, the mean eigenvalue of H₀."""
+
+    def __post_init__(self) -> None:
+        check_positive(ratio=self.ratio, scale=self.scale)
+        if not (np.isfinite(self.energy) and self.energy >= 0):
+            raise LawError(f"energy = {self.energy:g} is out of range", "give 0 or more")
+
+    @property
+    def positive(self) -> MarchenkoPastur:
+        """The law of H₀."""
+        return MarchenkoPastur(self.ratio, self.scale)
+
+    @cached_property
+    def residual(self) -> Law:
+        """The law of H₁.
+
+        Raises:
+            LawError: It is zero, as the energy is.
+        """
+        if not self.energy:
+            raise LawError("at the energy zero H₁ is zero", "take a positive energy")
+        if not self.rectified:
+            return Semicircle(float(np.sqrt(2 * self.energy)))
+        return bilinear_residual(self.energy, self.ratio, active=0.5)
+
+    @cached_property
+    def law(self) -> Law:
+        """The law of H, ρ_H(λ; ε, φ)."""
+        if not self.energy:
+            return self.positive
+        transform = self.positive.r_transform + self.residual.r_transform
+        return FreeLaw(transform) if self.rectified else WishartWigner(transform)
+
+    def index(self, tolerance: float = 1e-8) -> float:
+        """α(ε, φ) = ∫ ρ_H over λ < 0, by adaptive quadrature.
+
+        Args:
+            tolerance: Its relative error.
+
+        Returns:
+            Of 0 ... ½; zero where the spectrum begins at or above zero.
+
+        Raises:
+            ToleranceError: The tolerance is not reached.
+        """
+        return mass_below(self.law, 0.0, tolerance)
+
+    def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Eigenvalues of one finite matrix H of independent Gaussian parts, ascending, (size,)."""
+        if not self.energy:
+            return self.positive.sample(size, rng)
+        return np.asarray(np.linalg.eigvalsh(self.law.r_transform.matrix(size, rng)))
+
+
+def bilinear_residual(energy: float, ratio: float, active: float = 1.0) -> FreeLaw:
+    """The law of H₁ of a two-layer network with Gaussian residuals and inputs.
+
+    For ŷ = W₂ W₁ x the second derivatives couple the weights into and out of a hidden unit alone:
+    H₁ has for each unit a block (1/m) Σ e xᵀ beside the diagonal, over m samples, and its transpose
+    on the other side, n rows each. With e of variance 2ε, x of variance 1 and φ = 2n/m it is the
+    difference of two Wishart matrices: R(g) = 2sεφg / (2 − εφ²g²), where a share s of the samples
+    passes a unit. With s = ½ this is the form of Pennington and Bahri (2017) for a
+    ReLU. With s = 1 its variance is εφ, where their Wigner matrix has 2ε.
+
+    Args:
+        energy: ε.
+        ratio: φ.
+        active: s, the share of samples at which a hidden unit is not zero.
+
+    Returns:
+        The law, with an atom of 1 − 2s/φ where that is positive.
+
+    Raises:
+        LawError: A number is not finite and above zero.
+    """
+    check_positive(energy=energy, ratio=ratio, active=active)
+    rate, jump = active / ratio, ratio * float(np.sqrt(energy / 2))
+    return FreeLaw(RTransform(rates=(rate, rate), jumps=(jump, -jump)))
+
+
+@dataclass(frozen=True)
+class WishartWigner(FreeLaw):
+    """A Marchenko-Pastur matrix and a semicircle, freely added: the density in closed form.
+
+    With R(g) = v g + r a / (1 − a g) the reciprocal w = 1/G solves the cubic
+
+        w³ − (z + a (1 − r)) w² + (v + a z) w − a v = 0.
+
+    On the real line it has a complex pair inside the support, and there one of the pair is 1/G:
+    free convolution with a semicircle leaves no other (Biane 1997). The discriminant is
+    a quartic in z whose roots are the critical values of z(g), so its factors keep their digits
+    up to the edges.
+
+    Raises:
+        LawError: The R transform is of another form.
+    """
+
+    def __post_init__(self) -> None:
+        if not self.transform.variance or len(self.transform.rates) != 1:
+            raise LawError("this is no sum of one Wishart and one Wigner matrix", "take FreeLaw")
+        check_positive(rate=self.transform.rates[0], jump=self.transform.jumps[0])
+
+    @cached_property
+    def _critical_values(self) -> NDArray[np.complex128]:
+        """The four roots of the discriminant."""
+        g = self.transform.critical_points
+        return np.asarray(self.transform(g) + 1 / g)
+
+    def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By Cardano's formula, (n,)."""
+        v, (rate,), (jump,) = self.transform.variance, self.transform.rates, self.transform.jumps
+        # t³ + p t + q = 0 with w = t + third.
+        third = (x + jump * (1 - rate)) / 3
+        linear = v + jump * x
+        p = linear - 3 * third**2
+        q = third * (linear - 2 * third**2) - jump * v
+        product = np.ones(x.shape, dtype=complex)
+        for edge in self._critical_values:
+            product = product * (x - edge)
+        # (q/2)² + (p/3)³, positive inside: −1/108 of the discriminant a² Π (z − zᵢ).
+        root = np.sqrt(np.maximum(-(jump**2) * product.real, 0) / 108)
+        sign = np.where(q > 0, -1.0, 1.0)
+        u = sign * np.cbrt(np.abs(q) / 2 + root)
+        other = np.divide(-p, 3 * u, out=np.zeros_like(u), where=u != 0)
+        imaginary = np.sqrt(3) * root / (u**2 + u * other + other**2)
+        # |w|² of the pair: the product of all roots is a v; the smaller number is not subtracted.
+        real_root, pair = third + u + other, third - (u + other) / 2
+        square = pair**2 + imaginary**2
+        by_product = np.divide(jump * v, real_root, out=square.copy(), where=real_root > 0)
+        square = np.where(real_root**2 > square, by_product, square)
+        return np.asarray(imaginary / square / np.pi)
+
+
+# -- the critical energy -----------------------------------------------------------------------
+
+
+def critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
+    """ε_c, the energy above which there are negative eigenvalues, in closed form.
+
+    Without rectifier σ² (1 − 20φ − 8φ² + (1 + 8φ)^{3/2}) / 16, with one
+    σ² (27 − 18ξ − ξ² + 8ξ^{3/2}) / (32φ (1 − φ)³) and ξ = 1 + 16φ − 8φ² (Pennington and Bahri
+    2017). Both hold for φ < 1, and are computed in factors that keep their digits
+    at φ near 1: with s² = 1 + 8φ and s² = ξ they are 4 (1 − φ)³ (1 + s) / (3 + s)³, and this times
+    4/φ. From φ = 1 on any energy above zero gives negative eigenvalues.
+
+    Args:
+        ratio: φ.
+        rectified: Whether the network has a ReLU.
+        scale: σ, the mean eigenvalue of H₀.
+
+    Returns:
+        ε_c; zero for φ ≥ 1.
+
+    Raises:
+        LawError: The ratio or the scale is not above zero.
+    """
+    check_positive(ratio=ratio, scale=scale)
+    if ratio >= 1:
+        return 0.0
+    s = np.sqrt(1 + 16 * ratio - 8 * ratio**2 if rectified else 1 + 8 * ratio)
+    energy = 4 * scale**2 * (1 - ratio) ** 3 * (1 + s) / (3 + s) ** 3
+    return float(4 * energy / ratio if rectified else energy)
+
+
+def located_critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
+    """ε_c found by moving the lower edge of the spectrum to zero.
+
+    Args:
+        ratio: φ, below 1.
+        rectified: Whether the network has a ReLU.
+        scale: σ, the mean eigenvalue of H₀.
+
+    Returns:
+        ε_c, to a relative error of about 1e-8 at φ = 0.99 and less below.
+
+    Raises:
+        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+        ToleranceError: The edge does not pass zero.
+    """
+    _check_overdetermined(ratio)
+    check_positive(scale=scale)
+
+    def edge(logarithm: float) -> float:
+        model = LossModel(float(np.exp(logarithm)) * scale**2, ratio, rectified, scale)
+        return model.law.ends[0] / scale
+
+    high = 0.0
+    while edge(high) > 0:
+        high += 3.0
+    low = high
+    while edge(low) <= 0:
+        low -= 3.0
+        if low < -100:
+            raise ToleranceError(
+                f"the lower edge at ratio {ratio:g} is below zero at any energy",
+                "take a ratio further from 1",
+            )
+    return float(np.exp(brentq(edge, low, high, xtol=_DIGITS)) * scale**2)
+
+
+def index_coefficient(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
+    """α₀ of the law α ≈ α₀ ((ε − ε_c) / ε_c)^{3/2} just above the critical energy.
+
+    At the edge z(g) ≈ λ₋ + z''(g*) (g − g*)² / 2, so the density is √(2 (λ − λ₋) / |z''|) / π, and
+    the edge moves by ∂z/∂ε at g*. The integral up to zero is
+    α₀ = (2 / 3π) √(2 / |z''|) |ε_c ∂z/∂ε|^{3/2}.
+
+    Args:
+        ratio: φ, below 1.
+        rectified: Whether the network has a ReLU.
+        scale: σ, the mean eigenvalue of H₀.
+
+    Returns:
+        α₀, which does not depend on the scale.
+
+    Raises:
+        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+    """
+    _check_overdetermined(ratio)
+    check_positive(scale=scale)
+    critical = critical_energy(ratio, rectified=rectified)
+    transform = LossModel(critical, ratio, rectified).law.r_transform
+    at = transform.outer_points[0]
+    curvature = float(transform.second_derivative(np.array(at + 0j)).real) + 2 / at**3
+    # ∂R/∂ε of H₁.
+    shift = 2 * at
+    if rectified:
+        shift *= ratio / (2 - critical * ratio**2 * at**2) ** 2
+    return float(2 / (3 * np.pi) * np.sqrt(2 / abs(curvature)) * abs(critical * shift) ** 1.5)
+
+
+def index_near_critical(
+    energies: ArrayLike, ratio: float, *, rectified: bool = False, scale: float = 1.0
+) -> NDArray[np.float64]:
+    """The 3/2 law: α ≈ α₀ ((ε − ε_c) / ε_c)^{3/2} above ε_c and zero below, good for small α.
+
+    Args:
+        energies: ε, any shape.
+        ratio: φ, below 1.
+        rectified: Whether the network has a ReLU.
+        scale: σ, the mean eigenvalue of H₀.
+
+    Returns:
+        α, shaped as the energies.
+
+    Raises:
+        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+    """
+    coefficient = index_coefficient(ratio, rectified=rectified, scale=scale)
+    critical = critical_energy(ratio, rectified=rectified, scale=scale)
+    excess = np.maximum(np.asarray(energies, dtype=float) / critical - 1, 0.0)
+    return np.asarray(coefficient * excess**1.5)
+
+
+def _check_overdetermined(ratio: float) -> None:
+    """Refuse ratios at which there is no critical energy."""
+    check_positive(ratio=ratio)
+    if ratio >= 1:
+        raise LawError(
+            f"at ratio {ratio:g} any energy above zero gives negative eigenvalues",
+            "take a ratio below 1",
+        )
