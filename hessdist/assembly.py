@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -281,6 +282,8 @@ class TrainingLoss:
             shift=shift,
             on_product=on_product,
             journal=journal,
+            # Where the model is as good as linear, S is nothing but rounding.
+            asymmetry=math.inf if operator == "residual" else None,
         )
 
 

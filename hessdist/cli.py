@@ -209,6 +209,104 @@ def study(
 
 
 @app.command()
+def diagnose(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(metavar="STEP", help="The checkpoint; default: the last.", show_default=False),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All checkpoints.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Where numbers and findings go as JSON.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what was diagnosed with other settings.")
+    ] = False,
+) -> None:
+    """Say what kind of point a checkpoint is, whether a gradient step helps, and a way down.
+
+    For one rank or many. Eigenpairs are taken from the job's HDF5 file, which gets the diagnosis as
+    well, or solved for. PETSc's and SLEPc's options pass through.
+    """
+    if checkpoint is not None and everything:
+        raise InputError("--checkpoint and --all exclude each other", "give one of them")
+    with _together() as ranks:
+        with ranks.agreeing():
+            begin = _needing_torch("hessdist.service.diagnose").diagnose
+            loaded, text = load_job(job, overrides or ())
+        with Report(speaks=ranks.is_root) as report:
+            result = begin(
+                loaded,
+                text,
+                ranks,
+                report,
+                options=context.obj,
+                step=checkpoint,
+                everything=everything,
+                json_path=output,
+                overwrite=overwrite,
+            )
+            report.line(
+                f"result: {result.path} ({len(result.done)} diagnosed, "
+                f"{len(result.skipped)} before)"
+            )
+            if result.unconverged:
+                report.line(
+                    f"unconverged pairs at steps {', '.join(map(str, result.unconverged))}: stored "
+                    "and marked; raise -eps_max_it or -eps_ncv, or spectrum.tolerance"
+                )
+    raise typer.Exit(3 if result.unconverged else 0)
+
+
+@app.command()
+def minimize(
+    context: typer.Context,
+    job: JobFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a minimisation with other settings, its checkpoints included.",
+        ),
+    ] = False,
+) -> None:
+    """Minimise the loss over all samples by gradient descent, L-BFGS or Newton-CG.
+
+    For one rank or many. The trace goes into the job's HDF5 file and the iterates are checkpoints,
+    which hessdist spectrum analyses. The same command goes on where an earlier one ended. PETSc's
+    options pass through: -tao_ls_type more-thuente, -tao_monitor.
+    """
+    with _together() as ranks:
+        with ranks.agreeing():
+            service = _needing_torch("hessdist.service.minimize")
+            loaded, text = load_job(job, overrides or ())
+        with Report(speaks=ranks.is_root) as report:
+            result = service.minimize_job(
+                loaded, text, ranks, report, options=context.obj, overwrite=overwrite
+            )
+            last, ended = result.last, result.ended
+            report.line(
+                f"{last.number} iterations, {last.gradients} gradients and {last.products} "
+                f"products: loss {last.loss:.8g}, norm of the gradient {last.gradient_norm:.3g}"
+            )
+            if not ended.converged:
+                report.line(
+                    f"not converged: {ended.reason}; {service.remedy(ended, loaded.compute.dtype)}"
+                )
+            report.line(f"result: {result.path}{' (done before)' if result.done_before else ''}")
+    raise typer.Exit(0 if ended.converged else 3)
+
+
+@app.command()
 def submit(
     context: typer.Context,
     job: JobFile,
@@ -631,7 +729,7 @@ def _refuse_petsc_options(context: typer.Context) -> None:
 def main() -> None:
     """Run the command line and end with its exit status (docs/commands.md)."""
     ours, petsc = split_petsc_options(sys.argv[1:])
-    if ours and ours[0] in {"spectrum", "study", "watch"}:
+    if ours and ours[0] in {"diagnose", "minimize", "spectrum", "study", "watch"}:
         listen()
     try:
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0

@@ -161,6 +161,30 @@ class SpectralDensity:
 
         return self.of(inside)
 
+    def count_bounds(self, low: float, high: float) -> tuple[float, float]:
+        """Between which numbers the count of eigenvalues in an open interval lies.
+
+        The Chebyshev-Markov-Stieltjes inequalities, of the mean of the probes' measures: they allow
+        for the width of the quadrature, and not for the random vectors.
+
+        Args:
+            low: The lower bound of the interval.
+            high: The upper one.
+
+        Returns:
+            The fewest: the weight of the nodes inside without the first and the last of them. The
+            most: that of all nodes inside and of the next one on either side.
+        """
+        counts = np.zeros((len(self.nodes), 2))
+        for row, (nodes, weights) in enumerate(zip(self.nodes, self.weights, strict=True)):
+            first, last = np.searchsorted(nodes, low, "right"), np.searchsorted(nodes, high, "left")
+            counts[row] = [
+                weights[first + 1 : last - 1].sum() if last - first > 2 else 0.0,
+                weights[max(first - 1, 0) : last + 1].sum(),
+            ]
+        fewest, most = self.size * counts.mean(axis=0)
+        return float(fewest), float(most)
+
     def effective_rank(self) -> Estimate:
         """Over how many eigenvalues Σ |λ| is spread (Roy and Vetterli 2007).
 

@@ -86,12 +86,14 @@ class DataSection(_Section):
 class TrainingSection(_Section):
     """The training run that `hessdist train` makes."""
 
-    optimizer: Literal["rmsprop", "sgd", "adam"] = "rmsprop"
-    """The stochastic optimiser, of torch.optim."""
+    optimizer: Literal["rmsprop", "sgd", "adam", "noisy_sgd"] = "rmsprop"
+    """The stochastic optimiser: of torch.optim, or SGD with noise in every direction."""
     learning_rate: Rate = 1e-3
     """Its step size."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of rmsprop and sgd."""
+    """Momentum of rmsprop, sgd and noisy_sgd."""
+    noise: Rate = 1.0
+    """Radius of the sphere that the noise of noisy_sgd is drawn from."""
     batch_size: Positive = 32
     """Samples of a minibatch."""
     steps: Positive = 2000
@@ -110,7 +112,9 @@ class TrainingSection(_Section):
         if self.checkpoint_steps and max(self.checkpoint_steps) > self.steps:
             raise ValueError(f"checkpoint_steps go beyond steps = {self.steps}")
         if self.momentum and self.optimizer == "adam":
-            raise ValueError("momentum is for rmsprop and sgd")
+            raise ValueError("momentum is for rmsprop, sgd and noisy_sgd")
+        if self.noise != 1.0 and self.optimizer != "noisy_sgd":
+            raise ValueError("noise is for noisy_sgd")
         return self
 
     def written_steps(self) -> list[int]:
@@ -344,6 +348,43 @@ class DensitySection(_Section):
         return self
 
 
+class LawsSection(_Section):
+    """Laws of random matrices fitted to what [study.exact] and [study.density] have found."""
+
+    laws: list[
+        Literal[
+            "semicircle",
+            "marchenko_pastur",
+            "marchenko_pastur_atom",
+            "wishart_wigner",
+            "wishart_wigner_spike",
+            "rectified",
+        ]
+    ] = [
+        "semicircle",
+        "marchenko_pastur",
+        "marchenko_pastur_atom",
+        "wishart_wigner",
+        "wishart_wigner_spike",
+    ]
+    """Laws; those with atom or spike have to hold the spike at zero, too."""
+    operators: list[Operator] = []
+    """Matrices; empty: all that there are."""
+    near_zero: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Half width of the spike at zero, of the largest |λ| that is no outlier."""
+    outliers: Count | None = None
+    """The most that are looked for above the widest gap; default: three an output of the
+    network."""
+    steps: _Steps = []
+    """Checkpoints; empty: all that have a whole spectrum."""
+
+    @model_validator(mode="after")
+    def _some(self) -> LawsSection:
+        if not self.laws or len(set(self.laws)) < len(self.laws):
+            raise ValueError("laws is empty, or names one twice")
+        return self
+
+
 class _Descent(_Section):
     """Networks trained by full-batch gradient descent with constant step, many at once."""
 
@@ -433,6 +474,231 @@ class InterpolationSection(_Section):
         return self
 
 
+class _WholeMatrices(_Section):
+    """How whole matrices are put into numbers."""
+
+    exact_below: Count = 2000
+    """Up to so many parameters traces, norms and counts are of the exact spectrum."""
+    trace_products: Annotated[int, Field(ge=4)] = 40
+    """Beyond that: products of XTrace for a trace."""
+    probes: Annotated[int, Field(ge=2)] = 3
+    """Random vectors of Lanczos quadrature, for a Frobenius norm and for counts."""
+    lanczos_steps: Positive = 60
+    """Products for each of them."""
+    null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """An eigenvalue within this share of the largest |λ| counts as zero."""
+    seed: Seed = 0
+    """Seed of random vectors, and of starts."""
+
+
+class DecompositionSection(_WholeMatrices):
+    """H = G + S at checkpoints, and the empirical Fisher matrix beside G."""
+
+    largest: Positive = 20
+    """k of each matrix: more than there are outliers, whose number is looked for among them."""
+    smallest: Positive = 3
+    """m of H and S; the others have no negative eigenvalue."""
+    steps: _Steps = []
+    """Checkpoints; empty: all."""
+
+
+class WidthsSection(_WholeMatrices):
+    """H = G + S in training, for networks from narrow to wide."""
+
+    hidden: list[list[Positive]] = [[8], [32], [128], [512]]
+    """Widths of the hidden layers; input and output are those of the job's model, an mlp."""
+    networks: Positive = 3
+    """Starts of each."""
+    parametrization: Literal["standard", "ntk"] = "ntk"
+    """PyTorch's, or weights of unit variance divided by the square root of the fan-in."""
+    learning_rate: Rate = 0.1
+    """Of full-batch gradient descent."""
+    at: list[Count] = [0, 10, 100, 1000]
+    """Iterations at which the matrices are looked at."""
+
+    @model_validator(mode="after")
+    def _some(self) -> WidthsSection:
+        if not self.hidden or not all(self.hidden) or not self.at:
+            raise ValueError("hidden or at is empty, or an architecture in hidden")
+        if sorted(set(self.at)) != self.at:
+            raise ValueError(f"at = {self.at} does not increase")
+        return self
+
+
+class EigenspaceSection(_Section):
+    """Weight averages and an optimiser that uses known eigenpairs, on one budget of gradients."""
+
+    base: list[Literal["rmsprop", "adam", "sgd"]] = ["sgd"]
+    """Optimisers; batch size and momentum are those of training."""
+    base_learning_rates: list[Rate] = []
+    """Theirs, each by itself; empty: that of training."""
+    seeds: list[Seed] = [0, 1, 2]
+    """Seeds of initial parameters, shuffling and solves."""
+    gradients: Positive = 20_000
+    """Budget of each run, in gradients of single minibatches; a product counts as two gradients of
+    its samples."""
+    pairs: Positive = 10
+    """k, eigenpairs of largest |λ|."""
+    learning_rates: list[Rate] = [0.1]
+    """Of the scaled Newton steps in the span of the eigenvectors, each by itself."""
+    floor: Rate = 1e-2
+    """Least |λ| that such a step is divided by."""
+    refresh_every: Positive = 500
+    """Minibatches between two solves, warm-started; so many are taken before the first."""
+    curvature_samples: Positive = 500
+    """Samples of the matrix that is solved for, the first of the job's."""
+    tolerance: Rate = 1e-2
+    """Relative residual of its pairs."""
+    average_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the budget after which weights are averaged."""
+    average_every: Positive = 50
+    """Minibatches between two weights that enter the average."""
+    rank: Annotated[int, Field(ge=2)] = 10
+    """Of the low-rank part of SWAG's covariance."""
+    draws: Count = 10
+    """Networks drawn from SWAG's Gaussian; their predictions are averaged. 0: no SWAG."""
+    evaluate_every: Positive = 1000
+    """Gradients between two evaluations over all samples of the job, and over the test set."""
+
+    @model_validator(mode="after")
+    def _some(self) -> EigenspaceSection:
+        if not (self.base and self.seeds and self.learning_rates):
+            raise ValueError("base, seeds or learning_rates is empty")
+        if self.gradients % self.evaluate_every:
+            raise ValueError(
+                f"gradients = {self.gradients} is no multiple of evaluate_every = "
+                f"{self.evaluate_every}"
+            )
+        return self
+
+
+class SaddleSection(_Section):
+    """SGD and noisy SGD from a strict saddle: all weights zero."""
+
+    noise: list[Rate] = [0.01, 0.1, 1.0]
+    """Radii of the sphere that noise is drawn from, each by itself."""
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Of SGD with momentum."""
+    displacement: Rate = 1e-3
+    """How far from the saddle SGD starts besides, in a random direction."""
+    seeds: list[Seed] = [0, 1, 2]
+    """Seeds of noise, direction and shuffling."""
+    iterations: Positive = 500
+    """Steps of each run; batch size and learning rate are those of training."""
+    full_batch: bool = True
+    """Whether gradients are of all samples of the job: then SGD itself has no noise."""
+    evaluate_every: Positive = 10
+    """Steps between two evaluations of loss and gradient norm."""
+    escape: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of the loss by which it has to fall for the saddle to count as left."""
+
+    @model_validator(mode="after")
+    def _some(self) -> SaddleSection:
+        if not (self.noise and self.seeds):
+            raise ValueError("noise or seeds is empty")
+        return self
+
+
+class MinimizersSection(_Section):
+    """Full-batch optimisers side by side, with line search and products as in [minimize]."""
+
+    methods: list[Literal["gradient_descent", "lbfgs", "newton_cg"]] = [
+        "gradient_descent",
+        "lbfgs",
+        "newton_cg",
+    ]
+    """Of [minimize], each by itself."""
+    seeds: list[Seed] = [0, 1, 2]
+    """Seeds of the initial parameters."""
+    iterations: Positive = 1000
+    """The most of a run."""
+    gradients: Positive = 1000
+    """Work at which a run ends, in gradients over all samples; a product counts as two of them."""
+    tolerance: Rate = 1e-6
+    """Norm of the gradient at which a run ends."""
+
+    @model_validator(mode="after")
+    def _some(self) -> MinimizersSection:
+        if not (self.methods and self.seeds):
+            raise ValueError("methods or seeds is empty")
+        return self
+
+
+class CriticalPointsSection(_Section):
+    """Critical points of two-layer networks without biases, on random data of their own.
+
+    Pennington and Bahri (2017), figure 6. The job's own model and data are not used.
+    """
+
+    width: Positive = 6
+    """n, inputs and outputs."""
+    hidden: Positive | None = None
+    """h, units of the hidden layer; default: as many as inputs."""
+    activations: list[Literal["tanh", "identity"]] = ["tanh", "identity"]
+    """Of the hidden units, each by itself; identity: linear networks."""
+    ratios: list[Rate] = [0.0625, 0.125, 0.25, 0.375, 0.5, 0.75]
+    """φ, parameters over data points: there are m = 2h/φ samples, rounded."""
+    networks: Positive = 300
+    """Searches at each ratio, each on data of its own."""
+    scales: Annotated[list[Rate], Field(min_length=2, max_length=2)] = [0.1, 1.0]
+    """Weights of the starts have a standard deviation of so much over √n, drawn between these."""
+    descent_steps: Positive = 1000
+    """Up to so many steps of gradient descent before the search, drawn logarithmically."""
+    learning_rate: Rate = 0.2
+    """Of them."""
+    follow_steps: Count = 200
+    """The most steps uphill along the lowest eigenvectors and downhill along the others."""
+    steps: Count = 100
+    """The most Gauss-Newton steps on the squared gradient norm after them."""
+    tolerance: Rate = 1e-6
+    """Norm of the gradient at a critical point."""
+    relative_tolerance: Rate = 1e-4
+    """The same, as a share of that where the search began; both must hold."""
+    null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """An eigenvalue within this share of the largest |λ| counts as zero."""
+    fit_below: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """The 3/2 law is fitted to indices up to this one."""
+    seed: Seed = 0
+    """Seed of data and starts."""
+
+    @model_validator(mode="after")
+    def _some(self) -> CriticalPointsSection:
+        if not self.activations or not self.ratios:
+            raise ValueError("activations or ratios is empty")
+        if self.scales[0] >= self.scales[1]:
+            raise ValueError("scales is empty: write [low, high]")
+        return self
+
+
+class TwoLayerSection(_Section):
+    """The Hessian of two-layer networks at random weights and data, beside random-matrix laws.
+
+    Pennington and Bahri (2017), section 4. The job's own model and data are not used.
+    """
+
+    sizes: list[Annotated[int, Field(ge=2)]] = [10, 20, 32]
+    """n, inputs, hidden units and outputs: 2n² parameters."""
+    ratios: list[Rate] = [0.25, 0.5, 4.0]
+    """φ, parameters over data points: there are m = 2n/φ samples, rounded."""
+    activations: list[Literal["identity", "relu"]] = ["identity", "relu"]
+    """Of the hidden units, each by itself."""
+    residuals: list[Literal["drawn", "targets"]] = ["drawn", "targets"]
+    """Drawn: targets are such that residuals are Gaussian and independent of all else; targets:
+    these are Gaussian of variance 1, and residuals follow."""
+    energy: Rate = 0.25
+    """ε of residuals that are drawn: their variance is 2ε."""
+    networks: Positive = 3
+    """Draws of each kind."""
+    seed: Seed = 0
+    """Seed of weights, data and rotations."""
+
+    @model_validator(mode="after")
+    def _some(self) -> TwoLayerSection:
+        if not (self.sizes and self.ratios and self.activations and self.residuals):
+            raise ValueError("sizes, ratios, activations or residuals is empty")
+        return self
+
+
 class StudySection(_Section):
     """What `hessdist study` does with a run: each of its sections that the job has."""
 
@@ -443,14 +709,64 @@ class StudySection(_Section):
     optimizer: OptimizerSection | None = None
     exact: ExactSection | None = None
     density: DensitySection | None = None
+    laws: LawsSection | None = None
     architectures: ArchitecturesSection | None = None
     initialisations: InitialisationsSection | None = None
     spreads: SpreadsSection | None = None
     interpolation: InterpolationSection | None = None
+    decomposition: DecompositionSection | None = None
+    widths: WidthsSection | None = None
+    eigenspace: EigenspaceSection | None = None
+    saddle: SaddleSection | None = None
+    minimizers: MinimizersSection | None = None
+    critical_points: CriticalPointsSection | None = None
+    two_layer: TwoLayerSection | None = None
 
     def wanted(self) -> dict[str, Any]:
         """Sections that the job has, by name."""
         return {name: value for name, value in self if value is not None}
+
+
+class MinimizeSection(_Section):
+    """Full-batch minimisation: `hessdist minimize`."""
+
+    method: Literal["gradient_descent", "lbfgs", "newton_cg"] = "newton_cg"
+    """Each with Armijo backtracking; PETSc's -tao_* options choose others."""
+    iterations: Positive = 100
+    """The most."""
+    tolerance: Rate = 1e-6
+    """Norm of the gradient at which it ends."""
+    start: FilePath | None = None
+    """A checkpoint file; default: the initial parameters of training."""
+    checkpoint_every: Positive = 10
+    """Iterations between two checkpoints, into checkpoints.directory; the last is always one."""
+    sufficient_decrease: Annotated[float, Field(gt=0, lt=0.5)] = 1e-4
+    """c of the Armijo condition L(θ + αp) ≤ L(θ) + c α gᵀp."""
+    backtracking: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factor of α at every trial that fails it."""
+    history: Positive = 10
+    """Pairs of differences that L-BFGS keeps."""
+    cg_iterations: Positive = 100
+    """The most of an inner solve of newton_cg."""
+    product: Literal["exact", "finite_difference"] = "exact"
+    """Of newton_cg: the exact product, or differences of two gradients."""
+
+
+class DiagnosisSection(_Section):
+    """What `hessdist diagnose` takes for zero."""
+
+    gradient_tolerance: Rate = 1e-3
+    """Norm of the gradient up to which a point counts as critical."""
+    curvature_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """An eigenvalue above minus this share of the largest |λ| is not counted as negative."""
+    points: Annotated[int, Field(ge=4, multiple_of=2)] = 40
+    """Losses along minus the gradient, and along the escape direction, half of them on either
+    side."""
+    reach: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    """Rates along minus the gradient go from the smallest of the job's, the best and the largest
+    stable one, divided by this, to the largest times this."""
+    distance: Rate = 10.0
+    """How far along the escape direction, as a Euclidean distance of parameters."""
 
 
 class ServiceSection(_Section):
@@ -482,6 +798,8 @@ class Job(_Section):
     compute: ComputeSection = ComputeSection()
     output: OutputSection
     study: StudySection = StudySection()
+    minimize: MinimizeSection = MinimizeSection()
+    diagnosis: DiagnosisSection = DiagnosisSection()
     service: ServiceSection = ServiceSection()
 
     def determining(self) -> dict[str, Any]:

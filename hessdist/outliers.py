@@ -15,7 +15,8 @@ NEAR_ZERO = 1e-3
 """|λ| / max |λ| below which an eigenvalue counts as near zero."""
 
 _SIGNED = 1e-6  # |λ| / max |λ| below which rounding, of single precision too, may set the sign
-_PER_OUTPUT = 3  # outliers that are looked for
+PER_OUTPUT = 3
+"""Outliers that are looked for."""
 
 
 def share_near_zero(values: NDArray[np.float64], relative: float = NEAR_ZERO) -> float:
@@ -100,4 +101,4 @@ def outliers_sought(run: Run) -> int:
         The number; a network's outputs are the rows of its last parameter, such as a bias.
     """
     outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
-    return _PER_OUTPUT * outputs
+    return PER_OUTPUT * outputs

@@ -63,6 +63,23 @@ lanczos_steps = 20
 trace_products = 20
 interval = [0.1, 0.5]
 steps = [20]
+[study.laws]
+laws = ["semicircle", "marchenko_pastur", "marchenko_pastur_atom"]
+operators = ["hessian"]
+steps = [20]
+[study.decomposition]
+largest = 5
+smallest = 2
+exact_below = 60
+steps = [20]
+[study.widths]
+hidden = [[2], [4, 3]]
+networks = 2
+at = [0, 5, 20]
+learning_rate = 0.5
+exact_below = 30
+lanczos_steps = 10
+trace_products = 20
 [study.architectures]
 hidden = [[2], [3, 2]]
 networks = 3
@@ -83,6 +100,31 @@ batch_size = 16
 steps = 20
 every = 10
 points = 5
+[study.eigenspace]
+seeds = [0, 1]
+gradients = 40
+pairs = 3
+refresh_every = 10
+curvature_samples = 8
+average_every = 4
+rank = 3
+draws = 2
+evaluate_every = 20
+[study.minimizers]
+seeds = [0, 1]
+iterations = 4
+[study.critical_points]
+width = 3
+ratios = [0.5, 1.0]
+networks = 25
+descent_steps = 20
+follow_steps = 30
+steps = 30
+fit_below = 0.3
+[study.two_layer]
+sizes = [3, 4]
+ratios = [0.5]
+networks = 1
 """
 
 MODULE = """

@@ -242,3 +242,37 @@ def test_it_takes_numpy_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_bounds_of_a_count_hold_whatever_the_quadrature() -> None:
+    """Gauss rules of a known measure with few nodes: Chebyshev, Markov and Stieltjes."""
+    generator = np.random.default_rng(5)
+    values = np.sort(np.concatenate([generator.normal(size=40), np.zeros(20)]))
+    weights = generator.random(60)
+    weights /= weights.sum()
+    for steps in (2, 5, 9):
+        nodes, shares = gauss_rule(values, weights, steps)
+        density = SpectralDensity(60, nodes[None], shares[None])
+        for low, high in ((-0.1, 0.1), (-2.0, 0.5), (0.3, 9.0), (8.0, 9.0), (-1e-6, 1e-6)):
+            exact = 60 * weights[(values > low) & (values < high)].sum()
+            least, most = density.count_bounds(low, high)
+            assert least - 1e-9 <= exact <= most + 1e-9
+            assert least - 1e-9 <= density.count(low, high).value <= most + 1e-9
+
+
+def gauss_rule(
+    values: np.ndarray, weights: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss quadrature for a discrete measure, by Lanczos (Golub, Welsch)."""
+    basis = [np.sqrt(weights)]
+    matrix = np.zeros((steps, steps))
+    for step in range(steps):
+        image = values * basis[step]
+        for row, known in enumerate(basis):
+            part = known @ image
+            if row >= step - 1:
+                matrix[row, step] = matrix[step, row] = part
+            image = image - part * known
+        basis.append(image / np.linalg.norm(image))
+    nodes, vectors = np.linalg.eigh(matrix)
+    return nodes, vectors[0] ** 2

@@ -192,7 +192,10 @@ def test_an_override_that_sets_nothing_is_refused(job: Path, override: str, says
         ("training.checkpoint_steps=[0, -5]", ["training.checkpoint_steps", "-5"]),
         ("training.checkpoint_steps=[0, 41]", ["checkpoint_steps", "steps = 40"]),
         ("training.checkpoint_every=5", ["checkpoint_steps and checkpoint_every exclude"]),
-        ("training.optimizer=lbfgs", ["training.optimizer", "'rmsprop', 'sgd' or 'adam'"]),
+        (
+            "training.optimizer=lbfgs",
+            ["training.optimizer", "'rmsprop', 'sgd', 'adam' or 'noisy_sgd'"],
+        ),
         ("compute.dtype=float16", ["compute.dtype", "'float32' or 'float64'"]),
         ("compute.device=tpu", ["compute.device", "'tpu'"]),
         ("compute.batch_size=0", ["compute.batch_size"]),

@@ -205,3 +205,60 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
     finally:
         local.parameters.assign(theta)
     return (ahead - behind) / (2 * epsilon)
+
+
+class DifferencedProduct:
+    """v ↦ Hv by forward differences of the gradient, summed over this rank's samples; one gradient.
+
+    (∇L(θ + hv) − ∇L(θ)) / h with h ‖v‖ = √u max(1, ‖θ‖), u the rounding of the dtype, where
+    rounding and truncation balance (Nocedal and Wright 2006, section 8.1). It is linear and
+    symmetric to √u alone.
+
+    Args:
+        local: The loss, at the θ of the solve; its parameters are moved and put back.
+    """
+
+    def __init__(self, local: LocalLoss) -> None:
+        self.local = local
+        self._theta = local.parameters.flat()
+        self._gradient = local.loss_and_gradient().gradient
+        length = max(1.0, float(self._theta.double().norm()))
+        self._length = math.sqrt(torch.finfo(local.dtype).eps) * length
+
+    @property
+    def size(self) -> int:
+        """The dimension d."""
+        return self.local.parameters.layout.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the product."""
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the product."""
+        return self.local.device
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            v: (d,), in the product's dtype and on its device.
+
+        Returns:
+            (d,) float64, the sum over this rank's samples.
+
+        Raises:
+            NumericalError: The gradient at θ + hv is not finite; rank and batch are named.
+        """
+        norm = float(v.double().norm())
+        if norm == 0:
+            return self.local.zeros()
+        h = self._length / norm
+        try:
+            self.local.parameters.assign(self._theta + h * v)
+            ahead = self.local.loss_and_gradient().gradient
+        finally:
+            self.local.parameters.assign(self._theta)
+        return (ahead - self._gradient) / h

@@ -49,7 +49,7 @@ class DisplacedLoss:
             for number, batch, points in self._passes(coefficients):
                 with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
                     for point in points:
-                        sums[point] += _summed(self.local, batch)
+                        sums[point] += summed(self.local, batch)
         return sums.cpu().numpy()
 
     def losses_and_slopes(
@@ -69,7 +69,7 @@ class DisplacedLoss:
         for number, batch, points in self._passes(coefficients):
             with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
                 for point in points:
-                    value = _summed(self.local, batch)
+                    value = summed(self.local, batch)
                     gradient = self.local.zeros()
                     self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))
                     sums[point] += value.detach()
@@ -128,10 +128,14 @@ class DisplacedLoss:
                 parameter.data = data
 
 
-def _summed(local: LocalLoss, batch: Batch) -> Tensor:
+def summed(local: LocalLoss, batch: Batch) -> Tensor:
     """The loss summed over a batch; a built-in criterion takes the outputs in float64.
 
     What a step gains is a small difference of losses: a criterion in float32 would round it off.
+
+    Args:
+        local: The loss.
+        batch: The batch.
 
     Returns:
         A scalar with its graph.

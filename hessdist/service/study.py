@@ -17,6 +17,7 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
 from hessdist.job import ExactSection, Job
 from hessdist.ranks import Ranks
+from hessdist.results.files import parts_folder
 from hessdist.results.reader import Run, open_run
 from hessdist.results.studies import (
     Digests,
@@ -24,6 +25,7 @@ from hessdist.results.studies import (
     drop_others,
     read_unit,
     unit_path,
+    units_of,
     write_unit,
 )
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
@@ -33,11 +35,17 @@ from hessdist.service.stop import Stop
 from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
 from hessdist.spectrum.dense import choose_solver
-from hessdist.studies import negative_curvature, singularity, whole_spectra
+from hessdist.studies import decomposition, negative_curvature, singularity, whole_spectra
 from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.critical_points import critical_points
+from hessdist.studies.eigenspaces import compare_on_a_budget
 from hessdist.studies.experiment import Experiment
+from hessdist.studies.laws import SOURCES, laws
+from hessdist.studies.minimizers import minimizers
 from hessdist.studies.remarks import remarks
+from hessdist.studies.saddle import leave_a_saddle
 from hessdist.studies.tracking import track
+from hessdist.studies.two_layer import two_layer
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
 
@@ -48,6 +56,8 @@ AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Section]] = {
     "blocks": negative_curvature.layer_blocks,
     "exact": whole_spectra.exact,
     "density": whole_spectra.density,
+    "laws": laws,  # of the two before it
+    "decomposition": decomposition.decomposition,
 }
 """Sections that look at one checkpoint after the other."""
 
@@ -57,9 +67,16 @@ OF_TRAINING: dict[str, Callable[[Experiment, Any], Section]] = {
     "initialisations": singularity.initialisations,
     "spreads": singularity.spreads,
     "interpolation": singularity.interpolation,
+    "eigenspace": compare_on_a_budget,
+    "saddle": leave_a_saddle,
+    "widths": decomposition.widths,
+    "minimizers": minimizers,
+    "critical_points": critical_points,
+    "two_layer": two_layer,
 }
 """Sections that train networks of their own."""
 
+_AS_TRAINED = {"optimizer", "eigenspace", "saddle"}  # by the job's section training
 _OF_EIGENPAIRS = {"lines", "step_sizes", "subsets", "blocks"}  # that the sweep has found
 _OF_THE_HESSIAN = {"lines", "step_sizes"}
 
@@ -133,7 +150,7 @@ def study(
             wanted = _wanted(job, only)
             if ranks.is_root:
                 check_writable(job.output.path)
-                for lock in _alone(job.output.path):
+                for lock in alone(job.output.path):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         todo = _Todo()
@@ -184,9 +201,10 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
             raise JobError(
                 f"study.lines.pairs: the job has no pair '{pair}'", f"raise spectrum.{end}"
             )
-    if "optimizer" in wanted and job.spectrum.layers:
-        raise JobError("study.optimizer trains all layers", "leave spectrum.layers empty")
-    without_penalty = sorted(set(wanted) & set(OF_TRAINING) - {"optimizer"})
+    of_all_layers = sorted(set(wanted) & _AS_TRAINED)
+    if of_all_layers and job.spectrum.layers:
+        raise JobError(f"study.{of_all_layers[0]} trains all layers", "leave spectrum.layers empty")
+    without_penalty = sorted(set(wanted) & set(OF_TRAINING) - _AS_TRAINED - {"minimizers"})
     if job.loss.l2 and without_penalty:
         raise JobError(
             f"study.{without_penalty[0]} trains without a penalty, and loss.l2 is {job.loss.l2:g}",
@@ -223,7 +241,7 @@ def _require_room(total: TrainingLoss, settings: ExactSection) -> None:
     choose_solver(total.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
 
 
-def _alone(path: Path) -> Iterator[locks.Lock]:
+def alone(path: Path) -> Iterator[locks.Lock]:
     """Keep other studies of a run out, and sweeps, which tidy up its folder.
 
     Yields:
@@ -270,13 +288,13 @@ def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
 
 
 def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
-    units = []
+    units: list[Unit] = []
     for name, section in wanted.items():
         settings = _settings(job, name, section)
         if name in OF_TRAINING:
             units.append(Unit(name, None, settings))
             continue
-        there, where = _steps_there(job, name, run)
+        there, where = _steps_there(job, name, run, units)
         for step in section.steps or there:
             if step not in there:
                 raise ResultError(
@@ -290,13 +308,32 @@ def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
     return units
 
 
-def _steps_there(job: Job, section: str, run: Run | None) -> tuple[list[int], Path]:
-    """Steps that a section can be about: of the result's eigenpairs, or of checkpoints."""
+def _steps_there(
+    job: Job, section: str, run: Run | None, units: Sequence[Unit]
+) -> tuple[list[int], Path]:
+    """Steps that a section can be about: of eigenpairs, of whole spectra, or of checkpoints."""
+    if section == "laws":
+        return _steps_of_spectra(job, units), job.output.path
     if section in _OF_EIGENPAIRS:
         assert run is not None
         return [int(step) for step in run.steps], run.path
     directory = job.checkpoints.directory
     return [one.step for one in find_checkpoints(directory)], directory
+
+
+def _steps_of_spectra(job: Job, units: Sequence[Unit]) -> list[int]:
+    """Steps with a whole spectrum, that units before it will find, or that is on disk."""
+    steps = {unit.step for unit in units if unit.section in SOURCES and unit.step is not None}
+    stored = units_of(parts_folder(job.output.path), job.fingerprint())
+    for source in SOURCES:
+        read = map(read_unit, stored.get(source, ()))
+        steps |= {int(one.attributes["step"]) for one in read if one is not None}
+    if not steps:
+        raise JobError(
+            "study.laws has no spectrum to be fitted to",
+            "add [study.density], or [study.exact] for a small network",
+        )
+    return sorted(steps)
 
 
 def _files_of(job: Job, units: Sequence[Unit]) -> dict[int, Checkpoint]:
@@ -325,9 +362,12 @@ def _require_vectors(run: Run, step: int) -> None:
 def _settings(job: Job, name: str, section: Any) -> str:
     """A hash of what determines the numbers of a section, apart from run and checkpoint."""
     values = section.model_dump(mode="json", exclude={"steps"})
-    if name == "optimizer":
+    if name in _AS_TRAINED:
         of_training = {"batch_size", "learning_rate", "momentum"}
         values |= job.training.model_dump(mode="json", include=of_training)
+    if name == "minimizers":
+        own = {"sufficient_decrease", "backtracking", "history", "cg_iterations", "product"}
+        values |= job.minimize.model_dump(mode="json", include=own)
     text = json.dumps([name, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -401,11 +441,19 @@ class _Studied:
                 self._run[step] if self._run is not None and unit in with_pairs else None,
                 partial(self._on_progress, unit.name),
                 self._report.line,
+                partial(self._found_before, step, digests),
             )
             section = AT_CHECKPOINTS[unit.section](here, getattr(self._job.study, unit.section))
             self._write(unit, section, digests)
             for line in remarks(unit.section, section):
                 self._report.line(f"step {step}: {line}")
+
+    def _found_before(self, step: int, digests: Digests, name: str) -> Section | None:
+        """A section at the same parameters. On rank 0 alone."""
+        there = read_unit(unit_path(self._job.output.path, name, step, self._fingerprint))
+        if there is None or there.attributes.get("checkpoint_digest") != digests.checkpoint:
+            return None
+        return there
 
     def _load(self, step: int, of_pairs: bool) -> Digests:
         """Put a checkpoint into the model; of eigenpairs the very one that was solved. Collective.
@@ -490,6 +538,8 @@ class _Studied:
                 of = {"settings": unit.settings, **_about(unit, digests)}
                 described = Section(section.variables, of)
                 write_unit(self._path(unit), described, self._about.attributes(), unit.step)
+                if unit.section in SOURCES:  # laws are of what was there before
+                    unit_path(path, "laws", unit.step, self._fingerprint).unlink(missing_ok=True)
                 drop_others(path, self._fingerprint, unit.section, unit.settings)
                 with locks.holding(locks.index_lock(path)):
                     parts = parts_of(path, self._fingerprint)

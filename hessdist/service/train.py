@@ -53,7 +53,12 @@ def train_job(job: Job, report: Report) -> None:
         build_loss(job.loss.factory, job.loss.arguments),
         shard,
         optimizer=build_optimizer(
-            settings.optimizer, model, settings.learning_rate, settings.momentum
+            settings.optimizer,
+            model,
+            settings.learning_rate,
+            settings.momentum,
+            noise=settings.noise,
+            seed=settings.seed,
         ),
         batch_size=settings.batch_size,
         checkpoint_steps=settings.written_steps(),

@@ -14,6 +14,7 @@ from hessdist.job import Job
 from hessdist.ranks import Ranks
 from hessdist.results.reader import CheckpointResult
 from hessdist.results.schema import ENDS
+from hessdist.results.studies import Section
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class CheckpointUnderStudy:
         on_progress: Told after every product of a solve, and between eigenvectors, how far it is;
             on all ranks, and it may raise `Stopped` on all of them.
         say: Tells a person a line.
+        stored: Sections that were found at this checkpoint before, by name; None where there is
+            none. Called on rank 0 alone.
 
     Raises:
         ResultError: The result cannot be read; on every rank.
@@ -57,9 +60,10 @@ class CheckpointUnderStudy:
         result: CheckpointResult | None,
         on_progress: Callable[[str], None] = lambda text: None,
         say: Callable[[str], None] = lambda text: None,
+        stored: Callable[[str], Section | None] = lambda name: None,
     ) -> None:
         self.job, self.workload, self.total = job, workload, total
-        self.say = say
+        self.say, self.stored = say, stored
         self._on_progress = on_progress
         self._where = ""
         self._result = result
@@ -76,6 +80,11 @@ class CheckpointUnderStudy:
     def ranks(self) -> Ranks:
         """The ranks."""
         return self.total.ranks
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are eigenpairs of a sweep. Not collective."""
+        return bool(self._values)
 
     def pairs(self, names: Sequence[str] | None = None) -> list[Pair]:
         """The eigenpairs, with the slope along each vector. Collective.
@@ -165,6 +174,10 @@ class CheckpointUnderStudy:
     def on_product(self, products: int) -> None:
         """Count the products of a solve. Collective."""
         self._on_progress(f"{products} products")
+
+    def on_fit(self, what: str) -> None:
+        """Say what is fitted. Collective."""
+        self._on_progress(what)
 
     def on_pass(self, evaluations: int) -> None:
         """Count evaluations of the loss. Collective."""

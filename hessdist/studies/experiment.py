@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from hessdist.assembly import TrainingLoss, Workload
-from hessdist.errors import Stopped
+from hessdist.errors import Stopped, WorkloadError
 from hessdist.job import Job
 from hessdist.ranks import Ranks
+from hessdist.workload.models import build_model
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,34 @@ class Experiment:
     def ranks(self) -> Ranks:
         """The ranks."""
         return self.total.ranks
+
+
+def mlp_of_widths(job: Job, hidden: Sequence[int], section: str, **arguments: Any) -> nn.Module:
+    """The job's mlp with other hidden layers. Not collective.
+
+    Args:
+        job: Its model is an mlp.
+        hidden: Widths of the hidden layers.
+        section: Of the study, for messages.
+        arguments: Of the mlp, in place of the job's.
+
+    Returns:
+        The network, newly initialised.
+
+    Raises:
+        WorkloadError: The model is no mlp, or cannot be built.
+    """
+    if job.model.factory != "mlp":
+        raise WorkloadError(
+            f"study.{section} varies the hidden widths of an mlp, and model.factory is "
+            f"'{job.model.factory}'",
+            "use model.factory = 'mlp'",
+        )
+    widths = job.model.arguments.get("widths", ())
+    if len(widths) < 2:
+        raise WorkloadError(
+            f"model.arguments.widths = {list(widths)} names no inputs and outputs",
+            "give at least two numbers",
+        )
+    given = {**job.model.arguments, "widths": [widths[0], *hidden, widths[-1]], **arguments}
+    return build_model("mlp", given)

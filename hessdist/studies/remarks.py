@@ -10,6 +10,7 @@ from hessdist.landscape.step_size import Found
 from hessdist.outliers import NEAR_ZERO, share_near_zero
 from hessdist.results.schema import ENDS
 from hessdist.results.studies import Section
+from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
 
 
 def remarks(name: str, section: Section) -> Iterator[str]:
@@ -102,6 +103,52 @@ def _density(section: Section) -> Iterator[str]:
                 )
 
 
+def _laws(section: Section) -> Iterator[str]:
+    for i, spectrum in enumerate(section["spectrum"]):
+        yield (
+            f"{spectrum}: {section['spike'][i]:.2%} near zero, {section['outliers'][i]:g} "
+            f"outliers, {section['bulk_points'][i]:g} points left"
+        )
+        for j, law in enumerate(section["law"]):
+            found = f"{spectrum}, {LAWS[str(law)]}: "
+            if np.isfinite(section["kolmogorov_smirnov"][i, j]):
+                found += (
+                    f"{parameters_of(section, (i, j))}; KS "
+                    f"{section['kolmogorov_smirnov'][i, j]:.3g}, Wasserstein "
+                    f"{section['wasserstein'][i, j]:.3g}; "
+                )
+            yield found + where_it_fails(section, (i, j))
+
+
+def _decomposition(section: Section) -> Iterator[str]:
+    def of(name: str, row: int) -> str:
+        return f"{section[name][row]:.5g} ± {section[f'{name}_error'][row]:.2g}"
+
+    for row, operator in enumerate(section["operator"]):
+        yield (
+            f"{operator}: λ_1 {section['eigenvalues_largest'][row, 0]:.4g}, trace "
+            f"{of('trace', row)}, ‖·‖_F {of('frobenius_norm', row)}, {section['outliers'][row]} "
+            f"outliers, {section['shared_outliers'][row]} of them in the space of G's"
+        )
+    yield (
+        f"‖Hv − Gv − Sv‖ / ‖Hv‖ {section['disagreement']:.1e}; residuals of the outputs "
+        f"{section['misfit']:.4g}"
+    )
+
+
+def _widths(section: Section) -> Iterator[str]:
+    diverged = int((~np.isfinite(section["loss"][..., -1])).sum())
+    if diverged:
+        count = section["loss"][..., 0].size
+        yield f"{diverged} of {count} networks diverged: lower study.widths.learning_rate"
+    place = list(section["operator"]).index("residual")
+    for row, name in enumerate(section["width"]):
+        traces = section["trace"][row, :, :, place]
+        if np.isfinite(traces).all():
+            first, last = np.median(np.abs(traces[:, 0])), np.median(np.abs(traces[:, -1]))
+            yield f"hidden {name}: |tr S| {first:.4g} at first, {last:.4g} at the end (medians)"
+
+
 def _trained(section: Section) -> Iterator[str]:
     reached, norms = section["reached"], section["gradient_norm"]
     yield f"{int(reached.sum()):,} of {reached.size:,} networks reached the gradient norm"
@@ -116,6 +163,99 @@ def _trained(section: Section) -> Iterator[str]:
         ) + (f", {bad} not finite" if bad else "")
 
 
+def _eigenspace(section: Section) -> Iterator[str]:
+    losses, averages = section["loss"][..., -1], list(section["average"])
+    for row, name in enumerate(section["run"]):
+        ends = []
+        for average in ("none", "SWA", "SWAG"):
+            good = losses[row, averages.index(average)]
+            good = good[np.isfinite(good)]
+            ends += [f"{average} {np.median(good):.4g}"] if len(good) else []
+        bad = int((~np.isfinite(losses[row, averages.index("none")])).sum())
+        told = f"{bad} of {losses.shape[-1]} seeds diverged" if bad else ""
+        steps = f"{int(np.median(section['minibatches'][row])):,} minibatches"
+        yield f"{name}: " + ", ".join(
+            word for word in (steps, "median loss at the end " + ", ".join(ends), told) if word
+        )
+
+
+def _saddle(section: Section) -> Iterator[str]:
+    yield (
+        f"at the saddle: gradient norm {section['start_gradient_norm']:.4g}, eigenvalues from "
+        f"{section['eigenvalues'][0]:.4g} to {section['eigenvalues'][-1]:.4g}"
+    )
+    for row, name in enumerate(section["run"]):
+        left = section["escape"][row][np.isfinite(section["escape"][row])]
+        if len(left):
+            model = section["predicted_escape"][row]
+            told = f"left by {len(left)} of {section['escape'].shape[1]} seeds, after "
+            told += f"{np.median(left):g} steps (median), {model:g} in the quadratic model"
+        else:
+            told = "stays"
+        yield f"{name}: {told}"
+
+
+def _minimizers(section: Section) -> Iterator[str]:
+    for row, name in enumerate(section["method"]):
+        for column, seed in enumerate(section["seed"]):
+            losses = section["loss"][row, column]
+            last = int(np.isfinite(losses).sum()) - 1
+            yield (
+                f"{name}, seed {seed}: loss {losses[last]:.6g}, gradient norm "
+                f"{section['gradient_norm'][row, column, last]:.3g} after {last} iterations and "
+                f"{section['cost'][row, column, last]:.0f} gradients: "
+                f"{section['ended'][row, column]}"
+            )
+
+
+def _critical_points(section: Section) -> Iterator[str]:
+    for row, name in enumerate(section["activation"]):
+        for column, ratio in enumerate(section["ratio"]):
+            place = row, column
+            found, trivial = section["found"][place], section["trivial"][place]
+            what = f"{name}, φ = {ratio:.4g}: {found.sum()} of {len(found)} searches found a point"
+            if trivial.any():
+                what += f", {trivial.sum()} of them θ = 0"
+            if np.isnan(section["critical_energy"][place]):
+                yield (
+                    f"{what}; too few for a fit: {section['fitted_points'][place]} of "
+                    f"{section['fitted_indices'][place]} small indices"
+                )
+                continue
+            energy, error = (section[f"critical_energy{end}"][place] for end in ("", "_error"))
+            factor, its_error = (section[f"coefficient{end}"][place] for end in ("", "_error"))
+            power = section["exponent"][place], section["exponent_error"][place]
+            yield (
+                f"{what}; ε_c = {energy:.4f} ± {error:.4f}, "
+                + (
+                    f"α₀ = {factor:.3g} ± {its_error:.2g}"
+                    if np.isfinite(factor)
+                    else "no α₀: the energy does not grow with the index from a positive ε_c"
+                )
+                + (
+                    f", exponent {power[0]:.2f} ± {power[1]:.2f} where it is free"
+                    if np.isfinite(power[0])
+                    else ", no exponent of its own could be fitted"
+                )
+            )
+
+
+def _two_layer(section: Section) -> Iterator[str]:
+    for i, j, k in np.ndindex(*section["energy"].shape[:2], len(section["ratio"])):
+        at = i, j, -1, k
+
+        def mean(name: str, at: tuple[int, ...] = at) -> str:
+            value = float(section[name][at].mean())
+            return f"{value:.3f}" if np.isfinite(value) else "not to be computed"
+
+        yield (
+            f"{section['activation'][i]}, residuals {section['residuals'][j]}, "
+            f"φ = {section['ratio'][k]:g}, n = {section['size'][-1]}: distance from the laws "
+            f"H0 {mean('distance_positive')}, H1 {mean('distance_residual')}, "
+            f"H {mean('distance_sum')}; of H from H0 + Q H1 Qᵀ {mean('distance_turned')}"
+        )
+
+
 _REMARKS: dict[str, Callable[[Section], Iterator[str]]] = {
     "step_sizes": _step_sizes,
     "lines": _lines,
@@ -123,9 +263,17 @@ _REMARKS: dict[str, Callable[[Section], Iterator[str]]] = {
     "blocks": _blocks,
     "exact": _exact,
     "density": _density,
+    "laws": _laws,
+    "decomposition": _decomposition,
+    "widths": _widths,
     "architectures": _trained,
     "initialisations": _trained,
     "spreads": _trained,
+    "eigenspace": _eigenspace,
+    "saddle": _saddle,
+    "minimizers": _minimizers,
+    "critical_points": _critical_points,
+    "two_layer": _two_layer,
 }
 _WORDS = {
     Found.MINIMUM: "minima",

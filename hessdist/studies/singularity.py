@@ -27,7 +27,7 @@ from hessdist.job import (
 from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.experiment import Experiment, mlp_of_widths
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.ensemble import Descent, Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, as_summed_loss
@@ -63,7 +63,9 @@ def architectures(experiment: Experiment, settings: ArchitecturesSection) -> Sec
     """
     ranks = experiment.ranks
     with ranks.agreeing():
-        models = [_mlp(experiment.job, hidden) for hidden in settings.hidden]
+        models = [
+            mlp_of_widths(experiment.job, hidden, "architectures") for hidden in settings.hidden
+        ]
         ensembles = [_ensemble(experiment, model, experiment.workload) for model in models]
     # All ranks are busy where there are fewer networks of one width than ranks.
     tasks = list(product(range(len(models)), range(settings.networks)))[ranks.rank :: ranks.size]
@@ -89,18 +91,6 @@ class Trained:
     def stages(self) -> tuple[Descent, Descent]:
         """Before and after training."""
         return self.start, self.end
-
-
-def _mlp(job: Job, hidden: Sequence[int]) -> nn.Module:
-    if job.model.factory != "mlp":
-        raise WorkloadError(
-            f"study.architectures varies the hidden widths of an mlp, and model.factory is "
-            f"'{job.model.factory}'",
-            "use model.factory = 'mlp'",
-        )
-    widths = job.model.arguments["widths"]
-    arguments = {**job.model.arguments, "widths": [widths[0], *hidden, widths[-1]]}
-    return build_model("mlp", arguments)
 
 
 def _spectra(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hessdist.assembly import TrainingLoss, sign_of
 from hessdist.densities import Estimate, SpectralDensity
 from hessdist.errors import InputError
-from hessdist.job import DensitySection, ExactSection
+from hessdist.job import DecompositionSection, DensitySection, ExactSection
 from hessdist.memory import available_bytes
 from hessdist.ranks import Ranks
 from hessdist.results.studies import Section, Variable
@@ -153,7 +153,7 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
     count = here.total.evaluate().num_samples
     for block in blocks:
         part = here.total.of_layers(block) if settings.blocks else here.total
-        _require_memory(part, settings)
+        require_memory(part, settings, "density")
         for row, operator in enumerate(operators):
             shell = part.shell(operator, count, here.on_product)
             seen[row].append(_look(shell, settings))
@@ -161,7 +161,19 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
     return _density_section(operators, names, seen, settings)
 
 
-def _require_memory(part: TrainingLoss, settings: DensitySection) -> None:
+def require_memory(
+    part: TrainingLoss, settings: DensitySection | DecompositionSection, section: str
+) -> None:
+    """Refuse Krylov bases that do not fit into memory, before anything is computed. Collective.
+
+    Args:
+        part: The loss whose matrices are looked at.
+        settings: Lanczos steps and products for traces.
+        section: Of the study, for the message.
+
+    Raises:
+        InputError: They do not fit; on every rank.
+    """
     ranks, size = part.ranks, part.layout.size
     _, neighbours, _ = ranks.node()
     with ranks.agreeing():
@@ -171,7 +183,7 @@ def _require_memory(part: TrainingLoss, settings: DensitySection) -> None:
         if needed * neighbours > available_bytes():
             raise InputError(
                 f"{vectors} vectors of {size:,} parameters take {needed / 2**30:.1f} GiB a rank",
-                "lower study.density.lanczos_steps or trace_products, or use more nodes",
+                f"lower study.{section}.lanczos_steps or trace_products, or use more nodes",
             )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hessdist.errors import WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
@@ -96,19 +97,55 @@ def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) ->
     )
 
 
-def mlp(widths: Sequence[int], activation: str = "relu", bias: bool = True) -> nn.Module:
+class NTKLinear(nn.Module):
+    """A linear layer whose size is in the function and not in the weights.
+
+    z = W x / √fan_in + 0.1 b, all entries of W and b drawn from N(0, 1) (Jacot, Gabriel and Hongler
+    2018, section 3, whose β is 0.1). As widths grow at this parametrization, gradient descent with
+    one step size converges to that of the neural tangent kernel.
+
+    Args:
+        fan_in: Inputs.
+        fan_out: Outputs.
+        bias: Whether there is b.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(fan_out, fan_in))
+        self.bias = nn.Parameter(torch.randn(fan_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, fan_in) to (B, fan_out)."""
+        shift = None if self.bias is None else _BIAS * self.bias
+        return nn.functional.linear(x, self.weight / self.weight.shape[1] ** 0.5, shift)
+
+
+_BIAS = 0.1  # β
+_LINEAR: dict[str, Callable[..., nn.Module]] = {"standard": nn.Linear, "ntk": NTKLinear}
+
+
+def mlp(
+    widths: Sequence[int],
+    activation: str = "relu",
+    bias: bool = True,
+    parametrization: str = "standard",
+) -> nn.Module:
     """A fully connected network; inputs of any shape are flattened.
 
     Args:
         widths: Sizes of the input, the hidden layers and the output: at least two numbers.
         activation: Between layers: relu, tanh, sigmoid, gelu, softplus or identity.
         bias: Whether layers have biases.
+        parametrization: "standard", with PyTorch's layers and initialisation, or "ntk", see
+            `NTKLinear`.
 
     Returns:
         The network, its layers named `fc1`, `fc2`, ...; (B, ...) to (B, widths[-1]).
 
     Raises:
-        WorkloadError: Fewer than two widths, a width below 1, or an unknown activation.
+        WorkloadError: Fewer than two widths, a width below 1, or an unknown activation or
+            parametrization.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise WorkloadError(
@@ -118,10 +155,15 @@ def mlp(widths: Sequence[int], activation: str = "relu", bias: bool = True) -> n
         raise WorkloadError(
             f"mlp: activation '{activation}' is not known", f"use one of {', '.join(_ACTIVATIONS)}"
         )
+    if parametrization not in _LINEAR:
+        raise WorkloadError(
+            f"mlp: parametrization '{parametrization}' is not known",
+            f"use one of {', '.join(_LINEAR)}",
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     last = len(widths) - 1
     for index, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
-        layers[f"fc{index}"] = nn.Linear(fan_in, fan_out, bias=bias)
+        layers[f"fc{index}"] = _LINEAR[parametrization](fan_in, fan_out, bias=bias)
         if index < last:
             layers[f"{activation}{index}"] = _ACTIVATIONS[activation]()
     return nn.Sequential(layers)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdist.errors import NumericalError
+from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.workload.checkpoints import write_checkpoint
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.shard import Shard
@@ -17,6 +18,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
+    "noisy_sgd": NoisySGD,
 }
 
 
@@ -110,19 +112,29 @@ def penalty(model: nn.Module, l2: float) -> Tensor | float:
 
 
 def build_optimizer(
-    name: str, model: nn.Module, learning_rate: float, momentum: float
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    momentum: float,
+    *,
+    noise: float = 1.0,
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
     """Make a stochastic optimiser over the trainable parameters.
 
     Args:
-        name: "rmsprop", "sgd" or "adam".
+        name: "rmsprop", "sgd", "adam" or "noisy_sgd".
         model: The model.
         learning_rate: The step size.
-        momentum: Of rmsprop and sgd.
+        momentum: Of rmsprop, sgd and noisy_sgd.
+        noise: Of noisy_sgd: the radius.
+        seed: Of its noise.
 
     Returns:
         The optimiser.
     """
     arguments = {"lr": learning_rate} | ({"momentum": momentum} if momentum else {})
+    if name == "noisy_sgd":
+        arguments |= {"noise": noise, "seed": seed}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return OPTIMIZERS[name](trainable, **arguments)  # type: ignore[arg-type]

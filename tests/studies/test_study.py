@@ -257,7 +257,7 @@ def test_what_is_done_is_not_done_again(folder: Path, run: Run) -> None:
     before = (folder / "results" / "run.h5").read_bytes()
     done = run("study", "job.toml")
     assert done.returncode == 0, done.stderr
-    assert "(0 units done, 13 done before)" in done.stdout
+    assert "(0 units done, 20 done before)" in done.stdout
     assert (folder / "results" / "run.h5").read_bytes() == before
 
 
@@ -327,7 +327,11 @@ def test_the_figures_of_a_study(alone: Path, tmp_path: Path, run: Run) -> None:
         "inverse-step", "inverse-step-wide", "inverse-step-all", "gains",
         "line-step-20-smallest-1-0.1", "line-step-20-smallest-1-1", "subsets-largest-step-20",
         "subsets-smallest-step-20", "layer-shares-step-20", "blocks-step-20", "optimizer-loss",
-        "optimizer-tracking",
+        "optimizer-tracking", "eigenspace-loss", "eigenspace-end",
+        "decomposition-eigenvalues", "decomposition-traces", "decomposition-alignment",
+        "laws-exact-hessian-step-20", "laws-density-hessian-fc1-fc2-step-20",
+        "laws-density-hessian-fc2-step-20",
+        "widths-residual", "widths-training", "minimizers",
     }  # fmt: skip
     assert {f"run-{name}.png" for name in names} <= made
     assert all(path.stat().st_size > 4000 for path in (tmp_path / "figures").iterdir())
@@ -368,11 +372,11 @@ def test_a_signal_stops_a_study_and_it_goes_on(folder: Path) -> None:
         os.kill(process.pid, signal.SIGUSR1)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75, said
-        assert "of 13 units of the study left; start the same command again" in said
+        assert "of 17 units of the study left; start the same command again" in said
     again = completed(folder, "study", "job.toml")
     assert again.returncode == 0
     assert "already done" in again.stdout
-    assert len(hessdist.open_run(folder / "results" / "run.h5").studies) == 11
+    assert len(hessdist.open_run(folder / "results" / "run.h5").studies) == 16
 
 
 # -- what a user can get wrong ---------------------------------------------------------------

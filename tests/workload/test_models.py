@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hessdist.errors import WorkloadError
-from hessdist.workload.models import build_model
+from hessdist.workload.models import build_model, mlp
 
 OURS = """
 from torch import nn
@@ -179,3 +179,21 @@ def test_a_model_that_cannot_be_built_is_refused_in_one_line_that_says_why(
     line = str(caught.value)
     assert "\n" not in line
     assert [part for part in says if part not in line] == []
+
+
+def test_the_ntk_parametrization() -> None:
+    torch.manual_seed(0)
+    model = mlp([400, 300, 2], "tanh", parametrization="ntk")
+    for parameter in model.parameters():
+        assert float(parameter.std()) == pytest.approx(1, abs=5 / (2 * parameter.numel()) ** 0.5)
+    inputs = torch.randn(5, 20, 20)
+    weights = [p.detach() for p in model.parameters()]
+    hidden = torch.tanh(inputs.flatten(1) @ weights[0].T / 20 + 0.1 * weights[1])
+    expected = hidden @ weights[2].T / 300**0.5 + 0.1 * weights[3]
+    assert torch.allclose(model(inputs), expected, atol=1e-6)
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in mlp([400, 300, 2]).named_parameters()
+    ]
+    assert len(list(mlp([4, 3], bias=False, parametrization="ntk").parameters())) == 1
+    with pytest.raises(WorkloadError, match="parametrization 'own' is not known"):
+        mlp([4, 3], parametrization="own")

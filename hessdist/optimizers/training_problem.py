@@ -1,0 +1,173 @@
+"""The loss over the whole training set as a problem for the full-batch minimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hessdist.assembly import TrainingLoss
+from hessdist.curvature.products import DifferencedProduct, LocalProduct
+from hessdist.landscape.displaced import summed
+from hessdist.optimizers.directions import Vector
+from hessdist.ranks import Ranks
+from hessdist.spectrum.shell import LocalOperator, ShellMatrix
+from hessdist.workload.losses import evaluating
+
+
+class TrainingProblem:
+    """L(θ) with its gradient and Hessian, each over the shards of all ranks.
+
+    A point gathers θ; a gradient is one reduce-scatter, in float64. Losses are summed in float64 in
+    the order of the ranks, so that all of them decide alike. The model's parameters, in their own
+    dtype, are left where they were last asked for.
+
+    Args:
+        total: The training loss.
+        num_samples: N, from `TrainingLoss.evaluate`.
+        product: "exact", or "finite_difference" of two gradients.
+        on_work: Called before every evaluation, and with every product; it may raise `Stopped`, on
+            all ranks at once.
+    """
+
+    def __init__(
+        self,
+        total: TrainingLoss,
+        num_samples: int,
+        product: str = "exact",
+        on_work: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._total, self._num_samples = total, num_samples
+        self._differences = product == "finite_difference"
+        self._on_work = on_work
+        self._begin, self._end = total.ranks.shard(total.layout.size)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks."""
+        return self._total.ranks
+
+    @property
+    def size(self) -> int:
+        """The dimension d."""
+        return self._total.layout.size
+
+    @property
+    def product_cost(self) -> float:
+        """Of a product, in gradients: 2 through kept graphs, 1 by differences."""
+        return 1.0 if self._differences else 2.0
+
+    def start(self) -> Vector:
+        """This rank's entries of θ as it is in the model, float64. Not collective."""
+        theta = self._total.local.parameters.flat()[self._begin : self._end]
+        entries: Vector = theta.double().cpu().numpy()
+        return entries
+
+    def place(self, x: Vector) -> None:
+        """Put a point into the model of every rank. Collective.
+
+        Args:
+            x: This rank's entries of it, (d_local,).
+        """
+        whole = np.empty(self.size)
+        self.ranks.gather_vector(np.ascontiguousarray(x), whole)
+        local = self._total.local
+        local.parameters.assign(torch.from_numpy(whole).to(local.device, local.dtype))
+
+    def loss(self, x: Vector) -> float:
+        """L(x), the l2 term included; NaN and infinity are left as they are. Collective.
+
+        Args:
+            x: This rank's entries, (d_local,).
+
+        Returns:
+            The loss, the same bits on every rank.
+
+        Raises:
+            WorkloadError: The model cannot be evaluated there; on every rank.
+        """
+        self._on_work()
+        self.place(x)
+        with self.ranks.agreeing(), torch.no_grad():
+            mine = self._sums(with_gradient=False)[0]
+        return self._mean(mine)
+
+    def loss_and_gradient(self, x: Vector) -> tuple[float, Vector]:
+        """L(x) and ∇L(x). Collective.
+
+        Args:
+            x: This rank's entries, (d_local,).
+
+        Returns:
+            The loss, infinite where an entry of the gradient is not finite, and this rank's entries
+            of the gradient, (d_local,).
+
+        Raises:
+            WorkloadError: As `loss`.
+        """
+        self._on_work()
+        self.place(x)
+        with self.ranks.agreeing():
+            mine, whole = self._sums(with_gradient=True)
+        gradient = np.empty(self._end - self._begin)
+        self.ranks.reduce_scatter(whole.cpu().numpy(), gradient)
+        gradient /= self._num_samples
+        theta = self._total.local.parameters.flat()[self._begin : self._end]
+        gradient += self._total.l2 * theta.double().cpu().numpy()
+        return self._mean(mine), gradient
+
+    def hessian(self, x: Vector) -> ShellMatrix:
+        """The Hessian at x: the graphs of as many batches as fit are built. Collective.
+
+        Args:
+            x: This rank's entries, (d_local,).
+
+        Returns:
+            The matrix, for as long as nothing else is asked for.
+
+        Raises:
+            WorkloadError: As `loss`.
+        """
+        self._on_work()
+        self.place(x)
+        total = self._total
+        with self.ranks.agreeing():
+            if self._differences:
+                local: LocalOperator = DifferencedProduct(total.local)
+            else:
+                local = LocalProduct(total.local, "hessian", total.compute.cache_gib * 2**30)
+        return ShellMatrix(
+            local,
+            self.ranks,
+            scale=1 / self._num_samples,
+            shift=total.l2,
+            on_product=self._on_product,
+            asymmetry=math.inf,  # near a minimum rounding may be all that there is
+        )
+
+    def _on_product(self, products: int) -> None:
+        self._on_work()
+
+    def _sums(self, *, with_gradient: bool) -> tuple[float, torch.Tensor]:
+        """Over this rank's samples: the loss, and the gradient where it is asked for."""
+        local = self._total.local
+        gradient = local.zeros() if with_gradient else torch.empty(0)
+        loss = 0.0
+        for number, batch in local.shard.batches():
+            with evaluating(f"rank {local.rank}: batch {number}"):
+                value = summed(local, batch)
+                if with_gradient:
+                    local.parameters.layout.add_to(gradient, local.gradient_of(value))
+            loss += float(value.detach())
+        if not bool(torch.isfinite(gradient).all()):
+            loss = math.inf
+        return loss, gradient
+
+    def _mean(self, mine: float) -> float:
+        """L from this rank's sum, the same bits on every rank. Collective."""
+        penalty = self._total.l2 / 2 * float(self._total.square_norm())
+        everyone = self.ranks.collect((mine, penalty))
+        loss = sum(one for one, _ in everyone) / self._num_samples
+        return float(loss + everyone[0][1])

@@ -1,0 +1,426 @@
+"""Full-batch minimisation of a job's training loss: checkpoints, and a trace in the HDF5 file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hessdist.assembly import TrainingLoss, Workload
+from hessdist.errors import CheckpointError, OutputError, ResultError, Stopped
+from hessdist.job import Job
+from hessdist.optimizers.directions import Vector
+from hessdist.optimizers.full_batch import Ended, Iterate, Settings, minimize, settings_of
+from hessdist.optimizers.training_problem import TrainingProblem
+from hessdist.ranks import Ranks
+from hessdist.results.reader import open_run
+from hessdist.results.studies import Section, Variable, read_unit, unit_path, write_unit
+from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
+from hessdist.service import locks
+from hessdist.service.report import Report
+from hessdist.service.stop import Stop
+from hessdist.service.study import alone
+from hessdist.service.writer import describe
+from hessdist.spectrum import petsc
+from hessdist.workload.checkpoints import (
+    checkpoint_name,
+    load_into,
+    read_whole,
+    write_checkpoint,
+)
+from hessdist.workload.models import build_model
+from hessdist.workload.steps import scan_checkpoints
+from hessdist.workload.training import initialise
+
+SECTION = "minimize"
+"""Its name among the run's studies."""
+
+_LONG_NAMES = {
+    "loss": "loss: mean over all samples",
+    "gradient_norm": "Euclidean norm of the gradient of the loss",
+    "step": "step length α of the line search",
+    "trials": "evaluations of the line search",
+    "cg_iterations": "iterations of the inner conjugate gradients",
+    "negative_curvature": "whether negative curvature was met on the way to the direction",
+    "losses": "evaluations of the loss alone, so far",
+    "gradients": "gradients, so far, with one for every Hessian",
+    "products": "products with the Hessian, so far",
+    "cost": "work so far in gradients over all samples",
+    "seconds": "wall time so far",
+}
+_STORED = {"step": "step_length"}  # other names in the file
+_QUIET = ("monitor", "view", "log_")  # PETSc options that only show something
+
+
+@dataclass
+class MinimizeResult:
+    """What a minimisation did."""
+
+    path: Path
+    ended: Ended
+    last: Iterate  # without its entries
+    done_before: bool = False
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What is there of an earlier run of the same command, on rank 0."""
+
+    rows: list[Iterate] = field(default_factory=list)  # up to the checkpoint to go on from
+    checkpoints: list[int] = field(default_factory=list)
+    stuck: str = ""  # why it cannot go on, where it ended so
+
+
+def minimize_job(
+    job: Job,
+    text: str,
+    ranks: Ranks,
+    report: Report,
+    *,
+    options: Sequence[str] = (),
+    overwrite: bool = False,
+) -> MinimizeResult:
+    """Minimise the training loss as the job's section [minimize] says. Collective.
+
+    Of spectrum.layers, where there are any, those alone move. The same command goes on from the
+    last checkpoint of an earlier one, with more iterations or another tolerance too.
+
+    Args:
+        job: The job.
+        text: Its TOML text.
+        ranks: The ranks.
+        report: Where progress is told.
+        options: PETSc's options, those of TAO among them.
+        overwrite: Replace what was done with other settings, its checkpoints included.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        InputError: Anything that a user can get wrong; on every rank.
+        NumericalError: The loss is not finite at the start; on every rank.
+        Stopped: A signal came; the iterate and the trace are on disk.
+    """
+    with ExitStack() as stack:
+        settings = ""
+        before = _Before()
+        with ranks.agreeing():
+            if ranks.is_root:
+                check_writable(job.output.path)
+                for lock in alone(job.output.path):
+                    stack.callback(lock.release)
+        stop = stack.enter_context(Stop(job.service.signal))
+        with ranks.agreeing():
+            petsc.require()
+            workload = Workload.of(job)
+            if ranks.is_root:
+                settings = _settings(job, options)
+                before = _before(job, settings, overwrite)
+        petsc.initialise(options)
+        total = workload.on(ranks, job)
+        report.line(
+            f"{job.name}: {job.minimize.method} over {total.layout.size:,} parameters, "
+            f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
+        )
+        report.line(f"result: {job.output.path}, checkpoints: {job.checkpoints.directory}")
+        about = describe(job, text, total.layout, len(workload.indices), ranks.size)
+        run = _Run(job, total, settings, ranks.broadcast(before), about, report, stop)
+        result = run.work()
+        for word in petsc.unused_options(options):
+            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+        return result
+
+
+def remedy(ended: Ended, dtype: str) -> str:
+    """What can be done about an end before the tolerance.
+
+    Args:
+        ended: How it ended.
+        dtype: Of the job.
+
+    Returns:
+        One line; empty where it converged.
+    """
+    if ended.converged:
+        return ""
+    if ended.limited:
+        return "raise minimize.iterations and start the same command again: it goes on"
+    if "not finite" in ended.reason:
+        return "start from another point, or check the data"
+    if dtype == "float32":
+        return (
+            "differences of the loss are below the rounding of float32: compute.dtype = 'float64'"
+        )
+    return (
+        "this is what rounding leaves, or a kink of the loss (ReLU, max pooling): raise "
+        "minimize.tolerance, or try -tao_ls_type more-thuente"
+    )
+
+
+# -- before the first collective -------------------------------------------------------------
+
+
+def _settings(job: Job, options: Sequence[str]) -> str:
+    """A hash of what determines the path of the minimisation, apart from the run."""
+    chosen = job.minimize
+    ends = {"iterations", "tolerance", "checkpoint_every", "start"}
+    values = chosen.model_dump(mode="json", exclude=ends)
+    if chosen.start is None:
+        values["start"] = job.training.seed
+    else:
+        try:
+            values["start"] = hashlib.sha256(chosen.start.read_bytes()).hexdigest()
+        except OSError as error:
+            raise CheckpointError(
+                f"minimize.start: {chosen.start} cannot be read ({error.strerror})",
+                "correct its path",
+            ) from error
+    values["directory"] = str(job.checkpoints.directory)
+    values["options"] = _of_tao(options)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _of_tao(options: Sequence[str]) -> list[str]:
+    """Those options of TAO's that change what it does, with their values."""
+    kept, keeps = [], False
+    for word in options:
+        if petsc.is_option(word):
+            keeps = word.startswith("-tao_") and not any(quiet in word for quiet in _QUIET)
+        if keeps:
+            kept.append(word)
+    return kept
+
+
+def _before(job: Job, settings: str, overwrite: bool) -> _Before:
+    """What to go on from.
+
+    Returns:
+        The trace up to the last checkpoint that is there.
+
+    Raises:
+        OutputError: What is there is of other settings, or the checkpoints are another run's.
+        ResultError: The file is another job's.
+    """
+    path, directory = job.output.path, job.checkpoints.directory
+    if path.exists() and open_run(path).fingerprint != job.fingerprint():
+        raise ResultError(f"{path} is the result of another job", "change output.path")
+    there = read_unit(unit_path(path, SECTION, None, job.fingerprint()))
+    if there is not None and there.attributes["settings"] != settings:
+        if not overwrite:
+            raise OutputError(
+                f"{path} has a minimisation with other settings of [minimize], another start or "
+                "other options",
+                "use --overwrite to replace it and its checkpoints, or change output.path and "
+                "checkpoints.directory",
+            )
+        old = Path(str(there.attributes["directory"]))
+        for step in there["checkpoint"]:
+            (old / checkpoint_name(int(step))).unlink(missing_ok=True)
+        there = None
+    own = [] if there is None else [int(step) for step in there["checkpoint"]]
+    others = {one.step for one in scan_checkpoints(directory)} - set(own)
+    if others:
+        raise OutputError(
+            f"{directory} has checkpoints of another run, such as step {min(others)}",
+            "choose another checkpoints.directory for the minimisation",
+        )
+    if there is None:
+        return _Before()
+    kept = [step for step in own if (directory / checkpoint_name(step)).is_file()]
+    rows = [row for row in _rows(there) if kept and row.number <= kept[-1]]
+    return _Before(rows, kept, str(there.attributes["stuck"]))
+
+
+def _rows(section: Section) -> list[Iterate]:
+    """The trace that a file holds."""
+    names = [one.name for one in fields(Iterate) if one.name not in ("x", "number")]
+    columns = {name: section[_STORED.get(name, name)].tolist() for name in names}
+    return [
+        Iterate(number=number, x=np.empty(0), **{name: columns[name][i] for name in names})
+        for i, number in enumerate(section["iteration"].tolist())
+    ]
+
+
+def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Sequence[int]) -> Section:
+    """A trace as a section of the run's studies.
+
+    Args:
+        rows: The iterates.
+        ended: How it ended.
+        checkpoints: Iterations of which there is a checkpoint.
+
+    Returns:
+        The section.
+    """
+    numbers = np.array([row.number for row in rows], dtype=np.int64)
+    variables = {"iteration": Variable(("iteration",), numbers, "accepted iterates from the start")}
+    for name, long_name in _LONG_NAMES.items():
+        values = np.array([getattr(row, name) for row in rows])
+        units = "s" if name == "seconds" else "1"
+        variables[_STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
+    steps = np.array(checkpoints, dtype=np.int64)
+    variables["checkpoint"] = Variable(("checkpoint",), steps, "iterations with a checkpoint")
+    variables["converged"] = Variable(
+        (), np.array(ended.converged), "norm of the gradient within the tolerance"
+    )
+    variables["ended"] = Variable((), np.array(ended.reason, dtype=object), "why it ended")
+    return Section(variables)
+
+
+# -- the work --------------------------------------------------------------------------------
+
+
+class _Run:
+    """One minimisation, with its files."""
+
+    def __init__(
+        self,
+        job: Job,
+        total: TrainingLoss,
+        settings: str,
+        before: _Before,
+        about: RunDescription,
+        report: Report,
+        stop: Stop,
+    ) -> None:
+        self._job, self._total, self._settings = job, total, settings
+        self._about, self._report, self._stop = about, report, stop
+        self._ranks, self._wanted = total.ranks, job.minimize
+        self._rows = list(before.rows)
+        self._checkpoints = list(before.checkpoints)
+        self._stuck = before.stuck
+        self._base = self._rows[-1] if self._rows else None  # the iterate that it goes on from
+        self._index: Rows = {}
+        self._problem: TrainingProblem
+        self._here: Vector | None = None  # entries of the last iterate
+
+    def work(self) -> MinimizeResult:
+        """Do it, or find it done. Collective."""
+        done = self._done()
+        if done is not None:
+            self._report.line(f"minimize: already done, {done.reason}")
+            return MinimizeResult(self._job.output.path, done, self._rows[-1], done_before=True)
+        self._total.load(self._read)
+        problem = TrainingProblem(
+            self._total,
+            self._total.evaluate().num_samples,  # which also refuses what cannot be minimised
+            self._wanted.product,
+            on_work=lambda: self._stop.check(self._ranks),
+        )
+        self._problem = problem
+        self._report.begin("iteration", self._wanted.iterations)
+        if self._base is not None:
+            self._report.line(f"minimize: goes on from iteration {self._base.number}{self._lost()}")
+        try:
+            ended = minimize(problem, problem.start(), self._limits(), self._on_iterate)
+        except Stopped as stop:
+            raise self._stopped(stop) from stop
+        if ended.limited:  # with what the run before has done
+            ended = self._all_done()
+        self._stuck = "" if ended.converged or ended.limited else ended.reason
+        self._write(ended)
+        return MinimizeResult(self._job.output.path, ended, self._rows[-1])
+
+    def _done(self) -> Ended | None:
+        """The end that an earlier run came to, if there is nothing to go on with."""
+        if self._base is None:
+            return None
+        if self._base.gradient_norm <= self._wanted.tolerance:
+            return Ended(True, f"the norm of the gradient is {self._base.gradient_norm:.3g}")
+        if self._base.number >= self._wanted.iterations:
+            return self._all_done()
+        return Ended(False, self._stuck) if self._stuck else None
+
+    def _all_done(self) -> Ended:
+        return Ended(False, f"all {self._wanted.iterations} iterations are done", limited=True)
+
+    def _lost(self) -> str:
+        return ", with no memory of L-BFGS" if self._wanted.method == "lbfgs" else ""
+
+    def _read(self, model: nn.Module) -> None:
+        """Put the first point into the model, on rank 0."""
+        path = self._wanted.start
+        if self._base is not None:
+            path = self._job.checkpoints.directory / checkpoint_name(self._base.number)
+        if path is not None:
+            load_into(model, read_whole(path), path)
+            return
+        initialise(self._job.training.seed)
+        fresh = build_model(self._job.model.factory, self._job.model.arguments)
+        model.load_state_dict(fresh.state_dict())
+
+    def _limits(self) -> Settings:
+        before = 0 if self._base is None else self._base.number
+        limits = settings_of(self._wanted)
+        return replace(limits, iterations=limits.iterations - before)
+
+    def _on_iterate(self, iterate: Iterate) -> None:
+        """Note an iterate, and write a checkpoint now and then. Collective."""
+        self._here = iterate.x
+        if self._base is None:
+            self._rows.append(replace(iterate, x=np.empty(0)))
+        elif iterate.number:  # the first is the last of the run before
+            self._rows.append(_after(self._base, iterate))
+        row = self._rows[-1]
+        self._report.advance(row.number, before=0 if self._base is None else self._base.number)
+        self._report.note(
+            f"loss {row.loss:.6g}, |g| {row.gradient_norm:.2e}, {row.cost:.0f} gradients"
+        )
+        if row.number % self._wanted.checkpoint_every == 0:
+            self._write(Ended(False, "it has not"))
+
+    def _write(self, ended: Ended) -> None:
+        """The trace, the present checkpoint, and the run's index anew. Collective.
+
+        The trace first: it says which checkpoints are its own.
+        """
+        number = self._rows[-1].number
+        is_new = number not in self._checkpoints
+        if is_new:
+            assert self._here is not None
+            self._checkpoints.append(number)
+            self._problem.place(self._here)
+        with self._ranks.agreeing():
+            if not self._ranks.is_root:
+                return
+            job, run = self._job, self._about.attributes()
+            section = section_of(self._rows, ended, self._checkpoints)
+            own = {
+                "settings": self._settings,
+                "directory": str(job.checkpoints.directory),
+                "stuck": self._stuck,
+            }
+            unit = unit_path(job.output.path, SECTION, None, job.fingerprint())
+            write_unit(unit, Section(section.variables, own), run, None)
+            if is_new:
+                write_checkpoint(job.checkpoints.directory, number, self._total.model)
+            with locks.holding(locks.index_lock(job.output.path)):
+                parts = parts_of(job.output.path, job.fingerprint())
+                write_index(job.output.path, parts, self._index, without=self._about)
+
+    def _stopped(self, stop: Stopped) -> Stopped:
+        """Write what there is. Collective."""
+        if self._here is None:
+            return stop
+        self._write(Ended(False, "stopped on a signal"))
+        error = Stopped(
+            f"stopped on a signal after {self._rows[-1].number} of {self._wanted.iterations} "
+            "iterations",
+            f"start the same command again{self._lost()}",
+        )
+        error.agreed = True
+        return error
+
+
+def _after(base: Iterate, iterate: Iterate) -> Iterate:
+    """An iterate with the work of the runs before it."""
+    sums = ("number", "losses", "gradients", "products", "cost", "seconds")
+    both: dict[str, Any] = {name: getattr(base, name) + getattr(iterate, name) for name in sums}
+    return replace(iterate, x=np.empty(0), **both)

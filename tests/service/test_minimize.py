@@ -1,0 +1,215 @@
+"""`hessdist minimize`: the trace, checkpoints, going on, refusals, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+
+import hessdist
+from hessdist.errors import CheckpointError, OutputError, ResultError, Stopped
+from hessdist.figures.everything import figures
+from hessdist.job import load_job
+from hessdist.optimizers.full_batch import Ended
+from hessdist.optimizers.training_problem import TrainingProblem
+from hessdist.ranks import Ranks
+from hessdist.results.studies import Section
+from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
+from hessdist.service.report import Report
+from hessdist.tables import tables
+from hessdist.workload.checkpoints import checkpoint_name, read_state
+
+WORDS = ("minimize.tolerance=1e-9", "minimize.checkpoint_every=3", "minimize.cg_iterations=8")
+
+
+@pytest.fixture(autouse=True)
+def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def minimized(job: Path, *words: str, **how: Any) -> MinimizeResult:
+    loaded, text = load_job(job, (*WORDS, *words))
+    return minimize_job(loaded, text, Ranks(), Report(speaks=False), **how)
+
+
+def trace() -> Section:
+    return hessdist.open_run("results/digits.h5").studies["minimize"]
+
+
+def steps() -> list[int]:
+    return sorted(int(path.stem[-8:]) for path in Path("checkpoints").glob("*.pt"))
+
+
+def iterations(count: int) -> str:
+    return f"minimize.iterations={count}"
+
+
+def test_the_trace_and_the_checkpoints(job: Path) -> None:
+    result = minimized(job, iterations(7))
+    assert result.ended == Ended(False, "all 7 iterations are done", limited=True)
+    section = trace()
+    assert list(section["iteration"]) == list(range(8))
+    assert list(section["checkpoint"]) == steps() == [0, 3, 6, 7]
+    assert (np.diff(section["loss"]) < 0).all()
+    assert section["loss"][-1] == result.last.loss
+    assert np.isnan(section["step_length"][0])
+    assert (section["step_length"][1:] == 0.5 ** (section["trials"][1:] - 1)).all()
+    assert (np.diff(section["products"]) == section["cg_iterations"][1:]).all()
+    cost = section["gradients"] + section["losses"] / 3 + 2 * section["products"]
+    assert section["cost"] == pytest.approx(cost)
+    assert (np.diff(section["seconds"]) > 0).all()
+    assert not section["converged"]
+    assert str(section["ended"]) == "all 7 iterations are done"
+    assert section.variables["seconds"].units == "s"
+
+    # The first checkpoint is the start of training, and each has the loss that the trace says.
+    run = hessdist.open_run("results/digits.h5")
+    shown = [str(table.title) for table in tables(run)]
+    assert any("not converged, all 7 iterations are done" in title for title in shown)
+    assert "minimize" in dict(figures(run, "digits"))
+    loaded, _ = load_job(job)
+    from hessdist.assembly import Workload
+
+    total = Workload.of(loaded).on(Ranks(), loaded)
+    for row in (0, 3, 7):
+        state = read_state(Path("checkpoints") / checkpoint_name(row))
+        total.load(lambda model, state=state: model.load_state_dict(state))  # type: ignore[misc]
+        there = total.evaluate()
+        assert section["loss"][row] == pytest.approx(there.loss, rel=1e-12)
+        assert section["gradient_norm"][row] == pytest.approx(there.gradient_norm, rel=1e-10)
+
+
+def test_it_goes_on_with_more_iterations_as_if_it_had_never_ended(job: Path) -> None:
+    minimized(job, iterations(4))
+    early = trace()
+    assert minimized(job, iterations(9)).ended.reason == "all 9 iterations are done"
+    late = trace()
+    assert list(late["checkpoint"]) == [0, 3, 4, 6, 9]
+    for name in ("loss", "trials", "products"):
+        assert (late[name][:5] == early[name]).all()
+    assert (np.diff(late["seconds"]) > 0).all()
+    for path in Path("results").rglob("*.h5"):
+        path.unlink()
+    for path in Path("checkpoints").iterdir():
+        path.unlink()
+    minimized(job, iterations(9))
+    whole = trace()
+    assert late["loss"] == pytest.approx(whole["loss"], rel=1e-12)
+    for name in ("trials", "cg_iterations", "negative_curvature", "products"):
+        assert (late[name] == whole[name]).all()
+    # Its first gradient is one that was made before.
+    assert (late["gradients"][5:] == whole["gradients"][5:] + 1).all()
+
+
+def test_what_is_done_is_not_done_again(job: Path) -> None:
+    first = minimized(job, iterations(3))
+    again = minimized(job, iterations(3))
+    assert (first.done_before, again.done_before) == (False, True)
+    assert again.ended == Ended(False, "all 3 iterations are done", limited=True)
+    assert again.last.loss == first.last.loss
+    loose = minimized(job, iterations(3), "minimize.tolerance=10")
+    assert loose.done_before
+    assert loose.ended.converged
+    # Options that only show something are no other settings.
+    assert minimized(job, iterations(3), options=("-tao_monitor", "-log_view")).done_before
+
+
+def test_other_settings_are_refused_unless_they_may_replace_it(job: Path) -> None:
+    minimized(job, iterations(3))
+    Path("other.pt").write_bytes((Path("checkpoints") / checkpoint_name(3)).read_bytes())
+    for words, options in (
+        (("minimize.method=lbfgs",), ()),
+        (("training.seed=5",), ()),
+        (("minimize.start=other.pt",), ()),
+        ((), ("-tao_ls_type", "unit")),
+    ):
+        with pytest.raises(OutputError, match=r"with other settings of \[minimize\], another"):
+            minimized(job, iterations(3), *words, options=options)
+    assert steps() == [0, 3]
+    result = minimized(job, iterations(2), "minimize.start=other.pt", overwrite=True)
+    assert not result.done_before
+    assert steps() == [0, 2]  # the old ones are gone
+    torch.testing.assert_close(
+        read_state(Path("checkpoints") / checkpoint_name(0)), read_state(Path("other.pt"))
+    )
+
+
+def test_checkpoints_of_another_run_are_left_alone(job: Path) -> None:
+    Path("checkpoints").mkdir()
+    (Path("checkpoints") / "model_40.pt").touch()
+    with pytest.raises(OutputError, match="has checkpoints of another run, such as step 40"):
+        minimized(job, iterations(3), overwrite=True)
+
+
+def test_a_start_that_is_not_there(job: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"minimize.start: gone.pt cannot be read"):
+        minimized(job, "minimize.start=gone.pt")
+
+
+def test_the_result_of_another_job_is_left_alone(job: Path) -> None:
+    minimized(job, iterations(1))
+    with pytest.raises(ResultError, match="is the result of another job"):
+        minimized(job, iterations(1), "data.samples=50")
+
+
+def test_only_the_layers_of_the_job_move(job: Path) -> None:
+    minimized(job, iterations(3), "spectrum.layers=['fc2']")
+    first, last = (read_state(Path("checkpoints") / checkpoint_name(n)) for n in (0, 3))
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved == {"fc2.weight", "fc2.bias"}
+
+
+def test_a_signal_leaves_the_iterate_and_the_same_command_goes_on(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = TrainingProblem.loss_and_gradient, []
+
+    def signalled(self: TrainingProblem, x: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluate(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProblem, "loss_and_gradient", signalled)
+        with pytest.raises(Stopped, match=r"stopped on a signal after [2-5] of 8 iterations"):
+            minimized(job, iterations(8))
+    section = trace()
+    last = int(section["iteration"][-1])
+    assert str(section["ended"]) == "stopped on a signal"
+    assert steps()[-1] == last
+    minimized(job, iterations(8))
+    assert list(trace()["iteration"]) == list(range(9))
+    assert (trace()["loss"][: last + 1] == section["loss"]).all()
+
+
+def test_remedies() -> None:
+    flat = Ended(False, "the line search found no decrease in 34 trials")
+    assert "compute.dtype = 'float64'" in remedy(flat, "float32")
+    assert "raise minimize.tolerance" in remedy(flat, "float64")
+    assert "it goes on" in remedy(Ended(False, "all are done", limited=True), "float64")
+    assert remedy(Ended(True, "small"), "float64") == ""
+
+
+def test_the_command_on_three_ranks(job: Path, run: Run) -> None:
+    words = [part for word in (*WORDS, iterations(4)) for part in ("--set", word)]
+    done = run("minimize", "job.toml", *words, ranks=3)
+    assert done.returncode == 3, done.stderr
+    assert "not converged: all 4 iterations are done; raise minimize.iterations" in done.stdout
+    on_three = trace()
+    Path("results").rename("results3")
+    Path("checkpoints").rename("checkpoints3")
+    minimized(job, iterations(4))
+    alone = trace()
+    assert on_three["loss"] == pytest.approx(alone["loss"], rel=1e-10)
+    assert (on_three["cg_iterations"] == alone["cg_iterations"]).all()
+    one, three = (
+        read_state(Path(folder) / checkpoint_name(4)) for folder in ("checkpoints", "checkpoints3")
+    )
+    torch.testing.assert_close(one, three, rtol=1e-8, atol=1e-10)

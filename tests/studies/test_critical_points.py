@@ -1,0 +1,253 @@
+"""Sections on critical points and on Hessians of two-layer networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, hessian, jacrev
+
+from hessdist.errors import InputError, Stopped
+from hessdist.figures import critical_points as pictures
+from hessdist.job import CriticalPointsSection, TwoLayerSection
+from hessdist.landscape.index_energy import fit_three_halves
+from hessdist.ranks import Ranks
+from hessdist.results.studies import Section
+from hessdist.studies import two_layer as of_two_layers
+from hessdist.studies.critical_points import critical_points
+from hessdist.studies.experiment import Experiment
+from hessdist.studies.remarks import remarks
+from hessdist.studies.two_layer import two_layer
+from hessdist.tables import critical_points as points_table
+from hessdist.tables import two_layer as layers_table
+from hessdist.theory.laws import Semicircle
+from hessdist.workload.models import mlp
+
+
+def experiment(ranks: Ranks | None = None, **given: Any) -> Experiment:
+    """All that the two sections use of one."""
+    total = SimpleNamespace(ranks=Ranks() if ranks is None else ranks)
+    return Experiment(cast(Any, None), cast(Any, None), cast(Any, total), **given)
+
+
+@pytest.fixture(scope="module")
+def points() -> Section:
+    settings = CriticalPointsSection(
+        width=3,
+        ratios=[0.5, 1.0],
+        networks=25,
+        descent_steps=20,
+        follow_steps=60,
+        steps=40,
+        fit_below=0.3,
+    )
+    return critical_points(experiment(), settings)
+
+
+@pytest.fixture(scope="module")
+def layers() -> Section:
+    return two_layer(experiment(), TwoLayerSection(sizes=[3, 4], ratios=[0.5], networks=2))
+
+
+# -- critical points -------------------------------------------------------------------------
+
+
+def test_what_is_found(points: Section) -> None:
+    assert list(points["activation"]) == ["tanh", "identity"]
+    assert points["ratio"].tolist() == [0.5, 1.0]
+    assert points["samples"].tolist() == [12, 6]
+    found = points["found"]
+    assert found.shape == (2, 2, 25)
+    assert found[1].mean() > 0.8
+    assert found[0].any()
+    within = np.minimum(1e-6, 1e-4 * points["start_gradient_norm"])
+    assert (points["gradient_norm"][found] <= within[found]).all()
+    assert points["index"] == pytest.approx(points["negative"] / 18)
+    assert (points["negative"] + points["zero"] <= 18).all()
+    trivial = points["trivial"]
+    assert (points["energy"][trivial] == pytest.approx(0.5)) or not trivial.any()
+    assert (points["negative"][trivial] == 9).all()  # of 18: W1 and W2 move together
+
+
+def test_linear_networks_against_the_closed_form(points: Section) -> None:
+    found = points["found"][1]
+    assert (points["closed_distance"][1][found] < 1e-6).all()
+    same = points["closed_negative"][1][found] == points["negative"][1][found]
+    assert same.mean() > 0.85
+    assert np.isnan(points["closed_distance"][0]).all()
+    isolated = points["zero"][1] == 0
+    assert (isolated & found).sum() <= points["trivial"][1].sum()  # else by GL(h), or idle units
+
+
+def test_the_stored_fit_is_of_the_stored_points(points: Section) -> None:
+    for place in np.ndindex(2, 2):
+        used = points["found"][place] & ~points["trivial"][place]
+        fit = fit_three_halves(points["index"][place][used], points["energy"][place][used], 0.3)
+        for name in ("critical_energy", "coefficient", "exponent", "misfit"):
+            assert points[name][place] == pytest.approx(getattr(fit, name), nan_ok=True)
+        assert points["fitted_points"][place] == fit.points
+
+
+def test_too_few_points_are_said() -> None:
+    settings = CriticalPointsSection(
+        width=3, activations=["identity"], ratios=[0.5], networks=3, descent_steps=1
+    )
+    section = critical_points(experiment(), settings)
+    assert np.isnan(section["critical_energy"]).all()
+    (line,) = remarks("critical_points", section)
+    assert "3 of 3 searches found a point" in line
+    assert "too few for a fit" in line
+    assert points_table(section).row_count == 1
+    for _, figure in pictures.figures({"critical_points": section}, "few"):
+        assert figure.axes
+
+
+def test_a_ratio_beyond_the_inputs_is_refused() -> None:
+    with pytest.raises(InputError, match="at ratio 3 there are 2 samples of 3 inputs"):
+        critical_points(experiment(), CriticalPointsSection(width=3, ratios=[3.0]))
+
+
+@pytest.mark.parametrize("which", ["critical_points", "two_layer"])
+def test_a_signal_is_heeded_between_steps(which: str) -> None:
+    told: list[str] = []
+    here = experiment(tell=told.append, stopped=lambda: len(told) > 3)
+    run: dict[str, Callable[[], Section]] = {
+        "critical_points": partial(
+            critical_points, here, CriticalPointsSection(width=3, ratios=[0.5])
+        ),
+        "two_layer": partial(two_layer, here, TwoLayerSection(sizes=[4])),
+    }
+    with pytest.raises(Stopped):
+        run[which]()
+    assert len(told) == 4
+
+
+# -- Hessians at random weights --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_the_two_parts_against_autograd(activation: str) -> None:
+    """H₀ = J Jᵀ / m, and H₀ + H₁ the Hessian of Σ ‖ŷ − y‖² / (2m)."""
+    rng = np.random.default_rng(0)
+    n, m = 3, 5
+    model = of_two_layers._network(rng, n, activation)
+    inputs, targets = (torch.from_numpy(rng.standard_normal((m, n))) for _ in range(2))
+    positive, residual = of_two_layers._parts(experiment(), model, inputs, targets, "here")
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    fresh = mlp([n, n, n], activation, bias=False).double()
+
+    def outputs(row: torch.Tensor) -> torch.Tensor:
+        pieces = {"fc1.weight": row[: n * n].view(n, n), "fc2.weight": row[n * n :].view(n, n)}
+        return functional_call(fresh, pieces, (inputs,))
+
+    def loss(row: torch.Tensor) -> torch.Tensor:
+        return (outputs(row) - targets).square().sum() / (2 * m)
+
+    jacobian = jacrev(outputs)(theta).reshape(m * n, -1).numpy()
+    assert positive == pytest.approx(jacobian.T @ jacobian / m, abs=1e-12)
+    assert positive + residual == pytest.approx(hessian(loss)(theta).numpy(), abs=1e-12)
+
+
+def test_what_is_stored_of_two_layers(layers: Section) -> None:
+    assert layers["energy"].shape == (2, 2, 2, 1, 2)
+    assert list(layers["moment"]) == ["AB", "A²B", "AB²", "A²B²", "ABAB"]
+    values = layers["eigenvalues"]
+    assert values.shape == (2, 2, 2, 1, 4, 32)
+    assert np.isnan(values[:, :, 0, :, :, 18:]).all()
+    assert np.isfinite(values[:, :, 1]).all()
+    trace = np.nansum(values, axis=-1)
+    assert trace[..., 2] == pytest.approx(trace[..., 0] + trace[..., 1], abs=1e-9)
+    assert trace[..., 3] == pytest.approx(trace[..., 2], abs=1e-9)
+    squares = np.nansum(values**2, axis=-1)[..., 1] / np.array([18, 32])[:, None]
+    assert layers["variance_residual"][..., 0] == pytest.approx(squares, rel=1e-9)
+    # A linear network's n² directions of W₂ C, C⁻¹ W₁ do not move the outputs.
+    zeros = (values[0, :, :, 0, 0] == 0).sum(axis=-1)
+    assert (zeros == np.array([9, 16])).all()
+    # As the parts of a linear network's H₁ lie beside the diagonal, λ and −λ come in pairs.
+    pairs = values[0, :, 1, 0, 1]
+    assert pairs == pytest.approx(-pairs[:, ::-1], abs=1e-12)
+    assert (layers["distance_positive"] > 0).all()
+
+
+def test_scales_in_the_mean_over_networks() -> None:
+    """H₀ has mean 1, and H₁ of drawn residuals the variance εφ, by half with a ReLU."""
+    settings = TwoLayerSection(sizes=[6], ratios=[0.5], residuals=["drawn"], networks=4)
+    section = two_layer(experiment(), settings)
+    for row, share in ((0, 1.0), (1, 0.5)):
+        for name, expected in (
+            ("mean_positive", 1.0),
+            ("energy", 0.25),
+            ("variance_residual", share * 0.25 * 0.5),
+        ):
+            values = section[name][row].ravel()
+            error = values.std() / 4**0.5 + 0.02 * expected
+            assert values.mean() == pytest.approx(expected, abs=4 * error), name
+    assert section["variance_law"][0] == pytest.approx(2 * section["energy"][0])
+    # Turned matrices are freer than the network's own.
+    own, turned = (np.abs(section[name][..., 3] - 1).mean() for name in ("mixed", "mixed_rotated"))
+    assert turned < own
+    assert layers_table(section).row_count == 2
+    assert len(list(remarks("two_layer", section))) == 2
+    names = [name for name, _ in pictures.figures({"two_layer": section}, "small")]
+    assert names == [
+        "two-layer-identity-drawn",
+        "two-layer-relu-drawn",
+        "two-layer-distances",
+        "two-layer-freeness",
+    ]
+
+
+def test_a_law_that_cannot_be_computed_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hessdist.theory.transforms import ToleranceError
+
+    def refuse(self: Semicircle, points: object) -> None:
+        raise ToleranceError("not to 1e-10", "move the parameters")
+
+    monkeypatch.setattr(Semicircle, "cumulative", refuse)
+    settings = TwoLayerSection(
+        sizes=[3], ratios=[0.5], activations=["identity"], residuals=["drawn"], networks=1
+    )
+    section = two_layer(experiment(), settings)
+    assert np.isnan(section["distance_residual"]).all()
+    assert np.isfinite(section["distance_positive"]).all()
+    assert any("H1 not to be computed" in line for line in remarks("two_layer", section))
+
+
+def test_matrices_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_two_layers, "available_bytes", lambda: 10**6)
+    with pytest.raises(InputError, match=r"dense matrices of 2,048 parameters .* lower"):
+        two_layer(experiment(), TwoLayerSection())
+
+
+# -- over ranks ------------------------------------------------------------------------------
+
+
+@pytest.mark.mpi(ranks=[1, 3], timeout=120, unit="s")
+def test_the_same_numbers_on_any_number_of_ranks(mpi_ranks: int, comm: Any) -> None:
+    """Batches and networks are dealt out to ranks, and nothing else depends on them."""
+    settings = CriticalPointsSection(
+        width=2,
+        activations=["tanh"],
+        ratios=[0.5],
+        networks=45,
+        descent_steps=10,
+        follow_steps=20,
+        steps=10,
+    )
+    found = critical_points(experiment(ranks=Ranks(comm)), settings)
+    assert found["index"].shape == (1, 1, 45)
+    alone = critical_points(experiment(ranks=Ranks(comm.Split(comm.rank))), settings)
+    for name in found:
+        assert np.array_equal(found[name], alone[name], equal_nan=found[name].dtype.kind == "f"), (
+            name
+        )
+    of_layers = TwoLayerSection(sizes=[2], ratios=[0.5], activations=["identity"], networks=2)
+    layers = two_layer(experiment(ranks=Ranks(comm)), of_layers)
+    mine = two_layer(experiment(ranks=Ranks(comm.Split(comm.rank))), of_layers)
+    for name in ("eigenvalues", "mixed", "distance_sum", "negative_law"):
+        assert np.array_equal(layers[name], mine[name], equal_nan=True), name
