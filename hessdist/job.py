@@ -699,6 +699,30 @@ class TwoLayerSection(_Section):
         return self
 
 
+class LossModelSection(_Section):
+    """Random matrices as a model of the Hessian: densities and the share of negative eigenvalues.
+
+    Pennington and Bahri (2017), figure 1 and section 4. No network is looked at.
+    """
+
+    models: list[Literal["wigner", "relu"]] = ["wigner", "relu"]
+    """Laws of H₁, each by itself: Wigner's, or that of a network with a ReLU."""
+    ratios: list[Annotated[float, Field(gt=0, lt=1)]] = [0.25, 0.5, 0.75]
+    """φ, parameters over data points."""
+    energies: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = [0.0, 0.1, 0.3, 1.0]
+    """ε of the densities."""
+    points: Annotated[int, Field(ge=10)] = 200
+    """Points of a density."""
+    index_points: Annotated[int, Field(ge=2)] = 25
+    """Energies above the critical one at which the share of negative eigenvalues is computed."""
+
+    @model_validator(mode="after")
+    def _some(self) -> LossModelSection:
+        if not (self.models and self.ratios and self.energies):
+            raise ValueError("models, ratios or energies is empty")
+        return self
+
+
 class StudySection(_Section):
     """What `hessdist study` does with a run: each of its sections that the job has."""
 
@@ -721,6 +745,7 @@ class StudySection(_Section):
     minimizers: MinimizersSection | None = None
     critical_points: CriticalPointsSection | None = None
     two_layer: TwoLayerSection | None = None
+    loss_model: LossModelSection | None = None
 
     def wanted(self) -> dict[str, Any]:
         """Sections that the job has, by name."""

@@ -56,6 +56,7 @@ def tables(run: Run) -> Iterator[Table]:
         "minimizers": minimizers,
         "critical_points": critical_points,
         "two_layer": two_layer,
+        "loss_model": loss_model,
     }
     for name, table in known.items():
         if name in run.studies:
@@ -696,6 +697,29 @@ def two_layer(section: Section) -> Table:
             f"{section['ratio'][k]:g}",
             str(section["size"][size]),
             *(f"{number:.3f}" if np.isfinite(number) else "" for number in numbers),
+        )
+    return table
+
+
+def loss_model(section: Section) -> Table:
+    """Critical energies of the model of the loss, in closed form and found again.
+
+    Args:
+        section: The section "loss_model".
+
+    Returns:
+        One line a model and ratio.
+    """
+    columns = ["model", "φ", "ε_c", "ε_c where the edge passes zero", "α₀", "largest α computed"]
+    table = _table(columns, "\nmodel of the loss: Wishart + H₁, H₁ Wigner's or a ReLU's")
+    for i, j in np.ndindex(section["critical_energy"].shape):
+        table.add_row(
+            str(section["model"][i]),
+            f"{section['ratio'][j]:g}",
+            f"{section['critical_energy'][i, j]:.10g}",
+            f"{section['critical_energy_located'][i, j]:.10g}",
+            f"{section['index_coefficient'][i, j]:.5g}",
+            f"{section['index'][i, j].max():.4f}",
         )
     return table
 

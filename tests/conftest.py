@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -98,13 +99,22 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a job, its result and all its studies; not to be changed."""
+    """A folder with a job, its result and all its studies; not to be changed.
+
+    Processes that run tests beside each other share it: the first makes it, the others wait.
+    """
     from service.sweeps import completed
     from studied import prepare
 
-    folder = tmp_path_factory.mktemp("studied")
-    prepare(folder)
-    for command in ("train", "spectrum", "study"):
-        done = completed(folder, command, "job.toml")
-        assert done.returncode == 0, done.stderr
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studied"
+    with (folder.parent / "studied.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            folder.mkdir()
+            prepare(folder)
+            for command in ("train", "spectrum", "study"):
+                done = completed(folder, command, "job.toml", timeout=240)
+                assert done.returncode == 0, done.stderr
+            (folder / "done").touch()
     return folder

@@ -75,7 +75,7 @@ steps = [20]
 [study.widths]
 hidden = [[2], [4, 3]]
 networks = 2
-at = [0, 5, 20]
+at = [0, 20]
 learning_rate = 0.5
 exact_below = 30
 lanczos_steps = 10
@@ -121,6 +121,11 @@ descent_steps = 20
 follow_steps = 30
 steps = 30
 fit_below = 0.3
+[study.loss_model]
+ratios = [0.5]
+energies = [0.0, 0.2]
+points = 40
+index_points = 3
 [study.two_layer]
 sizes = [3, 4]
 ratios = [0.5]

@@ -11,6 +11,7 @@ from hessdist.figures import (
     diagnosis,
     eigenspaces,
     laws,
+    loss_model,
     minimize,
     negative_curvature,
     singularity,
@@ -46,3 +47,4 @@ def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     yield from decomposition.figures(run.studies, title)
     yield from minimize.figures(run.studies, title)
     yield from critical_points.figures(run.studies, title)
+    yield from loss_model.figures(run.studies, title)

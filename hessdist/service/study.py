@@ -41,6 +41,7 @@ from hessdist.studies.critical_points import critical_points
 from hessdist.studies.eigenspaces import compare_on_a_budget
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.laws import SOURCES, laws
+from hessdist.studies.loss_model import loss_model
 from hessdist.studies.minimizers import minimizers
 from hessdist.studies.remarks import remarks
 from hessdist.studies.saddle import leave_a_saddle
@@ -73,6 +74,7 @@ OF_TRAINING: dict[str, Callable[[Experiment, Any], Section]] = {
     "minimizers": minimizers,
     "critical_points": critical_points,
     "two_layer": two_layer,
+    "loss_model": loss_model,
 }
 """Sections that train networks of their own."""
 

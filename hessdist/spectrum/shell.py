@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, TypeVar
@@ -183,7 +184,7 @@ class ShellMatrix:
         else:
             self._compute()
             self._keep()
-        if self.products < 2:
+        if self.products < 2 and self._asymmetry < math.inf:
             self._check_symmetry()
         self.products += 1
         if self._recorded is not None:

@@ -240,6 +240,15 @@ def _critical_points(section: Section) -> Iterator[str]:
             )
 
 
+def _loss_model(section: Section) -> Iterator[str]:
+    closed, located = section["critical_energy"], section["critical_energy_located"]
+    for i, j in np.ndindex(closed.shape):
+        yield (
+            f"{section['model'][i]}, φ = {section['ratio'][j]:g}: ε_c = {closed[i, j]:.6g}, found "
+            f"again within {abs(located[i, j] / closed[i, j] - 1):.0e}"
+        )
+
+
 def _two_layer(section: Section) -> Iterator[str]:
     for i, j, k in np.ndindex(*section["energy"].shape[:2], len(section["ratio"])):
         at = i, j, -1, k
@@ -274,6 +283,7 @@ _REMARKS: dict[str, Callable[[Section], Iterator[str]]] = {
     "minimizers": _minimizers,
     "critical_points": _critical_points,
     "two_layer": _two_layer,
+    "loss_model": _loss_model,
 }
 _WORDS = {
     Found.MINIMUM: "minima",

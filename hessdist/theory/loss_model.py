@@ -158,6 +158,10 @@ class WishartWigner(FreeLaw):
         g = self.transform.critical_points
         return np.asarray(self.transform(g) + 1 / g)
 
+    def _is_dense(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """By the sign of the discriminant, which is that of −Π (z − zᵢ)."""
+        return np.asarray(np.prod(points[:, None] - self._critical_values, axis=1).real < 0)
+
     def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """By Cardano's formula, (n,)."""
         v, (rate,), (jump,) = self.transform.variance, self.transform.rates, self.transform.jumps

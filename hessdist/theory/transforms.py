@@ -358,9 +358,7 @@ class FreeLaw(Law):
             BranchError: None can be told, or G cannot be followed between the edges.
         """
         edges = self._candidates()
-        tests = edges[:-1] + _INSIDE * np.diff(edges)
-        g = follow_branch(self.transform, self.transform.derivative, tests)
-        dense = np.abs(g.imag) > _REAL * np.abs(g)
+        dense = self._is_dense(edges[:-1] + _INSIDE * np.diff(edges))
         intervals: list[tuple[float, float]] = []
         for low, high, inside in zip(edges[:-1], edges[1:], dense, strict=True):
             if inside and intervals and intervals[-1][1] == low:
@@ -370,6 +368,11 @@ class FreeLaw(Law):
         if not intervals:
             raise BranchError("no interval of positive density was found", "check the R transform")
         return tuple(intervals)
+
+    def _is_dense(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether the density is positive at points between critical values."""
+        g = follow_branch(self.transform, self.transform.derivative, points)
+        return np.asarray(np.abs(g.imag) > _REAL * np.abs(g))
 
     def _candidates(self) -> NDArray[np.float64]:
         """Critical values of z(g) at real g, ascending; of g = ∞, where there is no semicircle."""

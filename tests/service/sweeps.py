@@ -105,7 +105,7 @@ def command(*words: str, ranks: int = 0) -> list[str]:
 
 
 def completed(
-    folder: Path, *words: str, ranks: int = 0, **env: str
+    folder: Path, *words: str, ranks: int = 0, timeout: float = 120, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """A command that has ended.
 
@@ -114,7 +114,7 @@ def completed(
     """
     return subprocess.run(
         command(*words, ranks=ranks), cwd=folder, env={**os.environ, **env}, capture_output=True,
-        text=True, timeout=120, check=False,
+        text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
 

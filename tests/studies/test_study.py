@@ -257,7 +257,7 @@ def test_what_is_done_is_not_done_again(folder: Path, run: Run) -> None:
     before = (folder / "results" / "run.h5").read_bytes()
     done = run("study", "job.toml")
     assert done.returncode == 0, done.stderr
-    assert "(0 units done, 20 done before)" in done.stdout
+    assert "(0 units done, 21 done before)" in done.stdout
     assert (folder / "results" / "run.h5").read_bytes() == before
 
 
@@ -372,11 +372,11 @@ def test_a_signal_stops_a_study_and_it_goes_on(folder: Path) -> None:
         os.kill(process.pid, signal.SIGUSR1)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75, said
-        assert "of 17 units of the study left; start the same command again" in said
+        assert "of 21 units of the study left; start the same command again" in said
     again = completed(folder, "study", "job.toml")
     assert again.returncode == 0
     assert "already done" in again.stdout
-    assert len(hessdist.open_run(folder / "results" / "run.h5").studies) == 16
+    assert len(hessdist.open_run(folder / "results" / "run.h5").studies) == 19
 
 
 # -- what a user can get wrong ---------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from hessdist.spectrum.freeness import (
+from hessdist.theory.freeness import (
     FREE,
     distance_to_law,
     mixed_moments,

@@ -1,0 +1,215 @@
+"""The index of critical points against their energy: means, the 3/2 law, linear networks.
+
+The index α of a critical point is its share of negative eigenvalues; its energy ε is the loss
+‖Ŷ − Y‖² / (2m), a half mean square over m samples, divided by the number of outputs. NumPy and
+SciPy alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import curve_fit
+
+LEAST_INDICES, LEAST_POINTS = 4, 12
+"""What a fit needs: different indices, and points."""
+
+_POWER = 2 / 3  # ε as a function of α: the inverse of the 3/2 law
+
+
+@dataclass(frozen=True)
+class MeanEnergies:
+    """Mean energies at each index, by increasing index."""
+
+    index: NDArray[np.float64]  # (I,) α
+    energy: NDArray[np.float64]  # (I,) mean ε
+    error: NDArray[np.float64]  # (I,) its standard error, of the spread pooled over all indices
+    points: NDArray[np.int64]  # (I,)
+
+
+@dataclass(frozen=True)
+class ThreeHalvesFit:
+    """α = α₀ |(ε − ε_c) / ε_c|^{3/2}, fitted; NaN where it could not be."""
+
+    critical_energy: float  # ε_c
+    critical_energy_error: float  # one standard deviation
+    coefficient: float  # α₀
+    coefficient_error: float
+    exponent: float  # in place of 3/2, where it is left free
+    exponent_error: float
+    misfit: float  # χ² a degree of freedom: about 1 where the law holds within the errors
+    indices: int  # that the fit is of
+    points: int
+
+
+def mean_energies(index: NDArray[np.float64], energy: NDArray[np.float64]) -> MeanEnergies:
+    """Average energies over the critical points of each index.
+
+    Args:
+        index: α of each point, (N,); points of one α have the very same number.
+        energy: ε, (N,).
+
+    Returns:
+        The means. An index with one point gets the error of the others' spread; it is NaN where
+        no index has two points.
+    """
+    values, where, points = np.unique(index, return_inverse=True, return_counts=True)
+    means = np.bincount(where, energy, len(values)) / np.maximum(points, 1)
+    free = len(energy) - len(values)
+    spread = np.sqrt(((energy - means[where]) ** 2).sum() / free) if free > 0 else np.nan
+    return MeanEnergies(values, means, spread / np.sqrt(points), points)
+
+
+def fit_three_halves(
+    index: NDArray[np.float64], energy: NDArray[np.float64], below: float
+) -> ThreeHalvesFit:
+    """Fit the 3/2 law to mean energies at small indices (Pennington and Bahri 2017, figure 6a).
+
+    The mean energy at an index is what has an error, so ε = ε_c + b α^{2/3} is fitted, by weighted
+    least squares; b = ε_c α₀^{-2/3}.
+
+    Args:
+        index: α of each critical point, (N,).
+        energy: ε, (N,).
+        below: The largest α that counts as small.
+
+    Returns:
+        The fit; all NaN where there are fewer than `LEAST_POINTS` points of `LEAST_INDICES`
+        indices, α₀ NaN where ε_c or b is not positive.
+    """
+    small = (index <= below) & np.isfinite(energy)
+    means = mean_energies(index[small], energy[small])
+    count, total = len(means.index), int(means.points.sum())
+    nan = float("nan")
+    nothing = ThreeHalvesFit(nan, nan, nan, nan, nan, nan, nan, count, total)
+    if count < LEAST_INDICES or total < LEAST_POINTS or not (means.error > 0).all():
+        return nothing
+
+    def law(alpha: NDArray[np.float64], critical: float, slope: float) -> NDArray[np.float64]:
+        return np.asarray(critical + slope * alpha**_POWER)
+
+    found, covariance = curve_fit(
+        law, means.index, means.energy, (0.1, 1.0), means.error, absolute_sigma=True
+    )
+    misfit = float((((law(means.index, *found) - means.energy) / means.error) ** 2).sum())
+    critical, slope = map(float, found)
+    coefficient = coefficient_error = float("nan")
+    if critical > 0 and slope > 0:
+        coefficient = (critical / slope) ** 1.5
+        gradient = 1.5 * coefficient * np.array([1 / critical, -1 / slope])
+        coefficient_error = float(np.sqrt(gradient @ covariance @ gradient))
+    return ThreeHalvesFit(
+        critical,
+        float(np.sqrt(covariance[0, 0])),
+        coefficient,
+        coefficient_error,
+        *_free_exponent(means, critical, slope),
+        misfit / (count - 2),
+        count,
+        total,
+    )
+
+
+def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[float, float]:
+    """The power p of ε = ε_c + b α^{1/p} and its error; NaN where the fit has no end."""
+
+    def law(
+        alpha: NDArray[np.float64], energy: float, factor: float, power: float
+    ) -> NDArray[np.float64]:
+        return np.asarray(energy + factor * alpha**power)
+
+    try:
+        found, covariance = curve_fit(
+            law,
+            means.index,
+            means.energy,
+            (critical, slope, _POWER),
+            means.error,
+            absolute_sigma=True,
+            bounds=([-np.inf, -np.inf, 0.05], [np.inf, np.inf, 20.0]),
+        )
+    except RuntimeError:
+        return float("nan"), float("nan")
+    power, error = float(found[2]), float(np.sqrt(covariance[2, 2]))
+    if not (0.06 < power < 19 and np.isfinite(error)):
+        return float("nan"), float("nan")
+    return 1 / power, error / power**2
+
+
+# -- closed forms ------------------------------------------------------------------------------
+
+
+def tanh_energy(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """½ (1 − φ)² for φ < 1, and zero beyond: what Pennington and Bahri (2017) fit tanh by."""
+    return np.asarray(np.maximum(1 - ratio, 0) ** 2 / 2)
+
+
+def linear_energy(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """½ (1 − φ) for φ < 1, and zero beyond: what they give for linear networks."""
+    return np.asarray(np.maximum(1 - ratio, 0) / 2)
+
+
+def least_squares_energy(
+    ratio: NDArray[np.float64], inputs: int, hidden: int
+) -> NDArray[np.float64]:
+    """½ (1 − n/m): mean energy of the global minimum of a linear network with h ≥ n units.
+
+    Least squares by n of m numbers leave the share 1 − n/m of independent targets of unit variance.
+
+    Args:
+        ratio: φ = 2h/m.
+        inputs: n.
+        hidden: h.
+
+    Returns:
+        Shaped as the ratios, zero for m < n.
+    """
+    return np.asarray(np.maximum(1 - ratio * inputs / (2 * hidden), 0) / 2)
+
+
+@dataclass(frozen=True)
+class LinearCriticalPoints:
+    """All critical points of a linear network on one data set, by the directions that are fitted.
+
+    In order of increasing energy.
+    """
+
+    energy: NDArray[np.float64]  # (S,) ε
+    negative: NDArray[np.int64]  # (S,) negative eigenvalues of the Hessian
+    fitted: NDArray[np.int64]  # (S,) singular directions, p
+
+
+def linear_critical_points(
+    inputs: NDArray[np.float64], targets: NDArray[np.float64], hidden: int
+) -> LinearCriticalPoints:
+    """The critical points of ‖X W₁ᵀ W₂ᵀ − Y‖² / (2m) (Baldi and Hornik 1989).
+
+    A critical W₂ W₁ fits some of the singular directions of Σ_yx Σ_xx^{-1/2} and no other (their
+    fact 4), so ε = (tr Σ_yy − Σ_{i fitted} s_i²) / (2c). Of r directions with p fitted, each of the
+    h − p idle units falls along each of the r − p others, and the loss falls as well where a
+    fitted direction turns to a stronger one that is not (their proof of fact 4): that many
+    eigenvalues are negative. It is of singular values that differ, and are not zero.
+
+    Args:
+        inputs: X, (m, n), of full rank with m ≥ n.
+        targets: Y, (m, c).
+        hidden: h.
+
+    Returns:
+        The points, one for each set of at most h directions.
+    """
+    m, outputs = targets.shape
+    orthonormal, _ = np.linalg.qr(inputs)
+    strengths = np.linalg.svd(targets.T @ orthonormal, compute_uv=False) ** 2 / m
+    r = len(strengths)
+    sets = (np.arange(2**r)[:, None] >> np.arange(r)) & 1 == 1  # strongest first
+    sets = sets[sets.sum(1) <= hidden]
+    fitted = sets.sum(1)
+    left_out_before = np.cumsum(~sets, axis=1)  # stronger ones that are not fitted
+    swaps = (left_out_before * sets).sum(1)
+    energy = ((targets**2).sum() / m - sets @ strengths) / (2 * outputs)
+    order = np.argsort(energy, kind="stable")
+    negative = (hidden - fitted) * (r - fitted) + swaps
+    return LinearCriticalPoints(energy[order], negative[order], fitted[order])

@@ -1,0 +1,242 @@
+"""Laws with parameters, as fits need them: bounds, and where iterations start.
+
+What is iterated are logarithms of positive parameters, in units of the bulk's standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hessdist.theory.laws import Law, MarchenkoPastur, Semicircle
+from hessdist.theory.loss_model import LossModel
+
+_QUARTILES = 1.6159  # distance of the quartiles of a semicircle, over its standard deviation
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a fitted law; NaN are those that it has not."""
+
+    centre: float = np.nan  # of the semicircle
+    scale: float = np.nan  # σ: its standard deviation, or the mean of the Wishart part
+    ratio: float = np.nan  # φ
+    energy: float = np.nan  # ε
+
+
+PARAMETERS = ("centre", "scale", "ratio", "energy")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A law at its place."""
+
+    law: Law
+    centre: float = 0.0
+
+    def density(self, points: ArrayLike) -> Points:
+        """The density without the atom, shaped as the points."""
+        return self.law.density(np.asarray(points, dtype=float) - self.centre)
+
+    def cumulative(self, points: ArrayLike) -> Points:
+        """The share of eigenvalues up to each point."""
+        return self.law.cumulative(np.asarray(points, dtype=float) - self.centre)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the density, without the atom."""
+        support = self.law.support
+        return support[0][0] + self.centre, support[-1][1] + self.centre
+
+    @property
+    def pieces(self) -> tuple[tuple[float, float], ...]:
+        """The intervals of positive density."""
+        return tuple((low + self.centre, high + self.centre) for low, high in self.law.support)
+
+    def spike(self, bound: float) -> float:
+        """The law's mass within |λ| ≤ bound, its atom contained."""
+        low, high = self.cumulative(np.array([np.nextafter(-bound, -np.inf), bound]))
+        return float(high - low)
+
+
+class Moments(NamedTuple):
+    """What starts are taken from, in units of the bulk's deviation."""
+
+    mean: float
+    variance: float
+    median: float
+    quartiles: float  # their distance
+    share: float  # of the bulk, in what is compared
+    spike_bound: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """Laws of one kind."""
+
+    name: str
+    make: Callable[[Points], Parameters]  # of what is iterated: logarithms, and a centre
+    widest: tuple[tuple[float, float], ...]  # ranges of what is iterated, for any matrix
+    starts: Callable[[Moments], Iterator[tuple[float, ...]]]
+    curve: Callable[[Parameters], Curve]
+    with_spike: bool = False
+    """Whether the law has to hold the spike, too; otherwise it is compared outside of it alone."""
+
+    def bounds(self, size: int) -> NDArray[np.float64]:
+        """Ranges of what is iterated, in units of the deviation.
+
+        Args:
+            size: d: beyond a ratio of as much the Wishart part has not one column.
+
+        Returns:
+            (parameters, 2).
+        """
+        rows = [
+            (low, min(high, np.log(size))) if (low, high) == _RATIOS else (low, high)
+            for low, high in self.widest
+        ]
+        return np.array(rows)
+
+
+_SCALES = (np.log(1e-7), np.log(1e4))
+_RATIOS = (np.log(1e-3), np.log(1e8))
+_ENERGIES = (np.log(1e-9), np.log(1e2))
+
+
+def _model_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
+    """Shares of the variance in the Wigner part, and ratios; σ is the mean where there is one."""
+    for ratio in (0.1, 1.0, 10.0):
+        for share in (0.02, 0.3, 0.9):
+            by_spread = np.sqrt((1 - share) * moments.variance / ratio)
+            energy = share * moments.variance / 2
+            for scale in {moments.mean if moments.mean > 0 else by_spread, by_spread}:
+                yield np.log(scale), np.log(ratio), np.log(energy)
+    if moments.share < 1:
+        # The rate is the bulk's share, and the Wigner part lies in the spike, or reaches beyond.
+        size = np.hypot(moments.median, moments.quartiles)
+        for width in (moments.spike_bound, 10 * moments.spike_bound):
+            for jump in (moments.mean / moments.share, size, 1.0):
+                if jump > 0:
+                    scale, ratio = jump * moments.share, 1 / moments.share
+                    yield np.log(scale), np.log(ratio), np.log(width**2 / 8)
+
+
+def _wishart_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
+    mean = moments.mean if moments.mean > 0 else np.sqrt(moments.variance)
+    yield np.log(mean), np.log(moments.variance / mean**2)
+    for ratio in (0.05, 0.3, 0.95):
+        yield np.log(mean), np.log(ratio)
+        if moments.median > 0:
+            yield np.log(moments.median * (1 + ratio / 2)), np.log(ratio)
+
+
+def _whole_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
+    yield from _wishart_starts(moments)
+    size = np.hypot(moments.median, moments.quartiles)
+    for jump in (moments.mean / moments.share, size, 1.0):
+        if jump > 0:
+            yield np.log(jump * moments.share), -np.log(moments.share)
+
+
+def _semicircle_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
+    yield moments.mean, np.log(moments.variance) / 2
+    yield moments.median, np.log(max(moments.quartiles, 1e-3) / _QUARTILES)
+
+
+def _wishart(logarithms: Points) -> Parameters:
+    return Parameters(scale=float(np.exp(logarithms[0])), ratio=float(np.exp(logarithms[1])))
+
+
+def _model(logarithms: Points) -> Parameters:
+    scale, ratio, energy = np.exp(logarithms)
+    return Parameters(scale=float(scale), ratio=float(ratio), energy=float(energy))
+
+
+def _semicircle(iterated: Points) -> Parameters:
+    return Parameters(centre=float(iterated[0]), scale=float(np.exp(iterated[1])))
+
+
+def _wishart_curve(of: Parameters) -> Curve:
+    return Curve(MarchenkoPastur(of.ratio, of.scale))
+
+
+def _model_curve(of: Parameters, *, rectified: bool = False) -> Curve:
+    return Curve(LossModel(of.energy, of.ratio, rectified, of.scale).law)
+
+
+def _rectified_curve(of: Parameters) -> Curve:
+    return _model_curve(of, rectified=True)
+
+
+_MODEL_BOUNDS = (_SCALES, _RATIOS, _ENERGIES)
+_FAMILIES = (
+    Family(
+        "semicircle",
+        _semicircle,
+        ((-1e3, 1e3), _SCALES),
+        _semicircle_starts,
+        lambda of: Curve(Semicircle(of.scale), of.centre),
+    ),
+    # Outside of zero the ratios φ and 1/φ are the same law.
+    Family(
+        "marchenko_pastur",
+        _wishart,
+        (_SCALES, (_RATIOS[0], 0.0)),
+        _wishart_starts,
+        _wishart_curve,
+    ),
+    Family(
+        "marchenko_pastur_atom",
+        _wishart,
+        (_SCALES, _RATIOS),
+        _whole_starts,
+        _wishart_curve,
+        with_spike=True,
+    ),
+    Family(
+        "wishart_wigner",
+        _model,
+        _MODEL_BOUNDS,
+        _model_starts,
+        _model_curve,
+    ),
+    Family(
+        "wishart_wigner_spike",
+        _model,
+        _MODEL_BOUNDS,
+        _model_starts,
+        _model_curve,
+        with_spike=True,
+    ),
+    Family(
+        "rectified",
+        _model,
+        _MODEL_BOUNDS,
+        _model_starts,
+        _rectified_curve,
+    ),
+)
+FAMILIES = {family.name: family for family in _FAMILIES}
+"""Kinds of laws by name."""
+
+
+def curve_of(name: str, parameters: Parameters) -> Curve:
+    """A fitted law.
+
+    Args:
+        name: Of `FAMILIES`.
+        parameters: Its parameters, in units of the eigenvalues.
+
+    Returns:
+        The law.
+
+    Raises:
+        LawError: A parameter is out of range.
+    """
+    return FAMILIES[name].curve(parameters)
