@@ -64,12 +64,12 @@ function progression(selected) {
 }
 
 function mark(selected) {
-  const x = data.steps[selected];
+  const x = data.steps[rowOf(data.steps, selected)];
   return [{ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ORANGE, width: 2 } }];
 }
 
 function cost(selected) {
-  const colours = data.steps.map((_, s) => s === selected ? ORANGE : BLUE);
+  const row = rowOf(data.steps, selected), colours = data.steps.map((_, s) => s === row ? ORANGE : BLUE);
   const steps = data.steps.map(String);
   return [[
     { x: steps, y: data.products, type: "bar", name: "products", marker: { color: colours },
@@ -84,18 +84,18 @@ function cost(selected) {
 
 // -- views of the selected step --------------------------------------------------------------
 
-function pairs(s) {
-  return ["largest", "smallest"].flatMap((end) => (data[end].values[s] || []).map((value, i) => ({
-    name: `${end} ${i + 1}`, value, residual: data[end].residuals[s][i],
-    good: data[end].converged[s][i], colour: shade(end, i, data[end].values[s].length),
+function pairs(row) {
+  return ["largest", "smallest"].flatMap((end) => (data[end].values[row] || []).map((value, i) => ({
+    name: `${end} ${i + 1}`, value, residual: data[end].residuals[row][i],
+    good: data[end].converged[row][i], colour: shade(end, i, data[end].values[row].length),
   })));
 }
 
 // sign(x) log10(1 + |x| / c): linear near zero, logarithmic beyond.
 const symlog = (x, c) => Math.sign(x) * Math.log10(1 + Math.abs(x) / c);
 
-function spectrum(s) {
-  const all = pairs(s), sizes = all.map((p) => Math.abs(p.value ?? 0));
+function spectrum(selected) {
+  const s = rowOf(data.steps, selected), all = pairs(s), sizes = all.map((p) => Math.abs(p.value ?? 0));
   const c = 1e-3 * Math.max(...sizes, 1e-30), top = Math.ceil(Math.log10(Math.max(...sizes, 1e-30)));
   const ticks = [0, ...[0, 1, 2, 3].flatMap((i) => [10 ** (top - i), -(10 ** (top - i))])].sort((a, b) => a - b);
   return [[{
@@ -103,7 +103,7 @@ function spectrum(s) {
     marker: { color: all.map((p) => p.colour), opacity: all.map((p) => p.good ? 1 : 0.4) },
     text: all.map((p) => `λ ${short(p.value)}<br>residual ${short(p.residual)}${p.good ? "" : "<br>not converged"}${best(s, p.name)}`),
     textposition: "none", hovertemplate: `step ${data.steps[s]}<br>%{x}<br>%{text}<extra></extra>`,
-  }], layout("", "λ", {
+  }], layout(`step ${data.steps[s]}`, "λ", {
     margin: { l: 60, r: 16, t: 10, b: 80 }, xaxis: { type: "category", tickangle: -60 },
     yaxis: { tickvals: ticks.map((t) => symlog(t, c)), ticktext: ticks.map((t) => t.toPrecision(1)) },
   })];
@@ -116,13 +116,13 @@ function best(s, name) {
   return row < 0 || i < 0 ? "" : `<br>α* ${short(data.step_sizes.best_step[row][i])}`;
 }
 
-function residuals(s) {
-  const all = pairs(s);
+function residuals(selected) {
+  const s = rowOf(data.steps, selected), all = pairs(s);
   return [[{
     x: all.map((p) => p.name), y: all.map((p) => p.residual), mode: "markers",
     marker: { size: 8, color: all.map((p) => p.good ? BLUE : RED), symbol: all.map((p) => p.good ? "circle" : "x") },
     hovertemplate: "%{x}<br>residual %{y}<extra></extra>",
-  }], layout("", "‖Hv − λv‖ / |λ|", {
+  }], layout(`step ${data.steps[s]}`, "‖Hv − λv‖ / |λ|", {
     margin: { l: 70, r: 16, t: 10, b: 80 }, xaxis: { type: "category", tickangle: -60 },
     yaxis: { type: "log", exponentformat: "power" },
     shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: data.tolerance, y1: data.tolerance,
@@ -310,53 +310,4 @@ function interpolation() {
     text: loss.map((line, k) => line.map((v) => `step ${own.steps[k]}, distance ${short(own.distance[row][k])}<br>loss ${short(v)}`)),
     hovertemplate: "%{text}<br>way %{x}<extra></extra>" }],
     layout("way from the first to the second network", "training step")];
-}
-
-// -- controls, and all of it together --------------------------------------------------------
-
-const choices = {};
-
-// The index chosen in a list of a view; the list is made when it is first asked for.
-function chosen(view, names, number = 0) {
-  const key = `${view}-${number}`;
-  if (!choices[key]) {
-    const list = document.createElement("select");
-    list.setAttribute("aria-label", key);
-    names.forEach((name, i) => list.add(new Option(name, String(i))));
-    list.addEventListener("change", () => draw([view]));
-    document.getElementById(`${view}-controls`).append(list, " ");
-    choices[key] = list;
-  }
-  return choices[key].value;
-}
-
-const views = { progression, spectrum, residuals, cost, lines, inverse, change, shares,
-  exact, density, architectures, initialisations, spreads, interpolation };
-// Those that do not change with the step; the progression only moves its mark.
-const still = ["progression", "architectures", "initialisations", "spreads", "interpolation"];
-
-function draw(names = Object.keys(views)) {
-  const selected = Number(slider.value);
-  document.getElementById("step-shown").textContent = data.slider[selected] ?? "";
-  for (const name of names.filter(has)) {
-    const [traces, design] = views[name](selected);
-    Plotly.react(name, traces, design, config);
-  }
-}
-
-function select() {
-  const moved = Number(slider.value);
-  if (has("progression")) Plotly.relayout("progression", { shapes: mark(moved) });
-  draw(Object.keys(views).filter((name) => !still.includes(name)));
-}
-
-slider.addEventListener("input", select);
-dark.addEventListener("change", () => draw());
-draw();
-if (!data.slider.length) document.getElementById("selector").remove();
-if (has("progression")) {
-  document.getElementById("progression").on("plotly_click", (event) => {
-    slider.value = String(data.steps.indexOf(event.points[0].x));
-    select();
-  });
 }

@@ -24,6 +24,10 @@ _VIEWS = {
     "spectrum": "Spectrum of the selected step",
     "residuals": "Residuals of the selected step",
     "cost": "Cost of each solve",
+    "diagnosis": "Diagnosis of the selected step",
+    "descent": "The loss along the gradient step",
+    "escape": "The loss along the escape direction",
+    "rates": "Rates of a gradient step",
     "lines": "Loss along eigenvectors",
     "inverse": "Best step sizes",
     "change": "Best change of the loss",
@@ -34,7 +38,18 @@ _VIEWS = {
     "initialisations": "The top eigenvalue over starts",
     "spreads": "The top eigenvalues against the data",
     "interpolation": "Loss between two networks",
+    "decomposition": "H = G + S during training",
+    "widths": "H = G + S from narrow to wide",
+    "minimize": "Minimisation over all samples",
+    "minimizers": "The same starts by each minimiser",
+    "eigenspace": "Optimisers on one budget of gradients",
+    "saddle": "From the saddle",
+    "laws": "Laws of random matrices beside the spectrum",
+    "two_layer": "Two-layer networks beside their laws",
+    "critical_points": "Critical points: index and energy",
 }
+_TEXT = {"diagnosis"}  # views in words
+_SCRIPTS = ("page.js", "panels.js", "start.js")  # parts of one
 # What of the data a view draws; a view whose data is absent or empty is left out.
 _NEEDS = {"inverse": "step_sizes", "change": "step_sizes"}
 _NEEDS |= dict.fromkeys(("progression", "spectrum", "residuals", "cost"), "steps")
@@ -64,6 +79,31 @@ _TELLS = {
     "medians and quartiles over starts, and the networks themselves, hollow where the gradient "
     "norm was not reached.",
     "interpolation": "The loss on straight lines between two networks in training, by step.",
+    "diagnosis": "What the numbers at this checkpoint mean, each with its source, as hessdist "
+    "diagnose says it.",
+    "descent": "L(θ − ε g) − L(θ) over all samples by the rate ε, beside −ε gᵀg + ½ ε² gᵀHg; the "
+    "vertical lines are the job's rate, the best one and the largest stable one.",
+    "escape": "L(θ + t u) − L(θ) over all samples, u the eigenvector of the smallest eigenvalue "
+    "with its downhill end at t > 0, beside the quadratic model; the axis is linear near zero.",
+    "rates": "The job's learning rate beside the best one of a step along the gradient and the "
+    "largest at which gradient descent is stable; triangles where there is no best one.",
+    "decomposition": "The Hessian H, its Gauss-Newton part G, the residual part S and the "
+    "empirical Fisher matrix F; bars are standard errors. Outliers of H, S and F within 45° of "
+    "the space of G's are shared.",
+    "widths": "A mark a network, lines through medians over networks; the bars of |tr S| are "
+    "standard errors.",
+    "minimize": "Loss and gradient norm by iteration, and by work in gradients.",
+    "minimizers": "Loss and gradient norm of every start, by work in gradients and by iteration.",
+    "eigenspace": "Medians over seeds and the range of them all; dotted are averages of the "
+    "weights (SWA).",
+    "saddle": "Medians over seeds and the range of them all, beside the mean loss of the quadratic "
+    "model until the saddle is left.",
+    "laws": "Share of the bulk up to λ, and by the laws that were fitted to it, with their "
+    "Kolmogorov-Smirnov distance; the axis is linear near zero.",
+    "two_layer": "Distances between the spectra of H = H₀ + H₁ and their laws: a mark a network, "
+    "lines through medians.",
+    "critical_points": "Critical points that were found, and the 3/2 law fitted to small indices; "
+    "the fitted critical energies beside the closed forms.",
 }
 
 
@@ -88,7 +128,7 @@ def report(run: Run, title: str) -> str:
         title=escape(title),
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         plotly=_plotly(),
-        script=here.joinpath("page.js").read_text(encoding="utf-8"),
+        script="\n".join(here.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS),
         data=in_script(data),
         last=len(data["slider"]) - 1,
         summary=_table(_summary(run, job)),
@@ -138,11 +178,13 @@ def _plotly() -> str:
 
 
 def _view(name: str, text: str) -> str:
+    words = name in _TEXT
+    kind, inside = ("view words", "note") if words else ("view", "plot")
     return (
-        f'<section class="view" aria-label="{escape(text)}"><h2>{escape(text)}</h2>'
+        f'<section class="{kind}" aria-label="{escape(text)}"><h2>{escape(text)}</h2>'
         f'<p class="tells">{escape(_TELLS[name])}</p>'
         f'<div class="controls" id="{name}-controls"></div>'
-        f'<div class="plot" id="{name}"></div></section>'
+        f'<div class="{inside}" id="{name}"></div></section>'
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -23,9 +25,21 @@ from written import (
     spreads_section,
     write_run,
 )
+from written_training import (
+    decomposition_section,
+    diagnosis_section,
+    eigenspace_section,
+    laws_section,
+    minimize_section,
+    minimizers_section,
+    saddle_section,
+    training_sections,
+    widths_section,
+)
 
 import hessdist
 from hessdist.figures.whole_spectra import density_at, smoothing_width
+from hessdist.landscape.diagnosis import Point, findings
 from hessdist.report.data import data_of
 from hessdist.report.page import in_script, report, write_report
 from hessdist.results.studies import Section
@@ -92,8 +106,25 @@ def move_to(browser: Any, position: int) -> None:
     )  # fmt: skip
 
 
+@pytest.fixture
+def written(browser: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Write a run with these studies, and open its page."""
+
+    def show(studies: dict[str, Section], steps: int = 0, title: str = "a run") -> Any:
+        run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=steps, studies=studies))
+        write_report(run, title, tmp_path / "run.html")
+        opened(browser, tmp_path / "run.html")
+        return run
+
+    return show
+
+
 VIEWS = ["progression", "spectrum", "residuals", "cost", "lines", "inverse", "change", "shares"]
 NEW = ["exact", "density", "architectures", "initialisations", "spreads", "interpolation"]
+
+TRAINING = ["decomposition", "widths", "minimize", "minimizers", "eigenspace", "saddle"]
+TRAINING += ["laws", "two_layer", "critical_points", "descent", "escape", "rates"]
+STUDIED = [name for name in TRAINING[:9] if name not in {"minimize", "saddle"}]
 
 
 MARKS = (
@@ -107,7 +138,7 @@ def test_every_view_is_drawn(browser: Any, studied: Path, tmp_path: Path) -> Non
     page = tmp_path / "run.html"
     write_report(run, "a run", page)
     opened(browser, page)
-    for view in VIEWS + NEW:
+    for view in VIEWS + NEW + STUDIED:
         assert browser.execute_script(MARKS, view) > 0, view
     assert complaints(browser) == []
     assert requests(browser) == []
@@ -158,14 +189,8 @@ def test_choosing_a_pair_and_a_span(browser: Any, studied: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light"), (390, "light")])
 def test_widths_and_colours(
-    browser: Any,
-    studied: Path,
-    tmp_path: Path,
-    width: int,
-    scheme: str,
+    browser: Any, written: Callable[..., Any], width: int, scheme: str
 ) -> None:
-    page = tmp_path / "run.html"
-    write_report(hessdist.open_run(studied / "results" / "run.h5"), "a run", page)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -174,7 +199,7 @@ def test_widths_and_colours(
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
-    opened(browser, page)
+    written(sections() | training_sections(), steps=2)
     inner, scrolled = browser.execute_script(
         "return [window.innerWidth, document.documentElement.scrollWidth];"
     )
@@ -183,6 +208,10 @@ def test_widths_and_colours(
     ink = browser.execute_script("return document.getElementById('cost').layout.font.color;")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     assert ink == {"light": "#1a1a1a", "dark": "#ececec"}[scheme]
+    words = browser.execute_script(
+        "return getComputedStyle(document.querySelector('#diagnosis dd')).color;"
+    )
+    assert words == {"light": "rgb(26, 26, 26)", "dark": "rgb(236, 236, 236)"}[scheme]
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
@@ -212,19 +241,6 @@ def test_a_large_run_opens_quickly(browser: Any, tmp_path: Path) -> None:
 # -- whole spectra and the singular Hessian --------------------------------------------------
 
 
-@pytest.fixture
-def written(browser: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Write a run with these studies, and open its page."""
-
-    def show(studies: dict[str, Section], steps: int = 0, title: str = "a run") -> Any:
-        run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=steps, studies=studies))
-        write_report(run, title, tmp_path / "run.html")
-        opened(browser, tmp_path / "run.html")
-        return run
-
-    return show
-
-
 def choose(browser: Any, view: str, number: int, option: int) -> None:
     """Choose from one of a view's lists."""
     browser.execute_script(
@@ -240,18 +256,27 @@ def traces(browser: Any, view: str) -> list[dict[str, Any]]:
     return browser.execute_script(script, view)
 
 
+@pytest.mark.parametrize(
+    ("studies", "views", "in_words"),
+    [(sections(), NEW, 0), (training_sections(), TRAINING, 1)],
+    ids=["spectra", "training"],
+)
 def test_new_views_are_drawn_with_every_choice_and_no_checkpoint(
-    browser: Any, written: Callable[..., Any]
+    browser: Any,
+    written: Callable[..., Any],
+    studies: dict[str, Section],
+    views: list[str],
+    in_words: int,
 ) -> None:
-    written(sections())
-    for view in NEW:
+    written(studies)
+    for view in views:
         lists = browser.find_elements("css selector", f"#{view}-controls select")
         counts = [len(one.find_elements("tag name", "option")) for one in lists]
         for options in product(*map(range, counts)):
             for number, option in enumerate(options):
                 choose(browser, view, number, option)
             assert browser.execute_script(MARKS, view) > 0, (view, options)
-    assert len(browser.find_elements("class name", "view")) == len(NEW)
+    assert len(browser.find_elements("class name", "view")) == len(views) + in_words
     assert complaints(browser) == []
     assert requests(browser) == []
 
@@ -328,37 +353,145 @@ def test_a_run_of_experiments_alone_has_no_slider(
     assert browser.find_elements("id", "selector") == []
     assert len(browser.find_elements("class name", "view")) == 1
     assert browser.execute_script(MARKS, "initialisations") > 0
+    choose(browser, "initialisations", 0, 1)
     assert complaints(browser) == []
 
 
-def test_networks_that_diverged_break_no_view(browser: Any, written: Callable[..., Any]) -> None:
-    studies = {}
-    for name, section in sections().items():
-        ruined = {
+@pytest.mark.parametrize(("studies", "count"), [(sections(), len(NEW)), (training_sections(), 11)])
+def test_networks_that_diverged_break_no_view(
+    browser: Any, written: Callable[..., Any], studies: dict[str, Section], count: int
+) -> None:
+    ruined = {}
+    for name, section in studies.items():
+        gone = {
             one: np.full_like(v.values, np.nan)
             for one, v in section.variables.items()
             if v.values.dtype.kind == "f" and len(v.dimensions) > 1
         }
-        studies[name] = changed(section, **ruined)
-    written(studies)
-    assert len(browser.find_elements("class name", "view")) == len(NEW)
+        ruined[name] = changed(section, **gone)
+    written(ruined)
+    assert len(browser.find_elements("class name", "view")) == count
     move_to(browser, 0)
     assert complaints(browser) == []
 
 
 def test_a_page_of_long_studies_stays_small(tmp_path: Path) -> None:
+    runs = [f"sgd {rate} + eigenspace {own}" for rate in range(10) for own in range(10)]
     studies = {
         "exact": exact_section(steps=range(0, 1000, 10), size=300),
         "density": density_section(steps=range(0, 400, 10), size=120),
         "initialisations": initialisations_section(5000),
+        "diagnosis": diagnosis_section(steps=range(0, 4000, 10), points=40),
+        "decomposition": decomposition_section(steps=range(0, 5000, 10)),
+        "widths": widths_section(networks=100, at=range(40)),
+        "minimize": minimize_section(2000),
+        "minimizers": minimizers_section(300, seeds=20),
+        "eigenspace": eigenspace_section(runs, points=50),
+        "saddle": saddle_section(5000),
+        "laws": laws_section(range(0, 1000, 10), points=601),
     }
     run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=0, studies=studies))
     data = data_of(run, "a run", 1e-3)
     assert data["exact"]["steps"][0] == 0
     assert data["exact"]["steps"][-1] == 990
-    for view in studies:
-        assert json.dumps(data[view]).count(",") < 10_000, view
-    assert len(data["slider"]) == 100
+    for view in (*studies, "descent", "escape", "rates"):
+        if view != "diagnosis":
+            assert json.dumps(data[view]).count(",") < 12_000, view
+    assert len(data["diagnosis"]["notes"]) == 100
+    assert data["slider"] == sorted({*range(0, 4000, 10), *range(0, 5000, 10)})
+
+
+# -- diagnosis and training ------------------------------------------------------------------
+
+
+NOTE = (
+    "const note = document.getElementById('diagnosis'), text = (of, tag) => "
+    "of.querySelector(tag).textContent; return [text(note, 'h3'), [...note.querySelectorAll("
+    "'dl > div')].map((row) => ['dt', 'dd', 'cite'].map((tag) => text(row, tag)))];"
+)
+
+
+def test_a_diagnosis_follows_the_slider(browser: Any, written: Callable[..., Any]) -> None:
+    """The sweep has the steps 0 and 10; where a step has no note, or no sweep, that is said."""
+    run = written({"diagnosis": diagnosis_section((0, 5, 20))}, steps=2)
+    section, kinds = run.studies["diagnosis"], []
+    for position, (step, row) in enumerate([(0, 0), (5, 1), (10, 1), (20, 2)]):
+        move_to(browser, position)
+        assert browser.find_element("id", "step-shown").text == str(step)
+        heading, seen = browser.execute_script(NOTE)
+        assert heading.startswith(f"step {section['step'][row]}: loss ")
+        kinds.append(heading.split(", ")[1])
+        expected = findings(Point.of(section, row))
+        assert len(expected) > 8
+        assert seen == [[one.topic, f"{one.text} {one.source}", one.source] for one in expected]
+        remarks = [one.text for one in browser.find_elements("css selector", "#diagnosis p")]
+        assert [f"no note of step {step};" in one for one in remarks] == [True] * (step == 10)
+        of_sweep = int(step >= 10)
+        residuals = [getattr(run, f"residuals_{end}")[of_sweep] for end in ("largest", "smallest")]
+        assert drawn(browser, "residuals")[0] == pytest.approx(np.concatenate(residuals), rel=6e-3)
+    assert kinds == ["no critical point"] * 3 + ["strict saddle"]
+    lines_and_rates(browser, section)
+    assert complaints(browser) == []
+
+
+def lines_and_rates(browser: Any, section: Section) -> None:
+    move_to(browser, 0)  # gᵀg = 1 and gᵀHg = 4 there
+    loss, model, *marks = traces(browser, "descent")
+    rate = section["rate"][0]
+    assert loss["x"] == pytest.approx(rate)
+    assert loss["y"] == pytest.approx(-rate + 2 * rate**2, rel=1e-5)
+    assert model["y"] == loss["y"]
+    assert [mark["x"] for mark in marks] == [[0.1, 0.1], [0.25, 0.25], [0.5, 0.5]]
+    loss, model, lowest = traces(browser, "escape")
+    t = section["distance"]
+    assert loss["x"] == pytest.approx(np.arcsinh(t / 0.1))
+    assert model["y"] == pytest.approx(-0.25 * t**2, rel=1e-6)
+    assert lowest["y"] == pytest.approx([-(0.25**2) / 0.04])
+    job, best, stable, none = traces(browser, "rates")
+    assert (job["y"], best["y"], stable["y"]) == ([0.1] * 3, [0.25, None, 0.25], [0.5] * 3)
+    assert [height is not None for height in none["y"]] == [False, True, False]
+    move_to(browser, 1)  # uphill curvature: no best rate
+    assert len(traces(browser, "descent")) == 4
+    where = browser.execute_script("return document.getElementById('rates').layout.shapes[0].x0;")
+    assert where == 1
+
+
+def test_views_of_training_show_what_was_found(browser: Any, written: Callable[..., Any]) -> None:
+    written(training_sections())
+    largest = {one["name"]: one["y"] for one in traces(browser, "decomposition")}
+    assert largest == {"H": [4, 8, 12], "G": [3, 6, 9], "S": [2, 4, 6], "F": [1, 2, 3]}
+    choose(browser, "decomposition", 0, 2)
+    parts = {one["name"]: one for one in traces(browser, "decomposition")}
+    assert parts["tr G + tr S"]["y"] == [5, 10, 15]
+    assert parts["H"]["error_y"]["array"] == pytest.approx([0.4, 0.8, 1.2])
+    choose(browser, "decomposition", 0, 4)
+    parts = {one["name"]: one["y"] for one in traces(browser, "decomposition")}
+    assert parts["‖S‖₂"] == [3, 4, 6]
+    assert parts["|λ_d| of H, where negative"] == [1, 1, 1]
+
+    networks, medians, *_ = traces(browser, "widths")  # of |tr S|
+    assert networks["y"] == pytest.approx([0.1, 0.2, 0.3, 0.01, 0.02, 0.03])
+    assert medians["y"] == pytest.approx([0.2, 0.02])
+    choose(browser, "widths", 0, 9)
+    hessian, *_ = traces(browser, "widths")
+    assert hessian["y"] == [6] * 3 + [96] * 3
+
+    loss, met = traces(browser, "minimize")
+    assert loss["x"] == [1 + 3 * i for i in range(12)]
+    assert loss["y"] == pytest.approx(0.5 ** np.arange(12), rel=1e-6)
+    assert (met["x"], met["y"]) == ([4], [0.5])
+    lines = [one for one in traces(browser, "minimizers") if one["mode"] == "lines"]
+    assert [len(one["y"]) for one in lines] == [9, 9, 8, 8, 7, 7]
+    assert [one["name"] for one in lines[::2]] == ["gradient descent", "L-BFGS", "Newton-CG"]
+
+    choose(browser, "eigenspace", 0, 1)  # the test set's, where the third seed diverges
+    *_, band, middle, average = traces(browser, "eigenspace")
+    assert middle["y"] == pytest.approx([2, 1, 0.75, 0.6])
+    assert average["y"] == pytest.approx([1, 0.5, 0.375, 0.3])
+    assert (max(band["y"]), min(band["y"])) == (3, pytest.approx(0.4))
+    stays, left = [one for one in traces(browser, "saddle") if "fill" not in one]
+    assert (stays["name"], stays["line"]["dash"]) == ("SGD (stays)", "dash")
+    assert left["y"][-1] == pytest.approx(1)
 
 
 class Scripts(HTMLParser):
@@ -408,10 +541,13 @@ def test_text_from_studies_is_text(browser: Any, written: Callable[..., Any]) ->
     studies = {
         "density": density_section(blocks=("all", block)),
         "spreads": spreads_section(argument=EVIL),
+        "diagnosis": diagnosis_section(layers=("fc1", EVIL)),
+        "eigenspace": eigenspace_section((EVIL, f"sgd 0.1 + {EVIL}")),
     }
     written(studies, title="evil")
     assert browser.title == "evil"
     assert browser.find_elements("css selector", "img, #spreads a") == []
+    assert EVIL in browser.find_element("id", "diagnosis").text
     options = browser.find_elements("css selector", "#density-controls option")
     assert options[-1].get_attribute("textContent").startswith("fc1 + </script>")
     shown = browser.find_element("css selector", "#spreads .xtitle").get_attribute("textContent")
@@ -434,6 +570,19 @@ def test_numbers_that_are_not_finite(browser: Any, tmp_path: Path) -> None:
         move_to(browser, position)
     assert complaints(browser) == []
     assert drawn(browser, "progression")[0][1] is None
+
+
+def test_the_page_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.h5", steps=2, studies=training_sections())
+    code = (
+        "import sys, hessdist; from hessdist.report.page import report; "
+        "report(hessdist.open_run(sys.argv[1]), 'a run'); "
+        "print({'torch', 'mpi4py', 'petsc4py', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
 
 
 def test_data_cannot_end_its_script() -> None:
