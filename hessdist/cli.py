@@ -460,7 +460,7 @@ def show(context: typer.Context, run: RunFile) -> None:
         return
     from rich.console import Console
 
-    from hessdist.tables import tables
+    from hessdist.tables.everything import tables
 
     opened = open_run(run)
     console = Console(highlight=False, width=None if is_terminal() else 140)
@@ -583,7 +583,7 @@ def compare(
     from rich.console import Console
 
     from hessdist.results.compare import compare as side_by_side
-    from hessdist.tables import comparison
+    from hessdist.tables.checkpoints import comparison
 
     found = side_by_side(open_run(run), open_run(other))
     console = Console(highlight=False, width=None if is_terminal() else 160)

@@ -32,7 +32,7 @@ from hessdist.figures.everything import figures
 from hessdist.figures.look import Look
 from hessdist.outliers import in_numbers, outliers_sought
 from hessdist.results.studies import Section
-from hessdist.tables import tables
+from hessdist.tables.everything import tables
 
 MOST = 6
 

@@ -27,7 +27,7 @@ from hessdist.service.diagnose import DiagnosisResult, diagnose
 from hessdist.service.report import Report
 from hessdist.service.sweep import sweep
 from hessdist.service.train import train_job
-from hessdist.tables import tables
+from hessdist.tables.everything import tables
 
 DIAGNOSIS = "[diagnosis]\npoints = 8\n"
 

@@ -22,7 +22,7 @@ from hessdist.ranks import Ranks
 from hessdist.results.studies import Section
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
 from hessdist.service.report import Report
-from hessdist.tables import tables
+from hessdist.tables.everything import tables
 from hessdist.workload.checkpoints import checkpoint_name, read_state
 
 WORDS = ("minimize.tolerance=1e-9", "minimize.checkpoint_every=3", "minimize.cg_iterations=8")

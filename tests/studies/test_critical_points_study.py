@@ -23,8 +23,8 @@ from hessdist.studies.critical_points import critical_points
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.remarks import remarks
 from hessdist.studies.two_layer import two_layer
-from hessdist.tables import critical_points as points_table
-from hessdist.tables import two_layer as layers_table
+from hessdist.tables.random_matrices import critical_points as points_table
+from hessdist.tables.random_matrices import two_layer as layers_table
 from hessdist.theory.laws import Semicircle
 from hessdist.workload.models import mlp
 

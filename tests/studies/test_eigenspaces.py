@@ -29,7 +29,7 @@ from hessdist.studies.eigenspaces import compare_on_a_budget
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.remarks import remarks
 from hessdist.studies.saddle import leave_a_saddle
-from hessdist.tables import tables
+from hessdist.tables.everything import tables
 from hessdist.workload.models import build_model, mlp
 from hessdist.workload.training import initialise, minibatches
 

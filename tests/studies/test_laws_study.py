@@ -24,8 +24,8 @@ from hessdist.service.study import study
 from hessdist.studies.checkpoint import CheckpointUnderStudy
 from hessdist.studies.laws import laws
 from hessdist.studies.remarks import remarks
-from hessdist.tables import law_failures
-from hessdist.tables import laws as table_of
+from hessdist.tables.random_matrices import law_failures
+from hessdist.tables.random_matrices import laws as table_of
 from hessdist.theory.fit import fit
 from hessdist.theory.laws import MarchenkoPastur
 from hessdist.theory.measured import Measured, split
