@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.densities import SpectralDensity
+from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from hessdist.results.studies import Section
@@ -145,3 +146,21 @@ def exact_beside(section: Section, place: Place, exact: Section | None) -> NDArr
     room = _SAME * largest_of(values)
     within = (nodes >= values.min() - room) & (nodes <= values.max() + room)
     return values if within.all() else None
+
+
+def spectral_norm(section: Section, operator: str) -> NDArray[np.float64]:
+    """‖A‖₂ from the two ends of a spectrum.
+
+    Args:
+        section: The section "decomposition" or "widths".
+        operator: The matrix A.
+
+    Returns:
+        The larger magnitude of the ends, without the dimension of the operator.
+    """
+    place = list(section["operator"]).index(operator)
+    if "eigenvalue_largest" in section:
+        ends = [section[f"eigenvalue_{end}"][..., place] for end in ENDS]
+    else:
+        ends = [section[f"eigenvalues_{end}"][:, place, 0] for end in ENDS]
+    return np.asarray(np.fmax(*np.abs(ends)))

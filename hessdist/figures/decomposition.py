@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hessdist.figures.page import colours_of
 from hessdist.figures.whole_spectra import MARK, PALE, SERIES, panels, say, stretch
+from hessdist.histograms import spectral_norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,24 +44,6 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
     if "widths" in studies:
         yield "widths-residual", residual(studies["widths"], title)
         yield "widths-training", training(studies["widths"], title)
-
-
-def spectral_norm(section: Section, operator: str) -> NDArray[np.float64]:
-    """‖A‖₂ from the two ends of a spectrum.
-
-    Args:
-        section: Of either kind.
-        operator: The matrix A.
-
-    Returns:
-        The larger magnitude of the ends, without the dimension of the operator.
-    """
-    place = list(section["operator"]).index(operator)
-    if "eigenvalue_largest" in section:
-        ends = [section[f"eigenvalue_{end}"][..., place] for end in ("largest", "smallest")]
-    else:
-        ends = [section[f"eigenvalues_{end}"][:, place, 0] for end in ("largest", "smallest")]
-    return np.asarray(np.fmax(*np.abs(ends)))
 
 
 # -- checkpoints -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.histograms import spectral_norm
 from hessdist.report.panels import INK, line, median, picture, positive, quantiles, shades
 from hessdist.report.values import VIEW, evenly
 
@@ -101,23 +102,13 @@ def _residual_size(
     ends = [section[f"eigenvalues_{end}"] for end in ("largest", "smallest")]
     lines = []
     if "residual" in operators:
-        norm = _spectral_norm(section, operators.index("residual"))[kept]
+        norm = spectral_norm(section, "residual")[kept]
         lines.append(line("‖S‖₂", places, positive(norm), 2, symbol="triangle-up"))
     if ends[1].shape[-1] and "hessian" in operators:
         low = -ends[1][kept, operators.index("hessian"), 0]
         lines.append(line("|λ_d| of H, where negative", places, positive(low), 0, symbol="circle"))
     lines.append(line(_RESIDUALS, places, positive(section["misfit"][kept]), INK, symbol="x"))
     return lines
-
-
-def _spectral_norm(section: Section, place: int) -> NDArray[np.float64]:
-    """‖A‖₂ of a matrix from the ends of its spectrum, without the dimension of matrices."""
-    if "eigenvalue_largest" in section:
-        ends = [section[f"eigenvalue_{end}"][..., place] for end in ("largest", "smallest")]
-    else:
-        both = [section[f"eigenvalues_{end}"][:, place] for end in ("largest", "smallest")]
-        ends = [values[:, 0] for values in both if values.shape[-1]]
-    return np.asarray(np.fmax.reduce([np.abs(one) for one in ends]))
 
 
 def _symbol(operator: str) -> str:
@@ -129,7 +120,7 @@ def _widths(section: Section) -> dict[str, Any]:
     place = {
         symbol: operators.index(name) for name, symbol in _SYMBOLS.items() if name in operators
     }
-    norm = _spectral_norm(section, place["S"])
+    norm = spectral_norm(section, "residual")
     quantities: dict[str, tuple[NDArray[Any], NDArray[Any] | None, bool]] = {
         "|tr S|": (
             np.abs(section["trace"][..., place["S"]]),
