@@ -62,6 +62,12 @@ class NumericalError(HessdistError):
     """A loss or a product is not finite."""
 
 
+class SymmetryError(NumericalError):
+    """An operator is not symmetric, beyond rounding."""
+
+    exit_status = 2
+
+
 class RankError(HessdistError):
     """An error on another rank that hessdist did not foresee."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessdist.errors import DependencyError, HessdistError, InputError, RankError
+from hessdist.errors import DependencyError, HessdistError, InputError, RankError, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -335,18 +335,21 @@ class Ranks:
     def asleep_until_all_are_done(self) -> Iterator[None]:
         """Work without collectives that takes its time; who waits leaves the core to others.
 
-        Collective; an error on any rank is raised on all.
+        Collective. Ranks that were told to stop end together; any other error of one rank of several
+        ends them all at once: the others may have hours to go.
 
         Yields:
             Nothing.
 
         Raises:
-            HessdistError: As `agreeing` does.
+            Stopped: On all ranks.
         """
         failure: Exception | None = None
         try:
             yield
         except Exception as error:
+            if self.size > 1 and not isinstance(error, Stopped):
+                self.abort(error)
             failure = error
         self.wait()
         with self.agreeing():

@@ -526,7 +526,7 @@ def _rates(p: Point) -> Iterator[Finding]:
 def _shares(p: Point) -> Iterator[Finding]:
     if not p.gradient_norm:
         return
-    k = len(p.slopes_largest)
+    k = int(np.isfinite(p.slopes_largest).sum())
     if k:
         text = (
             f"{p.share_largest:.1%} of gᵀg lies in the space of the {k} largest eigenvalues, {k} "
@@ -559,12 +559,16 @@ def _escape(p: Point) -> Iterator[Finding]:
             f"{abs(p.escape_best_distance):.4g}, {way}"
         )
         if p.escape_at_edge:
-            text += "; it still falls there, the farthest that was looked at"
+            text += (
+                "; it still falls there, the farthest that was looked at"
+                if abs(p.escape_best_distance) >= p.escape_distance
+                else "; it still falls there, towards where it is not finite"
+            )
     else:
         text += f"no lower loss was found within a distance of {p.escape_distance:g}"
     yield Finding("escape", text, f"{_SADDLES}; {_STRICT}")
     shares = _made_of(p.layer, p.escape_share)
-    yield Finding("escape is of", f"layers by share of its squared norm: {shares}", "‖v_layer‖²")
+    yield Finding("escape is of", f"layers by share of its squared norm: {shares}", "by definition")
 
 
 def _made_of(names: Sequence[Any] | NDArray[Any], shares: NDArray[np.float64]) -> str:

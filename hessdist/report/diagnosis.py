@@ -75,7 +75,7 @@ def _rates(section: Section) -> dict[str, Any]:
     if none.any() and np.isfinite(known).any():
         top = np.where(none, 1.5 * np.nanmax(known), np.nan)
         marks = line(
-            "no best one: gᵀHg ≤ 0",
+            "no best one: gᵀHg ≤ 0, or g = 0",
             places,
             top,
             _RATES[1][1],

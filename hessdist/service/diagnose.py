@@ -312,7 +312,8 @@ class _Examination:
         with self._ranks.agreeing():
             if self._run is not None and step in self._run.steps:
                 result = self._run[step]
-                if result.checkpoint_digest == digest and result.has_eigenvectors:
+                good = result.converged_largest.all() and result.converged_smallest.all()
+                if result.checkpoint_digest == digest and result.has_eigenvectors and good:
                     found = result
         return found
 

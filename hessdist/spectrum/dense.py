@@ -126,6 +126,7 @@ def exact_spectrum(
         end = min(begin + BLOCK, size)
         columns[begin:end] = shell.columns(begin, end)
     asymmetry = _asymmetry(ranks, columns)
+    shell.require_symmetric(asymmetry, 2.0, f"‖Ax − Aᵀx‖ / ‖Ax‖ = {asymmetry:.3g}")
     on_matrix(columns)
     assembled = time.perf_counter()
     solve = _by_lapack if planned.solver == "lapack" else _by_scalapack

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from hessdist.errors import HessdistError, Stopped, WorkloadError
+from hessdist.errors import HessdistError, Stopped, SymmetryError
 from hessdist.gpu_aware import mpi_takes_device_memory
 from hessdist.ranks import Ranks
 
@@ -232,7 +232,7 @@ class ShellMatrix:
         In a Krylov space y is what Ax has beside x, so that an asymmetry of A shows in full.
 
         Raises:
-            WorkloadError: They differ by more than rounding; on every rank.
+            SymmetryError: They differ by more than rounding; on every rank.
         """
         y, ay = self._mine.double(), self._slice.double()
         if self._first is None:
@@ -244,10 +244,25 @@ class ShellMatrix:
         products = self.ranks.sum(np.array([float(one @ other) for one, other in pairs]))
         one, other = products[:2]
         xx, yy, axax, ayay = np.sqrt(products[2:])
-        if abs(one - other) > self._asymmetry * (xx * ayay + yy * axax):
-            error = WorkloadError(
-                f"the operator is not symmetric: xᵀAy = {one:.6g} and yᵀAx = {other:.6g}",
-                "use one that is, such as the product of (A + Aᵀ) / 2",
+        what = f"xᵀAy = {one:.6g} and yᵀAx = {other:.6g}"
+        self.require_symmetric(abs(one - other), xx * ayay + yy * axax, what)
+
+    def require_symmetric(self, defect: float, scale: float, what: str) -> None:
+        """Refuse an operator that is not symmetric beyond rounding. Not collective.
+
+        Args:
+            defect: A norm of what is not symmetric, the same on every rank.
+            scale: The same norm of what it is a part of.
+            what: How it shows.
+
+        Raises:
+            SymmetryError: It is not.
+        """
+        if self._asymmetry < math.inf and defect > self._asymmetry * scale:
+            error = SymmetryError(
+                f"the operator is not symmetric beyond rounding: {what}",
+                "use compute.dtype = 'float64' where it is next to zero; of one of your own the "
+                "product of (A + Aᵀ) / 2",
             )
             error.agreed = True
             raise error

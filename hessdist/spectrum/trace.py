@@ -80,6 +80,10 @@ def xtrace(
     for i, vector in enumerate(_test_vectors(shell, count, seed)):
         overlaps[:, i], squares[i] = local_projections(basis, vector), vector @ vector
     inner, overlaps, squares = _summed(shell.ranks, inner, overlaps, squares)
+    defect = float(np.linalg.norm(inner - inner.T))
+    shell.require_symmetric(
+        defect, 2 * float(np.linalg.norm(inner)), f"‖QᵀAQ − (QᵀAQ)ᵀ‖ = {defect:.6g}"
+    )
     # The test vectors are to lie on the sphere of radius √d.
     scale = np.sqrt(shell.size / squares)
     images = singular[:, None] * right.T * scale

@@ -12,6 +12,7 @@ on the number of ranks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -404,6 +405,7 @@ class _Descent:
                 local,
                 alone,
                 scale=1 / self._samples,
+                asymmetry=math.inf if operator == S else None,  # S of a linear model is rounding
                 on_product=lambda done, what=operator: self._experiment.heed(  # type: ignore[misc]
                     f"{name}, {what}: {done} products"
                 ),

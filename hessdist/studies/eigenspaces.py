@@ -342,11 +342,11 @@ class _Training:
                 for name in ("values", "vectors", "converged")
             )
             chosen = largest_magnitude(values, vectors, largest)
-            if smallest == most or abs(float(values[-1])) < float(chosen[0][-1].abs()):
+            if not len(chosen[0]) or smallest == most or abs(float(values[-1])) < float(chosen[0][-1].abs()):
                 break
             self._smallest = 2 * smallest
         in_use = torch.isin(values, chosen[0]) | values.isnan()
-        self._run.converged &= bool(converged[in_use].all())
+        self._run.converged &= bool(len(chosen[0]) and converged[in_use].all())
         self._run.products += matrix.shell.products
         self._run.eigenvalues.append(chosen[0].numpy())
         self._guesses = vectors.numpy()

@@ -62,8 +62,8 @@ def test_a_style_of_ones_own(tmp_path: Path) -> None:
 
 def test_the_same_bytes_every_time(studied: Path, tmp_path: Path) -> None:
     path, look = studied / "results" / "run.h5", Look(formats=("png", "pdf", "svg"))
-    one, other = draw(look, path, tmp_path / "one", 9), draw(look, path, tmp_path / "other", 9)
-    assert len(one) == 9 * 3
+    one, other = draw(look, path, tmp_path / "one", 4), draw(look, path, tmp_path / "other", 4)
+    assert len(one) == 4 * 3
     for mine, theirs in zip(one, other, strict=True):
         assert mine.read_bytes() == theirs.read_bytes(), mine.name
 

@@ -134,8 +134,9 @@ def test_one_reduction_a_product_and_none_a_batch(mpi_ranks: int, comm: Any) -> 
         for largest, batch_size in ((3, 20), (3, 1), (8, 1))
     ]
     products = sum(spectrum.products for spectrum in spectra)
-    # Besides: loss and count, the gradient, its norm, and the residuals of all pairs together.
-    assert counted.calls["reduction"] == products + 4 * len(spectra)
+    # Besides: loss and count, the gradient, its norm, the check for symmetry, and the residuals of
+    # all pairs together.
+    assert counted.calls["reduction"] == products + 5 * len(spectra)
     assert counted.calls["gather"] == products
 
 

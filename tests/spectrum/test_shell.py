@@ -11,10 +11,12 @@ import torch
 from oracles import PrescribedSpectrum
 
 import hessdist
-from hessdist.errors import WorkloadError
+from hessdist.errors import SymmetryError
 from hessdist.ranks import Ranks, shard_bounds
+from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.trace import xtrace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -86,8 +88,13 @@ def test_an_operator_that_is_not_symmetric_is_refused(dtype: torch.dtype) -> Non
     values = np.linspace(-1.0, 1.0, 6)
     operator = Skew(values, dtype=dtype)
     operator.skew = 0.3
-    with pytest.raises(WorkloadError, match=r"not symmetric: xᵀAy = .* and yᵀAx = "):
+    with pytest.raises(SymmetryError, match=r"beyond rounding: xᵀAy = .* and yᵀAx = "):
         extreme_eigenpairs(ShellMatrix(operator, Ranks()), 2, 1)
+    with pytest.raises(SymmetryError, match="not symmetric"):
+        xtrace(ShellMatrix(operator, Ranks()), products=4)
+    dense_shell = ShellMatrix(operator, Ranks())
+    with pytest.raises(SymmetryError, match=r"‖Ax − Aᵀx‖ / ‖Ax‖ = "):
+        exact_spectrum(dense_shell, plan(dense_shell))
     operator.skew = 1e-6 if dtype == torch.float32 else 1e-12  # as rounding may be
     found = extreme_eigenpairs(ShellMatrix(operator, Ranks()), 2, 1, tolerance=1e-3)
     assert found.largest.values == pytest.approx([1.0, 0.6], rel=1e-4)
@@ -97,7 +104,7 @@ def test_an_operator_that_is_not_symmetric_is_refused(dtype: torch.dtype) -> Non
 def test_it_is_refused_on_all_ranks(mpi_ranks: int, comm: MPI.Comm) -> None:
     operator = Skew(np.linspace(-1.0, 1.0, 6), share=1 / mpi_ranks)
     operator.skew = 0.3
-    with pytest.raises(WorkloadError, match="not symmetric"):
+    with pytest.raises(SymmetryError, match="not symmetric"):
         extreme_eigenpairs(ShellMatrix(operator, Ranks(comm)), 2, 1)
 
 
@@ -127,7 +134,7 @@ def test_a_derivative_of_ones_own_that_is_wrong_is_refused() -> None:
 
     torch.manual_seed(0)
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randn(20))
-    with pytest.raises(WorkloadError, match="not symmetric"):
+    with pytest.raises(SymmetryError, match="not symmetric"):
         hessdist.extreme_eigenpairs(
             Network(), torch.nn.functional.mse_loss, data, largest=2, smallest=1
         )
