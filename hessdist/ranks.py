@@ -335,8 +335,8 @@ class Ranks:
     def asleep_until_all_are_done(self) -> Iterator[None]:
         """Work without collectives that takes its time; who waits leaves the core to others.
 
-        Collective. Ranks that were told to stop end together; any other error of one rank of several
-        ends them all at once: the others may have hours to go.
+        Collective. Ranks that were told to stop end together; any other error of one rank of
+        several ends them all at once: the others may have hours to go.
 
         Yields:
             Nothing.

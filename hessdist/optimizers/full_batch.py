@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -35,8 +35,12 @@ from hessdist.spectrum import petsc
 from hessdist.spectrum.shell import ShellMatrix
 
 METHODS = ("gradient_descent", "lbfgs", "newton_cg")
-# TAO's own types that take an objective with gradient and Hessian and nothing else.
-_TYPES = ("lmvm", "blmvm", "cg", "bncg", "nls", "ntr", "ntl", "bnls", "bntr", "bntl", "bqnls")
+# TAO's own types that take an objective with gradient and Hessian and nothing else; without ntl,
+# which ends in a segmentation fault with an armijo search in PETSc 3.18.
+_TYPES = ("lmvm", "blmvm", "cg", "bncg", "nls", "ntr", "bnls", "bntr", "bntl", "bqnls")
+# Those of them that would factorise the Hessian to precondition CG.
+_PRECONDITIONED = ("nls", "ntr")
+_QUIET = ("monitor", "view", "log_")  # options that only show something
 _LEAST_STEP = 1e-10  # α at which backtracking gives up
 _LOSS = 1 / 3  # of a gradient: a pass forward without the one back
 
@@ -57,7 +61,7 @@ class Problem(Protocol):
 
     @property
     def product_cost(self) -> float:
-        """Of a product with the Hessian, in gradients."""
+        """Of a product with the Hessian that was made last, in gradients."""
 
     def loss(self, x: Vector) -> float:
         """The objective at x. Collective."""
@@ -66,7 +70,10 @@ class Problem(Protocol):
         """The objective and its gradient at x. Collective."""
 
     def hessian(self, x: Vector) -> ShellMatrix:
-        """The Hessian at x, used up before anything else is asked of the problem. Collective."""
+        """The Hessian at x, used up before anything else is asked of the problem. Collective.
+
+        Products raise on all ranks or on none.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,24 @@ def settings_of(wanted: MinimizeSection) -> Settings:
     """What the minimiser needs of a job's section."""
     names = {one.name for one in fields(Settings)}
     return Settings(**wanted.model_dump(include=names))
+
+
+def tao_options(options: Sequence[str]) -> list[str]:
+    """Those options of TAO's that change what a minimisation does, with their values.
+
+    Args:
+        options: Words of the command line.
+
+    Returns:
+        Words among them.
+    """
+    kept, keeps = [], False
+    for word in options:
+        if petsc.is_option(word):
+            keeps = word.startswith("-tao_") and not any(quiet in word for quiet in _QUIET)
+        if keeps:
+            kept.append(word)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -136,7 +161,8 @@ def minimize(
         Why it ended; the last point that `on_iterate` was given is the result.
 
     Raises:
-        NumericalError: Objective or gradient are not finite at a point that has to be taken.
+        NumericalError: Objective or gradient are not finite at a point that has to be taken, or a
+            product is not; on all ranks.
         Stopped: As the problem raises it, on all ranks.
         InputError: TAO's options are no minimisation that it can do.
     """
@@ -159,13 +185,16 @@ class _Minimisation:
         self._direction: Direction | None = None
         self._losses = self._gradients = self._products = self._trials = 0
         self._last_trial = self._cost = 0.0
+        self._product_cost = 0.0  # of `_products`, in gradients
         self._accepted = -1  # the number of the last iterate
         self._x: Vector = np.empty(0)  # its entries
         self._there = (math.inf, math.inf)  # loss and norm of the gradient there
         self._stuck = False
         self._ours = True  # whether TAO's type is python
+        self._counted = 0  # of the present matrix's products
         self._shift = 0.0  # that TAO adds to the diagonal of the Hessian
         self._matrix: ShellMatrix | None = None
+        self._hessian_at: Vector | None = None  # where TAO's own types have it
         self._begin = time.perf_counter()
         self.failure: Exception | None = None
 
@@ -194,7 +223,7 @@ class _Minimisation:
             tao.setPythonContext(self)
             tao.setMaximumIterations(self._settings.iterations)
             tao.setTolerances(gatol=self._settings.tolerance, grtol=0.0, gttol=0.0)
-            with _unless_given(self._line_search()):
+            with _unless_given(self._line_search() | self._preconditioners()):
                 tao.setFromOptions()
             self._ours = ours = tao.getType() == PETSc.TAO.Type.PYTHON
             if not ours and tao.getType() not in _TYPES:
@@ -231,7 +260,7 @@ class _Minimisation:
                 if one is not None:
                     one.destroy()
 
-    def _line_search(self) -> Mapping[str, Any]:
+    def _line_search(self) -> dict[str, Any]:
         """Armijo backtracking, in TAO's options."""
         c, rho = self._settings.sufficient_decrease, self._settings.backtracking
         return {
@@ -240,6 +269,10 @@ class _Minimisation:
             "tao_ls_armijo_beta": rho,
             "tao_ls_max_funcs": math.ceil(math.log(_LEAST_STEP) / math.log(rho)),
         }
+
+    def _preconditioners(self) -> dict[str, Any]:
+        """None, in TAO's options, for the types that would factorise a matrix that is not there."""
+        return {f"tao_{kind}_pc_type": "none" for kind in _PRECONDITIONED}
 
     def _tries_losses(self) -> bool:
         """Whether trials evaluate the loss alone, as pays where the first one mostly fails."""
@@ -254,9 +287,10 @@ class _Minimisation:
         if reason in (why.CONVERGED_GRTOL, why.CONVERGED_GTTOL):
             return Ended(True, "the gradient is within the relative tolerance of TAO's options")
         if reason == why.DIVERGED_MAXITS:
-            return Ended(
-                False, f"all {tao.getMaximumIterations()} iterations are done", limited=True
-            )
+            most = tao.getMaximumIterations()
+            if most == self._settings.iterations:
+                return Ended(False, f"all {most} iterations are done", limited=True)
+            return Ended(False, f"the {most} iterations of -tao_max_it are done", limited=True)
         if reason == why.DIVERGED_LS_FAILURE:
             return self._no_decrease()
         if reason == why.DIVERGED_MAXFCN and self._cost >= self._settings.budget:
@@ -300,7 +334,8 @@ class _Minimisation:
         if self.failure is None:
             with self._keeping_failure():
                 self._losses += 1
-                return self._tried(self._problem.loss(x.getArray(readonly=True)))
+                self._forget_hessian()
+                return self._tried(self._problem.loss(_entries(x)))
         return self._no_good()
 
     def _objective_and_gradient(self, tao: Any, x: Any, gradient: Any) -> float:
@@ -308,8 +343,8 @@ class _Minimisation:
         if self.failure is None:
             with self._keeping_failure():
                 self._gradients += 1
-                entries = x.getArray(readonly=True)
-                loss, found = self._problem.loss_and_gradient(entries)
+                self._forget_hessian()
+                loss, found = self._problem.loss_and_gradient(_entries(x))
                 if self._accepted < 0 and not math.isfinite(loss):
                     raise _not_finite("the start")
                 gradient.setArray(found)
@@ -322,7 +357,8 @@ class _Minimisation:
         if self.failure is None:
             with self._keeping_failure():
                 self._gradients += 1
-                loss, found = self._problem.loss_and_gradient(x.getArray(readonly=True))
+                self._forget_hessian()
+                loss, found = self._problem.loss_and_gradient(_entries(x))
                 if not math.isfinite(loss):
                     raise _not_finite("an accepted point")
                 gradient.setArray(found)
@@ -333,9 +369,7 @@ class _Minimisation:
         """TAO's callback of its type python: the direction."""
         if self.failure is None:
             with self._keeping_failure():
-                self._direction = self._rule(
-                    x.getArray(readonly=True), gradient.getArray(readonly=True)
-                )
+                self._direction = self._rule(_entries(x), _entries(gradient))
                 self._forget_hessian()  # its graphs take memory, and θ is about to move
                 direction.setArray(self._direction.vector)
                 return
@@ -350,9 +384,8 @@ class _Minimisation:
         if not self._got_on(tao, loss, norm):
             return
         direction = self._direction or Direction(np.empty(0))
-        products = self._products + (self._matrix.products if self._matrix else 0)
-        self._cost = self._gradients + _LOSS * self._losses
-        self._cost += self._problem.product_cost * products
+        self._count_products()
+        self._cost = self._gradients + _LOSS * self._losses + self._product_cost
         iterate = Iterate(
             number=number,
             x=self._x,
@@ -364,7 +397,7 @@ class _Minimisation:
             negative_curvature=direction.negative_curvature,
             losses=self._losses,
             gradients=self._gradients,
-            products=products,
+            products=self._products,
             cost=self._cost,
             seconds=time.perf_counter() - self._begin,
         )
@@ -381,7 +414,7 @@ class _Minimisation:
         Returns:
             Whether it is to be told of.
         """
-        x = tao.getSolution().getArray(readonly=True).copy()
+        x = _entries(tao.getSolution())
         before, self._x = self._x, x
         then, self._there = self._there, (loss, norm)
         if self._accepted >= 0 and self._ours:  # types with a trust region may stay where they are
@@ -405,27 +438,40 @@ class _Minimisation:
     def _products_at(self, x: Vector) -> Callable[[Vector], Vector]:
         """Products with the Hessian at x, until the next one is asked for. Collective."""
         self._forget_hessian()
-        self._shift = 0.0
         self._gradients += 1
-        self._matrix = self._problem.hessian(x)
+        self._matrix, self._counted = self._problem.hessian(x), 0
         return self._matrix.apply
 
     def _forget_hessian(self) -> None:
-        if self._matrix is not None:
-            self._products += self._matrix.products
+        """Let it go: what its graphs hold is where the model is, which is about to move."""
+        self._count_products()
         self._matrix = None
+
+    def _count_products(self) -> None:
+        """Add to the counts what the matrix has done since the last call."""
+        if self._matrix is not None:
+            new, self._counted = self._matrix.products - self._counted, self._matrix.products
+            self._products += new
+            self._product_cost += self._problem.product_cost * new
 
     def _place_hessian(self, tao: Any, x: Any, hessian: Any, preconditioner: Any) -> None:
         """TAO's callback for types of its own that use the Hessian."""
         if self.failure is None:
             with self._keeping_failure():
-                self._products_at(x.getArray(readonly=True))
+                self._hessian_at, self._shift = _entries(x), 0.0
+                self._products_at(self._hessian_at)
 
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
-        """PETSc's callback: y = Hx, for those types; the identity after a failure."""
-        if self.failure is None and self._matrix is not None:
+        """PETSc's callback: y = Hx, for those types; the identity after a failure.
+
+        After a trial that they reject they go on with the Hessian of before.
+        """
+        if self.failure is None and self._hessian_at is not None:
             with self._keeping_failure():
-                entries = x.getArray(readonly=True).copy()
+                if self._matrix is None:
+                    self._products_at(self._hessian_at)
+                assert self._matrix is not None
+                entries = _entries(x)
                 y.setArray(self._matrix.apply(entries) + self._shift * entries)
                 return
         x.copy(y)
@@ -433,6 +479,11 @@ class _Minimisation:
     def shift(self, matrix: Any, by: float) -> None:
         """PETSc's callback: H ← H + by I, until the next iterate."""
         self._shift += by
+
+
+def _entries(vector: Any) -> Vector:
+    """A copy of this rank's entries of a PETSc vector, in float64 whatever PETSc is built for."""
+    return np.array(vector.getArray(readonly=True), np.float64)
 
 
 def _not_finite(where: str) -> NumericalError:

@@ -16,6 +16,10 @@ from hessdist.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix
 from hessdist.workload.losses import evaluating
 
+# Gradients that a product counts as, through kept graphs, with graphs that are built anew, and by
+# differences.
+_KEPT, _ANEW, _DIFFERENCES = 2.0, 3.0, 1.0
+
 
 class TrainingProblem:
     """L(θ) with its gradient and Hessian, each over the shards of all ranks.
@@ -43,6 +47,7 @@ class TrainingProblem:
         self._differences = product == "finite_difference"
         self._on_work = on_work
         self._begin, self._end = total.ranks.shard(total.layout.size)
+        self._product_cost = _DIFFERENCES if self._differences else _KEPT
 
     @property
     def ranks(self) -> Ranks:
@@ -56,8 +61,12 @@ class TrainingProblem:
 
     @property
     def product_cost(self) -> float:
-        """Of a product, in gradients: 2 through kept graphs, 1 by differences."""
-        return 1.0 if self._differences else 2.0
+        """Of a product with the last Hessian, in gradients.
+
+        2 through kept graphs, 1 by differences; 3 for the share of batches whose graph does not fit
+        the budget of its rank.
+        """
+        return self._product_cost
 
     def start(self) -> Vector:
         """This rank's entries of θ as it is in the model, float64. Not collective."""
@@ -72,7 +81,7 @@ class TrainingProblem:
             x: This rank's entries of it, (d_local,).
         """
         whole = np.empty(self.size)
-        self.ranks.gather_vector(np.ascontiguousarray(x), whole)
+        self.ranks.gather_vector(np.ascontiguousarray(x, np.float64), whole)
         local = self._total.local
         local.parameters.assign(torch.from_numpy(whole).to(local.device, local.dtype))
 
@@ -125,7 +134,8 @@ class TrainingProblem:
             x: This rank's entries, (d_local,).
 
         Returns:
-            The matrix, for as long as nothing else is asked for.
+            The matrix, for as long as nothing else is asked for. A product that is not finite is a
+            NumericalError on every rank.
 
         Raises:
             WorkloadError: As `loss`.
@@ -138,17 +148,29 @@ class TrainingProblem:
                 local: LocalOperator = DifferencedProduct(total.local)
             else:
                 local = LocalProduct(total.local, "hessian", total.compute.cache_gib * 2**30)
+        if isinstance(local, LocalProduct):
+            self._product_cost = self._cost_of(local)
+        deferred = _Deferred(local)
+
+        def on_product(products: int) -> None:
+            with self.ranks.agreeing():
+                deferred.check()
+            self._on_work()
+
         return ShellMatrix(
-            local,
+            deferred,
             self.ranks,
             scale=1 / self._num_samples,
             shift=total.l2,
-            on_product=self._on_product,
+            on_product=on_product,
             asymmetry=math.inf,  # near a minimum rounding may be all that there is
         )
 
-    def _on_product(self, products: int) -> None:
-        self._on_work()
+    def _cost_of(self, product: LocalProduct) -> float:
+        """Of a product, over the batches of all ranks. Collective."""
+        batches = len(self._total.local.shard)
+        kept, everywhere = self.ranks.sum(np.array([product.kept_batches, batches], np.float64))
+        return float(_ANEW + (_KEPT - _ANEW) * kept / everywhere)
 
     def _sums(self, *, with_gradient: bool) -> tuple[float, torch.Tensor]:
         """Over this rank's samples: the loss, and the gradient where it is asked for."""
@@ -171,3 +193,44 @@ class TrainingProblem:
         everyone = self.ranks.collect((mine, penalty))
         loss = sum(one for one, _ in everyone) / self._num_samples
         return float(loss + everyone[0][1])
+
+
+class _Deferred:
+    """A local operator whose errors wait until the ranks, who are inside a sum, can agree on them.
+
+    Args:
+        local: The operator.
+    """
+
+    def __init__(self, local: LocalOperator) -> None:
+        self._local = local
+        self._failure: Exception | None = None
+
+    @property
+    def size(self) -> int:
+        """The dimension d."""
+        return self._local.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the product."""
+        return self._local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the product takes its vector."""
+        return self._local.device
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        """Multiply: (d,) to (d,) float64, NaN where that fails."""
+        try:
+            return self._local(v)
+        except Exception as error:
+            self._failure = error
+            return torch.full((self.size,), math.nan, dtype=torch.float64, device=self.device)
+
+    def check(self) -> None:
+        """Raise what the last product has failed with. Not collective."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure

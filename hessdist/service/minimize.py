@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from hessdist.assembly import TrainingLoss, Workload
-from hessdist.errors import CheckpointError, OutputError, ResultError, Stopped
+from hessdist.errors import (
+    CheckpointError,
+    HessdistError,
+    NumericalError,
+    OutputError,
+    ResultError,
+    Stopped,
+)
 from hessdist.job import Job
 from hessdist.optimizers.directions import Vector
-from hessdist.optimizers.full_batch import Ended, Iterate, Settings, minimize, settings_of
+from hessdist.optimizers.full_batch import (
+    Ended,
+    Iterate,
+    Settings,
+    minimize,
+    settings_of,
+    tao_options,
+)
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.ranks import Ranks
 from hessdist.results.reader import open_run
@@ -33,10 +47,11 @@ from hessdist.workload.checkpoints import (
     checkpoint_name,
     load_into,
     read_whole,
+    state_digest,
     write_checkpoint,
 )
 from hessdist.workload.models import build_model
-from hessdist.workload.steps import scan_checkpoints
+from hessdist.workload.steps import Checkpoint, scan_checkpoints
 from hessdist.workload.training import initialise
 
 SECTION = "minimize"
@@ -56,7 +71,10 @@ _LONG_NAMES = {
     "seconds": "wall time so far",
 }
 _STORED = {"step": "step_length"}  # other names in the file
-_QUIET = ("monitor", "view", "log_")  # PETSc options that only show something
+# How to go on with settings under which the same command would be refused.
+_ELSEWHERE = (
+    "with minimize.start = the last checkpoint, and another output.path and checkpoints.directory"
+)
 
 
 @dataclass
@@ -74,8 +92,9 @@ class _Before:
     """What is there of an earlier run of the same command, on rank 0."""
 
     rows: list[Iterate] = field(default_factory=list)  # up to the checkpoint to go on from
-    checkpoints: list[int] = field(default_factory=list)
+    checkpoints: dict[int, str] = field(default_factory=dict)  # digests of those that are there
     stuck: str = ""  # why it cannot go on, where it ended so
+    told: tuple[bool, str] = (False, "")  # whether it converged, and why it ended
 
 
 def minimize_job(
@@ -105,7 +124,8 @@ def minimize_job(
 
     Raises:
         InputError: Anything that a user can get wrong; on every rank.
-        NumericalError: The loss is not finite at the start; on every rank.
+        NumericalError: The loss is not finite at the start, or a product is not; on every rank,
+            and the iterate and the trace up to there are on disk.
         Stopped: A signal came; the iterate and the trace are on disk.
     """
     with ExitStack() as stack:
@@ -151,16 +171,18 @@ def remedy(ended: Ended, dtype: str) -> str:
     if ended.converged:
         return ""
     if ended.limited:
-        return "raise minimize.iterations and start the same command again: it goes on"
+        more = "" if "-tao_max_it" in ended.reason else "raise minimize.iterations and "
+        return f"{more}start the same command again: it goes on"
     if "not finite" in ended.reason:
         return "start from another point, or check the data"
     if dtype == "float32":
         return (
-            "differences of the loss are below the rounding of float32: compute.dtype = 'float64'"
+            "differences of the loss are below the rounding of float32: compute.dtype = 'float64' "
+            f"{_ELSEWHERE}"
         )
     return (
         "this is what rounding leaves, or a kink of the loss (ReLU, max pooling): raise "
-        "minimize.tolerance, or try -tao_ls_type more-thuente"
+        f"minimize.tolerance, or try -tao_ls_type more-thuente {_ELSEWHERE}"
     )
 
 
@@ -183,19 +205,8 @@ def _settings(job: Job, options: Sequence[str]) -> str:
                 "correct its path",
             ) from error
     values["directory"] = str(job.checkpoints.directory)
-    values["options"] = _of_tao(options)
+    values["options"] = tao_options(options)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _of_tao(options: Sequence[str]) -> list[str]:
-    """Those options of TAO's that change what it does, with their values."""
-    kept, keeps = [], False
-    for word in options:
-        if petsc.is_option(word):
-            keeps = word.startswith("-tao_") and not any(quiet in word for quiet in _QUIET)
-        if keeps:
-            kept.append(word)
-    return kept
 
 
 def _before(job: Job, settings: str, overwrite: bool) -> _Before:
@@ -212,30 +223,52 @@ def _before(job: Job, settings: str, overwrite: bool) -> _Before:
     if path.exists() and open_run(path).fingerprint != job.fingerprint():
         raise ResultError(f"{path} is the result of another job", "change output.path")
     there = read_unit(unit_path(path, SECTION, None, job.fingerprint()))
-    if there is not None and there.attributes["settings"] != settings:
-        if not overwrite:
-            raise OutputError(
-                f"{path} has a minimisation with other settings of [minimize], another start or "
-                "other options",
-                "use --overwrite to replace it and its checkpoints, or change output.path and "
-                "checkpoints.directory",
-            )
-        old = Path(str(there.attributes["directory"]))
-        for step in there["checkpoint"]:
-            (old / checkpoint_name(int(step))).unlink(missing_ok=True)
-        there = None
-    own = [] if there is None else [int(step) for step in there["checkpoint"]]
-    others = {one.step for one in scan_checkpoints(directory)} - set(own)
+    is_other = there is not None and there.attributes["settings"] != settings
+    if is_other and not overwrite:
+        raise OutputError(
+            f"{path} has a minimisation with other settings of [minimize], another start or other "
+            "options",
+            "use --overwrite to replace it and its checkpoints, or change output.path and "
+            "checkpoints.directory",
+        )
+    own = {} if there is None else _own(there)
+    files = {one.path.resolve() for one in own}
+    others = [one.step for one in scan_checkpoints(directory) if one.path.resolve() not in files]
     if others:
         raise OutputError(
-            f"{directory} has checkpoints of another run, such as step {min(others)}",
-            "choose another checkpoints.directory for the minimisation",
+            f"{directory} has checkpoints of another run, such as step {others[0]}",
+            "move them away, or choose another checkpoints.directory and output.path for the "
+            "minimisation",
         )
-    if there is None:
+    if there is None or is_other:
+        for one in own:
+            one.path.unlink(missing_ok=True)
         return _Before()
-    kept = [step for step in own if (directory / checkpoint_name(step)).is_file()]
-    rows = [row for row in _rows(there) if kept and row.number <= kept[-1]]
-    return _Before(rows, kept, str(there.attributes["stuck"]))
+    kept = {one.step: digest for one, digest in own.items()}
+    last = max(kept, default=-1)
+    rows = [row for row in _rows(there) if row.number <= last]
+    # The trace is written before its last checkpoint, which a kill in between leaves out.
+    stuck = str(there.attributes["stuck"]) if last == there["checkpoint"][-1] else ""
+    return _Before(rows, kept, stuck, (bool(there["converged"]), str(there["ended"])))
+
+
+def _own(there: Section) -> dict[Checkpoint, str]:
+    """What is there of the checkpoints that a minimisation has written.
+
+    Returns:
+        Those of the same content, with their digests.
+
+    Raises:
+        CheckpointError: One cannot be read.
+    """
+    directory = Path(str(there.attributes["directory"]))
+    digests = there.get("checkpoint_digest", [""] * len(there["checkpoint"]))
+    own: dict[Checkpoint, str] = {}
+    for step, digest in zip(there["checkpoint"].tolist(), map(str, digests), strict=True):
+        path = directory / checkpoint_name(step)
+        if path.is_file() and state_digest(read_whole(path)) == digest:
+            own[Checkpoint(step, path)] = digest
+    return own
 
 
 def _rows(section: Section) -> list[Iterate]:
@@ -248,13 +281,13 @@ def _rows(section: Section) -> list[Iterate]:
     ]
 
 
-def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Sequence[int]) -> Section:
+def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Mapping[int, str]) -> Section:
     """A trace as a section of the run's studies.
 
     Args:
         rows: The iterates.
         ended: How it ended.
-        checkpoints: Iterations of which there is a checkpoint.
+        checkpoints: Iterations of which there is a checkpoint, with its `state_digest`.
 
     Returns:
         The section.
@@ -265,8 +298,12 @@ def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Sequence[int]
         values = np.array([getattr(row, name) for row in rows])
         units = "s" if name == "seconds" else "1"
         variables[_STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
-    steps = np.array(checkpoints, dtype=np.int64)
+    steps = np.array(list(checkpoints), dtype=np.int64)
     variables["checkpoint"] = Variable(("checkpoint",), steps, "iterations with a checkpoint")
+    digests = np.array(list(checkpoints.values()), dtype=object)
+    variables["checkpoint_digest"] = Variable(
+        ("checkpoint",), digests, "SHA-256 of the checkpoint's names and tensors"
+    )
     variables["converged"] = Variable(
         (), np.array(ended.converged), "norm of the gradient within the tolerance"
     )
@@ -294,8 +331,8 @@ class _Run:
         self._about, self._report, self._stop = about, report, stop
         self._ranks, self._wanted = total.ranks, job.minimize
         self._rows = list(before.rows)
-        self._checkpoints = list(before.checkpoints)
-        self._stuck = before.stuck
+        self._checkpoints = dict(before.checkpoints)
+        self._stuck, self._told = before.stuck, before.told
         self._base = self._rows[-1] if self._rows else None  # the iterate that it goes on from
         self._index: Rows = {}
         self._problem: TrainingProblem
@@ -306,6 +343,8 @@ class _Run:
         done = self._done()
         if done is not None:
             self._report.line(f"minimize: already done, {done.reason}")
+            if (done.converged, done.reason) != self._told:  # to another tolerance, or number
+                self._write(done)
             return MinimizeResult(self._job.output.path, done, self._rows[-1], done_before=True)
         self._total.load(self._read)
         problem = TrainingProblem(
@@ -322,8 +361,10 @@ class _Run:
             ended = minimize(problem, problem.start(), self._limits(), self._on_iterate)
         except Stopped as stop:
             raise self._stopped(stop) from stop
-        if ended.limited:  # with what the run before has done
-            ended = self._all_done()
+        except NumericalError as error:
+            raise self._failed(error) from error
+        if ended.limited and self._rows[-1].number >= self._wanted.iterations:
+            ended = self._all_done()  # with what the run before has done
         self._stuck = "" if ended.converged or ended.limited else ended.reason
         self._write(ended)
         return MinimizeResult(self._job.output.path, ended, self._rows[-1])
@@ -333,7 +374,8 @@ class _Run:
         if self._base is None:
             return None
         if self._base.gradient_norm <= self._wanted.tolerance:
-            return Ended(True, f"the norm of the gradient is {self._base.gradient_norm:.3g}")
+            tolerance = self._wanted.tolerance
+            return Ended(True, f"the norm of the gradient is within {tolerance:g}")
         if self._base.number >= self._wanted.iterations:
             return self._all_done()
         return Ended(False, self._stuck) if self._stuck else None
@@ -385,8 +427,8 @@ class _Run:
         is_new = number not in self._checkpoints
         if is_new:
             assert self._here is not None
-            self._checkpoints.append(number)
             self._problem.place(self._here)
+            self._checkpoints[number] = state_digest(self._total.model.state_dict())
         with self._ranks.agreeing():
             if not self._ranks.is_root:
                 return
@@ -410,13 +452,29 @@ class _Run:
         if self._here is None:
             return stop
         self._write(Ended(False, "stopped on a signal"))
-        error = Stopped(
-            f"stopped on a signal after {self._rows[-1].number} of {self._wanted.iterations} "
-            "iterations",
-            f"start the same command again{self._lost()}",
+        return _agreed(
+            Stopped(
+                f"stopped on a signal after {self._rows[-1].number} of {self._wanted.iterations} "
+                "iterations",
+                f"start the same command again{self._lost()}",
+            )
         )
-        error.agreed = True
-        return error
+
+    def _failed(self, error: NumericalError) -> NumericalError:
+        """Write what there is, if all ranks are here. Collective then."""
+        if self._here is None or not error.agreed:
+            return error
+        self._write(Ended(False, error.what))
+        number = self._rows[-1].number
+        return _agreed(NumericalError(f"{error.what}, after iteration {number}", error.remedy))
+
+
+_Error = TypeVar("_Error", bound=HessdistError)
+
+
+def _agreed(error: _Error) -> _Error:
+    error.agreed = True
+    return error
 
 
 def _after(base: Iterate, iterate: Iterate) -> Iterate:

@@ -16,6 +16,7 @@ from hessdist.assembly import TrainingLoss, Workload
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
 from hessdist.job import ExactSection, Job
+from hessdist.optimizers.full_batch import tao_options
 from hessdist.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import Run, open_run
@@ -150,6 +151,7 @@ def study(
     with ExitStack() as stack:
         with ranks.agreeing():
             wanted = _wanted(job, only)
+            _check_options(wanted, options)
             if ranks.is_root:
                 check_writable(job.output.path)
                 for lock in alone(job.output.path):
@@ -160,7 +162,7 @@ def study(
             petsc.require()
             workload = Workload.of(job)
             if ranks.is_root:
-                todo = _todo(job, wanted, overwrite)
+                todo = _todo(job, wanted, options, overwrite)
         with ranks.agreeing():
             _check_against_workload(wanted, workload, ranks)
         petsc.initialise(options)
@@ -203,7 +205,7 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
             raise JobError(
                 f"study.lines.pairs: the job has no pair '{pair}'", f"raise spectrum.{end}"
             )
-    of_all_layers = sorted(set(wanted) & _AS_TRAINED)
+    of_all_layers = sorted(set(wanted) & (_AS_TRAINED | {"widths"}))
     if of_all_layers and job.spectrum.layers:
         raise JobError(f"study.{of_all_layers[0]} trains all layers", "leave spectrum.layers empty")
     without_penalty = sorted(set(wanted) & set(OF_TRAINING) - _AS_TRAINED - {"minimizers"})
@@ -221,6 +223,14 @@ def _wanted(job: Job, only: Sequence[str]) -> dict[str, Any]:
                 "use a job with operator = 'hessian'",
             )
     return {name: section for name, section in wanted.items() if not only or name in only}
+
+
+def _check_options(wanted: dict[str, Any], options: Sequence[str]) -> None:
+    if "minimizers" in wanted and "-tao_type" in options:
+        raise JobError(
+            "-tao_type is one minimiser for all the methods of study.minimizers",
+            "leave it out, or name the other sections with --only",
+        )
 
 
 def _check_against_workload(wanted: dict[str, Any], workload: Workload, ranks: Ranks) -> None:
@@ -266,9 +276,9 @@ def alone(path: Path) -> Iterator[locks.Lock]:
         yield lock
 
 
-def _todo(job: Job, wanted: dict[str, Any], overwrite: bool) -> _Todo:
+def _todo(job: Job, wanted: dict[str, Any], options: Sequence[str], overwrite: bool) -> _Todo:
     run = _run_of(job, wanted)
-    units = _units(job, wanted, run)
+    units = _units(job, wanted, options, run)
     _refuse_others(job, units, overwrite)
     return _Todo(units, run, _files_of(job, units))
 
@@ -289,10 +299,10 @@ def _run_of(job: Job, wanted: dict[str, Any]) -> Run | None:
     return run
 
 
-def _units(job: Job, wanted: dict[str, Any], run: Run | None) -> list[Unit]:
+def _units(job: Job, wanted: dict[str, Any], options: Sequence[str], run: Run | None) -> list[Unit]:
     units: list[Unit] = []
     for name, section in wanted.items():
-        settings = _settings(job, name, section)
+        settings = _settings(job, name, section, options)
         if name in OF_TRAINING:
             units.append(Unit(name, None, settings))
             continue
@@ -361,7 +371,7 @@ def _require_vectors(run: Run, step: int) -> None:
         )
 
 
-def _settings(job: Job, name: str, section: Any) -> str:
+def _settings(job: Job, name: str, section: Any, options: Sequence[str]) -> str:
     """A hash of what determines the numbers of a section, apart from run and checkpoint."""
     values = section.model_dump(mode="json", exclude={"steps"})
     if name in _AS_TRAINED:
@@ -370,6 +380,8 @@ def _settings(job: Job, name: str, section: Any) -> str:
     if name == "minimizers":
         own = {"sufficient_decrease", "backtracking", "history", "cg_iterations", "product"}
         values |= job.minimize.model_dump(mode="json", include=own)
+        if of_tao := tao_options(options):
+            values["options"] = of_tao
     text = json.dumps([name, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

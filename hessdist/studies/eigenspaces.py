@@ -342,7 +342,9 @@ class _Training:
                 for name in ("values", "vectors", "converged")
             )
             chosen = largest_magnitude(values, vectors, largest)
-            if not len(chosen[0]) or smallest == most or abs(float(values[-1])) < float(chosen[0][-1].abs()):
+            if not len(chosen[0]) or smallest == most:
+                break
+            if abs(float(values[-1])) < float(chosen[0][-1].abs()):
                 break
             self._smallest = 2 * smallest
         in_use = torch.isin(values, chosen[0]) | values.isnan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
@@ -87,6 +88,22 @@ def write_checkpoint(directory: Path, step: int, model: nn.Module) -> Path:
             "free some space, or change checkpoints.directory",
         ) from error
     return path
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of tensors with their names, in their order; not of a file's other bytes.
+
+    Args:
+        state: Tensors by name.
+
+    Returns:
+        The hash.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

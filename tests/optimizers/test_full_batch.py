@@ -349,9 +349,20 @@ def test_products_by_differences_of_gradients() -> None:
     assert two.converged
     assert len(mine) == len(theirs)
     assert mine[-1].loss == pytest.approx(theirs[-1].loss, abs=1e-11)
-    # A product costs one gradient in place of two.
+    # A product costs one gradient in place of two, or of three where no graph is kept.
     last = mine[-1]
     assert last.cost == pytest.approx(last.gradients + last.products)
+    without_graphs = training(workload, l2=0.1, compute={"cache_gib": 0})
+    (*_, last) = solved(without_graphs, x, iterations=2)[1]
+    assert last.cost == pytest.approx(last.gradients + 3 * last.products)
+    assert last.products == theirs[2].products
+
+
+def test_points_of_a_petsc_in_single_precision() -> None:
+    problem = training(mlp_problem("tanh", "cross_entropy"))
+    x = problem.start().astype(np.float32)
+    assert problem.loss(x) == problem.loss(x.astype(float))
+    assert problem.start() == pytest.approx(x, rel=0, abs=0)
 
 
 def test_one_layer_moves_and_the_others_stay() -> None:
@@ -465,17 +476,51 @@ def test_another_line_search_by_taos_options() -> None:
 
 @pytest.mark.parametrize("kind", ["lmvm", "nls", "ntr"])
 def test_taos_own_types_by_its_options(kind: str) -> None:
-    with options({"tao_type": kind, f"tao_{kind}_pc_type": "none"}):
+    with options({"tao_type": kind}):
         ended, trace = solved(rosenbrock(2), [-1.2, 1.0], tolerance=1e-7)
     assert ended.converged
     assert trace[-1].x == pytest.approx(np.ones(2), abs=1e-5)
     assert (trace[-1].products > 0) == (kind != "lmvm")
 
 
-def test_a_type_that_is_no_minimisation_of_a_loss_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["nls", "ntr", "bntr"])
+def test_products_after_a_rejected_trial_are_at_the_point_of_the_hessian(kind: str) -> None:
+    asked: list[Array] = []
+
+    class Watched(TrainingProblem):
+        def hessian(self, x: Array) -> ShellMatrix:
+            matrix = super().hessian(x)
+            multiply, point = matrix.apply, x.copy()
+
+            def apply(v: Array) -> Array:
+                assert (self.start() == point).all()  # what graphs hold of θ is the model's
+                return multiply(v)
+
+            matrix.apply = apply  # type: ignore[method-assign]
+            asked.append(point)
+            return matrix
+
+    plain = training(mlp_problem("tanh", "cross_entropy"))
+    problem = Watched(plain._total, plain._num_samples)
+    with options({"tao_type": kind}):
+        _, trace = solved(problem, problem.start(), iterations=10)
+    assert trace[-1].loss < trace[0].loss
+    assert len({one.tobytes() for one in asked}) < len(asked)  # some after a trial
+    assert trace[-1].gradients >= len(asked)
+
+
+def test_iterations_by_taos_option() -> None:
+    with options({"tao_max_it": 2}):
+        ended, trace = solved(rosenbrock(2), [-1.2, 1.0], iterations=5)
+    assert ended == Ended(False, "the 2 iterations of -tao_max_it are done", limited=True)
+    assert len(trace) == 3
+
+
+@pytest.mark.parametrize("kind", ["pounders", "ntl"])
+def test_a_type_that_is_no_minimisation_of_a_loss_is_refused(kind: str) -> None:
     with (
-        options({"tao_type": "pounders"}),
-        pytest.raises(InputError, match="-tao_type pounders is none for"),
+        options({"tao_type": kind}),
+        pytest.raises(InputError, match=f"-tao_type {kind} is none for"),
     ):
         solved(rosenbrock(2), [-1.2, 1.0])
 
@@ -533,3 +578,13 @@ def not_finite_on_one(ranks: Ranks) -> None:
     assert len(set(ranks.collect(problem.loss(start)))) == 1
     assert not np.isfinite(problem.loss(1e4 * start))
     assert not np.isfinite(problem.loss_and_gradient(1e4 * start)[0])
+
+    def kinked(outputs: Tensor, targets: Tensor) -> Tensor:
+        """|z|^1.5 at zero: its second derivative is infinite, loss and gradient are finite."""
+        z = outputs - outputs.detach()
+        kink = z.abs().pow(1.5).sum() if ranks.rank == 1 else 0.0
+        return plain(outputs, targets) + kink
+
+    problem = training(Workload(workload.model, kinked, workload.dataset), ranks)
+    with pytest.raises(NumericalError, match="rank 1: the product over batch 0 is not finite"):
+        solved(problem, np.concatenate(ranks.collect(start)))

@@ -13,15 +13,26 @@ import torch
 from conftest import Run
 
 import hessdist
-from hessdist.errors import CheckpointError, OutputError, ResultError, Stopped
+from hessdist.curvature.products import LocalProduct
+from hessdist.errors import (
+    CheckpointError,
+    JobError,
+    NumericalError,
+    OutputError,
+    ResultError,
+    Stopped,
+)
 from hessdist.figures.everything import figures
 from hessdist.job import load_job
 from hessdist.optimizers.full_batch import Ended
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.ranks import Ranks
 from hessdist.results.studies import Section
+from hessdist.service import minimize as service
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
 from hessdist.service.report import Report
+from hessdist.service.study import study
+from hessdist.spectrum import petsc
 from hessdist.tables.everything import tables
 from hessdist.workload.checkpoints import checkpoint_name, read_state
 
@@ -116,6 +127,10 @@ def test_what_is_done_is_not_done_again(job: Path) -> None:
     loose = minimized(job, iterations(3), "minimize.tolerance=10")
     assert loose.done_before
     assert loose.ended.converged
+    assert trace()["converged"]  # and the file says so
+    assert str(trace()["ended"]) == "the norm of the gradient is within 10"
+    minimized(job, iterations(3))
+    assert not trace()["converged"]
     # Options that only show something are no other settings.
     assert minimized(job, iterations(3), options=("-tao_monitor", "-log_view")).done_before
 
@@ -147,6 +162,75 @@ def test_checkpoints_of_another_run_are_left_alone(job: Path) -> None:
         minimized(job, iterations(3), overwrite=True)
 
 
+def test_a_checkpoint_of_the_same_name_that_another_run_wrote_is_left_alone(job: Path) -> None:
+    minimized(job, iterations(3))
+    last = Path("checkpoints") / checkpoint_name(3)
+    last.write_bytes((Path("checkpoints") / checkpoint_name(0)).read_bytes())
+    for words in ((), ("minimize.method=lbfgs",)):
+        with pytest.raises(OutputError, match="has checkpoints of another run, such as step 3"):
+            minimized(job, iterations(5), *words, overwrite=True)
+    assert steps() == [0, 3]
+    last.unlink()
+    minimized(job, iterations(5))
+    assert steps() == [0, 3, 5]
+
+
+def test_what_cannot_go_on_does_so_without_its_last_checkpoint(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(*given: Any) -> Ended:
+        minimize(*given)
+        return Ended(False, "the line search found no decrease")
+
+    minimize = service.minimize
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "minimize", stuck)
+        minimized(job, iterations(4))
+    assert minimized(job, iterations(6)).ended.reason == "the line search found no decrease"
+    assert minimized(job, iterations(6)).done_before
+    (Path("checkpoints") / checkpoint_name(4)).unlink()  # as a kill before it leaves it
+    assert minimized(job, iterations(6)).ended.reason == "all 6 iterations are done"
+    assert list(trace()["iteration"]) == list(range(7))
+
+
+def test_a_product_that_is_not_finite_leaves_the_iterate(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiply, calls = LocalProduct.__call__, []
+
+    def failing(self: LocalProduct, v: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 14:
+            raise NumericalError("rank 0: the product over batch 1 is not finite", "check the data")
+        return multiply(self, v)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalProduct, "__call__", failing)
+        with pytest.raises(NumericalError, match=r"batch 1 is not finite, after iteration \d"):
+            minimized(job, iterations(8))
+    section = trace()
+    assert str(section["ended"]) == "rank 0: the product over batch 1 is not finite"
+    assert steps()[-1] == section["iteration"][-1] > 0
+    assert steps()[-1] % 3  # none that would be written anyway
+    minimized(job, iterations(8))
+    assert list(trace()["iteration"]) == list(range(9))
+
+
+def test_studies_of_minimisers_count_taos_options(job: Path) -> None:
+    small = ("study.minimizers.seeds=[0]", "study.minimizers.iterations=1")
+    loaded, text = load_job(job, small)
+
+    def studied(*options: str) -> list[str]:
+        return study(loaded, text, Ranks(), Report(speaks=False), options=options).done
+
+    with pytest.raises(JobError, match="-tao_type is one minimiser for all"):
+        studied("-tao_type", "lmvm")
+    assert studied("-tao_monitor") == ["minimizers"]
+    assert studied() == []
+    with pytest.raises(OutputError, match=r"with other settings of \[study.minimizers\]"):
+        studied("-tao_ls_type", "unit")
+
+
 def test_a_start_that_is_not_there(job: Path) -> None:
     with pytest.raises(CheckpointError, match=r"minimize.start: gone.pt cannot be read"):
         minimized(job, "minimize.start=gone.pt")
@@ -163,6 +247,18 @@ def test_only_the_layers_of_the_job_move(job: Path) -> None:
     first, last = (read_state(Path("checkpoints") / checkpoint_name(n)) for n in (0, 3))
     moved = {name for name in first if not torch.equal(first[name], last[name])}
     assert moved == {"fc2.weight", "fc2.bias"}
+
+
+def test_fewer_iterations_by_taos_option_are_no_end_of_all(job: Path) -> None:
+    known = petsc.initialise()[0].Options()
+    known["tao_max_it"] = 2
+    try:
+        reasons = [minimized(job, iterations(5)).ended.reason for _ in range(3)]
+    finally:
+        known.delValue("tao_max_it")
+    assert reasons[:2] == ["the 2 iterations of -tao_max_it are done"] * 2
+    assert len(trace()["iteration"]) == 7
+    assert reasons[2] == "all 5 iterations are done"
 
 
 def test_a_signal_leaves_the_iterate_and_the_same_command_goes_on(
@@ -191,9 +287,14 @@ def test_a_signal_leaves_the_iterate_and_the_same_command_goes_on(
 
 def test_remedies() -> None:
     flat = Ended(False, "the line search found no decrease in 34 trials")
-    assert "compute.dtype = 'float64'" in remedy(flat, "float32")
+    assert "compute.dtype = 'float64' with minimize.start" in remedy(flat, "float32")
     assert "raise minimize.tolerance" in remedy(flat, "float64")
-    assert "it goes on" in remedy(Ended(False, "all are done", limited=True), "float64")
+    for dtype in ("float32", "float64"):
+        assert remedy(flat, dtype).endswith("another output.path and checkpoints.directory")
+    limited = Ended(False, "all 6 iterations are done", limited=True)
+    assert remedy(limited, "float64").startswith("raise minimize.iterations and start")
+    limited = Ended(False, "the 2 iterations of -tao_max_it are done", limited=True)
+    assert remedy(limited, "float64").startswith("start the same command again")
     assert remedy(Ended(True, "small"), "float64") == ""
 
 
