@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Ratio = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # parameters over data points
 
 
 class _Section(BaseModel):
@@ -624,6 +625,14 @@ class MinimizersSection(_Section):
         return self
 
 
+def _distinct(section: _Section, *names: str) -> None:
+    """Refuse lists of a section that have the same value twice."""
+    for name in names:
+        values = getattr(section, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} has a value twice")
+
+
 class CriticalPointsSection(_Section):
     """Critical points of two-layer networks without biases, on random data of their own.
 
@@ -636,7 +645,7 @@ class CriticalPointsSection(_Section):
     """h, units of the hidden layer; default: as many as inputs."""
     activations: list[Literal["tanh", "identity"]] = ["tanh", "identity"]
     """Of the hidden units, each by itself; identity: linear networks."""
-    ratios: list[Rate] = [0.0625, 0.125, 0.25, 0.375, 0.5, 0.75]
+    ratios: list[_Ratio] = [0.0625, 0.125, 0.25, 0.375, 0.5, 0.75]
     """φ, parameters over data points: there are m = 2h/φ samples, rounded."""
     networks: Positive = 300
     """Searches at each ratio, each on data of its own."""
@@ -665,6 +674,7 @@ class CriticalPointsSection(_Section):
     def _some(self) -> CriticalPointsSection:
         if not self.activations or not self.ratios:
             raise ValueError("activations or ratios is empty")
+        _distinct(self, "activations", "ratios")
         if self.scales[0] >= self.scales[1]:
             raise ValueError("scales is empty: write [low, high]")
         return self
@@ -677,15 +687,15 @@ class TwoLayerSection(_Section):
     """
 
     sizes: list[Annotated[int, Field(ge=2)]] = [10, 20, 32]
-    """n, inputs, hidden units and outputs: 2n² parameters."""
-    ratios: list[Rate] = [0.25, 0.5, 4.0]
-    """φ, parameters over data points: there are m = 2n/φ samples, rounded."""
+    """n, inputs, hidden units and outputs: 2n² parameters; increasing."""
+    ratios: list[_Ratio] = [0.25, 0.5, 4.0]
+    """φ, parameters over data points: there are m = 2n/φ samples, rounded by 5 % at most."""
     activations: list[Literal["identity", "relu"]] = ["identity", "relu"]
     """Of the hidden units, each by itself."""
     residuals: list[Literal["drawn", "targets"]] = ["drawn", "targets"]
     """Drawn: targets are such that residuals are Gaussian and independent of all else; targets:
     these are Gaussian of variance 1, and residuals follow."""
-    energy: Rate = 0.25
+    energy: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     """ε of residuals that are drawn: their variance is 2ε."""
     networks: Positive = 3
     """Draws of each kind."""
@@ -696,6 +706,9 @@ class TwoLayerSection(_Section):
     def _some(self) -> TwoLayerSection:
         if not (self.sizes and self.ratios and self.activations and self.residuals):
             raise ValueError("sizes, ratios, activations or residuals is empty")
+        if self.sizes != sorted(set(self.sizes)):
+            raise ValueError("sizes do not increase")
+        _distinct(self, "ratios", "activations", "residuals")
         return self
 
 

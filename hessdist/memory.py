@@ -10,6 +10,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from hessdist.errors import InputError
+
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_UP_TO = (1 << 31) - 1  # larger blocks go back to the system; a C int counts no more
@@ -75,6 +77,24 @@ def available_bytes() -> int:
         )
         limits.append(limit - used)
     return max(0, min(limits))
+
+
+def require_room(needed: float, what: str, remedy: str) -> None:
+    """Check that something fits into the memory of this node. Not collective.
+
+    Args:
+        needed: Bytes, of all ranks of the node.
+        what: What takes them, in the plural.
+        remedy: What the user can do.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    free = available_bytes()
+    if needed > free:
+        raise InputError(
+            f"{what} take {needed / 2**30:.1f} GiB, where {free / 2**30:.1f} GiB are free", remedy
+        )
 
 
 def peak_bytes() -> int:

@@ -221,6 +221,26 @@ def laws_section(steps: Sequence[int] = (0, 10), points: int = 30) -> Section:
     )
 
 
+def loss_model_section(points: int = 20, energies: int = 2, ratios: int = 2) -> Section:
+    """Densities are λ (1 + energy), the index is the excess and its law its double."""
+    shape = (1, ratios)
+    excess = np.geomspace(1e-2, 10, 7)
+    grid = np.broadcast_to(np.linspace(0, 1, points), (*shape, energies, points))
+    energy = np.arange(float(energies))
+    of_index = ("model ratio place", np.broadcast_to(excess, (*shape, 7)))
+    return _section(
+        model=("model", _named("relu")),
+        ratio=("ratio", np.linspace(0.25, 0.5, ratios)),
+        energy=("energy", energy),
+        points=("model ratio energy point", grid),
+        density=("model ratio energy point", grid * (1 + energy[:, None])),
+        critical_energy=("model ratio", np.full(shape, 0.5)),
+        index_energy=("model ratio place", 0.5 * (1 + of_index[1])),
+        index=of_index,
+        index_law=("model ratio place", 2 * of_index[1]),
+    )
+
+
 def critical_points_section(networks: int = 20) -> Section:
     """Energies ε = 0.2 (1 + α^{2/3}) of tanh networks at two ratios; the last is not found."""
     index = np.linspace(0, 0.4, networks)
@@ -269,6 +289,7 @@ def training_sections() -> dict[str, Section]:
         "minimizers": minimizers_section(),
         "eigenspace": eigenspace_section(),
         "saddle": saddle_section(),
+        "loss_model": loss_model_section(),
         "laws": laws_section(),
         "two_layer": two_layer_section(),
         "critical_points": critical_points_section(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.lines import Line2D
 
-from hessdist.errors import NumericalError
+from hessdist.errors import HessdistError
 from hessdist.figures.page import colours_of, page
 from hessdist.figures.whole_spectra import BARS, EMPHASIS, MARK, PALE, SERIES, panels, say
 from hessdist.landscape.index_energy import (
@@ -200,11 +200,11 @@ def spectra(section: Section, which: int, how: int, title: str) -> Figure:
     residuals = "residuals drawn" if section["residuals"][how] == "drawn" else "random targets"
     heading = f"{title}: {name}, {residuals}, n = {size} (d = {2 * size**2:,})"
     figure, grid = panels(heading, 3, len(ratios), height=8.0, width=2.6 + 2.8 * len(ratios))
-    for column, ratio in enumerate(ratios):
+    for column in range(len(ratios)):
         place = which, how, len(section["size"]) - 1, column
         energy = float(section["energy"][(*place, 0)])
         values = section["eigenvalues"][place][:, : 2 * size**2]
-        actual = 2 * size / max(1, round(2 * size / ratio))
+        actual = float(section["actual_ratio"][-1, column])
         rectified = section["activation"][which] == "relu"
         model = LossModel(energy, actual, rectified)
         bilinear = bilinear_residual(energy, actual, 0.5 if rectified else 1.0)
@@ -264,16 +264,34 @@ def _draw_spectrum(
         axes.stairs(counts / (len(turned) * width), edges, color=BARS, linewidth=1)
     points = np.linspace(low, high, _CURVE)
     top = float(heights.max())
+    missing = []
     for law, colour, style in laws:
         try:
             density = law.density(points)
-        except NumericalError:
+        except HessdistError:
+            missing.append(colour)
             continue
         density = np.where(np.isfinite(density), density, np.nan)
         axes.plot(points, density, style, color=colour, linewidth=1.1)
         top = max(top, float(np.nanquantile(density, 0.95)))
     axes.set_ylim(0, 1.15 * top)
     axes.tick_params(labelsize="x-small")
+    _say_missing(axes, missing)
+
+
+def _say_missing(axes: Axes, colours: list[str]) -> None:
+    """Say, in their colours, that curves are not there."""
+    for row, colour in enumerate(colours):
+        axes.text(
+            0.97,
+            0.95 - 0.09 * row,
+            "not to be computed",
+            color=colour,
+            ha="right",
+            va="top",
+            fontsize="x-small",
+            transform=axes.transAxes,
+        )
 
 
 _DISTANCES = {
@@ -294,15 +312,19 @@ def distances(section: Section, title: str) -> Figure:
 
     Returns:
         The figure: a row an activation and kind of residuals, a column a ratio; means over
-        networks with their range.
+        networks with their range. A law that cannot be computed for one is told.
     """
     figure, grid = _by_kind(section, f"{title}: Kolmogorov-Smirnov distances")
     styles = [*SERIES, ("#56b4e9", "v")]
     for row, column, axes in _cells(section, grid):
+        missing = []
         for (name, _), (colour, mark) in zip(_DISTANCES.items(), styles, strict=True):
             found = section[name][row][:, column]
             _draw_range(axes, section["size"], found, colour, mark)
+            if np.isnan(found).any():
+                missing.append(colour)
         axes.set_ylim(bottom=0)
+        _say_missing(axes, missing)
     grid[0, 0].set_ylabel("distance")
     handles = [Line2D([], [], color=colour, marker=mark) for colour, mark in styles]
     figure.legend(

@@ -9,7 +9,7 @@ import numpy as np
 
 from hessdist.figures.whole_spectra import BARS, MARK, PALE, bend, file_parts, panels, say
 from hessdist.histograms import words
-from hessdist.theory.shortcomings import LAWS, parameters_of
+from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,8 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
         names = file_parts(section["spectrum"], "spectrum")
         for row, step in enumerate(section["step"]):
             for column, name in enumerate(names):
-                yield f"laws-{name}-step-{step}", laws(section, (row, column), title)
+                if is_measured(section, (row, column)):
+                    yield f"laws-{name}-step-{step}", laws(section, (row, column), title)
 
 
 def laws(section: Section, place: tuple[int, int], title: str) -> Figure:

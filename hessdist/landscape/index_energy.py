@@ -34,7 +34,7 @@ class ThreeHalvesFit:
     """α = α₀ |(ε − ε_c) / ε_c|^{3/2}, fitted; NaN where it could not be."""
 
     critical_energy: float  # ε_c
-    critical_energy_error: float  # one standard deviation
+    critical_energy_error: float  # one standard deviation, of errors that fit the misfit
     coefficient: float  # α₀
     coefficient_error: float
     exponent: float  # in place of 3/2, where it is left free
@@ -68,7 +68,8 @@ def fit_three_halves(
     """Fit the 3/2 law to mean energies at small indices (Pennington and Bahri 2017, figure 6a).
 
     The mean energy at an index is what has an error, so ε = ε_c + b α^{2/3} is fitted, by weighted
-    least squares; b = ε_c α₀^{-2/3}.
+    least squares; b = ε_c α₀^{-2/3}. Where χ² a degree of freedom is above one, all errors are
+    too small by its root, or the law does not hold: those of the fit are made larger by it.
 
     Args:
         index: α of each critical point, (N,).
@@ -94,6 +95,8 @@ def fit_three_halves(
         law, means.index, means.energy, (0.1, 1.0), means.error, absolute_sigma=True
     )
     misfit = float((((law(means.index, *found) - means.energy) / means.error) ** 2).sum())
+    misfit /= count - 2
+    covariance = max(1.0, misfit) * covariance
     critical, slope = map(float, found)
     coefficient = coefficient_error = float("nan")
     if critical > 0 and slope > 0:
@@ -106,14 +109,14 @@ def fit_three_halves(
         coefficient,
         coefficient_error,
         *_free_exponent(means, critical, slope),
-        misfit / (count - 2),
+        misfit,
         count,
         total,
     )
 
 
 def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[float, float]:
-    """The power p of ε = ε_c + b α^{1/p} and its error; NaN where the fit has no end."""
+    """The power p of ε = ε_c + b α^{1/p}, and its error as above; NaN where the fit has no end."""
 
     def law(
         alpha: NDArray[np.float64], energy: float, factor: float, power: float
@@ -132,7 +135,9 @@ def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[
         )
     except RuntimeError:
         return float("nan"), float("nan")
-    power, error = float(found[2]), float(np.sqrt(covariance[2, 2]))
+    misfit = (((law(means.index, *found) - means.energy) / means.error) ** 2).sum()
+    misfit /= max(1, len(means.index) - 3)
+    power, error = float(found[2]), float(np.sqrt(max(1.0, misfit) * covariance[2, 2]))
     if not (0.06 < power < 19 and np.isfinite(error)):
         return float("nan"), float("nan")
     return 1 / power, error / power**2

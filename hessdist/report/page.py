@@ -44,6 +44,7 @@ _VIEWS = {
     "minimizers": "The same starts by each minimiser",
     "eigenspace": "Optimisers on one budget of gradients",
     "saddle": "From the saddle",
+    "loss_model": "Random matrices as a model of the loss",
     "laws": "Laws of random matrices beside the spectrum",
     "two_layer": "Two-layer networks beside their laws",
     "critical_points": "Critical points: index and energy",
@@ -98,6 +99,9 @@ _TELLS = {
     "weights (SWA).",
     "saddle": "Medians over seeds and the range of them all, beside the mean loss of the quadratic "
     "model until the saddle is left.",
+    "loss_model": "Random matrices alone: the density of H by the energy ε, without an atom at "
+    "zero, and its share of negative eigenvalues against the excess over the critical energy; "
+    "dashed is the 3/2 law.",
     "laws": "Share of the bulk up to λ, and by the laws that were fitted to it, with their "
     "Kolmogorov-Smirnov distance; the axis is linear near zero.",
     "two_layer": "Distances between the spectra of H = H₀ + H₁ and their laws: a mark a network, "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.report.panels import INK, line, median, picture, shades
+from hessdist.report.panels import INK, line, median, picture, positive, shades
 from hessdist.report.values import VIEW, evenly
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ _LAWS = {
     "marchenko_pastur_atom": "Marchenko-Pastur, atom",
     "wishart_wigner": "Wishart + Wigner",
     "wishart_wigner_spike": "Wishart + Wigner, spike",
+    "rectified": "rectified residual",
 }
+_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
+_HIGHEST = 1.2  # density shown: at ε = 0 and φ near 1 it has no bound
 _CURVE = 60  # points of a curve
 _STEP = 120  # points of a cumulative share
 _DISTANCES = {
@@ -44,11 +47,47 @@ def random_matrices(studies: Mapping[str, Section]) -> dict[str, Any]:
         Views by name.
     """
     of: dict[str, Callable[[Section], dict[str, Any]]] = {
+        "loss_model": _loss_model,
         "laws": _laws,
         "two_layer": _two_layer,
         "critical_points": _critical_points,
     }
     return {name: draw(studies[name]) for name, draw in of.items() if name in studies}
+
+
+def _loss_model(section: Section) -> dict[str, Any]:
+    """Densities by energy, and the index against the excess over the critical energy."""
+    cells = [(i, j) for i in range(len(section["model"])) for j in range(len(section["ratio"]))]
+    energies = section["energy"]
+    across = evenly(section["points"].shape[-1], VIEW // (2 * len(cells) * len(energies)))
+    tops = section["density"][np.isfinite(section["density"])]
+    shown = [0.0, min(_HIGHEST, 1.1 * float(tops.max(initial=0.0)) or 1.0)]
+    pictures = []
+    for i, j in cells:
+        lines = []
+        for k, shade in enumerate(shades(len(energies))):
+            x, density = (section[key][i, j, k, across] for key in ("points", "density"))
+            lines.append(line(f"ε = {energies[k]:g}", x, density, shade=shade))
+        name = f"density: {_model(section, i)}, φ = {section['ratio'][j]:g}"
+        pictures.append(picture(name, "eigenvalue λ", "ρ(λ)", lines, range=shown))
+    along = evenly(section["index"].shape[-1], VIEW // (6 * len(cells)))
+    for i in range(len(section["model"])):
+        lines = []
+        for j, shade in enumerate(shades(len(section["ratio"]))):
+            name = f"φ = {section['ratio'][j]:g}"
+            excess = section["index_energy"][i, j, along] / section["critical_energy"][i, j] - 1
+            of = [positive(section[key][i, j, along]) for key in ("index", "index_law")]
+            of[1][of[1] > 1] = np.nan  # no share is
+            lines.append(line(name, excess, of[0], shade=shade))
+            lines.append(line(f"{name}: the 3/2 law", excess, of[1], shade=shade, dash="dash"))
+        name, x = f"index: {_model(section, i)}", "(ε − ε_c) / ε_c"
+        pictures.append(picture(name, x, "index α", lines, logx=True, logy=True))
+    return {"choices": pictures}
+
+
+def _model(section: Section, i: int) -> str:
+    model = str(section["model"][i])
+    return _MODELS.get(model, model)
 
 
 def _laws(section: Section) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -290,8 +290,9 @@ def _describe(dataset: h5py.Dataset, variable: Variable) -> None:
 def stacked(sections: Sequence[Section]) -> Section:
     """Sections of single checkpoints as one, with a dimension `step` in front.
 
-    Coordinates that are the same in all stay as they are. Checkpoints of other settings than the
-    last one are left out.
+    Coordinates that differ are joined: a checkpoint that lacks an entry has NaN there, no text, or
+    False. Checkpoints of other settings than the last one are left out, and those whose arrays have
+    other shapes all the same, as another version may have written them.
 
     Args:
         sections: With an attribute "step" each, increasing.
@@ -301,6 +302,9 @@ def stacked(sections: Sequence[Section]) -> Section:
     """
     last = sections[-1]
     alike = [s for s in sections if s.attributes.get("settings") == last.attributes.get("settings")]
+    joined = _joined_coordinates([s for s in alike if _names(s) == _names(last)])
+    alike = [_aligned(s, joined) for s in alike if _names(s) == _names(last)]
+    last = alike[-1]
     alike = [s for s in alike if _shapes(s) == _shapes(last)]
     steps = np.array([s.attributes["step"] for s in alike], dtype=STEP.dtype)
     variables = {STEP.name: Variable(("step",), steps, STEP.long_name)}
@@ -316,8 +320,53 @@ def stacked(sections: Sequence[Section]) -> Section:
     return Section(variables, last.attributes, files)
 
 
+def _names(section: Section) -> dict[str, tuple[str, ...]]:
+    return {name: v.dimensions for name, v in section.variables.items()}
+
+
 def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
     return {name: v.values.shape for name, v in section.variables.items()}
+
+
+def _joined_coordinates(sections: Sequence[Section]) -> dict[str, NDArray[Any]]:
+    """Coordinates that are not the same in all sections: all entries, as they first appear."""
+    joined = {}
+    for name, dimensions in _names(sections[-1]).items():
+        each = [section[name] for section in sections]
+        if dimensions == (name,) and not all(np.array_equal(one, each[-1]) for one in each):
+            entries = dict.fromkeys(entry for one in each for entry in one.tolist())
+            joined[name] = np.array(list(entries), dtype=each[-1].dtype)
+    return joined
+
+
+def _aligned(section: Section, joined: Mapping[str, NDArray[Any]]) -> Section:
+    """A section on coordinates that have more entries than its own."""
+    places = {
+        name: [whole.tolist().index(entry) for entry in section[name].tolist()]
+        for name, whole in joined.items()
+    }
+    variables = dict(section.variables)
+    for name, variable in section.variables.items():
+        own = [axis for axis, dim in enumerate(variable.dimensions) if dim in joined]
+        if name in joined:
+            variables[name] = replace(variable, values=joined[name])
+        elif own:
+            values = variable.values
+            for axis in own:
+                dimension = variable.dimensions[axis]
+                values = _spread(values, axis, places[dimension], len(joined[dimension]))
+            variables[name] = replace(variable, values=values)
+    return Section(variables, section.attributes, section.files)
+
+
+def _spread(values: NDArray[Any], axis: int, places: Sequence[int], length: int) -> NDArray[Any]:
+    """Values at places of a longer axis, and what says that there is none elsewhere."""
+    filling = {"O": "", "U": "", "b": False}.get(values.dtype.kind, np.nan)
+    dtype = np.result_type(values.dtype, float) if values.dtype.kind in "iu" else values.dtype
+    shape = (*values.shape[:axis], length, *values.shape[axis + 1 :])
+    spread = np.full(shape, filling, dtype=dtype)
+    spread[(slice(None),) * axis + (list(places),)] = values
+    return spread
 
 
 def collect_studies(

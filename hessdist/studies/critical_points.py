@@ -20,11 +20,12 @@ from torch import Tensor
 
 from hessdist.errors import InputError
 from hessdist.job import CriticalPointsSection
-from hessdist.landscape.critical_points import counts, find
+from hessdist.landscape.critical_points import CriticalPoints, counts, find
 from hessdist.landscape.index_energy import (
     fit_three_halves,
     linear_critical_points,
 )
+from hessdist.memory import require_room
 from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
 from hessdist.studies.experiment import Experiment
@@ -32,7 +33,8 @@ from hessdist.theory.loss_model import critical_energy
 from hessdist.workload.two_layer import TwoLayerNetworks
 
 _TOGETHER = 20  # networks that are searched together, whatever the ranks
-_TRIVIAL = 1e-4  # of the root mean square of the start: weights below are those of θ = 0
+_COPIES = 10  # of the Hessians of a batch that a search has at once, eigenvectors among them
+_TRIVIAL = 10.0  # times the norm that the gradient allows for: weights below are those of θ = 0
 _MOST_DIRECTIONS = 12  # of a linear network whose critical points are listed
 
 
@@ -48,11 +50,14 @@ def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> 
         The section, with dimensions activation, ratio and network.
 
     Raises:
-        InputError: A ratio leaves fewer samples than inputs; on every rank.
+        InputError: A ratio leaves fewer samples than inputs, or what ranks search together does
+            not fit into memory; on every rank.
     """
     ranks = experiment.ranks
+    _, neighbours, _ = ranks.node()
     with ranks.agreeing():
         samples = [_samples(settings, ratio) for ratio in settings.ratios]
+        _require_room(settings, max(samples), neighbours)
     batches = range(0, settings.networks, _TOGETHER)
     # The large data sets first, so that all ranks end at about the same time.
     by_size = np.argsort(samples, kind="stable")[::-1]
@@ -90,6 +95,20 @@ def _samples(settings: CriticalPointsSection, ratio: float) -> int:
 
 def _hidden(settings: CriticalPointsSection) -> int:
     return settings.hidden or settings.width
+
+
+def _require_room(settings: CriticalPointsSection, samples: int, neighbours: int) -> None:
+    """Refuse networks whose Hessians, or data, do not fit into the memory of a node."""
+    n, h = settings.width, _hidden(settings)
+    # For every sample inputs, outputs and units, and what they are differentiated by.
+    numbers = _COPIES * (2 * h * n) ** 2 + samples * (4 * h * n + 10 * (h + n))
+    together = min(_TOGETHER, settings.networks)
+    require_room(
+        8.0 * numbers * together * neighbours,
+        f"study.critical_points: {together} networks of {2 * h * n:,} parameters and {samples:,} "
+        f"samples on each of {neighbours} ranks",
+        "lower study.critical_points.width, raise its ratios, or use fewer ranks a node",
+    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,6 @@ def _search(
         on_step=on_step,
     )
     negative, zero = _eigenvalue_counts(networks, points.theta, settings.null)
-    size = points.theta.square().mean(1).sqrt()
     energy = (points.value / settings.width).numpy()
     distance, closed = _closed_form(networks, energy)
     return _Found(
@@ -155,10 +173,23 @@ def _search(
         points.steps.numpy(),
         points.theta.abs().amax(1).numpy(),
         points.found.numpy(),
-        (points.found & (size <= _TRIVIAL * weights.square().mean(1).sqrt())).numpy(),
+        _trivial(networks, points).numpy(),
         distance,
         closed,
     )
+
+
+def _trivial(networks: TwoLayerNetworks, points: CriticalPoints) -> Tensor:
+    """Which points are θ = 0: near it ∇L = H(0) θ, so ‖∇L‖ ≥ |λ| ‖θ‖ with the least |λ|.
+
+    That is the least singular value of Σ y xᵀ / m.
+
+    Returns:
+        (K,) bool.
+    """
+    at_zero = torch.linalg.eigvalsh(networks.hessians(torch.zeros_like(points.theta)))
+    sizes: Tensor = at_zero.abs().amin(1) * points.theta.norm(dim=1)
+    return points.found & (sizes <= _TRIVIAL * points.gradient_norm)
 
 
 def _data(draws: list[np.random.Generator], samples: int, width: int) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,10 @@ def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Section:
             with here.ranks.agreeing():
                 if here.ranks.is_root:
                     fits[row].append(_fitted(found[row], law))
-    section = _section(found, fits, settings, here) if here.ranks.is_root else None
+    section = None
+    with here.ranks.agreeing():
+        if here.ranks.is_root:
+            section = _section(found, fits, settings, here)
     shared: Section = here.ranks.broadcast(section)
     return shared
 

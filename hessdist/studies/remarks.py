@@ -259,9 +259,15 @@ def _two_layer(section: Section) -> Iterator[str]:
 
         yield (
             f"{section['activation'][i]}, residuals {section['residuals'][j]}, "
-            f"φ = {section['ratio'][k]:g}, n = {section['size'][-1]}: distance from the laws "
-            f"H0 {mean('distance_positive')}, H1 {mean('distance_residual')}, "
-            f"H {mean('distance_sum')}; of H from H0 + Q H1 Qᵀ {mean('distance_turned')}"
+            f"φ = {section['actual_ratio'][-1, k]:.4g}, n = {section['size'][-1]}: distance from "
+            f"the laws H0 {mean('distance_positive')}, H1 {mean('distance_residual')}, "
+            f"H {mean('distance_sum')}; of H1 from that of independent residuals "
+            f"{mean('distance_bilinear')}; of H from H0 + Q H1 Qᵀ {mean('distance_turned')}"
+        )
+    if np.isnan(section["distance_bilinear"]).any():
+        yield (
+            "the law of independent residuals has a pole at zero where φ is 2, or 1 with a ReLU, "
+            "and is not to be computed there"
         )
 
 

@@ -21,9 +21,9 @@ from torch.utils.data import TensorDataset
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.errors import InputError, NumericalError
+from hessdist.errors import HessdistError, InputError
 from hessdist.job import TwoLayerSection
-from hessdist.memory import available_bytes
+from hessdist.memory import require_room
 from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
 from hessdist.studies.experiment import Experiment
@@ -45,6 +45,8 @@ PARTS = ("H0", "H1", "H", "H0 + Q H1 Qᵀ")
 
 _BLOCK = 32  # columns in one pass
 _MATRICES = 8  # of d x d numbers that a network takes at most
+_BY_SAMPLE = 8  # numbers of a column of a pass, unit and sample
+_ROUNDED = 0.05  # by which a whole number of samples may change a ratio
 _NULL = 1e-9  # of the largest |λ|: rounding of a zero eigenvalue
 
 
@@ -61,12 +63,14 @@ def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Section:
         moment.
 
     Raises:
-        InputError: The matrices of the largest network do not fit into memory; on every rank.
+        InputError: No whole number of samples is near a ratio, or the matrices of the largest
+            network do not fit into memory; on every rank.
     """
     ranks = experiment.ranks
     _, neighbours, _ = ranks.node()
     with ranks.agreeing():
-        _require_room(settings, neighbours)
+        samples = np.array([[_samples(n, phi) for phi in settings.ratios] for n in settings.sizes])
+        _require_room(settings, int(samples.max()), neighbours)
     axes = (
         settings.activations,
         settings.residuals,
@@ -84,21 +88,34 @@ def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Section:
     with ranks.asleep_until_all_are_done(), one_thread(torch.device("cpu")):
         for done, place in enumerate(own):
             experiment.heed(f"two layers: {done} of {len(own)} networks")
-            mine[place] = _look(experiment, settings, place)
+            mine[place] = _look(experiment, settings, place, int(samples[place[2:4]]))
     experiment.on_product(0)
     seen = {place: one for part in ranks.collect(mine) for place, one in part.items()}
-    return _section(settings, shape, seen)
+    return _section(settings, samples, shape, seen)
 
 
-def _require_room(settings: TwoLayerSection, neighbours: int) -> None:
-    size = 2 * max(settings.sizes) ** 2
-    needed = 8 * size**2 * _MATRICES * neighbours
-    if needed > available_bytes():
+def _samples(n: int, ratio: float) -> int:
+    """Data points, m = 2n/φ rounded."""
+    samples = max(1, round(2 * n / ratio))
+    actual = 2 * n / samples
+    if not abs(actual / ratio - 1) <= _ROUNDED:
         raise InputError(
-            f"study.two_layer: dense matrices of {size:,} parameters on {neighbours} ranks take "
-            f"{needed / 2**30:.1f} GiB, where {available_bytes() / 2**30:.1f} GiB are free",
-            "lower study.two_layer.sizes, or use fewer ranks a node",
+            f"study.two_layer: with {n} units and {samples} samples the ratio is {actual:g}, not "
+            f"{ratio:g}",
+            "give ratios that divide 2n nearly evenly",
         )
+    return samples
+
+
+def _require_room(settings: TwoLayerSection, samples: int, neighbours: int) -> None:
+    n = max(settings.sizes)
+    numbers = _MATRICES * (2 * n**2) ** 2 + _BY_SAMPLE * _BLOCK * samples * n
+    require_room(
+        8.0 * numbers * neighbours,
+        f"study.two_layer: dense matrices of {2 * n**2:,} parameters, of {samples:,} samples, on "
+        f"{neighbours} ranks",
+        "lower study.two_layer.sizes, raise its ratios, or use fewer ranks a node",
+    )
 
 
 # -- one network -----------------------------------------------------------------------------
@@ -113,11 +130,12 @@ class _Seen:
     eigenvalues: NDArray[np.float64] | None  # (4, d) of the first network
 
 
-def _look(experiment: Experiment, settings: TwoLayerSection, place: tuple[int, ...]) -> _Seen:
+def _look(
+    experiment: Experiment, settings: TwoLayerSection, place: tuple[int, ...], samples: int
+) -> _Seen:
     """One network, on this rank. Not collective."""
-    which, how, by_size, by_ratio, number = place
+    which, how, by_size, _, number = place
     activation, n = settings.activations[which], settings.sizes[by_size]
-    samples = max(1, round(2 * n / settings.ratios[by_ratio]))
     ratio, rectified = 2 * n / samples, activation == "relu"
     # The same weights, inputs and rotation whatever the residuals are.
     rng = np.random.default_rng((settings.seed, n, samples, number))
@@ -200,18 +218,18 @@ def _parts(
 
 
 def _distance(eigenvalues: NDArray[np.float64], law: Law) -> float:
-    """From a law; NaN where its distribution cannot be computed to its tolerance."""
+    """From a law; NaN where its distribution cannot be computed, such as at a pole."""
     try:
         return distance_to_law(eigenvalues, law)
-    except NumericalError:
+    except HessdistError:
         return float("nan")
 
 
 def _index(theory: LossModel) -> float:
-    """The share of negative eigenvalues by theory; NaN where the integral has not converged."""
+    """The share of negative eigenvalues by theory; NaN where it cannot be computed."""
     try:
         return theory.index()
-    except NumericalError:
+    except HessdistError:
         return float("nan")
 
 
@@ -243,8 +261,12 @@ _WORDS = {
 
 
 def _section(
-    settings: TwoLayerSection, shape: tuple[int, ...], seen: dict[tuple[int, ...], _Seen]
+    settings: TwoLayerSection,
+    samples: NDArray[np.int64],
+    shape: tuple[int, ...],
+    seen: dict[tuple[int, ...], _Seen],
 ) -> Section:
+    sizes = np.array(settings.sizes)
     names = ("activation", "residuals", "size", "ratio", "network")
 
     def texts(dimension: str, values: list[str], long_name: str) -> Variable:
@@ -255,8 +277,11 @@ def _section(
         "residuals": texts(
             "residuals", list(settings.residuals), "drawn by themselves, or of random targets"
         ),
-        "size": Variable(("size",), np.array(settings.sizes), "inputs, units and outputs n"),
-        "ratio": Variable(("ratio",), np.array(settings.ratios), "φ, parameters over data points"),
+        "size": Variable(("size",), sizes, "inputs, units and outputs n"),
+        "ratio": Variable(("ratio",), np.array(settings.ratios), "φ that was asked for"),
+        "actual_ratio": Variable(
+            ("size", "ratio"), 2 * sizes[:, None] / samples, "φ, parameters over data points"
+        ),
         "moment": texts("moment", list(MOMENTS), "of centred H₀ (A) and H₁ (B), normalised"),
         "part": texts("part", list(PARTS), "matrix"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hessdist.tables.cells import cut, new_table, number, percent
-from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
+from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of, where_it_fails
 
 if TYPE_CHECKING:
     from hessdist.results.studies import Section
@@ -28,7 +29,7 @@ def laws(section: Section) -> Table:
     columns = ["step", "spectrum", "law", "parameters", "KS", "Wasserstein"]
     columns += ["near zero", "measured", "negative", "measured"]
     table = new_table(columns, "\nlaws of random matrices, fitted to measured spectra")
-    for at in np.ndindex(section["misfit"].shape):
+    for at in _fits(section):
         shares = [
             percent(share)
             for name in ("spike", "negative")
@@ -58,11 +59,16 @@ def law_failures(section: Section) -> Table:
     table.title = "\nwhere fitted laws fail"
     table.add_column(no_wrap=True)
     table.add_column()
-    for at in np.ndindex(section["misfit"].shape):
+    for at in _fits(section):
         spectrum, law = cut(str(section["spectrum"][at[1]]), 24), LAWS[str(section["law"][at[2]])]
         what = f"{section['step'][at[0]]}: {spectrum}, {law}"
         table.add_row(escape(what), escape(where_it_fails(section, at)))
     return table
+
+
+def _fits(section: Section) -> Iterator[tuple[int, ...]]:
+    """Places of fits: a step, a spectrum that was measured there, and a law."""
+    return (at for at in np.ndindex(section["misfit"].shape) if is_measured(section, at[:-1]))
 
 
 def critical_points(section: Section) -> Table:
@@ -127,7 +133,7 @@ def two_layer(section: Section) -> Table:
         table.add_row(
             str(section["activation"][i]),
             str(section["residuals"][j]),
-            f"{section['ratio'][k]:g}",
+            f"{section['actual_ratio'][size, k]:.4g}",
             str(section["size"][size]),
             *(f"{number:.3f}" if np.isfinite(number) else "" for number in numbers),
         )

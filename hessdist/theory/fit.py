@@ -37,6 +37,7 @@ _TOLERANCE = 1e-10
 _DIFFERENCE = 1e-4  # of logarithms of parameters
 _NEAR = 1e-3  # of a logarithm to the end of its range
 _SAME = 1e-9  # of the largest |λ|: a deviation of rounding
+_HUGE = 1e40  # a bulk's deviation, and one over the least: laws take its sixth power
 _FULL = 1e-6  # of a law's mass: less is nothing to compare with
 
 _NONE = Parameters()
@@ -62,9 +63,22 @@ class Compared:
 
     @cached_property
     def middles(self) -> tuple[Points, Points]:
-        """Points of the bulk, and the share below each with half of its own weight."""
+        """Points of the bulk, and the share below each with half of its own weight.
+
+        Of equal eigenvalues each has a share of its own, as if they were just apart.
+        """
         points, weights = self.parts.bulk
-        return points, self._below(points) + self.bulk_share * weights / 2
+        shares = self.bulk_share * (np.cumsum(weights) - weights / 2)
+        return points, shares + self._spike_up_to(points)
+
+    @cached_property
+    def edges(self) -> tuple[Points, Points]:
+        """The last place below the spike and its upper end, and the share up to each, exactly."""
+        bound = self.parts.spike_bound
+        places = np.array([np.nextafter(-bound, -np.inf), bound])
+        points, weights = self.parts.bulk
+        negative = self.bulk_share * float(weights[points < 0].sum())
+        return places, np.array([negative, negative + 1 - self.bulk_share])
 
     def _below(self, x: Points) -> Points:
         """The share of what is compared that lies below each x."""
@@ -81,7 +95,7 @@ class Compared:
         if self.with_spike:
             return shares
         bound = self.parts.spike_bound
-        low, high = curve.cumulative(np.array([np.nextafter(-bound, -np.inf), bound]))
+        low, high = curve.cumulative(self.edges[0])
         left = 1 - (high - low)
         if left < _FULL:
             raise LawError("the law lies in the spike", "take a larger scale")
@@ -99,7 +113,7 @@ class Compared:
         points, shares = self.middles
         wanted = self.bulk_share * (np.arange(_LEVELS) + 0.5) / _LEVELS
         gap = np.searchsorted(points, 0.0)
-        negative = self.bulk_share * float(self.parts.bulk[1][:gap].sum())
+        edges, (negative, _) = self.edges
         jump = 1 - self.bulk_share
         if self.parts.spectrum.probes:
             pieces = [(points[:gap], shares[:gap], wanted[wanted < negative])]
@@ -112,9 +126,8 @@ class Compared:
             chosen, shares = points[places], shares[places]
         weights = np.full(len(chosen), 1 / len(chosen))
         if jump:
-            edges = self.parts.spike_bound * np.array([-1.0, 1.0])
-            chosen = np.concatenate([chosen, [np.nextafter(edges[0], -np.inf), edges[1]]])
-            shares = np.concatenate([shares, [negative, negative + jump]])
+            chosen = np.concatenate([chosen, edges])
+            shares = np.concatenate([shares, self.edges[1]])
             weights = np.concatenate([weights / 2, [0.25, 0.25]])
         return chosen, shares, weights
 
@@ -126,13 +139,15 @@ class Compared:
 
         Returns:
             Of eigenvalues on either side of each; of nodes, whose weight is spread over their
-            neighbourhood, half-way up each step.
+            neighbourhood, half-way up each step; and at the spike's two ends.
         """
         points, shares = self.middles
         _, weights = self.parts.bulk
         step = self.bulk_share * weights / 2 if not self.parts.spectrum.probes else 0.0
-        worst = np.abs(self.law(curve, points) - shares) + step
-        return float(min(1.0, worst.max()))
+        edges, exact = self.edges
+        beside = np.abs(self.law(curve, points) - shares) + step
+        worst = max(beside.max(), np.abs(self.law(curve, edges) - exact).max())
+        return float(min(1.0, worst))
 
     def wasserstein(self, curve: Curve) -> float:
         """∫ |F − F_law| dλ, in units of the eigenvalues."""
@@ -209,8 +224,8 @@ def fit(parts: Parts, law: str) -> Fit:
         found, converged = _minimised(family, Compared(unit, family.with_spike))
         parameters = _scaled(family.make(found), scale)
         result = _compared(parts, family, parameters)
-    except HessdistError as error:
-        return Fit(law, converged=False, reason=error.what)
+    except HessdistError as error:  # and would again
+        return Fit(law, reason=error.what)
     reason = "" if converged else f"no end after {_EVALUATIONS} steps"
     names = [name for name in PARAMETERS if np.isfinite(getattr(parameters, name))]
     room = np.min(np.abs(family.bounds(parts.spectrum.size) - found[:, None]), axis=1)
@@ -229,6 +244,12 @@ def _require_bulk(parts: Parts) -> None:
         )
     if not parts.deviation > _SAME * np.abs(points).max():
         raise FitError("all eigenvalues of the bulk are the same", "there is nothing to fit")
+    if not 1 / _HUGE < parts.deviation < _HUGE:
+        raise FitError(
+            f"the bulk's standard deviation is {parts.deviation:.3g}, and a fit takes "
+            f"{1 / _HUGE:g} ... {_HUGE:g}",
+            "take the loss in other units",
+        )
 
 
 def _moments(compared: Compared) -> Moments:

@@ -27,6 +27,8 @@ from hessdist.theory.laws import (
 from hessdist.theory.transforms import FreeLaw, ToleranceError, mass_below
 
 _DIGITS = 1e-12  # of the critical energy that is looked for, relative
+_LOST = 1e-13  # of an edge's terms: α is then known to about a percent
+_LOST_INSIDE = 1e-14  # of the upper edge
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,27 @@ class LossModel:
             Of 0 ... ½; zero where the spectrum begins at or above zero.
 
         Raises:
-            ToleranceError: The tolerance is not reached.
+            ToleranceError: The tolerance is not reached, or rounding hides how far the spectrum
+                reaches below zero.
+            BranchError: A rectified law cannot be followed.
+            LawError: The edges need over 64 bits.
         """
+        if self.energy:
+            self._require_digits()
         return mass_below(self.law, 0.0, tolerance)
+
+    def _require_digits(self) -> None:
+        """Refuse a lower edge so near zero that little is left of its digits."""
+        low, high = self.law.ends
+        # The edge is a difference of two numbers, of which this is one. Densities that are not in
+        # closed form are known to rounding of the upper edge.
+        term = 1 / self.law.r_transform.outer_points[0]
+        least = max(_LOST * abs(term), _LOST_INSIDE * high if self.rectified and low < 0 else 0.0)
+        if not abs(low) > least:
+            raise ToleranceError(
+                f"the spectrum begins at {low:.2g}, where rounding is up to {least:.2g}",
+                "take an energy further from the critical one, or a ratio further from 1",
+            )
 
     def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Eigenvalues of one finite matrix H of independent Gaussian parts, ascending, (size,)."""

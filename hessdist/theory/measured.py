@@ -160,7 +160,10 @@ class Parts:
     def deviation(self) -> float:
         """The bulk's standard deviation; NaN where it is empty."""
         points, weights = self.bulk
-        return float(np.sqrt(weights @ (points - self.mean) ** 2)) if len(points) else np.nan
+        if not len(points):
+            return np.nan
+        largest = np.abs(points).max()  # whose square may be beyond 64 bits
+        return float(largest * np.sqrt(weights @ ((points - self.mean) / largest) ** 2))
 
 
 def split(spectrum: Measured, most: int, near_zero: float = NEAR_ZERO) -> Parts:
@@ -201,4 +204,4 @@ def _outlier_bound(spectrum: Measured, most: int) -> float:
     gap = int(np.argmax(points[:-1] / points[1:]))
     if points[gap] < _GAP * points[gap + 1]:
         return np.inf
-    return float(np.sqrt(points[gap] * points[gap + 1]))
+    return float(np.sqrt(points[gap]) * np.sqrt(points[gap + 1]))

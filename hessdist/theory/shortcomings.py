@@ -25,6 +25,19 @@ Place = tuple[int, ...]
 Table = Mapping[str, NDArray[Any]]
 
 
+def is_measured(section: Table, place: Place) -> bool:
+    """Whether a spectrum was measured at a step, or at others alone.
+
+    Args:
+        section: The section "laws", of all steps.
+        place: Of the step and the spectrum.
+
+    Returns:
+        False where the section is padded.
+    """
+    return bool(section["source"][place])
+
+
 def parameters_of(section: Table, place: Place) -> str:
     """The parameters of a fit.
 

@@ -262,6 +262,17 @@ def test_the_law_is_found_again() -> None:
     assert fit_three_halves(index, energy, 0.05).indices == 5
 
 
+def test_errors_are_no_smaller_than_the_misfit() -> None:
+    """Where the 3/2 law does not hold, its errors grow with χ²: from the scatter of the means."""
+    index = np.repeat(np.arange(8) / 80, 40)
+    noise = np.tile([-0.001, 0.001], 160)
+    bent = fit_three_halves(index, 0.3 + index**2 + noise, 0.1)
+    held = fit_three_halves(index, 0.3 + index ** (2 / 3) + noise, 0.1)
+    assert held.misfit < 1 < 10 < bent.misfit
+    ratio = bent.critical_energy_error / held.critical_energy_error
+    assert ratio == pytest.approx(bent.misfit**0.5, rel=1e-6)
+
+
 def test_too_few_points_make_no_fit() -> None:
     index = np.repeat([0.0, 0.1, 0.2], 10)
     fit = fit_three_halves(index, np.linspace(0, 1, 30), 0.5)

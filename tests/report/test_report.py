@@ -30,6 +30,7 @@ from written_training import (
     diagnosis_section,
     eigenspace_section,
     laws_section,
+    loss_model_section,
     minimize_section,
     minimizers_section,
     saddle_section,
@@ -123,8 +124,8 @@ VIEWS = ["progression", "spectrum", "residuals", "cost", "lines", "inverse", "ch
 NEW = ["exact", "density", "architectures", "initialisations", "spreads", "interpolation"]
 
 TRAINING = ["decomposition", "widths", "minimize", "minimizers", "eigenspace", "saddle"]
-TRAINING += ["laws", "two_layer", "critical_points", "descent", "escape", "rates"]
-STUDIED = [name for name in TRAINING[:9] if name not in {"minimize", "saddle"}]
+TRAINING += ["laws", "two_layer", "critical_points", "loss_model", "descent", "escape", "rates"]
+STUDIED = [name for name in TRAINING[:10] if name not in {"minimize", "saddle"}]
 
 
 MARKS = (
@@ -357,7 +358,7 @@ def test_a_run_of_experiments_alone_has_no_slider(
     assert complaints(browser) == []
 
 
-@pytest.mark.parametrize(("studies", "count"), [(sections(), len(NEW)), (training_sections(), 11)])
+@pytest.mark.parametrize(("studies", "count"), [(sections(), len(NEW)), (training_sections(), 12)])
 def test_networks_that_diverged_break_no_view(
     browser: Any, written: Callable[..., Any], studies: dict[str, Section], count: int
 ) -> None:
@@ -389,6 +390,7 @@ def test_a_page_of_long_studies_stays_small(tmp_path: Path) -> None:
         "eigenspace": eigenspace_section(runs, points=50),
         "saddle": saddle_section(5000),
         "laws": laws_section(range(0, 1000, 10), points=601),
+        "loss_model": loss_model_section(points=400, energies=9, ratios=9),
     }
     run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=0, studies=studies))
     data = data_of(run, "a run", 1e-3)
@@ -489,6 +491,13 @@ def test_views_of_training_show_what_was_found(browser: Any, written: Callable[.
     assert middle["y"] == pytest.approx([2, 1, 0.75, 0.6])
     assert average["y"] == pytest.approx([1, 0.5, 0.375, 0.3])
     assert (max(band["y"]), min(band["y"])) == (3, pytest.approx(0.4))
+    first, second = traces(browser, "loss_model")  # densities
+    assert second["y"] == pytest.approx(2 * np.array(first["y"]), rel=1e-6)
+    choose(browser, "loss_model", 0, 2)
+    index, law, *_ = traces(browser, "loss_model")
+    assert index["x"] == pytest.approx(index["y"], rel=1e-5)
+    assert law["y"][:3] == pytest.approx(2 * np.array(index["y"][:3]), rel=1e-6)
+    assert law["y"][-1] is None  # above one
     stays, left = [one for one in traces(browser, "saddle") if "fill" not in one]
     assert (stays["name"], stays["line"]["dash"]) == ("SGD (stays)", "dash")
     assert left["y"][-1] == pytest.approx(1)

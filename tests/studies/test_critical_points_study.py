@@ -10,8 +10,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.func import functional_call, hessian, jacrev
 
+from hessdist import memory
 from hessdist.errors import InputError, Stopped
 from hessdist.figures import critical_points as pictures
 from hessdist.job import CriticalPointsSection, TwoLayerSection
@@ -110,6 +112,46 @@ def test_too_few_points_are_said() -> None:
 def test_a_ratio_beyond_the_inputs_is_refused() -> None:
     with pytest.raises(InputError, match="at ratio 3 there are 2 samples of 3 inputs"):
         critical_points(experiment(), CriticalPointsSection(width=3, ratios=[3.0]))
+
+
+def test_zero_is_told_from_small_starts() -> None:
+    """The search promises a gradient, not how small θ is beside the start."""
+    settings = CriticalPointsSection(
+        width=3,
+        ratios=[0.5],
+        networks=10,
+        scales=[1e-4, 1e-3],
+        descent_steps=1,
+        relative_tolerance=1e-3,
+    )
+    section = critical_points(experiment(), settings)
+    found, trivial = section["found"], section["trivial"]
+    assert (found & (np.abs(section["energy"] - 0.5) < 1e-6)).sum() >= 15
+    assert np.array_equal(trivial, found & (np.abs(section["energy"] - 0.5) < 1e-6))
+
+
+def test_searches_that_do_not_fit_are_refused() -> None:
+    """Before anything is drawn: twelve million samples, and Hessians of a million parameters."""
+    for settings in (
+        CriticalPointsSection(ratios=[1e-6]),
+        CriticalPointsSection(width=700, networks=1, ratios=[1.0]),
+    ):
+        with pytest.raises(InputError, match=r"study.critical_points: .* GiB are free; lower"):
+            critical_points(experiment(), settings)
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "told"),
+    [
+        (CriticalPointsSection, {"ratios": [1e-320]}, "equal to 0.000001"),
+        (CriticalPointsSection, {"activations": ["tanh", "tanh"]}, "activations has a value twice"),
+        (TwoLayerSection, {"sizes": [10, 8]}, "sizes do not increase"),
+        (TwoLayerSection, {"ratios": [0.5, 0.5]}, "ratios has a value twice"),
+    ],
+)
+def test_settings_that_are_refused(section: type[Any], given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        section(**given)
 
 
 @pytest.mark.parametrize("which", ["critical_points", "two_layer"])
@@ -219,9 +261,45 @@ def test_a_law_that_cannot_be_computed_is_no_number(monkeypatch: pytest.MonkeyPa
 
 
 def test_matrices_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_two_layers, "available_bytes", lambda: 10**6)
-    with pytest.raises(InputError, match=r"dense matrices of 2,048 parameters .* lower"):
+    with pytest.raises(InputError, match=r"of 20,000,000 samples, .* lower"):
+        two_layer(experiment(), TwoLayerSection(sizes=[10], ratios=[1e-6]))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**6)
+    with pytest.raises(InputError, match=r"dense matrices of 2,048 parameters, .* lower"):
         two_layer(experiment(), TwoLayerSection())
+
+
+def test_the_ratio_is_that_of_whole_numbers_of_samples(layers: Section) -> None:
+    assert layers["actual_ratio"].tolist() == [[0.5], [0.5]]
+    settings = TwoLayerSection(
+        sizes=[2, 3], ratios=[0.29], activations=["identity"], residuals=["drawn"], networks=1
+    )
+    assert two_layer(experiment(), settings)["actual_ratio"][:, 0] == pytest.approx([
+        4 / 14,
+        6 / 21,
+    ])
+    with pytest.raises(InputError, match="with 10 units and 1 samples the ratio is 20, not 1000"):
+        two_layer(experiment(), TwoLayerSection(sizes=[10], ratios=[1000.0]))
+
+
+@pytest.mark.parametrize(("ratio", "energy"), [(2.0, 0.25), (0.5, 1e6), (0.5, 1e-6)])
+def test_a_pole_and_extreme_energies(ratio: float, energy: float) -> None:
+    """At φ = 2 the law of independent residuals has a pole at zero: said, not left out."""
+    settings = TwoLayerSection(
+        sizes=[3],
+        ratios=[ratio],
+        activations=["identity"],
+        residuals=["drawn"],
+        networks=1,
+        energy=energy,
+    )
+    section = two_layer(experiment(), settings)
+    assert np.isfinite(section["distance_positive"]).all()
+    assert np.isnan(section["distance_bilinear"]).all() == (ratio == 2)
+    told = " ".join(remarks("two_layer", section))
+    assert ("has a pole at zero" in told) == (ratio == 2)
+    drawn = dict(pictures.figures({"two_layer": section}, "a pole"))
+    words = [text.get_text() for text in drawn["two-layer-distances"].axes[0].texts]
+    assert words == ["not to be computed"] * (ratio == 2)
 
 
 # -- over ranks ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 import hessdist
 from hessdist.assembly import Workload
 from hessdist.errors import JobError, ResultError
+from hessdist.figures.laws import figures
 from hessdist.histograms import density_at
 from hessdist.job import Job, LawsSection, load_job
 from hessdist.outliers import outliers_sought
 from hessdist.ranks import Ranks
-from hessdist.results.studies import Section, Variable
+from hessdist.results.studies import Section, Variable, stacked
 from hessdist.service.report import Report
 from hessdist.service.study import study
 from hessdist.studies.checkpoint import CheckpointUnderStudy
@@ -71,7 +73,7 @@ def fitted(ranks: Ranks, found: Section | None, **settings: Any) -> Section:
 
 
 @pytest.mark.mpi(ranks=[1, 3], timeout=60, unit="s")
-def test_a_made_spectrum(mpi_ranks: int, comm: Any) -> None:
+def test_a_made_spectrum(mpi_ranks: int, comm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On every rank the whole section; one rank has no sample."""
     section = fitted(Ranks(comm), exact_section(made_spectrum()))
     assert section["spectrum"].tolist() == ["exact, hessian"]
@@ -95,6 +97,13 @@ def test_a_made_spectrum(mpi_ranks: int, comm: Any) -> None:
     expected = np.searchsorted(inside, at, "right") / len(inside)
     assert section["cumulative"][0] == pytest.approx(expected)
     assert np.abs(section["law_cumulative"][0, 1] - expected).max() < 0.03
+
+    def fail(*_: object) -> None:
+        raise ResultError("nothing is drawn", "mend it")
+
+    monkeypatch.setattr("hessdist.studies.laws.drawn_grid", fail)
+    with pytest.raises(ResultError, match="nothing is drawn"):  # on every rank
+        fitted(Ranks(comm), exact_section(made_spectrum()))
 
 
 def test_where_a_law_fails_is_said() -> None:
@@ -131,6 +140,34 @@ def test_what_cannot_be_fitted_is_kept_and_named(values: NDArray[np.float64], re
 def test_without_a_spectrum_it_is_refused(found: Section | None) -> None:
     with pytest.raises(ResultError, match=r"study.laws has no spectrum .* add \[study.density\]"):
         fitted(Ranks(), found, operators=["residual"])
+
+
+def test_spectra_that_steps_do_not_share_are_all_kept() -> None:
+    """Step 0 has all eigenvalues, 50 a density as well, and 100 that alone."""
+    whole = fitted(Ranks(), exact_section(made_spectrum()))
+    renamed = np.array(["density, hessian"], dtype=object)
+    other = dict(whole.variables)
+    other["spectrum"] = replace(other["spectrum"], values=renamed)
+    other["source"] = replace(other["source"], values=np.array(["density"], dtype=object))
+    both = dict(whole.variables)
+    for name, variable in both.items():
+        if variable.dimensions[0] == "spectrum":
+            values = np.concatenate([variable.values, other[name].values])
+            both[name] = replace(variable, values=values)
+    steps = zip((0, 50, 100), (whole.variables, both, other), strict=True)
+    section = stacked([Section(v, {"step": step, "settings": ""}) for step, v in steps])
+    assert section["spectrum"].tolist() == ["exact, hessian", "density, hessian"]
+    assert section["step"].tolist() == [0, 50, 100]
+    assert section["source"].tolist() == [["exact", ""], ["exact", "density"], ["", "density"]]
+    there = np.array([[True, False], [True, True], [False, True]])
+    assert np.array_equal(section["outliers"], np.where(there, 2, np.nan), equal_nan=True)
+    assert np.array_equal(np.isfinite(section["grid"]).all(axis=-1), there)
+    assert section["kolmogorov_smirnov"][there] == pytest.approx(
+        np.tile(whole["kolmogorov_smirnov"][0], (4, 1))
+    )
+    assert table_of(section).row_count == law_failures(section).row_count == 4 * len(QUICK)
+    drawn = [name for name, _ in figures({"laws": section}, "made")]
+    assert [name.rsplit("-step-", 1)[1] for name in drawn] == ["0", "50", "50", "100"]
 
 
 # -- a run -----------------------------------------------------------------------------------

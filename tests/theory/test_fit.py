@@ -248,6 +248,32 @@ def test_distances_against_a_sample_of_the_law() -> None:
     assert compared.kolmogorov_smirnov(curve) == pytest.approx(by_hand, abs=0.01)
 
 
+def test_equal_eigenvalues_count_as_often_as_they_are_there() -> None:
+    """As if they were just apart."""
+    bulk = MarchenkoPastur(0.5).sample(200, np.random.default_rng(0))
+    copies = np.full(600, 0.01)
+    tied, apart = (
+        fit(of(np.r_[copies + width * np.arange(600), bulk]), "semicircle") for width in (0, 1e-13)
+    )
+    assert tied.parameters.scale == pytest.approx(apart.parameters.scale, rel=1e-6)
+    assert tied.kolmogorov_smirnov == pytest.approx(apart.kolmogorov_smirnov, rel=1e-6)
+    signs = of(np.repeat([-1.0, 1.0], 30))
+    # A law of positive eigenvalues has none of the lower half.
+    assert fit(signs, "marchenko_pastur").kolmogorov_smirnov > 0.49
+
+
+def test_the_distance_sees_both_ends_of_the_spike() -> None:
+    """Where the measured share is known exactly, of nodes too."""
+    values = np.r_[np.zeros(100), np.linspace(1, 3, 100)]
+    compared = Compared(of(values, most=0), with_spike=True)
+    half_below = curve_of("semicircle", Parameters(centre=0.0, scale=1.0))
+    assert compared.kolmogorov_smirnov(half_below) == pytest.approx(0.5, abs=1e-2)
+    nodes = Measured(np.array([-2.0, 0.0, 1.0]), np.array([0.2, 0.5, 0.3]), 100, probes=1)
+    bulk = Compared(split(nodes, 0), with_spike=False)
+    none_below = curve_of("marchenko_pastur", Parameters(scale=1.0, ratio=1e-3))
+    assert bulk.kolmogorov_smirnov(none_below) == pytest.approx(0.4)
+
+
 def test_what_is_drawn_is_what_was_fitted() -> None:
     values, _ = sampled("marchenko_pastur")
     parts = of(np.r_[np.zeros(SIZE), values])
@@ -270,6 +296,8 @@ def test_what_is_drawn_is_what_was_fitted() -> None:
         (np.r_[np.zeros(50), np.linspace(1, 2, 5)], "points are neither outliers nor near zero"),
         (np.r_[np.zeros(50), np.full(30, 2.0)], "all eigenvalues of the bulk are the same"),
         (np.r_[np.full(20, np.nan), np.arange(1.0, 4.0)], "points are neither"),
+        (1e200 * np.linspace(1, 2, 50), "the bulk's standard deviation is 2.95e+199"),
+        (1e-200 * np.linspace(1, 2, 50), "the bulk's standard deviation is 2.95e-201"),
     ],
 )
 def test_what_cannot_be_fitted_is_named(values: NDArray[np.float64], reason: str) -> None:
@@ -293,7 +321,7 @@ def test_a_spectrum_without_a_finite_eigenvalue_is_refused() -> None:
 def test_a_law_that_can_be_computed_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_FAR", 1e-3)  # no law is as narrow
     found = fit(of(sampled("marchenko_pastur")[0]), "marchenko_pastur")
-    assert not found.converged
+    assert found.converged  # nothing would come of doing it again
     assert not found.known
     assert found.reason == "the law can be computed at none of the starts"
 

@@ -16,7 +16,7 @@ from hessdist.theory.loss_model import (
     index_near_critical,
     located_critical_energy,
 )
-from hessdist.theory.transforms import follow_branch
+from hessdist.theory.transforms import ToleranceError, follow_branch
 
 both = pytest.mark.parametrize("rectified", [False, True], ids=["wigner", "relu"])
 MODELS = [
@@ -230,6 +230,25 @@ def test_the_power_of_three_halves(ratio: float, rectified: bool) -> None:
     np.testing.assert_allclose(errors[1:] / errors[:-1], 10, rtol=0.2)
     assert LossModel(critical_one * 0.999, ratio, rectified).index() == 0
     assert index_near_critical(critical_one / 2, ratio, rectified=rectified) == 0
+
+
+@both
+def test_an_index_that_rounding_hides_is_refused(rectified: bool) -> None:
+    def index(excess: float, ratio: float) -> float:
+        energy = critical_energy(ratio, rectified=rectified) * (1 + excess)
+        return LossModel(energy, ratio, rectified).index()
+
+    for ratio in (1 - 1e-5, 1 - 1e-8, 1 - 1e-9):
+        with pytest.raises(ToleranceError, match=r"the spectrum begins at .*; take an energy"):
+            index(1e-9, ratio)
+    expected = index_near_critical(
+        1.001 * critical_energy(1 - 1e-4, rectified=rectified), 1 - 1e-4, rectified=rectified
+    )
+    assert index(1e-3, 1 - 1e-4) == pytest.approx(float(expected), rel=2e-3)
+    assert index(-1e-3, 1 - 1e-4) == 0
+    if rectified:
+        with pytest.raises(ToleranceError, match="where rounding is up to"):
+            index(1e-3, 1 - 5e-10)
 
 
 @pytest.mark.parametrize(
