@@ -353,7 +353,6 @@ def test_a_signal_ends_it(text: str, name: str) -> None:
     assert len(told) == 20
 
 
-@pytest.mark.slow  # the studied job has the section at 2 and 3 ranks
 @pytest.mark.mpi(ranks=3, timeout=60, unit="s")
 def test_three_ranks_give_the_numbers_of_one(mpi_ranks: int, comm: Any) -> None:
     shorter = EIGENSPACE.replace("gradients = 120", "gradients = 60").replace(
