@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from hessdist.ranks import Ranks, choose_device, use_threads
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import Journal, ShellMatrix
+from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
@@ -189,11 +189,7 @@ class TrainingLoss:
 
     def digest(self) -> str:
         """A hash of this rank's parameters and buffers, with their names. Not collective."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-        return digest.hexdigest()
+        return state_digest(self.model.state_dict())
 
     def evaluate(self) -> Evaluation:
         """Loss and gradient in one pass over the samples. Collective.

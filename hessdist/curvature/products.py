@@ -16,7 +16,28 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.workload.losses import Batch
 
 
-class LocalProduct:
+class _OnSamples:
+    """What products over one rank's samples have in common."""
+
+    local: LocalLoss
+
+    @property
+    def size(self) -> int:
+        """The dimension d."""
+        return self.local.parameters.layout.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the product."""
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the product."""
+        return self.local.device
+
+
+class LocalProduct(_OnSamples):
     """v ↦ Σ over this rank's samples of a curvature matrix times v.
 
     θ must not move as long as the object is used. Graphs that depend on θ alone are built at once
@@ -37,21 +58,6 @@ class LocalProduct:
         self._block_seconds: dict[int, dict[bool, float]] = {}  # by size and way
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
-
-    @property
-    def size(self) -> int:
-        """The dimension d."""
-        return self.local.parameters.layout.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the product."""
-        return self.local.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the product."""
-        return self.local.device
 
     @property
     def kept_batches(self) -> int:
@@ -207,7 +213,7 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
     return (ahead - behind) / (2 * epsilon)
 
 
-class DifferencedProduct:
+class DifferencedProduct(_OnSamples):
     """v ↦ Hv by forward differences of the gradient, summed over this rank's samples; one gradient.
 
     (∇L(θ + hv) − ∇L(θ)) / h with h ‖v‖ = √u max(1, ‖θ‖), u the rounding of the dtype, where
@@ -224,21 +230,6 @@ class DifferencedProduct:
         self._gradient = local.loss_and_gradient().gradient
         length = max(1.0, float(self._theta.double().norm()))
         self._length = math.sqrt(torch.finfo(local.dtype).eps) * length
-
-    @property
-    def size(self) -> int:
-        """The dimension d."""
-        return self.local.parameters.layout.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the product."""
-        return self.local.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the product."""
-        return self.local.device
 
     def __call__(self, v: Tensor) -> Tensor:
         """Multiply.

@@ -85,8 +85,11 @@ class Alone:
         used = self.model if model is None else model
         return LocalLoss(used, self.loss, samples, Parameters(used))
 
-    def backward(self) -> None:
-        """Put the gradient of the next minibatch, the penalty included, into the parameters.
+    def minibatch(self) -> Tensor:
+        """The mean loss over the next minibatch, the penalty included, with its graph.
+
+        Returns:
+            A scalar.
 
         Raises:
             NumericalError: The loss is not finite.
@@ -94,12 +97,21 @@ class Alone:
         batch = self._samples.fetch(next(self._draw).tolist())
         self.model.train()
         value, count = checked_loss(self.loss, self.model, batch, "a minibatch")
+        self.model.eval()
         value = value / count + penalty(self.model, self.l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError("the loss of a minibatch is not finite")
+        return value
+
+    def backward(self) -> None:
+        """Put the gradient of the next minibatch into the parameters.
+
+        Raises:
+            NumericalError: The loss is not finite.
+        """
+        value = self.minibatch()
         self.model.zero_grad()
         torch.autograd.backward(value)
-        self.model.eval()
 
 
 # -- what predictions are worth --------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -19,19 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.angles import principal_angles
-from hessdist.assembly import DTYPES, TrainingLoss, Workload, eigenpairs_as
-from hessdist.curvature.local_loss import LocalLoss
-from hessdist.curvature.parameters import Parameters
+from hessdist.assembly import TrainingLoss, Workload, eigenpairs_as
 from hessdist.errors import NumericalError
 from hessdist.job import Job, OptimizerSection
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.ranks import one_thread
 from hessdist.results.studies import Section, Variable
+from hessdist.studies.alone import Alone, shard_of
 from hessdist.studies.experiment import Experiment
-from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
-from hessdist.workload.models import build_model
-from hessdist.workload.shard import Shard
-from hessdist.workload.training import build_optimizer, initialise, minibatches, penalty
+from hessdist.workload.training import build_optimizer, penalty
 
 _TIMED = 12  # minibatches of each kind whose time is taken, in turn
 
@@ -135,31 +132,17 @@ class _Trainer:
         stopped: Callable[[], bool],
     ) -> None:
         self._job, self._settings, self._stopped = job, settings, stopped
-        self._loss, self._device = workload.loss, total.device
-
-        def shard(indices: NDArray[np.int64], batch_size: int, memory: float) -> Shard:
-            return Shard(
-                workload.dataset,
-                indices,
-                batch_size=batch_size,
-                device=total.device,
-                dtype=DTYPES[job.compute.dtype],
-                memory=memory,
-                workers=job.compute.workers,
-            )
-
-        everything = np.arange(len(workload.dataset))
-        self._shard = shard(everything, job.training.batch_size, 0)
-        budget = job.compute.data_gib * 2**30
-        self._judged_by = shard(workload.indices, job.compute.batch_size, budget)
+        self._workload, self._device = workload, total.device
+        shard = partial(shard_of, job, total.device, workload.dataset)
+        self._shard = shard(memory=0, batch_size=job.training.batch_size)
+        self._judged_by = shard(workload.indices)
 
     def train(self, way: Variant, seed: int) -> _Run:
         """One training run; it ends early where its loss is no longer finite."""
         settings, number = self._settings, self._settings.seeds[seed]
-        model, loss = self._network(number)
-        judged = LocalLoss(model, loss, self._judged_by, Parameters(model))
+        network = self._network(number)
+        model, judged = network.model, network.local(self._judged_by)
         optimizer = self._optimizer(way, model, number)
-        draw = minibatches(self._shard.num_samples, self._job.training.batch_size, number)
         run = _Run()
         for iteration in range(settings.iterations + 1):
             if iteration % settings.evaluate_every == 0:
@@ -173,17 +156,14 @@ class _Trainer:
             if iteration == settings.iterations or self._stopped():
                 break
             try:
-                self._step(model, loss, optimizer, next(draw).tolist())
+                _step(network, optimizer)
             except NumericalError:
                 break
         run.steps_along = getattr(optimizer, "steps_along", 0)
         return run
 
-    def _network(self, seed: int) -> tuple[nn.Module, CriterionLoss | SummedLoss]:
-        initialise(seed)
-        model = build_model(self._job.model.factory, self._job.model.arguments)
-        model = model.to(self._device, DTYPES[self._job.compute.dtype]).eval()
-        return model, as_summed_loss(self._loss, model, self._shard.head(3))
+    def _network(self, seed: int) -> Alone:
+        return Alone(self._job, self._workload, self._device, seed, self._shard)
 
     def _optimizer(self, way: Variant, model: nn.Module, seed: int) -> torch.optim.Optimizer:
         training, settings = self._job.training, self._settings
@@ -200,31 +180,6 @@ class _Trainer:
             seed=seed,
         )
 
-    def _step(
-        self,
-        model: nn.Module,
-        loss: CriterionLoss | SummedLoss,
-        optimizer: torch.optim.Optimizer,
-        picked: Sequence[int],
-    ) -> None:
-        batch = self._shard.fetch(list(picked))
-        model.train()
-
-        def closure() -> Tensor:
-            value, count = checked_loss(loss, model, batch, "a minibatch")
-            value = value / count + penalty(model, self._job.loss.l2)
-            if not bool(torch.isfinite(value)):
-                raise NumericalError("the loss of a minibatch is not finite")
-            return value
-
-        if isinstance(optimizer, NegativeCurvature):
-            optimizer.step(closure)
-        else:
-            optimizer.zero_grad()
-            torch.autograd.backward(closure())
-            optimizer.step()
-        model.eval()
-
     def _keep(
         self, run: _Run, iteration: int, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -240,18 +195,14 @@ class _Trainer:
             ways = (Variant(base, None), Variant(base, self._settings.learning_rates[0]))
             networks = [self._network(0) for _ in ways]
             optimizers = [
-                self._optimizer(way, model, 0)
-                for way, (model, _) in zip(ways, networks, strict=True)
+                self._optimizer(way, network.model, 0)
+                for way, network in zip(ways, networks, strict=True)
             ]
             times: list[list[float]] = [[], []]
-            draw = minibatches(self._shard.num_samples, self._job.training.batch_size, 0)
-            for _ in range(_TIMED):
-                picked = next(draw).tolist()
-                for (model, loss), optimizer, seconds in zip(
-                    networks, optimizers, times, strict=True
-                ):
+            for _ in range(_TIMED):  # of the same seed, so on the same minibatches
+                for network, optimizer, seconds in zip(networks, optimizers, times, strict=True):
                     start = self._now()
-                    self._step(model, loss, optimizer, picked)
+                    _step(network, optimizer)
                     seconds.append(self._now() - start)
             found[row] = [np.median(seconds) for seconds in times]
         return found
@@ -261,6 +212,15 @@ class _Trainer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _step(network: Alone, optimizer: torch.optim.Optimizer) -> None:
+    """One minibatch; a step along the estimate needs the graph of the gradient."""
+    if isinstance(optimizer, NegativeCurvature):
+        optimizer.step(network.minibatch)
+    else:
+        network.backward()
+        optimizer.step()
 
 
 class _Exact:
