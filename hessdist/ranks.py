@@ -5,12 +5,14 @@ No other module communicates. The collectives of the Krylov algebra are PETSc's 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,49 @@ def shard_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
     quotient, remainder = divmod(total, parts)
     begin = part * quotient + min(part, remainder)
     return begin, begin + quotient + (part < remainder)
+
+
+def fingerprint_of(value: object) -> str:
+    """A hash of a value by its content, the same in every process that has an equal value.
+
+    Args:
+        value: Text, bytes, numbers, arrays, dataclasses, and collections of these. Of any other
+            object its `repr` counts, so that it should say the content and no address.
+
+    Returns:
+        The SHA-256, in hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    _absorb(digest, value)
+    return digest.hexdigest()
+
+
+def _absorb(digest: hashlib._Hash, value: object) -> None:
+    """Add a value to a hash: its kind, its length where it has one, and its content."""
+    parts: list[object]
+    if hasattr(value, "__array__"):  # its repr leaves out the middle of a long one
+        array = np.asarray(value)
+        plain = array.dtype.kind != "O"
+        content = np.ascontiguousarray(array).tobytes() if plain else array.ravel().tolist()
+        parts = [array.dtype.str, array.shape, content]
+    elif isinstance(value, Mapping):
+        # Not in the mapping's order, which says nothing; the hashes of its items have an order.
+        parts = [*sorted(map(fingerprint_of, value.items()))]
+    elif isinstance(value, set | frozenset):
+        parts = [*sorted(map(fingerprint_of, value))]
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, type) or (hasattr(value, "__qualname__") and callable(value)):
+        parts = [getattr(value, "__module__", ""), getattr(value, "__qualname__", "")]
+    else:
+        raw = bytes(value) if isinstance(value, bytes | bytearray) else repr(value).encode()
+        digest.update(f"{type(value).__name__} {len(raw)} ".encode() + raw)
+        return
+    digest.update(f"{type(value).__name__} {len(parts)} ".encode())
+    for part in parts:
+        _absorb(digest, part)
 
 
 def import_mpi() -> Any:
@@ -159,6 +204,24 @@ class Ranks:
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
         return RankError(f"{where}{type(error).__name__}: {error}")
+
+    def require_same(self, what: str, value: object, remedy: str = "") -> None:
+        """Refuse to go on where ranks have different values of what should be one. Collective.
+
+        Args:
+            what: What it is, such as "job file".
+            value: This rank's, compared by `fingerprint_of`.
+            remedy: What the user can do about it.
+
+        Raises:
+            InputError: On all ranks, naming the first rank whose value is not that of rank 0.
+        """
+        digests: list[str] = self.collect(fingerprint_of(value))
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                error = InputError(f"rank {rank} has another {what} than rank 0", remedy)
+                error.agreed = True
+                raise error
 
     def abort(self, error: BaseException) -> None:
         """End all ranks at once, saying why. Not collective: the rank that failed calls it."""
