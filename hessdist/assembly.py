@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -181,11 +182,16 @@ class TrainingLoss:
         return self.digest()
 
     def share_parameters(self, root: int = 0) -> None:
-        """Give every rank the parameters and buffers that one rank's model has. Collective."""
-        for tensor in self.model.state_dict().values():
-            host = np.ascontiguousarray(tensor.detach().cpu().numpy())
-            self.ranks.broadcast_array(host, root)
-            tensor.copy_(torch.from_numpy(host))
+        """Give every rank the parameters and buffers that one rank's model has. Collective.
+
+        Buffers that are not part of the state dict are among them.
+        """
+        for tensor in chain(self.model.parameters(), self.model.buffers()):
+            # As bytes, since NumPy has no bfloat16, and neither does it keep 0 dimensions everywhere.
+            host = tensor.detach().cpu().contiguous()
+            self.ranks.broadcast_array(host.reshape(-1).view(torch.uint8).numpy(), root)
+            if self.ranks.rank != root:
+                tensor.data.copy_(host)
 
     def digest(self) -> str:
         """A hash of this rank's parameters and buffers, with their names. Not collective."""
