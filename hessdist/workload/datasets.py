@@ -7,7 +7,6 @@ for the same seed.
 from __future__ import annotations
 
 import gzip
-import inspect
 import math
 import os
 import zlib
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hessdist.errors import DataError
-from hessdist.workload.factories import call_factory, find_factory
+from hessdist.errors import DataError, InputError
+from hessdist.workload.factories import call_factory, find_factory, one_line, signature_of
 
 DATA_VARIABLE = "HESSDIST_DATA"
 """The environment variable that names the data folder where `data.root` does not."""
@@ -363,17 +362,149 @@ def build_dataset(
     if root is None and dataset not in DATASETS and DATA_VARIABLE in os.environ:
         root = Path(os.environ[DATA_VARIABLE])
     given = dict(arguments)
-    accepted = inspect.signature(factory).parameters if not inspect.isbuiltin(factory) else {}
+    signature = signature_of(factory)
+    accepted = signature.parameters if signature is not None else {}
     for name, value in (("root", root), ("split", split)):
         if name in accepted and (value is not None) and name not in given:
             given[name] = value
     opened = call_factory(factory, given, "data")
-    if not (hasattr(opened, "__len__") and hasattr(opened, "__getitem__")):
-        raise DataError(
-            f"data.dataset: '{dataset}' returned {type(opened).__name__}, not a map-style data set",
-            "return an object with __len__ and __getitem__",
-        )
+    require_map_style(opened, f"data.dataset: '{dataset}' returned")
+    count_samples(opened)
     return opened  # type: ignore[no-any-return]
+
+
+# -- data sets of the user's -----------------------------------------------------------------
+
+
+def require_map_style(dataset: Any, found: str = "the data set is") -> None:
+    """Refuse what gives no samples by index, with what to give instead.
+
+    Args:
+        dataset: What is to be a map-style data set.
+        found: Begins the message; the type follows.
+
+    Raises:
+        DataError: It is a loader, a stream, a table of columns, or anything else of that kind.
+    """
+    if (remedy := _remedy_for(dataset)) is None:
+        return
+    name = type(dataset).__name__
+    raise DataError(f"{found} {name}, not a map-style data set", remedy)
+
+
+def count_samples(dataset: MapDataset) -> int:
+    """The length of a data set.
+
+    Args:
+        dataset: A map-style data set.
+
+    Returns:
+        Its length, 0 or more.
+
+    Raises:
+        DataError: It has none, or another one each time.
+    """
+    remedy = "let __len__ return the number of samples, the same each time"
+    try:
+        lengths = [len(dataset), len(dataset)]
+    except Exception as error:
+        raise DataError(
+            f"the length of the data set cannot be had ({one_line(error)})", remedy
+        ) from error
+    if lengths[0] != lengths[1]:
+        raise DataError(
+            f"the data set has {lengths[0]} samples and, asked again, {lengths[1]}", remedy
+        )
+    return lengths[0]
+
+
+def read_sample(dataset: MapDataset, index: int) -> Any:
+    """Read one sample.
+
+    Args:
+        dataset: The data set.
+        index: Which of its samples.
+
+    Returns:
+        What the data set has there.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return dataset[index]
+    except InputError as error:
+        raise DataError(error.what, error.remedy) from error
+    except Exception as error:  # reading runs the user's code: anything can come out of it
+        remedy = "correct the data set, or leave the sample out (torch.utils.data.Subset)"
+        if isinstance(error, (LookupError, StopIteration)):
+            remedy = (
+                f"every index below the length of the data set, {_length(dataset)}, shall give a "
+                "sample: correct __len__ or __getitem__"
+            )
+        raise DataError(f"sample {index} cannot be read ({one_line(error)})", remedy) from error
+
+
+def _length(dataset: MapDataset) -> str:
+    try:
+        return str(len(dataset))
+    except Exception:
+        return "which cannot be had"
+
+
+def _remedy_for(dataset: Any) -> str | None:
+    """What to give instead of what is no map-style data set; None where it is one."""
+    if isinstance(dataset, DataLoader) or _is_loader(dataset):
+        return (
+            "give the loader's data set (loader.dataset): batches are made by compute.batch_size, "
+            "and by data.collate where the loader has a collate_fn of its own"
+        )
+    if callable(getattr(dataset, "train_dataloader", None)):
+        return "give the data set of its loader: module.train_dataloader().dataset"
+    if hasattr(dataset, "iloc"):
+        return (
+            "give tensors of its columns: TensorDataset(torch.tensor(table[names].to_numpy()), ...)"
+        )
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        keys = ", ".join(repr(key) for key in list(dataset)[:4])
+        return f"give one of its entries ({keys}), or TensorDataset of tensors that it holds"
+    if _is_arrays(dataset):
+        return "put the arrays together as samples: torch.utils.data.TensorDataset(*tensors)"
+    if isinstance(dataset, IterableDataset) or _is_stream(dataset):
+        return (
+            "a stream has no sample by index: read it into a list once (list(dataset)), which is "
+            "an object with __len__ and __getitem__"
+        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return "return an object with __len__ and __getitem__"
+    if isinstance(dataset, (type, str, bytes)):
+        return "return an object with __len__ and __getitem__, whose items are samples"
+    return None
+
+
+def _is_loader(dataset: Any) -> bool:
+    """Whether it is a loader of another library's: batches of a data set."""
+    return (
+        hasattr(dataset, "dataset")
+        and hasattr(dataset, "__iter__")
+        and not hasattr(dataset, "__getitem__")
+    )
+
+
+def _is_stream(dataset: Any) -> bool:
+    return hasattr(dataset, "__iter__") and not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    )
+
+
+def _is_arrays(dataset: Any) -> bool:
+    """Whether it is (inputs, targets) as whole arrays, which is no list of two samples."""
+    if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
+        return False
+    if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in dataset):
+        return False
+    one, other = dataset
+    return len(one) == len(other) and (one.ndim != other.ndim or one.dtype != other.dtype)
 
 
 def choose_samples(
@@ -405,6 +536,8 @@ def choose_samples(
         samples = round(fraction * available)
     wanted = available if samples is None else samples
     if wanted < 1:
+        if not available:
+            raise DataError("no sample is left: the data set is empty", "check how it is made")
         share = f" (data.fraction = {fraction:g})" if fraction is not None else ""
         raise DataError(
             f"no sample is left: the data set has {available}{share}",

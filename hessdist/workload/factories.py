@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hessdist.errors import InputError, WorkloadError
@@ -25,7 +28,7 @@ def find_factory(
         where: The key of the job file, for messages ("model.factory").
 
     Returns:
-        The callable.
+        The callable: a function, a class, or any other object that can be called.
 
     Raises:
         WorkloadError: No such name, the module does not import, or the object is not callable.
@@ -33,25 +36,21 @@ def find_factory(
     if name in built_in:
         return built_in[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if not (colon and module_name and attribute):
         near = get_close_matches(name, built_in, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"built in: {', '.join(built_in)}"
-        raise WorkloadError(
-            f"{where}: '{name}' is not known", f"{hint} (or write 'package.module:callable')"
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        known = f"built in: {', '.join(built_in)}; or " if built_in and not near else ""
+        write = (
+            "(or write 'package.module:callable')" if near else "write 'package.module:callable'"
         )
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # importing runs the user's code: anything can come out of it
-        raise WorkloadError(
-            f"{where}: '{name}' does not import ({type(error).__name__}: {error})",
-            "check the spelling, and that the module is in the working directory or on PYTHONPATH",
-        ) from error
+        raise WorkloadError(f"{where}: '{name}' is not known", f"{hint}{known}{write}")
+    module = _import(module_name, name, where)
+    found = _attribute(module, attribute, name, where)
     if not callable(found):
-        raise WorkloadError(f"{where}: '{name}' is not callable", "name a function or a class")
+        raise WorkloadError(
+            f"{where}: '{name}' is not callable, it is {_article(type(found).__name__)}",
+            "name a function or a class that makes it",
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -70,14 +69,14 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
         WorkloadError: The arguments do not fit, or the factory itself fails.
         InputError: What a built-in factory has to say.
     """
+    signature = signature_of(factory)
     try:
-        inspect.signature(factory).bind(**arguments)
-    except ValueError:  # some callables written in C have no signature
-        pass
+        if signature is not None:
+            signature.bind(**arguments)
     except TypeError as error:
         raise WorkloadError(
-            f"{where}.arguments do not fit {_name(factory)} ({error})",
-            f"its signature is {inspect.signature(factory)}",
+            f"{where}.arguments do not fit {name_of(factory)} ({error})",
+            f"its signature is {_shortened(str(signature))}{_if_made(factory)}",
         ) from error
     try:
         return factory(**arguments)
@@ -85,10 +84,155 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
         raise
     except Exception as error:
         raise WorkloadError(
-            f"{where}: {_name(factory)} failed ({type(error).__name__}: {error})",
-            f"check {where}.arguments",
+            f"{where}: {name_of(factory)} failed ({one_line(error)})",
+            _shadow(error) or f"check {where}.arguments and {where}'s own code",
         ) from error
 
 
-def _name(factory: Callable[..., Any]) -> str:
-    return getattr(factory, "__qualname__", repr(factory))
+def signature_of(factory: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a callable; None where it has none that can be read."""
+    try:
+        return inspect.signature(factory)
+    except Exception:  # callables written in C, and those whose __signature__ is wrong
+        return None
+
+
+def name_of(factory: Callable[..., Any]) -> str:
+    """A callable's name in messages: of a partial function, or of an object, the one behind it."""
+    if isinstance(factory, functools.partial):
+        return name_of(factory.func)
+    name = getattr(factory, "__qualname__", None)
+    return name if isinstance(name, str) else type(factory).__qualname__
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line: its type, and the first line of its message, no longer than 200."""
+    name = type(error).__name__
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # the message of a user's own exception is the user's code too
+        lines = []
+    return _shortened(f"{name}: {lines[0]}") if lines else name
+
+
+# -- importing -------------------------------------------------------------------------------
+
+
+def _import(module_name: str, name: str, where: str) -> ModuleType:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code: anything can come out of it
+        missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if missing and f"{module_name}.".startswith(f"{error.name}."):  # type: ignore[attr-defined]
+            remedy = (
+                "check the spelling, and that the module is in the working directory or on "
+                "PYTHONPATH"
+            )
+        else:
+            remedy = f"correct the module, so that `python -c 'import {module_name}'` works"
+        raise WorkloadError(
+            f"{where}: '{name}' does not import ({one_line(error)})",
+            _hidden(module_name) or _shadow(error) or remedy,
+        ) from error
+    if (hidden := _hidden(module_name)) is not None:
+        raise WorkloadError(f"{where}: '{name}' is not the module of that name here", hidden)
+    return module
+
+
+def _attribute(module: ModuleType, attribute: str, name: str, where: str) -> Any:
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except Exception as error:  # a module may have a __getattr__ of its own
+            try:
+                near = get_close_matches(part, dir(found), n=1)
+            except Exception:
+                near = []
+            file = getattr(module, "__file__", None)
+            raise WorkloadError(
+                f"{where}: '{name}' does not import ({one_line(error)})",
+                f"did you mean '{near[0]}'?" if near else f"it is looked for in {file or module}",
+            ) from error
+    return found
+
+
+def _hidden(module_name: str) -> str | None:
+    """What to do where a module of the working directory is hidden by another of its name."""
+    top = module_name.partition(".")[0]
+    here = Path.cwd()
+    mine = next((p for p in (here / f"{top}.py", here / top / "__init__.py") if p.is_file()), None)
+    imported = sys.modules.get(top)
+    if mine is None or imported is None:
+        return None
+    file = getattr(imported, "__file__", None)
+    try:
+        if file is not None and mine.samefile(file):
+            return None
+    except OSError:
+        pass
+    which = f"the one in {file}" if file else "one of Python's own"
+    return (
+        f"Python has imported {which}, not {mine.relative_to(here)} of the working directory: "
+        "give that file another name"
+    )
+
+
+def _shadow(error: BaseException) -> str | None:
+    """What to do where a file of the working directory hides a module that is needed."""
+    if not isinstance(error, (ImportError, AttributeError)):
+        return None
+    try:
+        told = str(error)
+    except Exception:
+        return None
+    for name, file in _modules_here():
+        if (f"'{name}'" in told or f"'{name}." in told) and _is_elsewhere(name):
+            return f"{file} has the name of another module, which it hides: give it another name"
+    return None
+
+
+def _modules_here() -> Iterator[tuple[str, str]]:
+    """Top-level modules that can be imported from the working directory, and their files."""
+    here = Path.cwd()
+    try:
+        files = sorted([*here.glob("*.py"), *here.glob("*/__init__.py")])
+    except OSError:
+        return
+    for file in files:
+        relative = file.relative_to(here)
+        yield (relative.stem if len(relative.parts) == 1 else relative.parts[0]), str(relative)
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether Python or an installed package has a module of this name."""
+    if name in sys.stdlib_module_names:
+        return True
+    here = {"", ".", str(Path.cwd())}
+    try:
+        return PathFinder.find_spec(name, [p for p in sys.path if p not in here]) is not None
+    except Exception:
+        return False
+
+
+# -- words -----------------------------------------------------------------------------------
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _if_made(factory: Callable[..., Any]) -> str:
+    """A word on objects that are called as if they were functions."""
+    if inspect.isroutine(factory) or inspect.isclass(factory):
+        return ""
+    if isinstance(factory, functools.partial):
+        return ""
+    return f"; it is {_article(type(factory).__name__)} itself: name a function that returns it"

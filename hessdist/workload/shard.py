@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import functools
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from hessdist.errors import DataError
-from hessdist.workload.datasets import MapDataset
-from hessdist.workload.losses import Batch
+from hessdist.errors import DataError, HessdistError
+from hessdist.workload.collate import Collate, make_batch, range_of
+from hessdist.workload.datasets import MapDataset, read_sample
+from hessdist.workload.factories import one_line
+from hessdist.workload.nestings import Batch, count_bytes, map_tensors, place
+from hessdist.workload.sending import why_not_sent, without_main_module
 
-
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a nesting of tuples, lists and mappings."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [map_tensors(value, change) for value in batch]
-    return batch
-
-
-def count_bytes(batch: Batch) -> int:
-    """Bytes of all the tensors in a nesting of tuples, lists and mappings."""
-    sizes: list[int] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    map_tensors(batch, add)
-    return sum(sizes)
+_log = logging.getLogger("hessdist")
 
 
 class Shard:
@@ -48,10 +33,13 @@ class Shard:
         indices: Which of its samples are this rank's, (n_local,) int64; may be empty.
         batch_size: Samples in a batch.
         device: Where batches are wanted.
-        dtype: Floating tensors of a batch are converted to it.
+        dtype: Floating tensors of a batch are converted to it, complex ones to its complex dtype.
         memory: Bytes that the shard may take on the device; a larger one is read again, batch by
             batch, whenever it is iterated over.
-        workers: Processes that read a streamed shard ahead.
+        workers: Processes that read a streamed shard ahead, where the data set can be given to
+            them.
+        collate: Makes a batch of a list of samples; None: their leaves are stacked.
+        quiet: Whether another rank says what there is to say.
     """
 
     def __init__(
@@ -64,22 +52,32 @@ class Shard:
         dtype: torch.dtype,
         memory: float = 8 * 2**30,
         workers: int = 2,
+        collate: Collate | None = None,
+        quiet: bool = False,
     ) -> None:
-        self._dataset = dataset
+        self._samples = _Samples(dataset, collate)
         self._device, self._dtype = device, dtype
-        self._workers = workers
+        self._workers, self._quiet = workers, quiet
         starts = range(0, len(indices), batch_size)
         self._indices = [indices[start : start + batch_size].tolist() for start in starts]
         self.num_samples = len(indices)
-        self._loader: tuple[list[int], DataLoader[Batch]] | None = None
-        self._kept: list[Batch] | None = None
-        if self.num_samples and self.num_samples * count_bytes(self.head(1)) <= memory:
-            self._kept = [self._collate(batch) for batch in self._indices]
+        self._loader: tuple[list[int], DataLoader[_Sent]] | None = None
+        self._kept = self._keep(memory) if self.num_samples else None
 
     @property
     def is_streamed(self) -> bool:
         """Whether batches are read anew at every iteration."""
         return self._kept is None
+
+    @cached_property
+    def reads_here(self) -> bool:
+        """Whether this process reads the samples, be it that no other one can be given them."""
+        if not (self._workers and self.is_streamed and self.num_samples):
+            return True
+        reason = why_not_sent((self._samples, self._samples.read(self._indices[0][:1])))
+        if reason is not None and not self._quiet:
+            _tell(reason)
+        return reason is not None
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -90,9 +88,21 @@ class Shard:
         return self.fetch(list(range(min(count, self.num_samples))))
 
     def fetch(self, positions: list[int]) -> Batch:
-        """Samples of the shard by their position in it, as a batch, read anew."""
+        """Samples of the shard by their position in it, as a batch, read anew.
+
+        Args:
+            positions: One or more of 0 ... num_samples - 1.
+
+        Returns:
+            The batch on the device.
+
+        Raises:
+            DataError: A sample cannot be read, the samples make no batch, or there are none.
+        """
+        if not (positions and self.num_samples):
+            raise DataError("no sample is left of the data set", "check that it is not empty")
         size = len(self._indices[0])
-        return self._collate([self._indices[p // size][p % size] for p in positions])
+        return self._read([self._indices[p // size][p % size] for p in positions])
 
     def batches(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Batch]]:
         """Go through batches in order.
@@ -102,74 +112,130 @@ class Shard:
 
         Yields:
             The number of a batch, and the batch on the device.
+
+        Raises:
+            DataError: A sample cannot be read, or the samples make no batch.
         """
         numbers = sorted(range(len(self)) if wanted is None else wanted)
         if self._kept is not None:
             yield from ((number, self._kept[number]) for number in numbers)
+        elif self.reads_here:
+            yield from ((number, self._read(self._indices[number])) for number in numbers)
         elif numbers:
-            stream = iter(self._stream(numbers))
-            for number in numbers:
-                with _reading(self._indices[number]):
-                    batch = next(stream)
-                yield number, self._place(batch)
+            yield from zip(numbers, self._read_ahead(numbers), strict=True)
 
-    def _stream(self, numbers: list[int]) -> DataLoader[Batch]:
+    def _keep(self, memory: float) -> list[Batch] | None:
+        """All batches on the device, unless they take more memory than they may."""
+        if self.num_samples * count_bytes(self.head(1)) > memory:
+            return None
+        kept, taken = [], 0
+        for indices in self._indices:
+            kept.append(self._read(indices))
+            taken += count_bytes(kept[-1])
+            if taken > memory:  # samples of different sizes, or a batch that is padded
+                return None
+        return kept
+
+    def _read(self, indices: list[int]) -> Batch:
+        return self._place(self._samples.read(indices), indices)
+
+    def _place(self, batch: Batch, indices: list[int]) -> Batch:
+        try:
+            return place(batch, self._device, self._dtype)
+        except Exception as error:  # out of memory, or tensors of a class of the user's
+            raise DataError(
+                f"{range_of(indices)} cannot be brought to {self._device} ({one_line(error)})",
+                "lower compute.batch_size and compute.data_gib, or change what a sample is",
+            ) from error
+
+    def _read_ahead(self, numbers: list[int]) -> Iterator[Batch]:
+        try:
+            with without_main_module():
+                stream = iter(self._stream(numbers))
+            for number in numbers:
+                sent = _next(stream, self._indices[number])
+                yield self._place(sent.batch, self._indices[number])
+        except DataError:
+            self._loader = None
+            raise
+
+    def _stream(self, numbers: list[int]) -> DataLoader[_Sent]:
         """A loader of these batches, kept for the next pass over the same ones."""
         if self._loader is None or self._loader[0] != numbers:
-            parallel: dict[str, Any] = {}
-            if self._workers:
-                # Forked copies of a process that runs MPI are not safe; fresh ones are.
-                parallel = {"multiprocessing_context": "forkserver", "persistent_workers": True}
             self._loader = (
                 numbers,
                 DataLoader(
-                    _AsDataset(self._dataset),
+                    self._samples,
                     batch_sampler=[self._indices[number] for number in numbers],
+                    collate_fn=_as_it_is,
                     num_workers=self._workers,
                     pin_memory=self._device.type == "cuda",
-                    **parallel,
+                    # Forked copies of a process that runs MPI are not safe; fresh ones are.
+                    multiprocessing_context="forkserver",
+                    persistent_workers=True,
                 ),
             )
         return self._loader[1]
 
-    def _collate(self, indices: list[int]) -> Batch:
-        with _reading(indices):
-            return self._place(default_collate([self._dataset[index] for index in indices]))
 
-    def _place(self, batch: Batch) -> Batch:
-        def place(tensor: Tensor) -> Tensor:
-            dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(self._device, dtype, non_blocking=True)
+@dataclass(frozen=True)
+class _Sent:
+    """What a process that reads ahead hands over: a batch, or why there is none."""
 
-        return map_tensors(batch, place)
+    batch: Batch
+    failure: tuple[str, str] | None = None  # what, remedy
+
+    def pin_memory(self, *_: Any) -> _Sent:
+        """The same in pinned memory; PyTorch's loader calls it."""
+        return _Sent(map_tensors(self.batch, Tensor.pin_memory), self.failure)
 
 
-@contextmanager
-def _reading(indices: list[int]) -> Iterator[None]:
-    """Name the samples when the user's data set fails on them."""
+class _Samples(Dataset[Any]):
+    """The user's data set and collate function; processes that read ahead have a copy."""
+
+    def __init__(self, dataset: MapDataset, collate: Collate | None) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    def read(self, numbers: list[int]) -> Batch:
+        """Read samples by their numbers in the data set, as a batch."""
+        try:
+            samples = [read_sample(self._dataset, number) for number in numbers]
+        except DataError as error:
+            whole = f"{range_of(numbers)} of the data set: " if len(numbers) > 1 else ""
+            raise DataError(whole + error.what, error.remedy) from error
+        return make_batch(samples, numbers, self._collate)
+
+    def __getitems__(self, numbers: list[int]) -> _Sent:
+        """Read them in a process ahead: an error goes back as text, which always can."""
+        try:
+            return _Sent(self.read(numbers))
+        except HessdistError as error:
+            return _Sent(None, (error.what, error.remedy))
+
+
+def _as_it_is(sent: Any) -> Any:
+    return sent
+
+
+def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:
+    """What comes next from the processes that read ahead."""
     try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # a worker's error has its traceback in the message
-        reason = (str(error).strip().splitlines() or ["no message"])[-1][:200]
-        name = type(error).__name__
-        said = reason if reason.startswith(name) else f"{name}: {reason}"
+        sent = next(stream)
+    except Exception as error:
         raise DataError(
-            f"samples {indices[0]} ... {indices[-1]} of the data set cannot be read as a batch "
-            f"({said})",
-            "check that each sample is a tensor, or a tuple or dictionary of tensors of one shape",
+            f"a process that reads {range_of(numbers)} ahead has ended ({one_line(error)})",
+            "set compute.workers = 0, so that samples are read without such processes",
         ) from error
+    if sent.failure is not None:
+        raise DataError(*sent.failure)
+    return sent
 
 
-class _AsDataset(Dataset[Any]):
-    """A map-style data set of the user's as PyTorch's type; spawned workers unpickle it."""
-
-    def __init__(self, dataset: MapDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._dataset[index]
+@functools.cache
+def _tell(reason: str) -> None:
+    """Say once why samples are not read ahead."""
+    _log.warning(
+        "samples are read without processes that read ahead, since the data set cannot be given "
+        "to one (%s)",
+        reason,
+    )

@@ -1,0 +1,177 @@
+"""Nestings of tensors keep their kind: named tuples, dataclasses, mappings, tuples and lists."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+Batch = Any
+"""What samples are collated to: a pair (inputs, targets), or any nesting of tensors."""
+
+
+def map_leaves(nesting: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply a function to every leaf of a nesting.
+
+    Args:
+        nesting: Named tuples, dataclasses, mappings, tuples, lists, of anything.
+        change: The function.
+
+    Returns:
+        A nesting of the same kinds; the given one is left as it is.
+    """
+    parts = parts_of(nesting)
+    if parts is None:
+        return change(nesting)
+    return rebuilt(nesting, [map_leaves(part, change) for part in parts])
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a nesting, and to those of a graph library's batch.
+
+    Args:
+        batch: Named tuples, dataclasses, mappings, tuples, lists, of tensors and anything else.
+        change: The function.
+
+    Returns:
+        A nesting of the same kinds; the given one is left as it is.
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if _has_apply(leaf):
+            return copy.copy(leaf).apply(change)
+        return leaf
+
+    return map_leaves(batch, of_leaf)
+
+
+def count_bytes(batch: Batch) -> int:
+    """Bytes of all the tensors in a nesting."""
+    sizes: list[int] = []
+
+    def add(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    map_tensors(batch, add)
+    return sum(sizes)
+
+
+def place(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Bring a batch to where it is computed on.
+
+    Args:
+        batch: Any nesting.
+        device: Where its tensors shall be.
+        dtype: Floating tensors are converted to it, complex ones to the complex dtype of the same
+            precision; the others keep their own.
+
+    Returns:
+        A nesting of the same kinds.
+    """
+
+    def placed(tensor: Tensor) -> Tensor:
+        wanted = tensor.dtype
+        if tensor.is_floating_point():
+            wanted = dtype
+        elif tensor.is_complex():
+            wanted = dtype.to_complex()
+        return tensor.to(device, wanted, non_blocking=True)
+
+    return map_tensors(batch, placed)
+
+
+def parts_of(nesting: Any) -> list[Any] | None:
+    """What a nesting is made of; None for a leaf."""
+    if isinstance(nesting, Mapping):
+        return [nesting[key] for key in nesting]
+    if isinstance(nesting, PackedSequence):  # its lengths stay where they are, on the CPU
+        return [nesting.data, nesting.sorted_indices, nesting.unsorted_indices]
+    if isinstance(nesting, (tuple, list)):
+        return list(nesting)
+    if is_dataclass(nesting):
+        return [getattr(nesting, name) for name in field_names(nesting)]
+    return None
+
+
+def rebuilt(nesting: Any, parts: list[Any]) -> Any:
+    """The same kind of nesting of other parts."""
+    if isinstance(nesting, Mapping):
+        return _mapping_like(nesting, dict(zip(nesting, parts, strict=True)))
+    if isinstance(nesting, PackedSequence):
+        data, order, back = parts
+        return PackedSequence(data, nesting.batch_sizes, order, back)
+    if isinstance(nesting, tuple):
+        return _tuple_like(nesting, parts)
+    if isinstance(nesting, list):
+        return _list_like(nesting, parts)
+    changed = copy.copy(nesting)
+    for name, part in zip(field_names(nesting), parts, strict=True):
+        object.__setattr__(changed, name, part)  # frozen ones as well
+    return changed
+
+
+def _mapping_like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    if type(mapping) is dict:
+        return values
+    try:
+        if not isinstance(mapping, MutableMapping):
+            return type(mapping)(values)  # type: ignore[call-arg]
+        changed = copy.copy(mapping)  # with its class and whatever else it has
+        for key, value in values.items():
+            changed[key] = value
+    except Exception:  # a constructor or a setter of the user's that wants something else
+        return values
+    return changed
+
+
+def _tuple_like(like: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
+    kind = type(like)
+    if kind is tuple:
+        return tuple(parts)
+    if is_named_tuple(like):
+        return kind._make(parts)  # type: ignore[attr-defined,no-any-return]
+    try:
+        return kind(parts)
+    except Exception:  # torch.Size takes integers alone
+        return tuple(parts)
+
+
+def _list_like(like: list[Any], parts: list[Any]) -> list[Any]:
+    if type(like) is list:
+        return parts
+    try:
+        changed = copy.copy(like)
+        changed[:] = parts
+    except Exception:
+        return parts
+    return changed
+
+
+def is_named_tuple(value: Any) -> bool:
+    """Whether a value is a named tuple."""
+    return isinstance(value, tuple) and hasattr(value, "_fields") and hasattr(value, "_make")
+
+
+def is_dataclass(value: Any) -> bool:
+    """Whether a value is an instance of a dataclass, and no model."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module))
+
+
+def field_names(value: Any) -> list[str]:
+    """Names of the fields that a dataclass's instance has."""
+    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+
+
+def _has_apply(value: Any) -> bool:
+    """Whether it is a batch of graphs, as PyTorch Geometric has them: `apply` maps its tensors."""
+    if isinstance(value, (type, nn.Module)):
+        return False
+    return callable(getattr(value, "apply", None)) and callable(getattr(value, "to", None))

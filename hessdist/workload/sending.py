@@ -1,0 +1,120 @@
+"""What can be given to another process: found out before the process is started."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch  # its import teaches ForkingPickler to share tensors
+from torch import Tensor
+
+from hessdist.workload.factories import one_line
+
+
+def why_not_sent(value: Any) -> str | None:
+    """Find out why an object cannot be given to a process that reads samples ahead.
+
+    It is pickled as that would do, into nothing; the values of its arrays are not looked at.
+
+    Args:
+        value: The object.
+
+    Returns:
+        The reason in one line; None where it can be given.
+    """
+    sink = _Sink()
+    try:
+        _Trial(sink).dump(value)
+    except _NotSentError as error:
+        return str(error)
+    except Exception as error:  # pickling runs the user's code: anything can come out of it
+        return one_line(error)
+    return None
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Let processes that start here not run the user's script again, as spawned ones do.
+
+    Yields:
+        Nothing.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _NotSentError(Exception):
+    """Something that a process that is started anew cannot have, or not at a bearable price."""
+
+
+class _Sink:
+    def write(self, data: Any) -> int:
+        return memoryview(data).nbytes
+
+
+class _Trial(ForkingPickler):
+    """Pickles all but the values of arrays."""
+
+    def __init__(self, sink: Any) -> None:
+        super().__init__(sink)
+        self._storages: set[int] = set()
+        # A shared tensor is an open file in each of the processes.
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            self._look_at_tensor(value)
+            return int, ()
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            if _is_mapped(value):
+                raise _NotSentError("it holds a file mapped into memory, which would be copied")
+            return int, ()
+        if isinstance(value, (type, FunctionType)):
+            _require_importable(value)
+        return NotImplemented
+
+    def _look_at_tensor(self, tensor: Tensor) -> None:
+        if tensor.requires_grad and not tensor.is_leaf:
+            raise _NotSentError("it holds a tensor with a graph")
+        if tensor.device.type not in ("cpu", "meta"):
+            raise _NotSentError(f"it holds a tensor on {tensor.device}")
+        if tensor.layout is torch.strided and tensor.device.type == "cpu":
+            self._storages.add(tensor.untyped_storage().data_ptr())
+        if len(self._storages) > self._most:
+            raise _NotSentError(f"it holds more than {self._most} tensors, an open file each")
+
+
+def _is_mapped(array: Any) -> bool:
+    """Whether an array is a view of a file that is mapped into memory."""
+    while array is not None:
+        if isinstance(array, np.memmap):
+            return True
+        array = getattr(array, "base", None)
+    return False
+
+
+def _require_importable(value: type | FunctionType) -> None:
+    """Refuse a class or function of a module that a process that is started anew cannot import."""
+    name = getattr(value, "__module__", None)
+    if not isinstance(name, str):
+        return
+    if name in ("__main__", "__mp_main__"):
+        raise _NotSentError(f"{value.__qualname__} is defined in a script or notebook itself")
+    top = name.partition(".")[0]
+    if top in sys.builtin_module_names:
+        return
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        if find is not None and find(top, None) is not None:
+            return
+    raise _NotSentError(f"{value.__qualname__} is of the module {top}, which cannot be found")
