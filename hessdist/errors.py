@@ -54,6 +54,10 @@ class ResultError(InputError):
     """A result file is damaged, or is not one of ours."""
 
 
+class ReadingError(ResultError):
+    """A result file cannot be read now; nothing says that it is damaged."""
+
+
 class DependencyError(InputError):
     """A library that this step needs is missing or built in a way that cannot serve."""
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.results.opening import open_hdf5
 from hessdist.results.schema import ENDS, STEP, TABLES, Field
 from hessdist.results.studies import Digests, pairs_digest
 
@@ -28,10 +28,10 @@ def read_row(part: Path) -> dict[str, Any]:
         left out.
 
     Raises:
-        OSError: It is no HDF5 file.
+        OSError: It is no HDF5 file, or cannot be read now.
         KeyError: It is not one of a checkpoint.
     """
-    with h5py.File(part, "r") as file:
+    with open_hdf5(part) as file:
         row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
         of_checkpoint = str(file.attrs.get("checkpoint_digest", ""))
         of_pairs = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))

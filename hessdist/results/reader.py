@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
@@ -16,8 +16,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.errors import ResultError
+from hessdist.errors import ReadingError, ResultError
 from hessdist.results import seal
+from hessdist.results.opening import (
+    group_in,
+    is_intact,
+    is_of_the_system,
+    open_hdf5,
+    patiently,
+    reading_error,
+)
 from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
 from hessdist.results.studies import (
@@ -99,7 +107,7 @@ class Run:
                 self.parameters = _parameters(file["parameters"])
                 sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in ENDS}
             except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
-                raise _damaged(self.path, error) from error
+                raise _unreadable(self.path, error) from error
         for field in TABLES:  # an earlier version may not have written all of them
             absent = column(field, [{}] * len(self.steps), sizes)
             setattr(self, field.name, row.get(field.name, absent))
@@ -108,12 +116,10 @@ class Run:
         rows: list[dict[str, Any]] = []
         for part in _parts_in(self.path, fingerprint):
             try:
-                with h5py.File(part, "r") as file:
-                    check_ours(file, part)
-                    attributes, parameters = dict(file.attrs), _parameters(file["parameters"])
-                if not seal.is_whole(part):
-                    raise ValueError("its bytes are not those that were written")
-                rows.append(read_row(part))
+                attributes, parameters, row = patiently(partial(_read_part, part), part)
+                rows.append(row)
+            except ReadingError:
+                raise
             except (ResultError, KeyError, OSError, RuntimeError, ValueError) as error:
                 self.damaged[part.name] = str(error)
                 _log.warning("%s is damaged and left out: %s", part, error)
@@ -174,8 +180,8 @@ class Run:
         """
         try:
             file, where = self.studies[section].files[step]
-            with h5py.File(file, "r") as opened:
-                return np.asarray(opened[where][name][()])
+            with group_in(file, where) as group:
+                return np.asarray(group[name][()])
         except (KeyError, OSError, RuntimeError) as error:
             raise ResultError(
                 f"{self.path}: no array '{name}' of the study '{section}' at step {step} ({error})",
@@ -406,9 +412,10 @@ class CheckpointResult:
             ResultError: The file is missing or damaged.
         """
         path, name = self.run.file_of(self.step)
-        with _open(path) as file:
+        with ExitStack() as stack:
             try:
-                group = file[name]
+                _require_file(path)
+                group = stack.enter_context(group_in(path, name))
             except (KeyError, OSError) as error:
                 raise ResultError(
                     f"{path}: the file of step {self.step} is missing or damaged ({error})",
@@ -423,7 +430,7 @@ class PartState(Enum):
 
     ABSENT = "absent"
     DAMAGED = "damaged"
-    OTHER = "of another content of the checkpoint"
+    OTHER = "of another content of the checkpoint, or of an earlier version"
     UNCONVERGED = "unconverged"
     COMPLETE = "complete"
 
@@ -438,22 +445,39 @@ def part_state(part: Path, fingerprint: str, digest: str) -> PartState:
 
     Returns:
         `COMPLETE` if its result can be taken over.
+
+    Raises:
+        ReadingError: It cannot be read now, which is no damage.
     """
-    if not part.exists():
-        return PartState.ABSENT
     try:
-        if not seal.is_whole(part):
-            return PartState.DAMAGED
-        with h5py.File(part, "r") as file:
+        return patiently(partial(_state_of, part, fingerprint, digest), part)
+    except FileNotFoundError:
+        return PartState.ABSENT
+
+
+def _state_of(part: Path, fingerprint: str, digest: str) -> PartState:
+    if not is_intact(part):
+        return PartState.DAMAGED
+    try:
+        with open_hdf5(part) as file:
             if not file.attrs.get("complete", False) or any(f.name not in file for f in TABLES):
-                return PartState.DAMAGED
+                # What is sealed was written so, by an earlier version.
+                sealed = seal.look(part) is not seal.Seal.NONE
+                return PartState.OTHER if sealed else PartState.DAMAGED
             mine = (file.attrs.get("fingerprint"), file.attrs.get("checkpoint_digest"))
             if mine != (fingerprint, digest):
                 return PartState.OTHER
             good = file["converged_largest"][()].all() and file["converged_smallest"][()].all()
             return PartState.COMPLETE if good else PartState.UNCONVERGED
-    except (OSError, RuntimeError, ValueError):
-        return PartState.DAMAGED
+    except (OSError, RuntimeError, ValueError) as error:
+        if is_of_the_system(error):
+            raise
+        if seal.look(part) is seal.Seal.NONE:
+            return PartState.DAMAGED
+        raise ReadingError(
+            f"{part} is as it was written, and HDF5 cannot read it ({error})",
+            "use the version of HDF5 that wrote it, or move the file away",
+        ) from error
 
 
 def check_ours(file: h5py.File, path: Path) -> None:
@@ -490,20 +514,39 @@ def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
     return parts
 
 
+def _read_part(part: Path) -> tuple[dict[str, Any], list[ParameterTensor], dict[str, Any]]:
+    """Attributes, parameters and tables of a checkpoint's file, all its bytes looked at."""
+    with open_hdf5(part) as file:
+        check_ours(file, part)
+        attributes, parameters = dict(file.attrs), _parameters(file["parameters"])
+    if not is_intact(part):
+        raise ValueError("its bytes are not those that were written")
+    return attributes, parameters, read_row(part)
+
+
 def _open(path: Path) -> h5py.File:
-    if not path.is_file():
-        folder = path.with_suffix(".checkpoints")
-        if any(folder.glob("step-*.h5")):
-            raise ResultError(
-                f"the result {path} does not exist",
-                f"name the folder of its checkpoints' files instead, {folder}, or run `hessdist "
-                "spectrum` again, which writes it from them",
-            )
-        raise ResultError(f"the result {path} does not exist", "run `hessdist spectrum` first")
+    _require_file(path)
     try:
-        return h5py.File(path, "r")
+        return patiently(partial(open_hdf5, path), path)
     except OSError as error:
         raise _damaged(path, error) from error
+
+
+def _require_file(path: Path) -> None:
+    if patiently(path.is_file, path):
+        return
+    folder = path.with_suffix(".checkpoints")
+    if any(folder.glob("step-*.h5")):
+        raise ResultError(
+            f"the result {path} does not exist",
+            f"name the folder of its checkpoints' files instead, {folder}, or run `hessdist "
+            "spectrum` again, which writes it from them",
+        )
+    raise ResultError(f"the result {path} does not exist", "run `hessdist spectrum` first")
+
+
+def _unreadable(path: Path, error: Exception) -> ResultError:
+    return reading_error(path, error) if is_of_the_system(error) else _damaged(path, error)
 
 
 def _damaged(path: Path, error: Exception) -> ResultError:

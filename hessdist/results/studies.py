@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ResultError
-from hessdist.results import seal
 from hessdist.results.files import parts_folder, replacing
+from hessdist.results.opening import group_in, is_intact, open_hdf5, patiently
 from hessdist.results.schema import ENDS, STEP, group_name
 
 if TYPE_CHECKING:
@@ -197,19 +197,26 @@ def read_unit(path: Path) -> Section | None:
 
     Returns:
         What is in it; None where it is absent or damaged.
+
+    Raises:
+        ReadingError: It cannot be read now.
     """
-    try:
+
+    def read() -> Section | None:
         status = path.stat()
         return _read_unit(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+    try:
+        return patiently(read, path)
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
 
 
 @lru_cache(maxsize=4096)  # the index is written after every unit, from all of them
 def _read_unit(path: Path, state: tuple[int, int, int]) -> Section | None:
-    if not seal.is_whole(path):
+    if not is_intact(path):
         return None
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         if not file.attrs.get("complete", False):
             return None
         section = read_section(file)
@@ -425,8 +432,8 @@ def copy_apart(index: h5py.File, name: str, section: Section) -> None:
     """
     for step, (path, where) in section.files.items():
         target = index.require_group(f"{GROUP}/{name}/{_LINKS}").create_group(group_name(step))
-        with h5py.File(path, "r") as source:
-            for own, dataset in source[where].items():
+        with group_in(path, where) as source:
+            for own, dataset in source.items():
                 if _APART not in dataset.attrs:
                     continue
                 copied = target.create_dataset(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
 from hessdist.results.files import PARTIAL, parts_folder, replacing
+from hessdist.results.opening import open_hdf5, patiently
 from hessdist.results.parts import ROOT_ATTRIBUTES, column, read_row
 from hessdist.results.schema import (
     DIMENSIONS,
@@ -188,13 +189,14 @@ def write_index(
 
     Args:
         path: The run's file.
-        parts: Files of one job, by increasing step; one that cannot be read is left out.
+        parts: Files of one job, by increasing step; one that is damaged is left out.
         known: Tables that were read before, which spares reading them again; kept up to date.
         without: What is said of a run that has studies and no checkpoints; without it, no file
             is written then.
 
     Raises:
         OutputError: It cannot be written.
+        ReadingError: One of the files cannot be read now; what was there is untouched.
     """
     known = {} if known is None else known
     rows = {part: row for part in parts if (row := _row_of(part, known)) is not None}
@@ -244,7 +246,7 @@ def write_tables(
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
     """Copy what all checkpoints have in common; sizes of the dimensions."""
-    with h5py.File(part, "r") as file:
+    with patiently(lambda: open_hdf5(part), part) as file:
         for name, value in file.attrs.items():
             if name in ROOT_ATTRIBUTES or name.endswith("_version"):
                 index.attrs[name] = value
@@ -256,12 +258,15 @@ def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
 
 
 def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:
-    try:
+    def read() -> dict[str, Any]:
         status = part.stat()
         present = status.st_mtime_ns, status.st_size, status.st_ino
         if part not in known or known[part][0] != present:
             known[part] = present, read_row(part)
         return known[part][1]
+
+    try:
+        return patiently(read, part)
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
 

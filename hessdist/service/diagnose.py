@@ -114,7 +114,7 @@ def diagnose(
                 check_writable(job.output.path)
                 if json_path is not None:
                     _make_room(json_path)
-                for lock in alone(job.output.path):
+                for lock in alone(job.output.path, report.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         patients: list[Checkpoint] = []

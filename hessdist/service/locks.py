@@ -8,7 +8,6 @@ other's locks, and may solve a checkpoint twice; what is written is whole all th
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -21,9 +20,9 @@ from typing import Any
 
 from hessdist.errors import OutputError
 from hessdist.results.files import parts_folder
+from hessdist.results.opening import NO_LOCKS
 from hessdist.results.schema import group_name
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _ATTEMPTS = 3  # since `holder` takes a lock for a moment to see whether it is free
 _INFORMATION = 1024  # bytes; always written whole
 
@@ -57,7 +56,8 @@ class Lock:
         if self._handle is None:
             return
         if remove:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # an empty file that stays is in nobody's way
+                self.path.unlink(missing_ok=True)
         os.close(self._handle)
         self._handle = None
 
@@ -82,8 +82,7 @@ def acquire(path: Path, shared: bool = False, wait: bool = False) -> Lock | None
 
     Raises:
         NoLocksError: The file system has none.
-        OutputError: The file cannot be made.
-        OSError: The lock fails in another way.
+        OutputError: The file cannot be made, or locked for another reason.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     attempts = _ATTEMPTS
@@ -107,12 +106,15 @@ def acquire(path: Path, shared: bool = False, wait: bool = False) -> Lock | None
             continue
         except OSError as error:
             os.close(handle)
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 raise NoLocksError(
                     f"the file system of {path.parent} has no locks ({error.strerror})",
                     "put output.path on one that has them (Lustre: mounted with flock)",
                 ) from error
-            raise
+            raise OutputError(
+                f"the lock {path} cannot be had ({error.strerror})",
+                "see to the file system, or put output.path on another one",
+            ) from error
         if _is_still(path, handle):
             return Lock(path, handle)
         os.close(handle)  # its last holder has removed the file: it locks nothing
@@ -162,8 +164,10 @@ def holder(path: Path) -> dict[str, Any] | None:
         except BlockingIOError:
             try:
                 return dict(json.loads(os.pread(handle, _INFORMATION, 0) or b"{}"))
-            except ValueError:
+            except (OSError, ValueError):
                 return {}
+        except OSError:  # no locks, no holder
+            return None
         return None
     finally:
         os.close(handle)

@@ -134,7 +134,7 @@ def minimize_job(
         with ranks.agreeing():
             if ranks.is_root:
                 check_writable(job.output.path)
-                for lock in alone(job.output.path):
+                for lock in alone(job.output.path, report.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         with ranks.agreeing():

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from hessdist.errors import ResultError
 from hessdist.job import Job, parse_job
 from hessdist.results.files import parts_folder
+from hessdist.results.opening import open_hdf5, patiently
 from hessdist.results.reader import open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import parts_of
@@ -97,6 +96,7 @@ def status_of(path: Path) -> Status:
         How far it is.
 
     Raises:
+        ReadingError: A checkpoint's file cannot be read now.
         ResultError: No run has begun there.
     """
     job = _job(path)
@@ -144,10 +144,14 @@ def _job(path: Path) -> Job:
 
 def _row(part: Path) -> tuple[float, bool, float] | None:
     """When a part was written, whether all converged, and the seconds of its solve."""
-    try:
-        with h5py.File(part, "r") as file:
+
+    def read() -> tuple[float, bool, float]:
+        with open_hdf5(part) as file:
             good = file["converged_largest"][()].all() and file["converged_smallest"][()].all()
             return part.stat().st_mtime, bool(good), float(file["seconds"][()])
+
+    try:
+        return patiently(read, part)
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
 

@@ -154,7 +154,7 @@ def study(
             _check_options(wanted, options)
             if ranks.is_root:
                 check_writable(job.output.path)
-                for lock in alone(job.output.path):
+                for lock in alone(job.output.path, report.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         todo = _Todo()
@@ -253,8 +253,12 @@ def _require_room(total: TrainingLoss, settings: ExactSection) -> None:
     choose_solver(total.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
 
 
-def alone(path: Path) -> Iterator[locks.Lock]:
+def alone(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[locks.Lock]:
     """Keep other studies of a run out, and sweeps, which tidy up its folder.
+
+    Args:
+        path: The run's file.
+        say: Tells that the file system has no locks.
 
     Yields:
         Locks.
@@ -268,8 +272,9 @@ def alone(path: Path) -> Iterator[locks.Lock]:
     ):
         try:
             lock = locks.acquire(lock_path, shared=shared)
-        except locks.NoLocksError:
-            continue
+        except locks.NoLocksError as error:
+            say(f"warning: {error}; make sure that nothing else is at work on {path}")
+            return
         if lock is None:
             raise OutputError(f"another {what} is at work on {path}", "wait for it, or stop it")
         lock.say()

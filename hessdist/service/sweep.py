@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hessdist.assembly import Workload
-from hessdist.errors import HessdistError, OutputError, ResultError, Stopped
+from hessdist.errors import HessdistError, OutputError, ReadingError, ResultError, Stopped
 from hessdist.job import Job, changed_fields, parse_job
 from hessdist.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
@@ -203,10 +204,12 @@ def _whose(path: Path) -> str:
 
 def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
     """Whether another job's result is to be replaced; refuse where that is not asked for."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     try:
         run = open_run(path)
+    except ReadingError:
+        raise
     except ResultError as error:
         if overwrite or (parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint()))):
             return False  # a damaged index of ours is made anew from the checkpoints' files
@@ -260,6 +263,8 @@ def _is_current(path: Path, parts: Sequence[Path]) -> bool:
     """Whether the run's file is an index over these files."""
     try:
         run = open_run(path)
+    except ReadingError:
+        raise
     except ResultError:
         return False
     steps = [group_name(int(step)) for step in run.steps]
