@@ -24,6 +24,7 @@ from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.checkpoints import state_digest
+from hessdist.workload.collate import Collate, find_collate
 from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
@@ -50,6 +51,7 @@ class Workload:
     loss: Criterion | SummedLoss
     dataset: MapDataset
     indices: NDArray[np.int64]  # (N,) samples in use
+    collate: Collate | None = None  # makes a batch of a list of samples; None: they are stacked
 
     @classmethod
     def of(cls, job: Job) -> Workload:
@@ -69,7 +71,7 @@ class Workload:
         data = job.data
         dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
         indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
-        return cls(model, loss, dataset, indices)
+        return cls(model, loss, dataset, indices, find_collate(data.collate))
 
     def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> TrainingLoss:
         """Spread it over ranks. Collective.
@@ -94,6 +96,7 @@ class Workload:
             compute=job.compute,
             l2=job.loss.l2,
             layers=job.spectrum.layers,
+            collate=self.collate,
         )
 
 
@@ -109,6 +112,7 @@ class TrainingLoss:
         compute: Device, dtype, batch size, budgets.
         l2: Adds (l2 / 2) ‖θ‖².
         layers: Names of parameters or modules in use; empty: all.
+        collate: Makes a batch of a list of samples; None: they are stacked.
 
     Raises:
         InputError: The model, loss and data do not fit together; on every rank.
@@ -125,6 +129,7 @@ class TrainingLoss:
         compute: ComputeSection,
         l2: float = 0.0,
         layers: Sequence[str] = (),
+        collate: Collate | None = None,
     ) -> None:
         self.ranks, self.compute, self.l2 = ranks, compute, l2
         node_index, _, threads = ranks.node()
@@ -149,6 +154,8 @@ class TrainingLoss:
                     dtype=dtype,
                     memory=compute.data_gib * 2**30,
                     workers=compute.workers,
+                    collate=collate,
+                    quiet=not ranks.is_root,
                 )
 
             begin, end = ranks.shard(len(indices))

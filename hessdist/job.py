@@ -76,6 +76,9 @@ class DataSection(_Section):
     """Drawn once with the seed, or the first of the data set."""
     seed: Seed = 0
     """Seed of the draw."""
+    collate: str | None = None
+    """"package.module:callable", a function of a list of samples that returns a batch, such as one
+    that pads. Without it, the leaves of the samples are stacked."""
 
     @model_validator(mode="after")
     def _one_size(self) -> DataSection:
@@ -131,7 +134,29 @@ class CheckpointsSection(_Section):
     """Where training writes, and the sweep reads."""
 
     directory: FilePath
-    """A folder of checkpoints, the step in each file's name."""
+    """A folder of checkpoints, the step in each name; or a folder that is itself one."""
+    pattern: str | None = None
+    """A regular expression with a group "step", such as 'ckpt_(?P<step>[0-9]+)': only names that it
+    is found in are those of checkpoints. Default: the number after step, iteration or epoch, or the
+    only number."""
+    key: str | None = None
+    """Under which key a checkpoint has the state, such as "ema" or "trainer.model". Default: where
+    a state fits the model, under usual names first, averages last."""
+    prefix: str | None = None
+    """What is taken off the names of a state, such as "model."; "" for nothing. Default: what makes
+    them fit, as far as that is usual."""
+
+    @model_validator(mode="after")
+    def _pattern(self) -> CheckpointsSection:
+        if self.pattern is None:
+            return self
+        try:
+            groups = re.compile(self.pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"pattern is no regular expression ({error})") from error
+        if "step" not in groups:
+            raise ValueError("pattern has no group 'step'; write such as 'ckpt_(?P<step>[0-9]+)'")
+        return self
 
 
 Operator = Literal["hessian", "gauss_newton", "empirical_fisher", "residual"]

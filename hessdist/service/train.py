@@ -6,6 +6,7 @@ from hessdist.assembly import DTYPES
 from hessdist.job import Job
 from hessdist.ranks import choose_device
 from hessdist.service.report import Report
+from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.losses import build_loss
 from hessdist.workload.models import build_model
@@ -37,6 +38,7 @@ def train_job(job: Job, report: Report) -> None:
         device=device,
         dtype=dtype,
         memory=0,
+        collate=find_collate(data.collate),
     )
     report.line(
         f"{job.name}: {settings.steps} steps of {settings.optimizer} at batch size "

@@ -14,6 +14,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError
 from hessdist.job import Job
+from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import MapDataset
 from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
@@ -50,6 +51,8 @@ def shard_of(
         dtype=DTYPES[job.compute.dtype],
         memory=job.compute.data_gib * 2**30 if memory is None else memory,
         workers=job.compute.workers,
+        collate=find_collate(job.data.collate),
+        quiet=True,  # the job's own samples were read before, and what there is to say was said
     )
 
 

@@ -354,6 +354,8 @@ class _Descent:
             dtype=dtype,
             memory=compute.data_gib * 2**30,
             workers=compute.workers,
+            collate=workload.collate,
+            quiet=not experiment.ranks.is_root,
         )
         loss = as_summed_loss(workload.loss, model, shard.head(3))
         self._experiment, self._samples = experiment, shard.num_samples

@@ -338,6 +338,7 @@ def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> E
         device=total.device,
         dtype=dtype,
         memory=0,
+        collate=workload.collate,
     )
     inputs, targets = shard.head(samples)
     loss = as_summed_loss(workload.loss, model.to(total.device, dtype).eval(), shard.head(3))
