@@ -22,10 +22,12 @@ from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.workload.datasets import choose_samples, count_samples, require_map_style
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hessdist.workload.collate import Collate
     from hessdist.workload.datasets import MapDataset
     from hessdist.workload.losses import Criterion, SummedLoss
 
@@ -77,6 +79,7 @@ def extreme_eigenpairs(
     data_gib: float = 8.0,
     workers: int = 0,
     residuals: Literal["recorded", "recomputed"] = "recorded",
+    collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> Spectrum:
     """Compute LA(k) and SA(m) of a curvature matrix over a whole data set. Collective.
@@ -103,9 +106,10 @@ def extreme_eigenpairs(
         device: "auto": the GPU of the rank's node-local index where there is one.
         cache_gib: Budget a rank for kept graphs, in GiB.
         data_gib: Budget a rank for its samples, in GiB; a larger shard is streamed.
-        workers: Processes a rank that read a streamed shard ahead; they import the data set's
-            module, which a notebook has none of, so none by default.
+        workers: Processes a rank that read a streamed shard ahead, where the data set can be given
+            to them.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
+        collate: Makes a batch of a list of samples, such as by padding; None: they are stacked.
         comm: The communicator; `MPI.COMM_WORLD` when None.
 
     Returns:
@@ -124,7 +128,7 @@ def extreme_eigenpairs(
         data_gib=data_gib,
         workers=workers,
     )
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
     ranks, here = total.ranks, total.evaluate()
     shell = total.shell(operator, here.num_samples)
     pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
@@ -164,12 +168,13 @@ def exact_spectrum(
     eigenvectors: bool = False,
     batch_size: int = 256,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> ExactSpectrum:
     """Compute all eigenvalues of a curvature matrix, for models of up to some 20,000 parameters.
 
-    Collective. Model, loss, data set, operator, layers, l2, batch_size, device and comm are those
-    of `extreme_eigenpairs`.
+    Collective. Model, loss, data set, operator, layers, l2, batch_size, device, collate and comm
+    are those of `extreme_eigenpairs`.
 
     Args:
         model: The model.
@@ -181,6 +186,7 @@ def exact_spectrum(
         eigenvectors: Whether they are computed, each rank its entries of them.
         batch_size: Samples of one pass.
         device: Where.
+        collate: Makes a batch of a list of samples.
         comm: The communicator.
 
     Returns:
@@ -192,7 +198,7 @@ def exact_spectrum(
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
     """
     compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
     shell = total.shell(operator, total.evaluate().num_samples)
     return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
 
@@ -210,11 +216,12 @@ def spectral_density(
     seed: int = 0,
     batch_size: int = 256,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> SpectralDensity:
     """See the density of all eigenvalues by stochastic Lanczos quadrature. Collective.
 
-    Model, loss, data set, operator, layers, l2, batch_size, device and comm are those of
+    Model, loss, data set, operator, layers, l2, batch_size, device, collate and comm are those of
     `extreme_eigenpairs`.
 
     Args:
@@ -229,6 +236,7 @@ def spectral_density(
         seed: Of the random vectors.
         batch_size: Samples of one pass.
         device: Where.
+        collate: Makes a batch of a list of samples.
         comm: The communicator.
 
     Returns:
@@ -241,7 +249,7 @@ def spectral_density(
         DependencyError: mpi4py is missing or cannot serve.
     """
     compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers)
+    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
     shell = total.shell(operator, total.evaluate().num_samples)
     return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
 
@@ -254,17 +262,22 @@ def _total(
     compute: ComputeSection,
     l2: float,
     layers: Sequence[str],
+    collate: Collate | None,
 ) -> TrainingLoss:
     """The loss of a copy of the model over all samples. Collective."""
+    with ranks.agreeing():
+        require_map_style(dataset)
+        indices = choose_samples(count_samples(dataset), None, None, "first", 0)
     return TrainingLoss(
         ranks,
         copy.deepcopy(model),
         loss,
         dataset,
-        np.arange(len(dataset)),
+        indices,
         compute=compute,
         l2=l2,
         layers=layers,
+        collate=collate,
     )
 
 
