@@ -25,9 +25,21 @@ from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate, find_collate
-from hessdist.workload.datasets import MapDataset, build_dataset, choose_samples
+from hessdist.workload.datasets import (
+    MapDataset,
+    build_dataset,
+    choose_samples,
+    count_samples,
+)
 from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.sample_digests import (
+    Digests,
+    probe_positions,
+    require_repeatable,
+    require_same_lengths,
+    require_same_samples,
+)
 from hessdist.workload.shard import Shard
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -70,7 +82,9 @@ class Workload:
         loss = build_loss(job.loss.factory, job.loss.arguments)
         data = job.data
         dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
-        indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
+        indices = choose_samples(
+            count_samples(dataset), data.fraction, data.samples, data.subset, data.seed
+        )
         return cls(model, loss, dataset, indices, find_collate(data.collate))
 
     def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> TrainingLoss:
@@ -132,6 +146,7 @@ class TrainingLoss:
         collate: Collate | None = None,
     ) -> None:
         self.ranks, self.compute, self.l2 = ranks, compute, l2
+        self.sample_digests = agreed_samples(ranks, dataset, indices)
         node_index, _, threads = ranks.node()
         with ranks.agreeing():
             use_threads(threads)
@@ -294,6 +309,34 @@ class TrainingLoss:
             # Where the model is as good as linear, S is nothing but rounding.
             asymmetry=math.inf if operator == "residual" else None,
         )
+
+
+def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]) -> Digests:
+    """Make sure that a data set gives the same samples each time and on all ranks. Collective.
+
+    Args:
+        ranks: The ranks.
+        dataset: The whole data set.
+        indices: Samples in use, (N,), of which some are looked at.
+
+    Returns:
+        Digests of those, by index.
+
+    Raises:
+        DataError: A data set that draws at random, or that is another one on another rank; on
+            every rank.
+    """
+    with ranks.agreeing():
+        length = count_samples(dataset)
+    lengths = ranks.collect((length, len(indices)))
+    with ranks.agreeing():
+        for each in zip(*lengths, strict=True):
+            require_same_lengths(each)
+        digests = require_repeatable(dataset, indices[probe_positions(len(indices), seed=0)])
+    everyone = ranks.collect(digests)
+    with ranks.agreeing():
+        require_same_samples(everyone)
+    return digests
 
 
 def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -> Eigenpairs:

@@ -99,7 +99,7 @@ def _collated(samples: list[Any], numbers: Sequence[int], collate: Collate) -> B
         raise
     except Exception as error:
         raise DataError(
-            f"data.collate ({name_of(collate)}) failed on {range_of(numbers)} of the data set "
+            f"data.collate ({_told(collate)}) failed on {range_of(numbers)} of the data set "
             f"({one_line(error)})",
             "correct it: it takes a list of samples and returns a batch",
         ) from error
@@ -366,9 +366,15 @@ def _remedy_for(value: Any) -> str:
     return f"return tensors, arrays or numbers, {PAD}"
 
 
+def _told(collate: Collate) -> str:
+    """The name of the user's function as a job file has it."""
+    module = getattr(collate, "__module__", None)
+    return f"{module}:{name_of(collate)}" if module else name_of(collate)
+
+
 def _checked(batch: Batch, collate: Collate) -> Batch:
     """A batch of the user's own making: arrays become tensors, and no tensor carries a graph."""
-    name = name_of(collate)
+    name = _told(collate)
     found = [0]
 
     def of_leaf(leaf: Any) -> Any:

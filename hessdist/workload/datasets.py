@@ -418,12 +418,13 @@ def count_samples(dataset: MapDataset) -> int:
     return lengths[0]
 
 
-def read_sample(dataset: MapDataset, index: int) -> Any:
+def read_sample(dataset: MapDataset, index: int, among: str = "") -> Any:
     """Read one sample.
 
     Args:
         dataset: The data set.
         index: Which of its samples.
+        among: The samples that are read with it, for messages.
 
     Returns:
         What the data set has there.
@@ -442,7 +443,12 @@ def read_sample(dataset: MapDataset, index: int) -> Any:
                 f"every index below the length of the data set, {_length(dataset)}, shall give a "
                 "sample: correct __len__ or __getitem__"
             )
-        raise DataError(f"sample {index} cannot be read ({one_line(error)})", remedy) from error
+        where = (
+            f"{among} of the data set: sample {index}"
+            if among
+            else f"sample {index} of the data set"
+        )
+        raise DataError(f"{where} cannot be read ({one_line(error)})", remedy) from error
 
 
 def _length(dataset: MapDataset) -> str:
@@ -472,8 +478,8 @@ def _remedy_for(dataset: Any) -> str | None:
         return "put the arrays together as samples: torch.utils.data.TensorDataset(*tensors)"
     if isinstance(dataset, IterableDataset) or _is_stream(dataset):
         return (
-            "a stream has no sample by index: read it into a list once (list(dataset)), which is "
-            "an object with __len__ and __getitem__"
+            "a stream has no samples by index: read it into a list (list(dataset)), or give an "
+            "object with __len__ and __getitem__"
         )
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         return "return an object with __len__ and __getitem__"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,29 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         return leaf
 
     return map_leaves(batch, of_leaf)
+
+
+def floating_tensors(nesting: Any) -> list[Tensor]:
+    """The floating tensors of a nesting, in order."""
+    found: list[Tensor] = []
+
+    def take(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            found.append(tensor)
+        return tensor
+
+    map_tensors(nesting, take)
+    return found
+
+
+def with_tensors(nesting: Any, tensors: Sequence[Tensor]) -> Any:
+    """The same nesting with other floating tensors, in the order of `floating_tensors`."""
+    remaining = iter(tensors)
+
+    def put(tensor: Tensor) -> Tensor:
+        return next(remaining) if tensor.is_floating_point() else tensor
+
+    return map_tensors(nesting, put)
 
 
 def count_bytes(batch: Batch) -> int:

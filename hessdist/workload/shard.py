@@ -198,11 +198,8 @@ class _Samples(Dataset[Any]):
 
     def read(self, numbers: list[int]) -> Batch:
         """Read samples by their numbers in the data set, as a batch."""
-        try:
-            samples = [read_sample(self._dataset, number) for number in numbers]
-        except DataError as error:
-            whole = f"{range_of(numbers)} of the data set: " if len(numbers) > 1 else ""
-            raise DataError(whole + error.what, error.remedy) from error
+        among = range_of(numbers) if len(numbers) > 1 else ""
+        samples = [read_sample(self._dataset, number, among) for number in numbers]
         return make_batch(samples, numbers, self._collate)
 
     def __getitems__(self, numbers: list[int]) -> _Sent:

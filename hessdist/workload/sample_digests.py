@@ -1,0 +1,249 @@
+"""Whether a data set gives the same samples each time: digests of some of them, compared.
+
+A data set that is drawn anew at every call, on every rank or at every start of the program has no
+spectrum. Some samples, always the same ones, are looked at: between two readings, between ranks,
+and between this start and an earlier one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessdist.errors import DataError
+from hessdist.workload.datasets import MapDataset, read_sample
+from hessdist.workload.nestings import field_names, is_dataclass
+
+Digests = dict[int, str]
+"""Digests of samples by their index in the data set."""
+
+MOST = 32
+"""How many samples are looked at."""
+
+
+# -- which samples, and their digests --------------------------------------------------------
+
+
+def probe_positions(count: int, seed: int, most: int = MOST) -> NDArray[np.int64]:
+    """Choose positions among `count` samples, the same ones for the same arguments.
+
+    Args:
+        count: The number of samples, 0 or more.
+        seed: Of the choice.
+        most: How many at most.
+
+    Returns:
+        Positions, increasing; the first and the last are among them where two are asked for.
+    """
+    if count <= most:
+        return np.arange(count, dtype=np.int64)
+    ends = [0, count - 1][:most]
+    inner = np.random.default_rng(seed).choice(count - 2, max(most - 2, 0), replace=False) + 1
+    return np.sort(np.concatenate([ends, inner])).astype(np.int64)
+
+
+def sample_digest(sample: Any) -> str:
+    """A hash of a sample: of every leaf of its nesting, with dtypes and shapes.
+
+    Args:
+        sample: Any nesting of tensors, arrays, numbers, strings; the order of a mapping's keys does
+            not matter. Of any other object, its type alone does.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    hashed = hashlib.sha256()
+    _add(hashed, sample)
+    return hashed.hexdigest()[:16]
+
+
+def read_digests(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]) -> Digests:
+    """Read samples and take their digests.
+
+    Args:
+        dataset: The data set.
+        indices: Which of its samples.
+
+    Returns:
+        Digests by index.
+
+    Raises:
+        DataError: A sample cannot be read.
+    """
+    return {int(index): _digest_of_any(read_sample(dataset, int(index))) for index in indices}
+
+
+def _digest_of_any(sample: Any) -> str:
+    """A sample's digest; that of its type where its content cannot be looked at."""
+    try:
+        return sample_digest(sample)
+    except Exception:  # a tensor of a strange layout, a class of the user's
+        return type(sample).__qualname__
+
+
+def _add(hashed: Any, value: Any) -> None:
+    """Add a value to a hash, so that no two different values add the same bytes."""
+
+    def tell(*words: object) -> None:
+        for word in words:
+            raw = word if isinstance(word, bytes) else str(word).encode("utf-8", "replace")
+            hashed.update(len(raw).to_bytes(8, "little") + raw)
+
+    if isinstance(value, Tensor):
+        tell("array", value.dtype, tuple(value.shape), _bytes_of(value))
+    elif isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, (str, bytes)):
+        if value.dtype.hasobject:
+            tell("objects", value.shape)
+            _add(hashed, np.asarray(value).ravel().tolist())
+        else:
+            tell("array", value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
+        tell(type(value).__name__, value if isinstance(value, (str, bytes)) else repr(value))
+    elif isinstance(value, Mapping):
+        keys = sorted(value, key=repr)
+        tell("mapping", len(keys))
+        for key in keys:
+            _add(hashed, key)
+            _add(hashed, value[key])
+    elif isinstance(value, (tuple, list)):
+        tell("sequence", len(value))
+        for item in value:
+            _add(hashed, item)
+    elif is_dataclass(value):
+        names = field_names(value)
+        tell("fields", *names)
+        for name in names:
+            _add(hashed, getattr(value, name))
+    elif type(value).__module__.startswith("PIL."):
+        _add(hashed, np.asarray(value))
+    else:
+        tell("object", type(value).__module__, type(value).__qualname__)
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    """The values of a tensor, whatever its layout and dtype."""
+    tensor = tensor.detach()
+    if tensor.device.type == "meta":
+        return b""
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+# -- comparisons -----------------------------------------------------------------------------
+
+
+def differing(one: Mapping[int, str], other: Mapping[int, str]) -> list[int]:
+    """Indices at which two sets of digests differ, or that only one of them has; increasing."""
+    return sorted(index for index in {*one, *other} if one.get(index) != other.get(index))
+
+
+def require_repeatable(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]) -> Digests:
+    """Read samples twice, and refuse a data set that gives others the second time.
+
+    Args:
+        dataset: The data set.
+        indices: The samples that are looked at.
+
+    Returns:
+        Their digests.
+
+    Raises:
+        DataError: They differ, or cannot be read.
+    """
+    first = read_digests(dataset, indices)
+    if changed := differing(first, read_digests(dataset, indices)):
+        raise DataError(
+            f"the data set draws at random: {named(changed)} differ when they are read again",
+            "switch augmentation and other random transforms off, so that a sample is the same "
+            "each time",
+        )
+    return first
+
+
+def require_same_lengths(lengths: Sequence[int]) -> None:
+    """Refuse data sets of different lengths on different ranks.
+
+    Args:
+        lengths: Of the data set, in rank order.
+
+    Raises:
+        DataError: They differ.
+    """
+    for rank, length in enumerate(lengths):
+        if length != lengths[0]:
+            raise DataError(
+                f"the data set has {lengths[0]} samples on rank 0 and {length} on rank {rank}",
+                "make the same data set on every rank",
+            )
+
+
+def require_same_samples(everyone: Sequence[Mapping[int, str]]) -> None:
+    """Refuse data sets that give other samples on other ranks.
+
+    Args:
+        everyone: Digests of the samples that are looked at, in rank order.
+
+    Raises:
+        DataError: They differ.
+    """
+    for rank, digests in enumerate(everyone):
+        if changed := differing(everyone[0], digests):
+            raise DataError(
+                f"the data set is not the same on all ranks: {named(changed)} differ between "
+                f"rank 0 and rank {rank}",
+                "draw it with a fixed seed, and read the same files on every rank",
+            )
+
+
+def require_unchanged(before: Mapping[int, str], now: Mapping[int, str], remedy: str) -> None:
+    """Refuse a data set that gives other samples than at an earlier start.
+
+    Args:
+        before: Digests at the earlier start.
+        now: Digests of the same samples.
+        remedy: What to do where the data were changed on purpose.
+
+    Raises:
+        DataError: They differ.
+    """
+    if changed := differing(before, now):
+        raise DataError(
+            f"the data set is not the one that this result was begun with: {named(changed)} differ",
+            f"draw it with a fixed seed; where the data were changed on purpose, {remedy}",
+        )
+
+
+def named(indices: Sequence[int]) -> str:
+    """Samples by their indices, in words: the first few of many."""
+    shown = ", ".join(map(str, indices[:5]))
+    if len(indices) == 1:
+        return f"sample {shown}"
+    return f"samples {shown}{f' and {len(indices) - 5} more' if len(indices) > 5 else ''}"
+
+
+# -- as a file -------------------------------------------------------------------------------
+
+
+def to_text(digests: Mapping[int, str]) -> str:
+    """Digests as JSON."""
+    return json.dumps({str(index): digest for index, digest in sorted(digests.items())}, indent=0)
+
+
+def from_text(text: str) -> Digests | None:
+    """Digests from JSON; None where it is none, as in a file that is cut or of another make."""
+    try:
+        found = json.loads(text)
+        return {int(index): str(digest) for index, digest in found.items()}
+    except (ValueError, AttributeError):
+        return None
