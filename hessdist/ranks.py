@@ -394,6 +394,23 @@ class Ranks:
             meanwhile()
             time.sleep(0.01)
 
+    def are_all_here(self, seconds: float) -> bool:
+        """Whether all ranks come to this call within a time. Collective, if they do.
+
+        Args:
+            seconds: How long to wait for them.
+
+        Returns:
+            False where one did not come, with which nothing more can be done but to abort.
+        """
+        self.collectives["barrier"] += 1
+        request, end = self.comm.Ibarrier(), time.monotonic() + seconds
+        while not request.Test():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
     @contextmanager
     def asleep_until_all_are_done(self) -> Iterator[None]:
         """Work without collectives that takes its time; who waits leaves the core to others.

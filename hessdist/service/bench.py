@@ -161,6 +161,8 @@ def bench(
             _write(target, "{}\n")
         workload = Workload.of(job)
     petsc.initialise(options)
+    for line in petsc.ineffective_options(options):
+        report.line(line)
     total = workload.on(ranks, job)
     threads = torch.get_num_threads()
     _load(total, checkpoint)

@@ -127,6 +127,8 @@ def diagnose(
                 run = _run_of(job)
                 _refuse_others(job, overwrite)
         petsc.initialise(options)
+        for line in petsc.ineffective_options(options):
+            report.line(line)
         total = workload.on(ranks, job)
         patients = ranks.broadcast(patients)
         report.line(

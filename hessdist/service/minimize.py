@@ -144,6 +144,8 @@ def minimize_job(
                 settings = _settings(job, options)
                 before = _before(job, settings, overwrite)
         petsc.initialise(options)
+        for line in petsc.ineffective_options(options):
+            report.line(line)
         total = workload.on(ranks, job)
         report.line(
             f"{job.name}: {job.minimize.method} over {total.layout.size:,} parameters, "

@@ -166,6 +166,8 @@ def study(
         with ranks.agreeing():
             _check_against_workload(wanted, workload, ranks)
         petsc.initialise(options)
+        for line in petsc.ineffective_options(options):
+            report.line(line)
         total = workload.on(ranks, job)
         if "exact" in wanted:
             _require_room(total, wanted["exact"])

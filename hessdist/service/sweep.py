@@ -139,6 +139,8 @@ def _serve(
                 write_text(parts_folder(path) / "job.toml", text)
             workload = Workload.of(job)
         petsc.initialise(options)
+        for line in petsc.ineffective_options(options):
+            report.line(line)
         replaces = ranks.broadcast(replaces)
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
         total = workload.on(members, job)

@@ -69,9 +69,9 @@ def extreme_eigenpairs(
             solver.solve_each_end()
         found = _measured(shell, solver)
     shell.forget()
-    n = len(found.values)
-    top = _end(found, slice(n - 1, n - 1 - largest if largest < n else None, -1), largest)
-    bottom = _end(found, slice(0, smallest), smallest)
+    n, (upper, lower) = len(found.values), solver.found
+    top = _end(found, slice(n - 1, n - 1 - upper if upper < n else None, -1), largest)
+    bottom = _end(found, slice(0, lower), smallest)
     good = bool(top.converged.all() and bottom.converged.all())
     return Eigenpairs(
         largest=top,

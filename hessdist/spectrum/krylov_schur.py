@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from hessdist.errors import InputError
 from hessdist.memory import touch
 from hessdist.spectrum import petsc
+from hessdist.spectrum.eps_options import refuse_unfit
+from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
@@ -44,6 +46,10 @@ _ROUNDINGS = 8
 # The cycle in which all pairs are accepted may turn up one more near zero, less converged by so
 # much: iterate until negligible eigenvalues are that much better.
 _TURNED_UP = 3.0
+# Seconds within which an error that is all ranks' reaches all of them.
+_PATIENCE = 10.0
+# Seed of the Lanczos run that proves the ends that another method has found.
+_PROOF = 11
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,21 @@ class Solver:
         self.hit_limit = False
         self.values = np.zeros(0)  # (n,) what the solver takes for the eigenvalues
         self.vectors = np.zeros((0, shell.local_size), shell.dtype)  # (n, d_local)
+        self.found = (0, 0)  # pairs of the upper and of the lower end among them
         # Vectors as combinations of those multiplied, (recorded, n); None where that is unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
         self._multiplied = shell.products
         self._failure: Exception | None = None
+        self._broken: Exception | None = None  # PETSc's own, which leaves its objects half-way
         self._accepting = False
         self._ritz: Ritz | None = None
         self._kept = 0  # vectors that the last restart kept
         self._center: float | None = None
 
         given = PETSc.Options()
-        self._grows = not any(given.hasName(f"eps_{name}") for name in ("nev", "ncv", "mpd"))
+        with shell.ranks.agreeing():
+            refuse_unfit(given)
+        self._grows = not any(given.hasName(f"eps_{name}") for name in ("ncv", "mpd"))
         self._locks = given.getBool("eps_krylovschur_locking", False)
         self.matrix = shell.create_petsc()
         self.start = self.matrix.createVecRight()
@@ -140,12 +150,7 @@ class Solver:
         eps.setOperators(self.matrix)
         eps.setProblemType(kinds.ProblemType.HEP)
         eps.setType(kinds.Type.KRYLOVSCHUR)
-        if self._grows:
-            first, most = basis_sizes(wanted, self.shell.size)
-            # Our own test stops the solve; SLEPc's nev has to be no less than ncv - mpd.
-            eps.setDimensions(max(wanted, most - first), most, first)
-        else:
-            eps.setDimensions(wanted)
+        eps.setDimensions(wanted)
         eps.setTolerances(tolerance * _MARGIN, _MAX_RESTARTS)
         eps.setConvergenceTest(kinds.Conv.REL)
         eps.setKrylovSchurRestart(_KEEP)
@@ -157,9 +162,27 @@ class Solver:
         eps.setInitialSpace([self.start])
         with self._refusals():
             eps.setFromOptions()  # the command line has the last word
+            # Not in what is wanted, which the job says, nor in what is converged.
+            eps.setConvergenceTest(kinds.Conv.REL)
+            self._set_dimensions(wanted)
         columns = eps.getDimensions()[1]
         if columns > 0 and "cuda" not in self.start.getType():
             touch((columns + 2) * self.shell.local_size * petsc.scalar_bytes())
+
+    def _set_dimensions(self, wanted: int) -> None:
+        """Set how many pairs are wanted, and the basis where the command line does not say."""
+        if not self._grows:
+            given = self._petsc.Options()
+            sizes = {
+                name: given.getInt(f"eps_{name}", 0) or None
+                for name in ("ncv", "mpd")
+                if given.hasName(f"eps_{name}")
+            }
+            self.eps.setDimensions(wanted, **sizes)
+            return
+        first, most = basis_sizes(wanted, self.shell.size)
+        # Our own test stops the solve; SLEPc's nev has to be no less than ncv - mpd.
+        self.eps.setDimensions(max(wanted, most - first), most, first)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -168,17 +191,18 @@ class Solver:
             try:
                 yield
             except self._petsc.Error as error:
-                lines = [line.split("] ", 1)[-1] for line in str(error).splitlines()]
-                raise InputError(
-                    f"PETSc refuses the options: {lines[-1]}", "correct the -eps_ options"
-                ) from error
+                raise _refusal(error) from error
 
     def __enter__(self) -> Solver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None and issubclass(kind, self._petsc.Error):
-            return  # PETSc's objects are in no state to be destroyed, and would hide the error
+        if self._broken or (kind is not None and issubclass(kind, self._petsc.Error)):
+            # PETSc's objects are in no state to be destroyed: that would hide the error, or end the
+            # program when PETSc tidies up at its end. A reference too many keeps them.
+            for thing in (self.eps, self.start, self.matrix):
+                thing.incRef()
+            return
         self._destroy()
 
     def _destroy(self) -> None:
@@ -189,10 +213,20 @@ class Solver:
         """Solve, and raise now what could not be raised through SLEPc."""
         with self._refusals():
             self.eps.setUp()
-        self.eps.solve()
+        try:
+            self.eps.solve()
+        except self._petsc.Error as error:
+            self._broken = error
         failure = self.shell.failure or self._failure
         if failure is not None:
             raise failure
+        if self._broken is not None:
+            refusal = _refusal(self._broken)
+            # What the options do to PETSc they do on all ranks; anything else is one rank's fault.
+            if not self.shell.ranks.are_all_here(_PATIENCE):
+                self.shell.ranks.abort(refusal)
+            refusal.agreed = True
+            raise refusal from self._broken
 
     # -- one space for both ends -------------------------------------------------------------
 
@@ -207,6 +241,7 @@ class Solver:
         chosen = self._ends.chosen(order)
         basis = self.eps.getBV()
         self.values = self._ritz.values[chosen]
+        self.found = min(self.largest, len(chosen)), min(self.smallest, len(chosen))
         self.vectors = np.empty((len(chosen), self.shell.local_size), self.shell.dtype)
         for row, column in enumerate(chosen.tolist()):
             vector = basis.getColumn(column)
@@ -380,6 +415,7 @@ class Solver:
         values: list[float] = []
         vectors: list[NDArray[Any]] = []
         vector = self.start.duplicate()
+        counts = {which.SMALLEST_REAL: 0, which.LARGEST_REAL: 0}
         ends = ((self.smallest, which.SMALLEST_REAL), (self.largest, which.LARGEST_REAL))
         for count, end in ends:
             if not count:
@@ -391,9 +427,61 @@ class Solver:
             self.restarts += self.eps.getIterationNumber()
             found = min(count, self.eps.getConverged())
             self.hit_limit |= found < count
+            counts[end] = found
             for index in range(found) if end == which.SMALLEST_REAL else range(found)[::-1]:
                 values.append(self.eps.getEigenpair(index, vector).real)
                 vectors.append(vector.getArray(readonly=1).astype(self.shell.dtype))
         vector.destroy()
         if vectors:
             self.values, self.vectors = np.array(values), np.stack(vectors)
+        self.found = counts[which.LARGEST_REAL], counts[which.SMALLEST_REAL]
+        self._require_ends()
+
+    def _require_ends(self) -> None:
+        """Refuse pairs of a method that has missed an end of the spectrum. Collective.
+
+        A Ritz value of any Krylov space lies within the spectrum, and the i-th from either end no
+        farther out than the i-th eigenvalue (Cauchy's interlacing): an eigenvalue that lies behind
+        it is not the i-th. A short Lanczos run says so for methods that may converge to inner
+        eigenvalues, or to fewer than there are.
+
+        Raises:
+            InputError: An eigenvalue was missed; on every rank.
+        """
+        wanted = self.largest + self.smallest
+        steps = min(self.shell.size, max(2 * wanted, wanted + 12))
+        ritz = lanczos_quadrature(self.shell, probes=1, steps=steps, seed=_PROOF).nodes[0]
+        ritz = np.sort(ritz[np.isfinite(ritz)])
+        found = np.sort(self.values)
+        norm = float(np.abs(ritz).max(initial=0))
+        slack = self.tolerance * np.maximum(np.abs(ritz), self.floor(norm))
+        top, bottom = found[::-1][: self.found[0]], found[: self.found[1]]
+        with self.shell.ranks.agreeing():
+            self._require_end("largest", top, ritz[::-1], slack[::-1])
+            self._require_end("smallest", -bottom, -ritz, slack)
+
+    def _require_end(
+        self,
+        end: str,
+        found: NDArray[np.float64],
+        ritz: NDArray[np.float64],
+        slack: NDArray[np.float64],
+    ) -> None:
+        """Refuse eigenvalues of one end, its sign turned so that they descend. Not collective."""
+        count = min(len(found), len(ritz))
+        inside = found[:count] < ritz[:count] - slack[:count]
+        if inside.any():
+            place, sign = int(np.argmax(inside)), 1 if end == "largest" else -1
+            raise InputError(
+                f"-eps_type {self.eps.getType()} has missed an eigenvalue: it gives "
+                f"{sign * found[place]:.6g} as number {place + 1} of the {end}, and there is one "
+                f"at or beyond {sign * ritz[place]:.6g}",
+                "leave -eps_type out, or try another one",
+            )
+
+
+def _refusal(error: Exception) -> InputError:
+    """PETSc's error in a line: the last of its own, without what continues it."""
+    lines = [line for line in str(error).splitlines() if line.startswith("[")]
+    said = lines[-1].split("] ", 1)[-1].strip() if lines else " ".join(str(error).split())
+    return InputError(f"PETSc refuses the options: {said}", "correct the -eps_ options")

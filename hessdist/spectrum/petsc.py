@@ -13,6 +13,7 @@ import numpy as np
 
 from hessdist.errors import DependencyError, InputError
 from hessdist.gpu_aware import mpi_takes_device_memory
+from hessdist.spectrum.eps_options import WITHOUT_EFFECT, ineffective
 
 _SPIN = "10"  # 2^10 cycles; OpenBLAS's default is 2^26
 _INSTALL = (
@@ -44,6 +45,7 @@ def initialise(options: Sequence[str] = ()) -> Any:
 
     Raises:
         DependencyError: One is missing, they do not fit together, or scalars are complex.
+        InputError: PETSc refuses an option of its own start.
     """
     # OpenBLAS, which reads this when it is loaded, lets its threads spin for some 30 ms after every
     # call, on the cores that the next product needs.
@@ -64,6 +66,11 @@ def initialise(options: Sequence[str] = ()) -> Any:
 
             slepc4py.init()
         from slepc4py import SLEPc
+    except RuntimeError as error:  # PETSc's own, before its name can be imported
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"PETSc does not start with these options ({said})", "correct PETSc's options"
+        ) from error
     except ImportError as error:
         raise DependencyError(f"PETSc or SLEPc cannot be imported ({error})", _INSTALL) from error
     problem = scalar_problem(PETSc.ScalarType, PETSc.IntType)
@@ -137,6 +144,18 @@ def integer_option(name: str, default: int) -> int:
     return int(PETSc.Options().getInt(name, default))
 
 
+def ineffective_options(options: Sequence[str]) -> list[str]:
+    """Options of the command line that a solve here overrules or cannot use. Not collective.
+
+    Args:
+        options: Words of the command line.
+
+    Returns:
+        A warning for each, with its reason.
+    """
+    return [f"warning: {text}" for text in ineffective(filter(is_option, options))]
+
+
 def unused_options(options: Sequence[str]) -> list[str]:
     """Options of the command line that no PETSc object has asked for. Not collective.
 
@@ -144,7 +163,7 @@ def unused_options(options: Sequence[str]) -> list[str]:
         options: Words of the command line.
 
     Returns:
-        Names, with their dash.
+        Names, with their dash, but for those that `ineffective_options` tells of.
     """
     from petsc4py import PETSc
 
@@ -155,7 +174,7 @@ def unused_options(options: Sequence[str]) -> list[str]:
     for word in filter(is_option, options):
         used = ctypes.c_int(0)
         asked(None, word[1:].encode(), ctypes.byref(used))
-        if not used.value:
+        if not used.value and word[1:] not in WITHOUT_EFFECT:
             unused.append(word)
     return unused
 
