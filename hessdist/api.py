@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,13 +23,14 @@ from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.workload.datasets import choose_samples, count_samples, require_map_style
+from hessdist.workload.preparation import borrowed, check_model, unwrapped
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from hessdist.workload.collate import Collate
     from hessdist.workload.datasets import MapDataset
-    from hessdist.workload.losses import Criterion, SummedLoss
+    from hessdist.workload.losses import AnyLoss
 
 _log = logging.getLogger("hessdist")
 
@@ -47,6 +48,8 @@ class Spectrum:
     residuals_smallest: NDArray[np.float64]  # (m,)
     converged_smallest: NDArray[np.bool_]  # (m,)
     loss: float  # mean over all samples
+    num_samples: int  # N
+    weight: float  # what the sum of the losses is divided by: N, labels that count, class weights
     gradient_norm: float  # Euclidean
     products: int  # matrix-vector products that the solve made
     seconds: float  # wall time of the solve
@@ -62,7 +65,7 @@ class Spectrum:
 
 def extreme_eigenpairs(
     model: nn.Module,
-    loss: Criterion | SummedLoss,
+    loss: AnyLoss,
     dataset: MapDataset,
     *,
     largest: int = 20,
@@ -90,9 +93,11 @@ def extreme_eigenpairs(
     Args:
         model: Any module with float32 or float64 parameters. Those that do not require a gradient
             are constants.
-        loss: A criterion of (outputs, targets) that sums or averages over samples; or a callable
+        loss: A criterion of (outputs, targets) that sums or averages over samples; a callable
             whose first parameter is called `model`, of (model, batch), that returns the loss
-            summed over the batch and the number of samples in it.
+            summed over the batch and the batch's weight: the number of samples, of tokens that
+            count, or the sum of class weights; or an object with `outputs(model, batch)` that
+            returns z and `of_outputs(z, batch)` that returns the same pair.
         dataset: A map-style data set: `len(dataset)`, `dataset[i]`.
         largest: k, the number of algebraically largest eigenpairs.
         smallest: m, the number of algebraically smallest.
@@ -120,46 +125,60 @@ def extreme_eigenpairs(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
     """
-    compute = ComputeSection(
-        device=device,
-        dtype=_dtype_of(model),
-        batch_size=batch_size,
-        cache_gib=cache_gib,
-        data_gib=data_gib,
-        workers=workers,
-    )
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
-    ranks, here = total.ranks, total.evaluate()
-    shell = total.shell(operator, here.num_samples)
-    pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
-    if not pairs.converged and ranks.is_root:
-        _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
+    compute = {
+        "device": device,
+        "batch_size": batch_size,
+        "cache_gib": cache_gib,
+        "data_gib": data_gib,
+        "workers": workers,
+    }
+    settings = {
+        "largest": largest,
+        "smallest": smallest,
+        "tolerance": tolerance,
+        "operator": operator,
+        "seed": seed,
+        "residuals": residuals,
+        "eigenvectors": eigenvectors,
+    }
+    with _training_loss(
+        comm, model, loss, dataset, compute, l2, layers, collate, **settings
+    ) as total:
+        ranks, here = total.ranks, total.evaluate()
+        shell = total.shell(operator, here.weight)
+        pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
+        if not pairs.converged and ranks.is_root:
+            _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
 
-    def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
-        return full_vectors(ranks, vectors, shell.size, compute.dtype) if eigenvectors else None
+        def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
+            if not eigenvectors:
+                return None
+            return full_vectors(ranks, vectors, shell.size, total.compute.dtype)
 
-    return Spectrum(
-        eigenvalues_largest=pairs.largest.values,
-        eigenvectors_largest=gathered(pairs.largest.vectors),
-        residuals_largest=pairs.largest.residuals,
-        converged_largest=pairs.largest.converged,
-        eigenvalues_smallest=pairs.smallest.values,
-        eigenvectors_smallest=gathered(pairs.smallest.vectors),
-        residuals_smallest=pairs.smallest.residuals,
-        converged_smallest=pairs.smallest.converged,
-        loss=here.loss,
-        gradient_norm=here.gradient_norm,
-        products=pairs.products,
-        seconds=pairs.seconds,
-        outcome=pairs.outcome.value,
-        parameter_names=total.layout.names,
-        parameter_shapes=total.layout.shapes,
-    )
+        return Spectrum(
+            eigenvalues_largest=pairs.largest.values,
+            eigenvectors_largest=gathered(pairs.largest.vectors),
+            residuals_largest=pairs.largest.residuals,
+            converged_largest=pairs.largest.converged,
+            eigenvalues_smallest=pairs.smallest.values,
+            eigenvectors_smallest=gathered(pairs.smallest.vectors),
+            residuals_smallest=pairs.smallest.residuals,
+            converged_smallest=pairs.smallest.converged,
+            loss=here.loss,
+            num_samples=here.num_samples,
+            weight=here.weight,
+            gradient_norm=here.gradient_norm,
+            products=pairs.products,
+            seconds=pairs.seconds,
+            outcome=pairs.outcome.value,
+            parameter_names=total.layout.names,
+            parameter_shapes=total.layout.shapes,
+        )
 
 
 def exact_spectrum(
     model: nn.Module,
-    loss: Criterion | SummedLoss,
+    loss: AnyLoss,
     dataset: MapDataset,
     *,
     operator: Operator = "hessian",
@@ -197,15 +216,18 @@ def exact_spectrum(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
     """
-    compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
-    shell = total.shell(operator, total.evaluate().num_samples)
-    return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
+    compute = {"device": device, "batch_size": batch_size}
+    settings = {"operator": operator, "eigenvectors": eigenvectors}
+    with _training_loss(
+        comm, model, loss, dataset, compute, l2, layers, collate, **settings
+    ) as total:
+        shell = total.shell(operator, total.evaluate().weight)
+        return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
 
 
 def spectral_density(
     model: nn.Module,
-    loss: Criterion | SummedLoss,
+    loss: AnyLoss,
     dataset: MapDataset,
     *,
     probes: int = 10,
@@ -248,41 +270,58 @@ def spectral_density(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py is missing or cannot serve.
     """
-    compute = ComputeSection(device=device, dtype=_dtype_of(model), batch_size=batch_size)
-    total = _total(Ranks(comm), model, loss, dataset, compute, l2, layers, collate)
-    shell = total.shell(operator, total.evaluate().num_samples)
-    return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
+    compute = {"device": device, "batch_size": batch_size}
+    settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
+    with _training_loss(
+        comm, model, loss, dataset, compute, l2, layers, collate, **settings
+    ) as total:
+        shell = total.shell(operator, total.evaluate().weight)
+        return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
 
 
-def _total(
-    ranks: Ranks,
+@contextmanager
+def _training_loss(
+    comm: MPI.Comm | None,
     model: nn.Module,
-    loss: Criterion | SummedLoss,
+    loss: AnyLoss,
     dataset: MapDataset,
-    compute: ComputeSection,
+    compute: dict[str, Any],
     l2: float,
     layers: Sequence[str],
     collate: Collate | None,
-) -> TrainingLoss:
-    """The loss of a copy of the model over all samples. Collective."""
+    **settings: Any,
+) -> Iterator[TrainingLoss]:
+    """The loss of a copy of the model over all samples, the same on every rank. Collective.
+
+    Yields:
+        The training loss, at the parameters that the model has on rank 0.
+    """
+    ranks = Ranks(comm)
     with ranks.agreeing():
         require_map_style(dataset)
         indices = choose_samples(count_samples(dataset), None, None, "first", 0)
-    return TrainingLoss(
-        ranks,
-        copy.deepcopy(model),
-        loss,
-        dataset,
-        indices,
-        compute=compute,
-        l2=l2,
-        layers=layers,
-        collate=collate,
-    )
+        check_model(model)
+        section = ComputeSection(dtype=_dtype_of(model), **compute)
+    given = ", ".join(sorted(settings))
+    ranks.require_same(given, sorted(settings.items()), "call it with the same on every rank")
+    with borrowed(unwrapped(model)) as mine:
+        total = TrainingLoss(
+            ranks,
+            mine,
+            loss,
+            dataset,
+            indices,
+            compute=section,
+            l2=l2,
+            layers=layers,
+            collate=collate,
+        )
+        total.share_parameters()
+        yield total
 
 
 def _dtype_of(model: nn.Module) -> Literal["float32", "float64"]:
-    found = {parameter.dtype for parameter in model.parameters()}
+    found = {parameter.dtype for parameter in model.parameters() if not parameter.is_complex()}
     if found == {torch.float32}:
         return "float32"
     if found == {torch.float64}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hessdist.curvature.additivity import prove_additive, refuse_random
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
+from hessdist.curvature.second_derivative import prove_product
+from hessdist.errors import DataError, WorkloadError
 from hessdist.job import ComputeSection, Job, SpectrumSection
 from hessdist.memory import keep_freed_memory
 from hessdist.ranks import Ranks, choose_device, use_threads
@@ -31,8 +34,9 @@ from hessdist.workload.datasets import (
     choose_samples,
     count_samples,
 )
-from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, build_loss
+from hessdist.workload.losses import AnyLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.preparation import check_model, converted
 from hessdist.workload.sample_digests import (
     Digests,
     probe_positions,
@@ -43,6 +47,7 @@ from hessdist.workload.sample_digests import (
 from hessdist.workload.shard import Shard
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_PROBED = 8  # samples that all ranks evaluate
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Evaluation:
 
     loss: float  # mean over all samples, the l2 term included
     num_samples: int  # N
+    weight: float  # Σ w, what the sum of the losses is divided by
     gradient: NDArray[np.float64]  # (d_local,) this rank's entries
     gradient_norm: float  # Euclidean, over all parameters in use
 
@@ -60,7 +66,7 @@ class Workload:
     """What a job differentiates, as it is before anything is moved to a device."""
 
     model: nn.Module
-    loss: Criterion | SummedLoss
+    loss: AnyLoss
     dataset: MapDataset
     indices: NDArray[np.int64]  # (N,) samples in use
     collate: Collate | None = None  # makes a batch of a list of samples; None: they are stacked
@@ -114,13 +120,27 @@ class Workload:
         )
 
 
+@dataclass
+class _Proofs:
+    """What has been proven of a loss, shared with its parts."""
+
+    additive: bool = False
+    products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
+
+
+def _structure(model: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a model's parameters and buffers."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]
+
+
 class TrainingLoss:
     """L(θ) over the samples of all ranks, and its curvature matrices. Making it is collective.
 
     Args:
         ranks: The ranks.
         model: The model; it is moved to the device and dtype, and put into evaluation mode.
-        loss: A criterion of (outputs, targets) or a callable of (model, batch).
+        loss: In any of its forms (`workload/losses.py`).
         dataset: The whole data set, the same on every rank.
         indices: Samples in use, (N,) int64.
         compute: Device, dtype, batch size, budgets.
@@ -136,7 +156,7 @@ class TrainingLoss:
         self,
         ranks: Ranks,
         model: nn.Module,
-        loss: Criterion | SummedLoss,
+        loss: AnyLoss,
         dataset: MapDataset,
         indices: NDArray[np.int64],
         *,
@@ -158,7 +178,10 @@ class TrainingLoss:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)  # for pinned memory and MPI as well
             dtype = DTYPES[compute.dtype]
-            self.model = model.to(self.device, dtype).eval()
+            # Its fused layers drop padding, and take another way than derivatives do.
+            torch.backends.mha.set_fastpath_enabled(False)
+            check_model(model)
+            self.model = converted(model, self.device, dtype).eval()
 
             def shard(chosen: NDArray[np.int64]) -> Shard:
                 return Shard(
@@ -174,11 +197,22 @@ class TrainingLoss:
                 )
 
             begin, end = ranks.shard(len(indices))
-            summed = as_summed_loss(loss, self.model, shard(indices[:3]).head(3))
+            few = min(3, compute.batch_size)
+            summed = as_summed_loss(loss, self.model, shard(indices[:few]).head(few))
             parameters = Parameters(self.model, layers)
             self.local = LocalLoss(
                 self.model, summed, shard(indices[begin:end]), parameters, ranks.rank
             )
+            self._probe = shard(indices[probe_positions(len(indices), seed=1, most=_PROBED)])
+        self._weight: float | None = None
+        self._proofs = _Proofs()
+        ranks.require_same(
+            "model (names, shapes and kinds of its tensors)",
+            _structure(self.model),
+            "build the same network on every rank",
+        )
+        settings = (compute.batch_size, compute.dtype, l2, tuple(layers))
+        ranks.require_same("batch size, dtype, l2 or layers", settings, "give all ranks the same")
 
     @property
     def layout(self) -> ParameterLayout:
@@ -209,11 +243,12 @@ class TrainingLoss:
         Buffers that are not part of the state dict are among them.
         """
         for tensor in chain(self.model.parameters(), self.model.buffers()):
-            # As bytes, since NumPy has no bfloat16, and neither does it keep 0 dimensions everywhere.
+            # As bytes: NumPy has no bfloat16, and does not keep 0 dimensions everywhere.
             host = tensor.detach().cpu().contiguous()
             self.ranks.broadcast_array(host.reshape(-1).view(torch.uint8).numpy(), root)
             if self.ranks.rank != root:
                 tensor.data.copy_(host)
+        self._proofs.products.clear()
 
     def digest(self) -> str:
         """A hash of this rank's parameters and buffers, with their names. Not collective."""
@@ -229,18 +264,77 @@ class TrainingLoss:
             InputError: A workload that is not deterministic, labels out of range; on every rank.
             NumericalError: A value is not finite; the rank and batch are named; on every rank.
         """
+        self._prove_additive()
         with self.ranks.agreeing():
-            self.local.check_deterministic()
             sums = self.local.loss_and_gradient()
-        loss, count = self.ranks.sum(np.array([sums.loss, sums.count]))
+        mine = [sums.loss, sums.weight, float(self.local.shard.num_samples)]
+        loss, weight, count = self.ranks.sum(np.array(mine))
+        self._weight = self._positive(weight)
         begin, end = self.ranks.shard(self.layout.size)
         gradient = np.empty(end - begin)
         self.ranks.reduce_scatter(sums.gradient.cpu().numpy(), gradient)
-        gradient /= count
+        gradient /= weight
         gradient += self.l2 * self.local.parameters.flat()[begin:end].cpu().numpy()
         (square,) = self.ranks.sum(np.array([gradient @ gradient]))
         penalty = self.l2 / 2 * float(self.square_norm())
-        return Evaluation(loss / count + penalty, int(count), gradient, float(np.sqrt(square)))
+        norm = float(np.sqrt(square))
+        return Evaluation(loss / weight + penalty, int(count), float(weight), gradient, norm)
+
+    def weight(self) -> float:
+        """Σ w over all samples: N, labels that count, or class weights. Collective.
+
+        Returns:
+            The same on every rank.
+
+        Raises:
+            InputError: The loss cannot be evaluated; on every rank.
+        """
+        if self._weight is None:
+            with self.ranks.agreeing():
+                mine = self.local.weight_sum()
+            (total,) = self.ranks.sum(np.array([mine]))
+            self._weight = self._positive(total)
+        return self._weight
+
+    @staticmethod
+    def _positive(weight: float) -> float:
+        if not weight > 0:
+            error = DataError(
+                "no label of any sample counts in the loss",
+                "check the data set and the loss's ignore_index",
+            )
+            error.agreed = True
+            raise error
+        return float(weight)
+
+    def _prove_additive(self) -> None:
+        """Refuse a loss that is no sum over samples, or not the same on all ranks. Collective."""
+        with self.ranks.agreeing():
+            refuse_random(self.local)
+            if not self._proofs.additive:
+                self._proofs.additive = prove_additive(self.local, self._probe, self.ranks.rank)
+            mine = self._probed()
+        close = 1e-3 if self.local.dtype == torch.float32 else 1e-6
+        everyone = self.ranks.collect(mine)
+        for rank, values in enumerate(everyone):
+            if not np.allclose(values, everyone[0], rtol=close, atol=close, equal_nan=True):
+                error = WorkloadError(
+                    f"rank {rank} has another loss than rank 0 for the same samples and parameters "
+                    f"({values[0]:.6g} and {everyone[0][0]:.6g})",
+                    "draw constants of the model and the loss with a fixed seed, or register them "
+                    "as buffers, and read the same files on every rank",
+                )
+                error.agreed = True
+                raise error
+
+    def _probed(self) -> tuple[float, float]:
+        """Loss and weight of a few samples, the same ones on every rank."""
+        value, weight = 0.0, 0.0
+        for position in range(self._probe.num_samples):
+            batch = self._probe.fetch([position])
+            here = self.local.plain(batch, f"rank {self.ranks.rank}: a sample")
+            value, weight = value + here[0], weight + here[1]
+        return value, weight
 
     def square_norm(self) -> Tensor:
         """‖θ‖² of all trainable parameters, in use or not, float64. Not collective."""
@@ -276,7 +370,7 @@ class TrainingLoss:
     def shell(
         self,
         operator: str,
-        num_samples: int,
+        weight: float,
         on_product: Callable[[int], None] = lambda products: None,
         journal: Journal | None = None,
     ) -> ShellMatrix:
@@ -286,7 +380,7 @@ class TrainingLoss:
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
-            num_samples: N, from `evaluate`.
+            weight: Σ w, from `evaluate`.
             on_product: Called after every product with their number.
             journal: Keeps finished products for a solve that starts again.
 
@@ -296,13 +390,17 @@ class TrainingLoss:
         Raises:
             WorkloadError: The operator is not defined for this loss; on every rank.
         """
+        proof = (operator, self.layout.names)
         with self.ranks.agreeing():
+            if proof not in self._proofs.products:
+                prove_product(self.local, operator, self.ranks.rank)
+                self._proofs.products.add(proof)
             local = LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
         shift = self.l2 if operator in ("hessian", "gauss_newton") else 0.0
         return ShellMatrix(
             local,
             self.ranks,
-            scale=1 / num_samples,
+            scale=1 / weight,
             shift=shift,
             on_product=on_product,
             journal=journal,

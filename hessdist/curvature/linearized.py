@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hessdist.curvature.local_loss import LocalLoss, Pieces
 from hessdist.errors import WorkloadError
-from hessdist.workload.losses import Batch, CriterionLoss
+from hessdist.workload.losses import OfOutputs
+from hessdist.workload.nestings import Batch, floating_tensors, with_tensors
 
 BatchProduct = Callable[[Sequence[Tensor]], Pieces]
 """v to the product over one batch, both in parameter shapes."""
@@ -42,10 +43,10 @@ def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Gv = Jᵀ (∇²_z ℓ) J v (Schraudolph 2002).
+    """Gv = Jᵀ (∇²_z s) J v (Schraudolph 2002).
 
     Args:
-        local: The loss; a criterion of (outputs, targets).
+        local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
@@ -54,37 +55,45 @@ def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
     Raises:
         WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
     """
-    criterion, inputs, targets = _criterion_parts(local, batch, "gauss_newton")
-    outputs = local.model(inputs)
-    z = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(criterion.total(z, targets, len(targets)), z, create_graph=True)
-    jacobian = _Jacobian(local, outputs)
+    loss = of_outputs(local, "gauss_newton")
+    outputs = loss.outputs(local.model, batch)
+    graphs = floating_tensors(outputs)
+    z = [graph.detach().requires_grad_() for graph in graphs]
+    value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
+    slopes = torch.autograd.grad(value, z, create_graph=True, allow_unused=True)
+    used = [i for i, slope in enumerate(slopes) if slope is not None]
+    jacobian = _Jacobian(local, [graphs[i] for i in used])
+    points, curved = [z[i] for i in used], [slope for slope in slopes if slope is not None]
 
     def product(v: Sequence[Tensor]) -> Pieces:
-        (curved,) = _vjp([slope], [z], [jacobian.times(v)])
-        return jacobian.transposed_times(curved)
+        return jacobian.transposed_times(_vjp(curved, points, jacobian.times(v)))
 
     return product
 
 
 def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Fv = Σ ∇ℓ_i (∇ℓ_iᵀ v): the Gauss-Newton form whose outputs are the losses of the samples.
+    """Fv = Σ w_i ∇ℓ_i (∇ℓ_iᵀ v), ℓ_i = s_i / w_i: the Gauss-Newton form of the samples' losses.
+
+    A sample of weight 2 counts as two samples do.
 
     Args:
-        local: The loss; a criterion of (outputs, targets).
+        local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
-        v to Σ ∇ℓ_i ∇ℓ_iᵀ v.
+        v to Σ w_i ∇ℓ_i ∇ℓ_iᵀ v.
 
     Raises:
         WorkloadError: The loss has no values of single samples: it is a callable of (model, batch).
     """
-    criterion, inputs, targets = _criterion_parts(local, batch, "empirical_fisher")
-    jacobian = _Jacobian(local, criterion.of_each_sample(local.model(inputs), targets))
+    loss = of_outputs(local, "empirical_fisher")
+    values, weights = loss.of_each_sample(local.model, batch)
+    jacobian = _Jacobian(local, [values])
+    inverse = torch.where(weights > 0, 1 / weights, 0.0)
 
     def product(v: Sequence[Tensor]) -> Pieces:
-        return jacobian.transposed_times(jacobian.times(v))
+        (slopes,) = jacobian.times(v)
+        return jacobian.transposed_times([slopes * inverse])
 
     return product
 
@@ -93,7 +102,7 @@ def residual(local: LocalLoss, batch: Batch) -> BatchProduct:
     """Sv = Hv − Gv: what the Gauss-Newton matrix leaves out.
 
     Args:
-        local: The loss; a criterion of (outputs, targets).
+        local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
@@ -125,31 +134,39 @@ class _Jacobian:
     2017, "a new trick for calculating Jacobian vector products"); it costs no forward-mode rules.
     """
 
-    def __init__(self, local: LocalLoss, outputs: Tensor) -> None:
-        self._outputs = outputs
+    def __init__(self, local: LocalLoss, outputs: Sequence[Tensor]) -> None:
         self._parameters = local.parameters.tensors
-        self._w = torch.zeros_like(outputs, requires_grad=True)
-        self._reached = outputs.requires_grad
+        self._shapes = [torch.zeros_like(output) for output in outputs]
+        reached = [i for i, output in enumerate(outputs) if output.requires_grad]
+        self._reached = reached
+        self._outputs = [outputs[i] for i in reached]
+        self._w = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
         pieces = (
             torch.autograd.grad(
-                outputs, self._parameters, self._w, create_graph=True, allow_unused=True
+                self._outputs, self._parameters, self._w, create_graph=True, allow_unused=True
             )
-            if self._reached
+            if reached
             else ()
         )
         self._rows = [i for i, piece in enumerate(pieces) if piece is not None]
         self._transposed = [piece for piece in pieces if piece is not None]
 
-    def times(self, v: Sequence[Tensor]) -> Tensor:
-        """Jv, in the shape of the outputs."""
-        (jv,) = _vjp(self._transposed, [self._w], [v[i] for i in self._rows])
-        return torch.zeros_like(self._outputs) if jv is None else jv
+    def times(self, v: Sequence[Tensor]) -> list[Tensor]:
+        """Jv, in the shapes of the outputs."""
+        images = list(self._shapes)
+        found = _vjp(self._transposed, self._w, [v[i] for i in self._rows])
+        for place, image in zip(self._reached, found, strict=True):
+            if image is not None:
+                images[place] = image
+        return images
 
-    def transposed_times(self, w: Tensor | None) -> Pieces:
+    def transposed_times(self, w: Sequence[Tensor | None]) -> Pieces:
         """Jᵀw, in parameter shapes."""
-        if w is None or not self._reached:
+        given = [w[place] for place in self._reached]
+        kept = [i for i, one in enumerate(given) if one is not None]
+        if not kept:
             return [None] * len(self._parameters)
-        return _vjp([self._outputs], self._parameters, [w])
+        return _vjp([self._outputs[i] for i in kept], self._parameters, [given[i] for i in kept])
 
 
 def _vjp(
@@ -161,17 +178,27 @@ def _vjp(
     return list(torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True))
 
 
-def _criterion_parts(
-    local: LocalLoss, batch: Batch, operator: str
-) -> tuple[CriterionLoss, Batch, Tensor]:
-    if not isinstance(local.loss, CriterionLoss):
+def of_outputs(local: LocalLoss, operator: str) -> OfOutputs:
+    """The loss as a function of the model's outputs.
+
+    Args:
+        local: The loss.
+        operator: What needs it, for the message.
+
+    Returns:
+        The loss.
+
+    Raises:
+        WorkloadError: It is a callable of (model, batch).
+    """
+    if not isinstance(local.loss, OfOutputs):
         raise WorkloadError(
             f"spectrum.operator = '{operator}' needs a loss of (outputs, targets), and this one "
             "takes (model, batch)",
-            "use operator = 'hessian', or a criterion",
+            "use operator = 'hessian', a criterion, or an object with outputs(model, batch) and "
+            "of_outputs(z, batch)",
         )
-    inputs, targets = batch
-    return local.loss, inputs, targets
+    return local.loss
 
 
 def _minus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
-from hessdist.workload.losses import Batch, CriterionLoss, SummedLoss, checked_loss, evaluating
+from hessdist.workload.losses import CriterionLoss, Loss, checked_loss, plain_value
+from hessdist.workload.nestings import Batch
 from hessdist.workload.shard import Shard
+from hessdist.workload.user_code import evaluating
 
 Pieces = Sequence[Tensor | None]
 """Tensors in parameter shapes; None stands for zero."""
 
-# Two passes over the same samples may differ by rounding on a GPU, and by nothing else.
-_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
-
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over one rank's samples; adding over ranks and dividing by the count gives L and g."""
+    """Sums over one rank's samples; adding over ranks and dividing by the weight gives L and g."""
 
     loss: float
-    count: int
+    weight: float  # of the samples, or of what the loss counts
     gradient: Tensor  # (d,) float64
 
 
@@ -46,7 +46,7 @@ class LocalLoss:
     def __init__(
         self,
         model: nn.Module,
-        loss: CriterionLoss | SummedLoss,
+        loss: Loss,
         shard: Shard,
         parameters: Parameters,
         rank: int = 0,
@@ -69,7 +69,8 @@ class LocalLoss:
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The loss summed over a batch, a scalar with its graph."""
-        return self.loss(self.model, batch)[0]
+        with exact_derivatives():
+            return self.loss(self.model, batch)[0]
 
     def zeros(self) -> Tensor:
         """A float64 accumulator, (d,): many float32 terms add up in it without loss."""
@@ -79,11 +80,10 @@ class LocalLoss:
         """Gradient of a scalar by the parameters in use; None for those it does not depend on."""
         if not value.requires_grad:
             return [None] * len(self.parameters.tensors)
-        return list(
-            torch.autograd.grad(
-                value, self.parameters.tensors, create_graph=create_graph, allow_unused=True
-            )
+        pieces = torch.autograd.grad(
+            value, self.parameters.tensors, create_graph=create_graph, allow_unused=True
         )
+        return [p.to_dense() if p is not None and p.is_sparse else p for p in pieces]
 
     def loss_and_gradient(self) -> LossSums:
         """One pass over the shard.
@@ -95,33 +95,66 @@ class LocalLoss:
             NumericalError: The loss or the gradient of a batch is not finite.
             DataError: A label is out of the range of the model's outputs.
         """
-        loss, count, gradient = 0.0, 0, self.zeros()
+        loss, weight, gradient = 0.0, 0.0, self.zeros()
         for number, batch in self.shard.batches():
-            where = f"rank {self.rank}: batch {number}"
-            value, size = checked_loss(self.loss, self.model, batch, where)
-            with evaluating(where):
-                pieces = self.gradient_of(value)
+            value, size, pieces = self.with_gradient(batch, f"rank {self.rank}: batch {number}")
             self.require_finite(value, f"the loss of batch {number}")
             self.require_finite(pieces, f"the gradient of batch {number}")
             self.parameters.layout.add_to(gradient, pieces)
-            loss += float(value.detach())
-            count += size
-        return LossSums(loss, count, gradient)
+            loss += float(value)
+            weight += size
+        return LossSums(loss, weight, gradient)
 
-    @torch.no_grad()
-    def loss_sum(self) -> tuple[float, int]:
+    def with_gradient(self, batch: Batch, what: str) -> tuple[Tensor, float, Pieces]:
+        """The loss of a batch, its weight and its gradient.
+
+        Args:
+            batch: The batch.
+            what: Its name in messages.
+
+        Returns:
+            The sum without its graph, the weight, and the gradient of the sum.
+
+        Raises:
+            DataError: A label is out of the range of the model's outputs.
+            WorkloadError: The loss cannot be evaluated, or does not depend on the parameters.
+        """
+        with exact_derivatives():
+            value, weight = checked_loss(self.loss, self.model, batch, what)
+            if not value.requires_grad:
+                raise WorkloadError(
+                    f"{what}: the loss does not depend on the model's parameters",
+                    "look for detach(), no_grad() or argmax() in the model and the loss",
+                )
+            with evaluating(what):
+                pieces = self.gradient_of(value)
+        return value.detach(), weight, pieces
+
+    def loss_sum(self) -> tuple[float, float]:
         """The loss alone; it may be NaN.
 
         Returns:
-            Its sum over this rank's samples, and their number.
+            Its sum over this rank's samples, and their weight.
         """
-        total, count = 0.0, 0
+        total, weight = 0.0, 0.0
         for number, batch in self.shard.batches():
-            where = f"rank {self.rank}: batch {number}"
-            value, size = checked_loss(self.loss, self.model, batch, where)
-            total += float(value)
-            count += size
-        return total, count
+            value, size = self.plain(batch, f"rank {self.rank}: batch {number}")
+            total += value
+            weight += size
+        return total, weight
+
+    def plain(self, batch: Batch, what: str) -> tuple[float, float]:
+        """The loss of a batch and its weight, without a graph where it needs none.
+
+        Args:
+            batch: The batch.
+            what: Its name in messages.
+
+        Returns:
+            The sum and the weight.
+        """
+        value, weight = plain_value(lambda: checked_loss(self.loss, self.model, batch, what))
+        return float(value.detach()), weight
 
     def require_finite(self, value: Tensor | Pieces, what: str) -> None:
         """Refuse NaN and infinity.
@@ -141,46 +174,17 @@ class LocalLoss:
                 "check the checkpoint and the data, or use compute.dtype = 'float64'",
             )
 
-    def check_deterministic(self) -> None:
-        """Refuse a workload that gives other values at the same θ.
+    def called(self, what: str) -> str:
+        """A name for messages, with the rank where it is not rank 0."""
+        return f"rank {self.rank}: {what}" if self.rank else what
 
-        The first batch is read and evaluated twice, and once in two halves: dropout and random
-        transforms make the first two differ, batch statistics the last.
-
-        Raises:
-            WorkloadError: The passes differ.
-        """
-        if not self.shard.num_samples:
-            return
-        size = min(self.shard.num_samples, 32)
-        first, second = self._value(self.shard.head(size)), self._value(self.shard.head(size))
-        if not self._close(first, second):
-            raise WorkloadError(
-                f"two passes over the same samples differ: loss {first:.9g} and {second:.9g}",
-                self._reason("dropout is active or the data set transforms at random"),
-            )
-        if size < 2:
-            return
-        halves = self._value(self.shard.fetch(list(range(size // 2))))
-        halves += self._value(self.shard.fetch(list(range(size // 2, size))))
-        if not self._close(first, halves):
-            raise WorkloadError(
-                "the loss of a sample depends on the other samples of its batch: "
-                f"{first:.9g} together, {halves:.9g} in two halves",
-                self._reason("batch norm is in training mode"),
-            )
-
-    def _close(self, one: float, other: float) -> bool:
-        # NaN is not a matter of determinism: the pass over all samples names it.
-        return one != one or abs(one - other) <= _ROUNDING[self.dtype] * max(abs(one), 1e-3)
-
-    @torch.no_grad()
-    def _value(self, batch: Batch) -> float:
-        where = f"rank {self.rank}: the first samples"
-        return float(checked_loss(self.loss, self.model, batch, where)[0])
-
-    def _reason(self, otherwise: str) -> str:
+    def training_modules(self) -> str:
+        """Names of the first modules that are in training mode; empty where there are none."""
         training = [name for name, module in self.model.named_modules() if module.training]
-        if training:
-            return f"modules in training mode: {', '.join(training[:3])}; call eval() on them"
-        return f"{otherwise}: evaluate it as in eval() mode"
+        return ", ".join(name or "the model" for name in training[:3])
+
+    def weight_sum(self) -> float:
+        """The weight of this rank's samples; the model is evaluated where the loss needs it."""
+        if not isinstance(self.loss, CriterionLoss):
+            return self.loss_sum()[1]
+        return sum(self.loss.weight(batch[1]) for _, batch in self.shard.batches())

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.errors import WorkloadError
-from hessdist.workload.losses import CriterionLoss, evaluating
+from hessdist.workload.losses import CriterionLoss, leading, plain_value
+from hessdist.workload.user_code import evaluating
 
 # Outputs of a sample up to which the rank of the loss's Hessian by them is computed.
 _MOST = 2048
@@ -51,15 +52,14 @@ def output_residuals(local: LocalLoss) -> OutputResiduals:
     square, outputs, rank = 0.0, 0, 0
     for number, (inputs, targets) in local.shard.batches():
         with evaluating(f"rank {local.rank}: batch {number}"):
-            with torch.no_grad():
-                z = local.model(inputs)
+            z = plain_value(lambda: local.model(inputs))  # noqa: B023 - called at once
             if not isinstance(z, Tensor):
                 raise WorkloadError(
                     f"the model returns {type(z).__name__}, and H = G + S needs a tensor",
                     "let it return its outputs alone",
                 )
-            z.requires_grad_()
-            total = criterion.total(z, targets, len(targets))
+            z = z.detach().requires_grad_()
+            total = criterion.total(z, targets)
             (slopes,) = torch.autograd.grad(total, z)
             if number == 0:
                 outputs = z[0].numel()
@@ -76,7 +76,7 @@ def _output_rank(criterion: CriterionLoss, z: Tensor, target: Tensor) -> int:
     point = torch.randn(z.shape, generator=generator).to(z)
 
     def loss(outputs: Tensor) -> Tensor:
-        return criterion.total(outputs[None], target[None], 1)
+        return criterion.total(outputs[None], leading(target))
 
     matrix: Tensor = torch.func.hessian(loss)(point)
     return int(torch.linalg.matrix_rank(matrix.reshape(z.numel(), -1), hermitian=True))

@@ -35,7 +35,8 @@ class ParameterLayout:
         """Add parameter-shaped pieces to a flat vector (d,) in place; None stands for zero."""
         for begin, end, piece in zip(self.offsets[:-1], self.offsets[1:], pieces, strict=True):
             if piece is not None:
-                vector[begin:end].add_(piece.reshape(-1))
+                dense = piece.to_dense() if piece.is_sparse else piece
+                vector[begin:end].add_(dense.reshape(-1))
 
 
 class Parameters:

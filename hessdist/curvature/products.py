@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hessdist.curvature.convolution import own_convolutions
+from hessdist.curvature.differentiation import twice_differentiable
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
 from hessdist.curvature.local_loss import LocalLoss
-from hessdist.workload.losses import Batch
+from hessdist.workload.nestings import Batch
+from hessdist.workload.user_code import evaluating
 
 
 class _OnSamples:
@@ -79,7 +80,8 @@ class LocalProduct(_OnSamples):
         total = self.local.zeros()
         direction = self.local.parameters.layout.split(v)
         for number, product in self._products():
-            pieces = product(direction)
+            with evaluating(self._name(number)):
+                pieces = product(direction)
             self.local.parameters.layout.add_to(total, pieces)
             self.local.require_finite(pieces, f"the product over batch {number}")
         return total
@@ -138,11 +140,14 @@ class LocalProduct(_OnSamples):
         """The products of all batches, with their numbers."""
         yield from self._kept.items()
         for number, batch in self.local.shard.batches(self._rebuilt):
-            yield number, self._linearized(batch)
+            yield number, self._linearized(number, batch)
 
-    def _linearized(self, batch: Batch) -> BatchProduct:
-        with own_convolutions():
+    def _linearized(self, number: int, batch: Batch) -> BatchProduct:
+        with evaluating(self._name(number)), twice_differentiable():
             return self._linearize(self.local, batch)
+
+    def _name(self, number: int) -> str:
+        return f"rank {self.local.rank}: batch {number}"
 
     def _keep_what_fits(self, budget: float) -> None:
         """Keep graphs, in batch order, up to the first that would exceed the budget."""
@@ -152,7 +157,7 @@ class LocalProduct(_OnSamples):
                 break
             counted = _SavedBytes(exclude=self.local.parameters.tensors)
             with saved_tensors_hooks(counted.pack, _unpack):
-                product = self._linearized(batch)
+                product = self._linearized(number, batch)
             largest = max(largest, counted.bytes)
             if self.kept_bytes + counted.bytes > budget:
                 break

@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.local_loss import LocalLoss
-from hessdist.workload.losses import LOSSES, Batch, CriterionLoss, evaluating
+from hessdist.workload.losses import CriterionLoss, plain_value
+from hessdist.workload.nestings import Batch, place
+from hessdist.workload.user_code import evaluating
 
 
 class DisplacedLoss:
@@ -45,11 +48,10 @@ class DisplacedLoss:
             Sums over this rank's samples, (p,).
         """
         sums = torch.zeros(len(coefficients), dtype=torch.float64, device=self.local.device)
-        with torch.no_grad():
-            for number, batch, points in self._passes(coefficients):
-                with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
-                    for point in points:
-                        sums[point] += summed(self.local, batch)
+        for number, batch, points in self._passes(coefficients):
+            with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
+                for point in points:
+                    sums[point] += plain_summed(self.local, batch)
         return sums.cpu().numpy()
 
     def losses_and_slopes(
@@ -69,7 +71,8 @@ class DisplacedLoss:
         for number, batch, points in self._passes(coefficients):
             with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
                 for point in points:
-                    value = summed(self.local, batch)
+                    with exact_derivatives():
+                        value = summed(self.local, batch)
                     gradient = self.local.zeros()
                     self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))
                     sums[point] += value.detach()
@@ -141,9 +144,21 @@ def summed(local: LocalLoss, batch: Batch) -> Tensor:
         A scalar with its graph.
     """
     loss = local.loss
-    if isinstance(loss, CriterionLoss) and loss.criterion in LOSSES.values():
-        inputs, targets = batch
-        if targets.is_floating_point():
-            targets = targets.double()
-        return loss.total(local.model(inputs).double(), targets, len(targets))
-    return local.of_batch(batch)
+    if isinstance(loss, CriterionLoss) and loss.takes_any_dtype:
+        in_double = loss.placed(local.device, torch.float64)
+        outputs = place(loss.outputs(local.model, batch), local.device, torch.float64)
+        return in_double.total(outputs, place(batch[1], local.device, torch.float64))
+    return loss(local.model, batch)[0]
+
+
+def plain_summed(local: LocalLoss, batch: Batch) -> Tensor:
+    """`summed` without a graph, but for losses that differentiate themselves.
+
+    Args:
+        local: The loss.
+        batch: The batch.
+
+    Returns:
+        A scalar.
+    """
+    return plain_value(lambda: summed(local, batch)).detach()

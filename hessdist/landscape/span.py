@@ -24,7 +24,7 @@ class LossInSpan:
     Args:
         total: The training loss at θ, which must not move while this is used.
         directions: v, (n, d), whole and the same on every rank.
-        num_samples: N.
+        weight: Σ w, from `TrainingLoss.evaluate`.
         on_pass: Called after every pass with the number of evaluations so far, on all ranks; it may
             raise `Stopped` on all of them.
     """
@@ -33,10 +33,10 @@ class LossInSpan:
         self,
         total: TrainingLoss,
         directions: NDArray[Any],
-        num_samples: int,
+        weight: float,
         on_pass: Callable[[int], None] = lambda evaluations: None,
     ) -> None:
-        self._ranks, self._num_samples, self._l2 = total.ranks, num_samples, total.l2
+        self._ranks, self._weight, self._l2 = total.ranks, weight, total.l2
         self._on_pass = on_pass
         self.evaluations = 0  # of the loss, so far
         self.gradients = 0
@@ -70,7 +70,7 @@ class LossInSpan:
         for part in self._passes(len(coefficients)):
             with self._ranks.agreeing():
                 mine = self._local.losses(coefficients[part])
-            found[part] = self._ranks.sum(mine) / self._num_samples
+            found[part] = self._ranks.sum(mine) / self._weight
             self.evaluations += len(mine)
             self._on_pass(self.evaluations + self.gradients)
         return self._agreed(found + self._penalty(coefficients))
@@ -93,7 +93,7 @@ class LossInSpan:
         for part in self._passes(len(coefficients)):
             with self._ranks.agreeing():
                 mine = np.column_stack(self._local.losses_and_slopes(coefficients[part]))
-            found[part] = self._ranks.sum(mine) / self._num_samples
+            found[part] = self._ranks.sum(mine) / self._weight
             self.gradients += len(mine)
             self._on_pass(self.evaluations + self.gradients)
         if self._l2:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from hessdist.assembly import TrainingLoss
+from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.products import DifferencedProduct, LocalProduct
-from hessdist.landscape.displaced import summed
+from hessdist.landscape.displaced import plain_summed, summed
 from hessdist.optimizers.directions import Vector
 from hessdist.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix
-from hessdist.workload.losses import evaluating
+from hessdist.workload.user_code import evaluating
 
 # Gradients that a product counts as, through kept graphs, with graphs that are built anew, and by
 # differences.
@@ -30,7 +31,7 @@ class TrainingProblem:
 
     Args:
         total: The training loss.
-        num_samples: N, from `TrainingLoss.evaluate`.
+        weight: Σ w, from `TrainingLoss.evaluate`.
         product: "exact", or "finite_difference" of two gradients.
         on_work: Called before every evaluation, and with every product; it may raise `Stopped`, on
             all ranks at once.
@@ -39,11 +40,11 @@ class TrainingProblem:
     def __init__(
         self,
         total: TrainingLoss,
-        num_samples: int,
+        weight: float,
         product: str = "exact",
         on_work: Callable[[], None] = lambda: None,
     ) -> None:
-        self._total, self._num_samples = total, num_samples
+        self._total, self._weight = total, weight
         self._differences = product == "finite_difference"
         self._on_work = on_work
         self._begin, self._end = total.ranks.shard(total.layout.size)
@@ -99,7 +100,7 @@ class TrainingProblem:
         """
         self._on_work()
         self.place(x)
-        with self.ranks.agreeing(), torch.no_grad():
+        with self.ranks.agreeing():
             mine = self._sums(with_gradient=False)[0]
         return self._mean(mine)
 
@@ -122,7 +123,7 @@ class TrainingProblem:
             mine, whole = self._sums(with_gradient=True)
         gradient = np.empty(self._end - self._begin)
         self.ranks.reduce_scatter(whole.cpu().numpy(), gradient)
-        gradient /= self._num_samples
+        gradient /= self._weight
         theta = self._total.local.parameters.flat()[self._begin : self._end]
         gradient += self._total.l2 * theta.double().cpu().numpy()
         return self._mean(mine), gradient
@@ -160,7 +161,7 @@ class TrainingProblem:
         return ShellMatrix(
             deferred,
             self.ranks,
-            scale=1 / self._num_samples,
+            scale=1 / self._weight,
             shift=total.l2,
             on_product=on_product,
             asymmetry=math.inf,  # near a minimum rounding may be all that there is
@@ -179,9 +180,12 @@ class TrainingProblem:
         loss = 0.0
         for number, batch in local.shard.batches():
             with evaluating(f"rank {local.rank}: batch {number}"):
-                value = summed(local, batch)
                 if with_gradient:
+                    with exact_derivatives():
+                        value = summed(local, batch)
                     local.parameters.layout.add_to(gradient, local.gradient_of(value))
+                else:
+                    value = plain_summed(local, batch)
             loss += float(value.detach())
         if not bool(torch.isfinite(gradient).all()):
             loss = math.inf
@@ -191,7 +195,7 @@ class TrainingProblem:
         """L from this rank's sum, the same bits on every rank. Collective."""
         penalty = self._total.l2 / 2 * float(self._total.square_norm())
         everyone = self.ranks.collect((mine, penalty))
-        loss = sum(one for one, _ in everyone) / self._num_samples
+        loss = sum(one for one, _ in everyone) / self._weight
         return float(loss + everyone[0][1])
 
 

@@ -13,7 +13,15 @@ from hessdist.results.opening import open_hdf5
 from hessdist.results.schema import ENDS, STEP, TABLES, Field
 from hessdist.results.studies import Digests, pairs_digest
 
-ROOT_ATTRIBUTES = ("software", "job", "fingerprint", "num_parameters", "num_samples", "ranks")
+ROOT_ATTRIBUTES = (
+    "software",
+    "job",
+    "fingerprint",
+    "num_parameters",
+    "num_samples",
+    "weight",
+    "ranks",
+)
 """What all checkpoints of a run have in common, beside versions."""
 
 

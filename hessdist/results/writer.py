@@ -45,6 +45,7 @@ class RunDescription:
     fingerprint: str  # of the job: Job.fingerprint()
     num_parameters: int
     num_samples: int
+    weight: float  # of the samples: what the sum of their losses is divided by
     ranks: int
     versions: Mapping[str, str]  # torch, PETSc, SLEPc, MPI, HDF5: by lower-case name
     parameter_names: Sequence[str]
@@ -64,6 +65,7 @@ class RunDescription:
             "fingerprint": self.fingerprint,
             "num_parameters": self.num_parameters,
             "num_samples": self.num_samples,
+            "weight": self.weight,
             "ranks": self.ranks,
             **{f"{name}_version": version for name, version in self.versions.items()},
         }

@@ -31,7 +31,7 @@ from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import basis_sizes
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
-from hessdist.workload.checkpoints import load_into, read_state
+from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
 
 
@@ -165,7 +165,7 @@ def bench(
         report.line(line)
     total = workload.on(ranks, job)
     threads = torch.get_num_threads()
-    _load(total, checkpoint)
+    _load(total, checkpoint, job)
     name = "initial parameters" if checkpoint is None else checkpoint.path.name
     report.line(
         f"{job.name}, {name}: {total.layout.size:,} parameters, {len(workload.indices):,} "
@@ -218,10 +218,10 @@ def bench(
 
 def _checkpoint(job: Job, step: int | None) -> Checkpoint | None:
     """The checkpoint to measure at; None for the initial parameters."""
-    folder = job.checkpoints.directory
+    folder, pattern = job.checkpoints.directory, job.checkpoints.pattern
     if step is None and not folder.is_dir():
         return None
-    found = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(folder)}
+    found = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(folder, pattern)}
     if step is None:
         return found[max(found)]
     if step not in found:
@@ -232,12 +232,13 @@ def _checkpoint(job: Job, step: int | None) -> Checkpoint | None:
     return found[step]
 
 
-def _load(total: TrainingLoss, checkpoint: Checkpoint | None) -> None:
+def _load(total: TrainingLoss, checkpoint: Checkpoint | None, job: Job) -> None:
     """Give every rank the parameters of the checkpoint, or those that rank 0 has drawn."""
 
     def read(model: nn.Module) -> None:
         if checkpoint is not None:
-            load_into(model, read_state(checkpoint.path), checkpoint.path)
+            place = job.checkpoints.place()
+            load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
 
     total.load(read)
 
@@ -331,8 +332,7 @@ def _solve(job: Job, total: TrainingLoss, gradient: Seconds, report: Report) -> 
     """Both ends, and where the time goes. Collective."""
     wanted = job.spectrum
     start = time.perf_counter()
-    num_samples = int(total.ranks.sum(np.array([float(total.local.shard.num_samples)]))[0])
-    shell = total.shell(wanted.operator, num_samples)
+    shell = total.shell(wanted.operator, total.weight())
     graphs = time.perf_counter() - start
     pairs = eigenpairs_as(wanted, shell)
     seconds = time.perf_counter() - start

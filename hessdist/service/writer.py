@@ -129,13 +129,18 @@ class Writer:
     def _describe(self, here: Evaluation) -> RunDescription:
         if self._description is None:
             self._description = describe(
-                self._job, self._text, self._layout, here.num_samples, self._num_ranks
+                self._job, self._text, self._layout, here.num_samples, here.weight, self._num_ranks
             )
         return self._description
 
 
 def describe(
-    job: Job, text: str, layout: ParameterLayout, num_samples: int, num_ranks: int
+    job: Job,
+    text: str,
+    layout: ParameterLayout,
+    num_samples: int,
+    weight: float,
+    num_ranks: int,
 ) -> RunDescription:
     """What is the same for all files of a run. Not collective.
 
@@ -144,6 +149,7 @@ def describe(
         text: Its TOML text.
         layout: Of the parameters in use.
         num_samples: N.
+        weight: Of all samples.
         num_ranks: Ranks of all groups.
 
     Returns:
@@ -154,6 +160,7 @@ def describe(
         fingerprint=job.fingerprint(),
         num_parameters=layout.size,
         num_samples=num_samples,
+        weight=weight,
         ranks=num_ranks,
         versions=library_versions(),
         parameter_names=layout.names,

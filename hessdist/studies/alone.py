@@ -16,7 +16,7 @@ from hessdist.errors import NumericalError
 from hessdist.job import Job
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import MapDataset
-from hessdist.workload.losses import CriterionLoss, SummedLoss, as_summed_loss, checked_loss
+from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss, batch_length, checked_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
 from hessdist.workload.training import initialise, minibatches, penalty
@@ -76,9 +76,7 @@ class Alone:
         initialise(seed)
         built = build_model(job.model.factory, job.model.arguments)
         self.model: nn.Module = built.to(device, DTYPES[job.compute.dtype]).eval()
-        self.loss: CriterionLoss | SummedLoss = as_summed_loss(
-            workload.loss, self.model, samples.head(3)
-        )
+        self.loss: Loss = as_summed_loss(workload.loss, self.model, samples.head(3))
         self.l2 = job.loss.l2
         self._samples = samples
         self._draw = minibatches(samples.num_samples, job.training.batch_size, seed)
@@ -99,9 +97,9 @@ class Alone:
         """
         batch = self._samples.fetch(next(self._draw).tolist())
         self.model.train()
-        value, count = checked_loss(self.loss, self.model, batch, "a minibatch")
+        value, weight = checked_loss(self.loss, self.model, batch, "a minibatch")
         self.model.eval()
-        value = value / count + penalty(self.model, self.l2)
+        value = value / weight + penalty(self.model, self.l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError("the loss of a minibatch is not finite")
         return value
@@ -122,7 +120,7 @@ class Alone:
 
 @torch.no_grad()
 def judged(
-    loss: CriterionLoss | SummedLoss, models: Sequence[Callable[[], nn.Module]], samples: Shard
+    loss: Loss, models: Sequence[Callable[[], nn.Module]], samples: Shard
 ) -> tuple[float, float]:
     """Loss and accuracy of a network, or of the mean prediction of several.
 
@@ -139,8 +137,8 @@ def judged(
     """
     if not isinstance(loss, CriterionLoss):
         local = LocalLoss(model := models[0](), loss, samples, Parameters(model))
-        total, count = local.loss_sum()
-        return total / count, float("nan")
+        total, weight = local.loss_sum()
+        return total / weight, float("nan")
     of_classes = _is_cross_entropy(loss)
     means: dict[int, Tensor] = {}
     for make in models:
@@ -150,16 +148,16 @@ def judged(
             if of_classes and len(models) > 1:
                 outputs = outputs.softmax(1)
             means[number] = means.get(number, 0) + outputs / len(models)
-    total, right, count, labelled = 0.0, 0, 0, True
+    total, weight, right, count, labelled = 0.0, 0.0, 0, 0, True
     for number, (_, targets) in samples.batches():
         outputs = means[number].log() if of_classes and len(models) > 1 else means[number]
-        total += float(loss.total(outputs, targets, len(targets)))
-        count += len(targets)
+        total += float(loss.total(outputs, targets))
+        weight += loss.weight(targets)
+        count += batch_length(targets)
         labelled &= targets.ndim == 1 and not targets.is_floating_point() and outputs.ndim == 2
         right += int((outputs.argmax(1) == targets).sum()) if labelled else 0
-    return total / count, right / count if labelled else float("nan")
+    return total / weight, right / count if labelled else float("nan")
 
 
 def _is_cross_entropy(loss: CriterionLoss) -> bool:
-    criterion = loss.criterion
-    return criterion is nn.functional.cross_entropy or isinstance(criterion, nn.CrossEntropyLoss)
+    return loss.name == "cross_entropy"

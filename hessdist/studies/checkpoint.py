@@ -67,14 +67,15 @@ class CheckpointUnderStudy:
         self._on_progress = on_progress
         self._where = ""
         self._result = result
-        found: tuple[Any, ...] = (len(workload.indices), float("nan"), {})
+        found: tuple[Any, ...] = (None, float("nan"), {})
         with self.ranks.agreeing():
             if result is not None:
-                found = result.run.num_samples, float(result.gradient_norm), _pairs(result)
-        self.num_samples: int
+                found = result.run.weight, float(result.gradient_norm), _pairs(result)
+        self.num_samples = len(workload.indices)
         self.gradient_norm: float
         self._values: dict[str, tuple[float, bool]]
-        self.num_samples, self.gradient_norm, self._values = self.ranks.broadcast(found)
+        weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
+        self.weight: float = total.weight() if weight is None else weight
 
     @property
     def ranks(self) -> Ranks:

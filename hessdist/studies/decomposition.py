@@ -105,7 +105,7 @@ def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) ->
     found: dict[str, _Matrix] = {}
     for operator in (G, H, S, F):  # G's vectors are compared with, and S is measured by H
         start = time.perf_counter()
-        shell = total.shell(operator, at.num_samples, here.on_product)
+        shell = total.shell(operator, at.weight, here.on_product)
         rounding = _ROUNDINGS * shell.epsilon * found[H].summary.largest if operator == S else 0.0
         shift = total.l2 if operator in _PENALISED else 0.0
         image = shell.apply(v)
@@ -382,9 +382,9 @@ class _Descent:
             for iteration in range(settings.at[-1] + 1):
                 self._experiment.heed(f"{name}, iteration {iteration}")
                 sums = local.loss_and_gradient()
-                gradient = sums.gradient / sums.count
+                gradient = sums.gradient / sums.weight
                 if iteration in settings.at:
-                    slope, loss = float(gradient.norm()), sums.loss / sums.count
+                    slope, loss = float(gradient.norm()), sums.loss / sums.weight
                     found.append(self._look(alone, settings, loss, slope, name))
                 theta = theta - settings.learning_rate * gradient
                 if iteration < settings.at[-1]:

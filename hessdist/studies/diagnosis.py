@@ -50,7 +50,7 @@ def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str
     """
     start = time.perf_counter()
     here = at.total.evaluate()
-    shell = at.total.shell("hessian", here.num_samples, at.on_product)
+    shell = at.total.shell("hessian", here.weight, at.on_product)
     known = _from_the_run(at) if at.has_pairs else _solved(at, shell, here)
     (curvature,) = at.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
     point = _unmeasured(at, settings, here, known, float(curvature))
@@ -159,9 +159,7 @@ def _descend(
     if point.gradient_norm:
         whole = np.empty(at.total.layout.size)
         at.ranks.gather_vector(here.gradient, whole)
-        down = LossInSpan(
-            at.total, -whole[None] / point.gradient_norm, here.num_samples, at.on_pass
-        )
+        down = LossInSpan(at.total, -whole[None] / point.gradient_norm, here.weight, at.on_pass)
         special = np.nan_to_num([0.0, point.learning_rate, point.best_rate])
         found = down.losses(np.concatenate([special, rates])[:, None] * point.gradient_norm)
         # Against the loss by the same evaluation, so that a small change is no rounding.
@@ -206,7 +204,7 @@ def _escape(
         (uphill,) = at.ranks.sum(known.lowest[:, begin:end].astype(np.float64) @ here.gradient)
         slope = -abs(float(uphill))
         u = known.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
-        span = LossInSpan(at.total, u, at.num_samples, at.on_pass)
+        span = LossInSpan(at.total, u, at.weight, at.on_pass)
         (start,) = span.losses(np.zeros((1, 1)))
         # As the step of a line with unit slope the distance is found where the slope is zero, too.
         lines = Lines(span, np.array([-1.0]))

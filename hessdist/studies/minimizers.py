@@ -83,7 +83,7 @@ def _run(
     total.load(start)
     problem = TrainingProblem(
         total,
-        total.evaluate().num_samples,
+        total.evaluate().weight,
         job.minimize.product,
         on_work=lambda: experiment.on_product(0),
     )

@@ -77,7 +77,7 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Sect
 
 def _lines(at: CheckpointUnderStudy, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
     slopes = np.array([pair.slope for pair in pairs])
-    span = LossInSpan(at.total, vectors, at.num_samples, at.on_pass)
+    span = LossInSpan(at.total, vectors, at.weight, at.on_pass)
     return Lines(span, np.nan_to_num(slopes))
 
 
@@ -171,7 +171,7 @@ _MEANING = "what α* is: " + ", ".join(f"{one.value} {one.name.lower()}" for one
 
 def _loss_at_start(at: CheckpointUnderStudy) -> float:
     nowhere = np.zeros((1, at.total.layout.size), np.float32)
-    return float(LossInSpan(at.total, nowhere, at.num_samples).losses(np.zeros((1, 1)))[0])
+    return float(LossInSpan(at.total, nowhere, at.weight).losses(np.zeros((1, 1)))[0])
 
 
 def _moves(pair: Pair, gradient_norm: float) -> bool:
@@ -199,7 +199,7 @@ def _joint_losses(at: CheckpointUnderStudy, together: NDArray[np.float32]) -> ND
     """The loss after the joint steps, by rule, of all pairs and of each end."""
     of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     points = np.kron(np.eye(len(RULES)), of_ends)  # (rules times 3, rules times ends)
-    losses = LossInSpan(at.total, together, at.num_samples, at.on_pass).losses(points)
+    losses = LossInSpan(at.total, together, at.weight, at.on_pass).losses(points)
     return losses.reshape(len(RULES), len(of_ends))
 
 
@@ -296,7 +296,7 @@ def _over_subset(at: CheckpointUnderStudy, fraction: float, seed: int) -> tuple[
     chosen = everything[choose_samples(len(everything), None, count, "random", seed)]
     total = at.workload.on(at.ranks, at.job, chosen)
     here = total.evaluate()
-    shell = total.shell(wanted.operator, here.num_samples, at.on_product)
+    shell = total.shell(wanted.operator, here.weight, at.on_product)
     return eigenpairs_as(wanted, shell), count
 
 
@@ -391,7 +391,7 @@ def _of_block(at: CheckpointUnderStudy, part: TrainingLoss, settings: BlocksSect
     wanted = at.job.spectrum
     return eigenpairs_as(
         wanted,
-        part.shell(wanted.operator, at.num_samples, at.on_product),
+        part.shell(wanted.operator, at.weight, at.on_product),
         largest=min(settings.largest, part.layout.size),
         smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,

@@ -132,7 +132,7 @@ def _saddle(experiment: Experiment) -> _Saddle:
                 f"{at.gradient_norm:.4g}",
                 remedy,
             )
-    shell = total.shell("hessian", at.num_samples, experiment.on_product)
+    shell = total.shell("hessian", at.weight, experiment.on_product)
     if total.layout.size <= _DENSE:
         found = _Saddle(at, exact_spectrum(shell, plan(shell)).values, converged=True)
     else:
@@ -213,8 +213,8 @@ class _Descent:
         """Loss and gradient over all samples of the job, the penalty included."""
         sums, theta = local.loss_and_gradient(), self._parameters.flat().double()
         l2 = self._network.l2
-        loss = sums.loss / sums.count + l2 / 2 * float(theta.square().sum())
-        return loss, sums.gradient / sums.count + l2 * theta
+        loss = sums.loss / sums.weight + l2 / 2 * float(theta.square().sum())
+        return loss, sums.gradient / sums.weight + l2 * theta
 
     def _put(self, gradient: Tensor) -> None:
         layout = self._parameters.layout

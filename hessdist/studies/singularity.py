@@ -107,7 +107,7 @@ def _spectra(
     planned: Plan | None = None  # all are of one size
     for network, (stage, descent) in product(range(number), enumerate(networks.stages)):
         total.local.parameters.assign(descent.parameters[network].to(total.device))
-        shell = total.shell("hessian", len(experiment.workload.indices), experiment.on_product)
+        shell = total.shell("hessian", total.weight(), experiment.on_product)
         if planned is None:
             planned = plan(shell)
             experiment.say(str(planned))

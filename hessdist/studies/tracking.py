@@ -265,7 +265,7 @@ class _Exact:
             return
         begin, end = ranks.shard(total.layout.size)
         v = direction[begin:end].astype(np.float64)
-        shell = total.shell("hessian", at.num_samples, self._on_product)
+        shell = total.shell("hessian", at.weight, self._on_product)
         smallest = self.smallest.shape[-1]
         solved = eigenpairs_as(self._wanted, shell, largest=1, smallest=smallest)
         vectors = solved.smallest.vectors

@@ -46,9 +46,9 @@ def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Section:
     operators = settings.operators or [here.job.spectrum.operator]
     pictures: list[NDArray[np.float64]] = []
     found, vectors = [], []
-    count = here.total.evaluate().num_samples
+    weight = here.total.evaluate().weight
     for operator in operators:
-        shell = here.total.shell(operator, count, here.on_product)
+        shell = here.total.shell(operator, weight, here.on_product)
         planned = plan(
             shell,
             eigenvectors=settings.eigenvectors,
@@ -150,12 +150,12 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
     operators = settings.operators or [here.job.spectrum.operator]
     blocks = settings.blocks or [here.job.spectrum.layers]
     seen: list[list[_Seen]] = [[] for _ in operators]
-    count = here.total.evaluate().num_samples
+    weight = here.total.evaluate().weight
     for block in blocks:
         part = here.total.of_layers(block) if settings.blocks else here.total
         require_memory(part, settings, "density")
         for row, operator in enumerate(operators):
-            shell = part.shell(operator, count, here.on_product)
+            shell = part.shell(operator, weight, here.on_product)
             seen[row].append(_look(shell, settings))
     names = [" + ".join(block) or "all" for block in blocks]
     return _density_section(operators, names, seen, settings)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
+from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.workload.losses import CriterionLoss, checked_loss
@@ -165,7 +166,7 @@ class Ensemble:
     ) -> tuple[Tensor, Tensor]:
         """The loss of each network and its gradient, (K,) and (K, d)."""
         theta = theta.detach().requires_grad_()
-        with torch.enable_grad():
+        with exact_derivatives():
             losses = self._evaluate(theta, inputs, targets)
         # A network's loss depends on its own row alone.
         (gradients,) = torch.autograd.grad(losses.sum(), theta)
@@ -176,21 +177,22 @@ class Ensemble:
         if self._chain is None:
             return vmap(lambda row: self._loss_of_one(row, inputs, targets))(theta)
         outputs = self._chain(self._pieces(theta), inputs)
-        count = len(targets)
-        if self._criterion.criterion is nn.functional.cross_entropy and targets.ndim == 1:
+        count, weight = len(targets), self._criterion.weight(targets)
+        plain = self._criterion.name == "cross_entropy" and self._criterion.is_plain
+        if plain and targets.ndim == 1 and not targets.is_floating_point():
             # It takes the classes before the samples as they are; others want them turned round.
             each = nn.functional.cross_entropy(
                 outputs, targets.expand(len(theta), count), reduction="none"
             )
             return each.mean(1)
-        return vmap(lambda z: self._criterion.total(z.T, targets, count) / count)(outputs)
+        return vmap(lambda z: self._criterion.total(z.T, targets) / weight)(outputs)
 
     def _loss_of_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         pieces = self.layout.split(row)
         named = {name: pieces[number] for name, number in self._names.items()}
         # With its own treatment of ties a module that is used twice would keep the last row.
         outputs = functional_call(self._model, named, (inputs,), tie_weights=False)
-        return self._criterion.total(outputs, targets, len(targets)) / len(targets)
+        return self._criterion.total(outputs, targets) / self._criterion.weight(targets)
 
     def _pieces(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters by name, (K, ...)."""

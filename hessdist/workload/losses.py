@@ -1,71 +1,335 @@
 """Losses as sums over samples, whatever form the user has them in.
 
-Curvature adds over samples: batches of different sizes and shards of different sizes weigh
-right only if every term is a sum, divided by the number of all samples once at the end.
+The loss of a run is L = Σ s / Σ w over all batches of all ranks: every form gives the sum s of a
+batch and its weight w, which is the number of samples, of labels that count, or the sum of class
+weights: what PyTorch's own mean over all samples at once would divide by. So batches and shards of
+any size weigh right, and the division is done once, at the end.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hessdist.errors import DataError, HessdistError, NumericalError, WorkloadError
+from hessdist.workload.criteria import ClassLabels, Reduction, known, placed
 from hessdist.workload.factories import call_factory, find_factory
-
-Batch = Any
-"""What a data loader collates: a pair (inputs, targets), or any nesting of tensors."""
+from hessdist.workload.nestings import Batch, map_tensors
+from hessdist.workload.user_code import evaluating
 
 Criterion = Callable[[Any, Any], Tensor]
 """(outputs, targets) to a scalar: a sum or a mean over the samples of the batch."""
 
-SummedLoss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
-"""(model, batch) to (the loss summed over the batch, the number of samples in it)."""
+SummedLoss = Callable[[nn.Module, Batch], tuple[Tensor, float]]
+"""(model, batch) to (s, w): the loss summed over the batch, and its weight."""
+
+
+@runtime_checkable
+class OutputsLoss(Protocol):
+    """A loss in two steps, of which curvature matrices by the outputs can be formed."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs z of the model: a tensor, or a nesting of tensors."""
+
+    def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
+        """(s, w): the loss summed over the batch, and its weight."""
+
+
+AnyLoss = Criterion | SummedLoss | OutputsLoss
+"""The three forms in which users give a loss."""
+
+Result = TypeVar("Result")
+
+
+class Loss:
+    """A loss as sums over samples: calling it with a model and a batch gives (s, w)."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Evaluate the loss.
+
+        Args:
+            model: The model.
+            batch: The batch.
+
+        Returns:
+            The loss summed over the batch, a scalar with its graph, and the batch's weight.
+        """
+        raise NotImplementedError
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Loss:
+        """The same loss with its own tensors on a device and in a dtype."""
+        raise NotImplementedError
+
+
+class OfOutputs(Loss):
+    """A loss that is a function of the model's outputs z, so that G, S and F exist."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs z: a tensor, or a nesting of tensors."""
+        raise NotImplementedError
+
+    def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
+        """(s, w) as a function of z."""
+        raise NotImplementedError
+
+    def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum s_i and the weight w_i of each sample.
+
+        Args:
+            model: The model.
+            batch: A batch of B samples.
+
+        Returns:
+            (B,) with its graph, and (B,).
+        """
+        raise NotImplementedError
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Evaluate the model and the loss."""
+        return self.of_outputs(self.outputs(model, batch), batch)
 
 
 @dataclass(frozen=True)
-class CriterionLoss:
-    """A criterion of (outputs, targets), as a sum over samples.
+class CriterionLoss(OfOutputs):
+    """A criterion of (outputs, targets).
 
     Args:
         criterion: The criterion.
-        reduction: Whether it sums or averages over samples.
-        of_classes: Whether integer targets are class labels.
+        reduction: Whether it sums, averages, or gives a value for each sample or entry.
+        labels: Which labels count, where targets are classes.
+        over_labels: Whether the weight of a batch is that of its labels, and not its samples.
+        name: Of the function of torch.nn.functional, where it is one of PyTorch's criteria.
     """
 
     criterion: Criterion
-    reduction: Literal["sum", "mean"]
-    of_classes: bool = False
+    reduction: Reduction
+    labels: ClassLabels | None = None
+    over_labels: bool = False
+    name: str = ""
 
-    def total(self, outputs: Any, targets: Any, count: int) -> Tensor:
-        """The loss summed over a batch of `count` samples; a scalar tensor."""
+    @property
+    def takes_any_dtype(self) -> bool:
+        """Whether outputs may be of another dtype than the model's."""
+        return bool(self.name) or self.criterion is mse
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the mean over samples of PyTorch's function, without further arguments."""
+        options = getattr(self.criterion, "args", (None, {"reduction": "sum"}))[1]
+        return self.over_labels and dict(options) == {"reduction": "sum"}
+
+    def total(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss summed over a batch; a scalar tensor."""
         value = self.criterion(outputs, targets)
-        return value * count if self.reduction == "mean" else value
+        if self.reduction == "sum":
+            return value
+        mean = value.mean() if self.reduction == "none" else value
+        return mean * batch_length(targets)
 
-    def of_each_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, (B,): the criterion on batches of one."""
+    def weight(self, targets: Any) -> float:
+        """The weight of a batch: its number of samples, or of labels that count, weighted."""
+        if self.over_labels and self.labels is not None and isinstance(targets, Tensor):
+            return self.labels.total(targets)
+        return float(batch_length(targets))
 
-        def of_one(output: Tensor, target: Tensor) -> Tensor:
-            return self.criterion(output.unsqueeze(0), target.unsqueeze(0))
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's outputs for the inputs of a batch (inputs, targets)."""
+        inputs, _ = batch
+        return model(inputs)
 
-        return torch.func.vmap(of_one)(outputs, targets)
+    def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
+        """(s, w) as a function of the outputs."""
+        _, targets = batch
+        return self.total(z, targets), self.weight(targets)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Evaluate the model on (inputs, targets); the summed loss and the number of samples."""
-        inputs, targets = batch
-        count = len(targets)
-        return self.total(model(inputs), targets, count), count
+    def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The criterion on batches of one."""
+        z, (_, targets) = self.outputs(model, batch), batch
+
+        def of_one(output: Any, target: Any) -> Tensor:
+            return self.total(leading(output), leading(target))
+
+        values: Tensor = torch.func.vmap(of_one)(z, targets)
+        if self.over_labels and self.labels is not None:
+            return values, self.labels.of_each_sample(targets).to(values)
+        return values, torch.ones_like(values)
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> CriterionLoss:
+        """The same criterion with its weights on a device and in a dtype."""
+        weight = None if self.labels is None else self.labels.weight
+        labels = self.labels and replace(
+            self.labels, weight=None if weight is None else placed(weight, device, dtype)
+        )
+        return replace(self, criterion=_placed(self.criterion, device, dtype), labels=labels)
+
+    def check_labels(self, outputs: Any, targets: Any) -> None:
+        """Refuse class labels that are out of the range of the outputs.
+
+        Args:
+            outputs: The model's.
+            targets: Those of the batch.
+
+        Raises:
+            DataError: A label is out of range.
+        """
+        if self.labels is not None:
+            self.labels.check(outputs, targets)
 
 
-def checked_loss(
-    loss: CriterionLoss | SummedLoss, model: nn.Module, batch: Batch, what: str
-) -> tuple[Tensor, int]:
+@dataclass(frozen=True)
+class ModelLoss(Loss):
+    """A callable of (model, batch) that gives (s, w)."""
+
+    function: SummedLoss
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Evaluate it; what it returns is checked."""
+        return _checked_sums(self.function(model, batch), "the loss of (model, batch)")
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> ModelLoss:
+        """The same loss with its own tensors on a device and in a dtype."""
+        return replace(self, function=_placed(self.function, device, dtype))
+
+
+@dataclass(frozen=True)
+class TwoStepLoss(OfOutputs):
+    """An object of the user's with `outputs` and `of_outputs`."""
+
+    loss: OutputsLoss
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What the user's `outputs` gives."""
+        return self.loss.outputs(model, batch)
+
+    def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
+        """What the user's `of_outputs` gives, checked."""
+        return _checked_sums(self.loss.of_outputs(z, batch), "of_outputs of the loss")
+
+    def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss on batches of one sample, each with a forward pass of its own.
+
+        The outputs of a batch cannot be divided among its samples: they may be those of tokens.
+
+        Args:
+            model: The model.
+            batch: A batch whose tensors all have its length as their first dimension.
+
+        Returns:
+            (B,) with its graph, and (B,).
+        """
+        sums = [self(model, part(batch, slice(i, i + 1))) for i in range(batch_length(batch))]
+        values = torch.stack([value.reshape(()) for value, _ in sums])
+        return values, values.new_tensor([weight for _, weight in sums])
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> TwoStepLoss:
+        """The same loss with its own tensors on a device and in a dtype."""
+        return replace(self, loss=_placed(self.loss, device, dtype))
+
+
+def _placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A loss with the tensors that it is seen to hold moved; the user's own is left as it is."""
+    if isinstance(loss, functools.partial):
+        return functools.partial(
+            _placed(loss.func, device, dtype),
+            *(_placed(value, device, dtype) for value in loss.args),
+            **{name: _placed(value, device, dtype) for name, value in loss.keywords.items()},
+        )
+    if isinstance(loss, nn.Module):
+        tensors = [*loss.parameters(), *loss.buffers()]
+        moved = [placed(tensor, device, dtype) for tensor in tensors]
+        if all(one is other for one, other in zip(tensors, moved, strict=True)):
+            return loss
+        try:
+            return copy.deepcopy(loss).to(device, dtype)
+        except (RuntimeError, TypeError):  # it holds what cannot be copied
+            return loss
+    if isinstance(loss, Mapping) and type(loss) is dict:
+        return {name: _placed(value, device, dtype) for name, value in loss.items()}
+    return placed(loss, device, dtype)
+
+
+def _checked_sums(returned: Any, what: str) -> tuple[Tensor, float]:
+    """What a loss of the user's returns, as (s, w).
+
+    Returns:
+        The sum, a scalar tensor, and the weight.
+
+    Raises:
+        WorkloadError: It is no such pair, or the weight is no positive number.
+    """
+    pair = isinstance(returned, (tuple, list)) and len(returned) == 2
+    if not pair or not isinstance(returned[0], Tensor) or returned[0].numel() != 1:
+        found = (
+            f"({', '.join(_kind(one) for one in returned)})"
+            if isinstance(returned, (tuple, list))
+            else _kind(returned)
+        )
+        raise WorkloadError(
+            f"{what} returns {found}, where a pair is wanted",
+            "return (loss summed over the batch, weight of the batch), the weight being the number "
+            "of samples, of tokens that count, or the sum of class weights",
+        )
+    value, given = returned
+    try:
+        weight = float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WorkloadError(
+            f"{what} returns {_kind(given)} as the weight of a batch", "return a positive number"
+        ) from error
+    empty = weight == 0 and float(value.detach()) == 0
+    if not (weight > 0 and math.isfinite(weight)) and not empty:
+        raise WorkloadError(
+            f"{what} returns {weight:g} as the weight of a batch",
+            "return a positive number: of samples, of tokens that count, or the sum of class "
+            "weights",
+        )
+    return value.reshape(()), weight
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__}"
+
+
+# -- batches ---------------------------------------------------------------------------------
+
+
+def batch_length(batch: Batch) -> int:
+    """The number of samples in a batch: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    found: list[int] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        if tensor.ndim:
+            found.append(len(tensor))
+        return tensor
+
+    map_tensors(batch, look)
+    return found[0] if found else len(batch)
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Some samples of a batch whose tensors all have its length as their first dimension."""
+    return map_tensors(batch, lambda tensor: tensor[rows] if tensor.ndim else tensor)
+
+
+def leading(sample: Any) -> Any:
+    """A sample as a batch of one."""
+    return map_tensors(sample, lambda tensor: tensor.unsqueeze(0))
+
+
+def checked_loss(loss: Loss, model: nn.Module, batch: Batch, what: str) -> tuple[Tensor, float]:
     """Evaluate a batch for the first time: class labels are looked at, failures are one line.
 
     Args:
@@ -75,19 +339,47 @@ def checked_loss(
         what: Its name in messages.
 
     Returns:
-        The summed loss and the number of samples.
+        The summed loss and the weight.
 
     Raises:
         WorkloadError: The model or the loss cannot be evaluated there.
         DataError: A class label is out of the range of the model's outputs.
     """
     with evaluating(what):
-        if not (isinstance(loss, CriterionLoss) and loss.of_classes):
+        if not isinstance(loss, CriterionLoss):
             return loss(model, batch)
-        inputs, targets = batch
-        outputs = model(inputs)
-        check_labels(outputs, targets)
-        return loss.total(outputs, targets, len(targets)), len(targets)
+        outputs = loss.outputs(model, batch)
+        loss.check_labels(outputs, batch[1])
+        return loss.of_outputs(outputs, batch)
+
+
+def plain_value(evaluate: Callable[[], Result]) -> Result:
+    """Evaluate without a graph, or with one where the model or the loss differentiates itself.
+
+    Physics-informed losses and force fields take derivatives by their inputs.
+
+    Args:
+        evaluate: Evaluates the loss; it may be called twice.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        HessdistError: It fails with a graph as well.
+        RuntimeError: Likewise.
+    """
+    try:
+        with torch.no_grad():
+            return evaluate()
+    except (HessdistError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, HessdistError) else error
+        if not (isinstance(cause, RuntimeError) and "does not require grad" in str(cause)):
+            raise
+    with torch.enable_grad():
+        return evaluate()
+
+
+# -- built-in losses, and what a job names ---------------------------------------------------
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -108,89 +400,68 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[str, Criterion] = {"cross_entropy": nn.functional.cross_entropy, "mse": mse}
 
 
-def build_loss(factory: str, arguments: Mapping[str, Any]) -> Criterion | SummedLoss:
+def build_loss(factory: str, arguments: Mapping[str, Any]) -> AnyLoss:
     """Find the loss that a job names.
 
     Args:
         factory: "cross_entropy", "mse", or "package.module:callable". The callable is the loss
-            itself, or (a class, or where there are `arguments`) makes it when called.
+            itself, or makes it when called: a class, a function without parameters, or any
+            function where there are `arguments`.
         arguments: Keyword arguments for a callable that makes the loss.
 
     Returns:
-        A criterion or a summed loss.
+        A loss in one of the three forms.
 
     Raises:
-        WorkloadError: The factory is not found, fails, or makes nothing callable.
+        WorkloadError: The factory is not found, fails, or makes nothing that is a loss.
     """
     found = find_factory(factory, LOSSES, "loss.factory")
-    if not (arguments or inspect.isclass(found)):
+    if not (arguments or inspect.isclass(found) or _takes_nothing(found)):
         return found
     made = call_factory(found, arguments, "loss")
-    if not callable(made):
+    if not (callable(made) or isinstance(made, OutputsLoss)):
         raise WorkloadError(
-            f"loss.factory: '{factory}' made {type(made).__name__}, which is not callable",
-            "name a criterion of (outputs, targets) or a callable of (model, batch)",
+            f"loss.factory: '{factory}' made {type(made).__name__}, which is no loss",
+            "name a criterion of (outputs, targets), a callable of (model, batch), or an object "
+            "with outputs and of_outputs",
         )
     return made  # type: ignore[no-any-return]
 
 
-def is_summed_loss(loss: Criterion | SummedLoss) -> bool:
-    """Whether a loss is a callable of (model, batch): its first parameter is called `model`."""
-    if isinstance(loss, nn.Module):
-        return False
+def _takes_nothing(found: Any) -> bool:
+    """Whether a callable has no parameters, so that it can be no loss itself."""
     try:
-        return next(iter(inspect.signature(loss).parameters), None) == "model"
+        return not isinstance(found, nn.Module) and not inspect.signature(found).parameters
     except (TypeError, ValueError):
         return False
 
 
-# Criteria whose integer targets are class labels: out of range, they end in an assertion on a GPU.
-_OF_CLASSES = (nn.functional.cross_entropy, nn.functional.nll_loss, mse)
-_CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+# -- which form a loss has -------------------------------------------------------------------
 
 
-@contextmanager
-def evaluating(what: str) -> Iterator[None]:
-    """Turn what PyTorch and the user's code raise when a model is evaluated into one line.
+_MODEL_NAMES = {"model", "net", "network", "module"}
 
-    Args:
-        what: What is evaluated ("batch 3").
 
-    Yields:
-        Nothing.
-
-    Raises:
-        WorkloadError: The model or the loss cannot be evaluated there.
-        HessdistError: Passed on as it is.
-    """
+def is_summed_loss(loss: Any) -> bool:
+    """Whether a loss is a callable of (model, batch), as the names of its parameters say."""
+    called = loss.forward if isinstance(loss, nn.Module) else loss
     try:
-        yield
-    except HessdistError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise WorkloadError(
-            f"{what}: the device is out of memory ({_first_line(error)})",
-            "lower compute.batch_size, compute.cache_gib or compute.data_gib",
-        ) from error
-    except Exception as error:
-        raise WorkloadError(
-            f"{what}: the model and the loss cannot be evaluated ({type(error).__name__}: "
-            f"{_first_line(error)})",
-            "check that the model, the loss and the data set fit together",
-        ) from error
+        names = list(inspect.signature(called).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(names) and (names[0] in _MODEL_NAMES or names[1:2] == ["batch"])
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:
+    """Bring any loss into the summed form.
 
-
-def as_summed_loss(
-    loss: Criterion | SummedLoss, model: nn.Module, samples: Batch
-) -> CriterionLoss | SummedLoss:
-    """Bring any loss into the summed form, finding out whether a criterion sums or averages.
+    PyTorch's own criteria are handled from what they are. Of others it is found out whether they
+    sum or average over samples; that they do nothing else is proven elsewhere
+    (`curvature/additivity.py`).
 
     Args:
-        loss: A criterion of (outputs, targets), or a callable whose first parameter is `model`.
+        loss: A criterion of (outputs, targets), a callable of (model, batch), or an object with
+            `outputs` and `of_outputs`.
         model: In evaluation mode.
         samples: A batch of one to three samples of the data set, of the model's dtype and device.
 
@@ -198,80 +469,158 @@ def as_summed_loss(
         The loss, as a sum over samples.
 
     Raises:
-        WorkloadError: The criterion is neither a sum nor a mean over samples (class weights do
-            that), or returns no scalar.
-        DataError: The samples are no pair of inputs and targets.
+        WorkloadError: The criterion is neither a sum nor a mean over samples, or returns no value
+            of its samples.
+        DataError: The samples are no pair of inputs and targets, or do not fit the criterion.
     """
+    device, dtype = _place_of(model)
+    if isinstance(loss, Loss):
+        return loss.placed(device, dtype)
+    if isinstance(loss, OutputsLoss):
+        return TwoStepLoss(_placed(loss, device, dtype))
     if is_summed_loss(loss):
-        return loss  # type: ignore[return-value]
+        return ModelLoss(_placed(loss, device, dtype))
     if not (isinstance(samples, (tuple, list)) and len(samples) == 2):
         raise DataError(
             "the data set does not give pairs of inputs and targets",
             "give a loss of (model, batch) that returns (summed loss, number of samples)",
         )
-    inputs, targets = samples
     criterion = cast("Criterion", loss)
-    of_classes = isinstance(criterion, _CLASS_MODULES) or criterion in _OF_CLASSES
-    with torch.no_grad(), evaluating("the first samples"):
-        outputs = model(inputs)
-        if of_classes:
-            check_labels(outputs, targets)
-        whole = criterion(outputs, targets)
-        if not isinstance(whole, Tensor) or whole.numel() != 1:
-            raise WorkloadError(
-                "the loss does not return a scalar", "use reduction='sum' or reduction='mean'"
-            )
-        single = [criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
-    reduction = _reduction(criterion, float(whole), [float(value) for value in single])
-    return CriterionLoss(criterion, reduction, of_classes)
-
-
-def _reduction(criterion: Criterion, whole: float, single: list[float]) -> Literal["sum", "mean"]:
-    """Sum or mean, told from the loss of a batch and of its samples one by one."""
-    if not all(math.isfinite(value) for value in (whole, *single)):
-        raise NumericalError(
-            "the loss of the first samples is not finite", "check the data, the model and the loss"
+    with evaluating("the first samples"):
+        inputs, targets = samples
+        outputs = plain_value(lambda: detached(model(inputs)))
+    found = known(criterion, device, dtype)
+    if found is not None:
+        _require_tensor(outputs, found.name)
+        summed = CriterionLoss(
+            found.criterion, found.reduction, found.labels, found.over_labels, found.name
         )
-    total, allowed = sum(single), 1e-4 * max(map(abs, single))
-    is_sum, is_mean = abs(whole - total) <= allowed, abs(whole - total / len(single)) <= allowed
-    if is_sum and is_mean and len(single) > 1:  # the first samples have no loss
-        stated = getattr(criterion, "reduction", None)
-        is_sum, is_mean = stated == "sum", stated == "mean"
-        if not (is_sum or is_mean):
-            raise WorkloadError(
-                "whether the loss sums or averages over samples cannot be told: it is zero on the "
-                "first ones",
-                "give it an attribute reduction = 'sum' or 'mean'",
-            )
-    if is_mean:
-        return "mean"
-    if is_sum:
-        return "sum"
+        with evaluating("the first samples"), torch.no_grad():
+            summed.check_labels(outputs, targets)
+            summed.total(outputs, targets)
+        return summed
+    labels = ClassLabels() if criterion is mse else None
+    moved = _placed(criterion, device, dtype)
+    with evaluating("the first samples"), torch.no_grad():
+        if labels is not None:
+            labels.check(outputs, targets)
+        return CriterionLoss(moved, _reduction(moved, outputs, targets), labels)
+
+
+def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model's parameters."""
+    for tensor in model.parameters():
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.get_default_dtype()
+
+
+def detached(outputs: Any) -> Any:
+    """Outputs of a model without their graph."""
+    return map_tensors(outputs, lambda tensor: tensor.detach())
+
+
+def _require_tensor(outputs: Any, name: str) -> None:
+    """Refuse outputs that a criterion of PyTorch's cannot take."""
+    if isinstance(outputs, Tensor):
+        return
+    held = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
     raise WorkloadError(
-        "the loss is neither the sum nor the mean of the losses of its samples "
-        f"(batch {whole:.6g}, samples {', '.join(f'{value:.6g}' for value in single)})",
-        "drop class weights and batch statistics, or give a loss of (model, batch) "
-        "that returns (summed loss, number of samples)",
+        f"the model returns {type(outputs).__name__}{held}, and {name} takes a tensor",
+        "let the model return that tensor, or give a loss with outputs(model, batch) that returns "
+        "it and of_outputs(z, batch)",
     )
 
 
-def check_labels(outputs: Any, targets: Any) -> None:
-    """Check class labels against the number of outputs.
+def _reduction(criterion: Criterion, outputs: Any, targets: Any) -> Reduction:
+    """Find out whether a criterion sums, averages, or gives a value for each sample.
 
     Args:
-        outputs: (B, C, ...), or anything else, which is not checked.
-        targets: Integer labels (B, ...), or anything else, which is not checked.
+        criterion: The criterion.
+        outputs: The model's, for one to three samples.
+        targets: The targets.
+
+    Returns:
+        What it does.
 
     Raises:
-        DataError: A label is not in 0 ... C-1.
+        NumericalError: A loss is not finite.
+        WorkloadError: It is neither.
     """
-    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or outputs.ndim < 2:
-        return
-    if targets.is_floating_point() or targets.ndim != outputs.ndim - 1 or not targets.numel():
-        return
-    low, high, classes = int(targets.min()), int(targets.max()), outputs.shape[1]
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"labels are {low} ... {high}, and the model has outputs 0 ... {classes - 1}",
-            "change the model's number of classes (model.arguments) or the data set",
+    count = batch_length(targets)
+    whole = criterion(outputs, targets)
+    if not isinstance(whole, Tensor) or whole.numel() not in {1, count}:
+        shape = (
+            f"a tensor of shape {tuple(whole.shape)}"
+            if isinstance(whole, Tensor)
+            else repr(type(whole).__name__)
         )
+        raise WorkloadError(
+            f"the loss does not return a scalar: it returns {shape}",
+            "use reduction='sum' or reduction='mean'",
+        )
+    if whole.ndim and len(whole) == count and count > 1:
+        return "none"
+
+    def values(z: Any) -> tuple[float, list[float]]:
+        rows = [slice(i, i + 1) for i in range(count)]
+        alone = [float(criterion(part(z, row), part(targets, row))) for row in rows]
+        return float(criterion(z, targets)), alone
+
+    together, alone = values(outputs)
+    if not all(math.isfinite(value) for value in (together, *alone)):
+        raise NumericalError(
+            "the loss of the first samples is not finite", "check the data, the model and the loss"
+        )
+    found = _told(together, alone)
+    if len(found) > 1 and count > 1:
+        # The first samples have no loss. A criterion is one of any outputs.
+        with suppress(HessdistError, RuntimeError, ValueError):
+            found = _told(*values(_displaced(outputs))) or found
+    stated = getattr(criterion, "reduction", None)
+    if len(found) > 1 and stated in found:
+        return cast("Reduction", stated)
+    if found:
+        return found[0]
+    raise WorkloadError(
+        "the loss is neither the sum nor the mean of the losses of its samples "
+        f"(batch {together:.6g}, samples {', '.join(f'{value:.6g}' for value in alone)}): "
+        + _why(outputs, targets),
+        "use a criterion of torch.nn, whose class weights and ignored labels are known, or give a "
+        "loss of (model, batch) that returns (loss summed over the batch, its weight)",
+    )
+
+
+def _told(together: float, alone: list[float]) -> list[Reduction]:
+    """Which reductions fit the loss of a batch and those of its samples."""
+    total, allowed = sum(alone), 1e-4 * max(map(abs, alone))
+    found: list[Reduction] = []
+    if abs(together - total / len(alone)) <= allowed:
+        found.append("mean")
+    if abs(together - total) <= allowed:
+        found.append("sum")
+    return found
+
+
+def _why(outputs: Any, targets: Any) -> str:
+    """The likely cause of a criterion that is neither a sum nor a mean."""
+    both = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if both and targets.is_floating_point() and outputs.ndim != targets.ndim:
+        return (
+            f"outputs of shape {tuple(outputs.shape)} are broadcast against targets of shape "
+            f"{tuple(targets.shape)}"
+        )
+    return "class weights, ignored labels or a statistic of the batch do that"
+
+
+def _displaced(outputs: Any) -> Any:
+    """Outputs moved at random, by as much as they are large."""
+    generator = torch.Generator().manual_seed(0)
+
+    def move(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        return tensor + noise * (1 + tensor.abs().max())
+
+    return map_tensors(outputs, move)

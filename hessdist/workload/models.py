@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hessdist.errors import WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
+from hessdist.workload.preparation import unwrapped
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -191,4 +192,4 @@ def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
             f"model.factory: '{factory}' returned {type(model).__name__}, not a torch.nn.Module",
             "name a callable that builds the model",
         )
-    return model
+    return unwrapped(model)

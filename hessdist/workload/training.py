@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hessdist.errors import NumericalError
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.workload.checkpoints import write_checkpoint
-from hessdist.workload.losses import Criterion, SummedLoss, as_summed_loss, checked_loss
+from hessdist.workload.losses import AnyLoss, as_summed_loss, checked_loss
 from hessdist.workload.shard import Shard
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -41,7 +41,7 @@ def minibatches(num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor
 
 def train(
     model: nn.Module,
-    loss: Criterion | SummedLoss,
+    loss: AnyLoss,
     shard: Shard,
     *,
     optimizer: torch.optim.Optimizer,
@@ -49,6 +49,8 @@ def train(
     checkpoint_steps: list[int],
     seed: int,
     directory: Path,
+    key: str | None = None,
+    prefix: str | None = None,
     l2: float = 0.0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[Path]:
@@ -56,13 +58,15 @@ def train(
 
     Args:
         model: The model, on the shard's device; left at the last step.
-        loss: A criterion of (outputs, targets) or a callable of (model, batch).
+        loss: In any of its forms (`workload/losses.py`).
         shard: The training samples.
         optimizer: Over the model's parameters.
         batch_size: Samples a step.
         checkpoint_steps: Increasing steps; training ends at the last.
         seed: Seed of the shuffling.
         directory: Where checkpoints go.
+        key: As `write_checkpoint`.
+        prefix: As `write_checkpoint`.
         l2: Adds (l2 / 2) times the squared norm of the trainable parameters.
         on_step: Called with the step and the minibatch loss after every step.
 
@@ -80,13 +84,13 @@ def train(
     written: list[Path] = []
     for step in range(checkpoint_steps[-1] + 1):
         if step in checkpoint_steps:
-            written.append(write_checkpoint(directory, step, model))
+            written.append(write_checkpoint(directory, step, model, key=key, prefix=prefix))
         if step == checkpoint_steps[-1]:
             break
         picked = next(draw)
         batch = shard.fetch(picked.tolist())
-        value, count = checked_loss(summed, model, batch, f"training, step {step}")
-        value = value / count + penalty(model, l2)
+        value, weight = checked_loss(summed, model, batch, f"training, step {step}")
+        value = value / weight + penalty(model, l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError(
                 f"training: the loss is {float(value.detach())} at step {step}",

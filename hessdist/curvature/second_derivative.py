@@ -1,0 +1,362 @@
+"""Proof, once a solve, that a product is what it is called: against differences of gradients.
+
+An autograd.Function that keeps results of its forward pass has a right first derivative and,
+without a word, a wrong second one. So a product is compared with a difference quotient of first
+derivatives along a random direction, on a few samples, in float64. Steps are so short there that
+kinks of ReLU and max pooling are hardly ever crossed; where one is, the quotients of two steps
+disagree with each other, and the comparison is made elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessdist.curvature.additivity import size_of
+from hessdist.curvature.differentiation import exact_derivatives, twice_differentiable
+from hessdist.curvature.linearized import LINEARIZATIONS, of_outputs
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.errors import HessdistError, WorkloadError
+from hessdist.workload.nestings import Batch, floating_tensors, place, with_tensors
+from hessdist.workload.preparation import in_dtype
+from hessdist.workload.user_code import evaluating
+
+_SAMPLES = 4
+_AGREED = 1e-4  # relative error of a product in float64
+_SETTLED = 0.05  # relative difference of two quotients that tell the derivative
+_NOISES = 20.0  # times the effect of rounding the parameters that an error has to be
+_COARSE = 0.02  # relative error that passes where the model rounds to float32 inside
+
+# Relative steps, in the order in which they are tried: rounding spoils the shortest, curvature and
+# kinks the longest.
+_STEPS = {
+    torch.float64: (1e-6, 1e-7, 1e-5, 1e-4, 1e-3),
+    torch.float32: (3e-3, 1e-3, 1e-2, 3e-2),
+}
+# Displacements of θ, relative to the size of each parameter: parameters that are exactly zero may
+# put units exactly on their kinks.
+_PLACES = (0.0, 1e-3, 0.1, 1.0, 3.0)
+
+Quotient = Callable[[LocalLoss, Batch, Sequence[Tensor], float], Tensor]
+"""(loss, batch, direction, step) to the product by differences, (d,)."""
+
+
+def prove_product(local: LocalLoss, operator: str, seed: int = 0) -> None:
+    """Compare a product with differences of first derivatives. Not collective.
+
+    Args:
+        local: The loss on this rank's samples, at the θ of the solve.
+        operator: The matrix.
+        seed: Of the choice of samples and of the direction.
+
+    Raises:
+        WorkloadError: The second derivative is wrong; the functions that may be at fault are named.
+        HessdistError: The loss cannot be evaluated.
+    """
+    if not local.shard.num_samples:
+        return
+    rng = np.random.default_rng(seed)
+    problem = ""
+    for dtype in dict.fromkeys((torch.float64, local.dtype)):
+        for distance in _PLACES:
+            size = min(_SAMPLES, local.shard.batch_size, local.shard.num_samples)
+            begin = int(rng.integers(local.shard.num_samples - size + 1))
+            batch = local.shard.fetch(list(range(begin, begin + size)))
+            try:
+                with _moved(local, dtype, distance, int(rng.integers(2**31))) as moved:
+                    found = _compare(moved, operator, place(batch, local.device, dtype), rng)
+            except HessdistError as error:
+                if dtype is local.dtype and not distance:
+                    raise
+                problem = problem or str(error)  # a model that cannot compute in float64
+                break
+            if found.agrees:
+                return
+            if found.contradicts:
+                raise WorkloadError(*_wrong(local, operator, batch, found))
+    raise WorkloadError(
+        local.called(
+            "the second derivative could not be checked, since differences of gradients do not "
+            "settle"
+        ),
+        "look for rounding inside the model or the loss: autocast, half precision, round, or "
+        "straight-through estimators",
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a comparison says."""
+
+    agrees: bool
+    contradicts: bool
+    error: float  # relative, the smallest
+
+
+def _compare(local: LocalLoss, operator: str, batch: Batch, rng: np.random.Generator) -> _Found:
+    """Compare at the present parameters."""
+    what = local.called("some samples")
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    direction = [
+        torch.randn(p.shape, generator=generator).to(p) * size_of(p)
+        for p in local.parameters.tensors
+    ]
+    product = _product(local, operator, batch, direction)
+    norm, quotients, best = float(product.norm()), list[Tensor](), float("inf")
+    epsilon = torch.finfo(local.dtype).eps
+    for step in _STEPS[local.dtype]:
+        with evaluating(what):
+            quotient = QUOTIENTS[operator](local, batch, direction, step)
+        scale = max(norm, float(quotient.norm()))
+        floor = 100 * epsilon * _gradient_norm(local, batch) / step if scale < 1e-3 else 0.0
+        error = float((quotient - product).norm())
+        if error <= _AGREED * scale or scale <= floor:
+            return _Found(True, False, error / max(scale, 1e-300))
+        best = min(best, error / scale)
+        for other in quotients:
+            spread = float((quotient - other).norm()) / scale
+            if spread <= _SETTLED and float(quotient.norm()) > 0:
+                if error / scale <= max(_COARSE, 3 * spread):
+                    return _Found(True, False, error / scale)
+                noise = _noise(local, operator, batch, direction, product)
+                return _Found(False, error > _NOISES * noise, error / scale)
+        quotients.append(quotient)
+    # Without a slope anywhere gradients are constant, and the product has to be zero.
+    constant = norm > 0 and all(float(quotient.norm()) == 0 for quotient in quotients)
+    return _Found(False, constant, best)
+
+
+def _product(local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor]) -> Tensor:
+    """The product that is to be proven, (d,)."""
+    with evaluating(local.called("some samples")), twice_differentiable():
+        return _flat(local, LINEARIZATIONS[operator](local, batch)(direction))
+
+
+def _noise(
+    local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor], product: Tensor
+) -> float:
+    """How much a product changes when the parameters change by their rounding."""
+    generator = torch.Generator().manual_seed(1)
+    rounding = 4 * torch.finfo(local.dtype).eps
+    changes = [
+        torch.randn(p.shape, generator=generator).to(p) * p.detach()
+        for p in local.parameters.tensors
+    ]
+    with _at(local, changes, rounding):
+        return float((_product(local, operator, batch, direction) - product).norm())
+
+
+@contextmanager
+def _moved(local: LocalLoss, dtype: torch.dtype, distance: float, seed: int) -> Iterator[LocalLoss]:
+    """The loss in another dtype, at a displaced point, on copies of the model's tensors.
+
+    Yields:
+        The loss; the model is as it was at the end.
+    """
+    with in_dtype(local.model, dtype):
+        moved = copy(local)
+        moved.loss = local.loss.placed(local.device, dtype)
+        generator = torch.Generator().manual_seed(seed)
+        if distance:
+            with torch.no_grad():
+                for parameter in local.parameters.tensors:
+                    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                    parameter.add_(noise * (distance * size_of(parameter)))
+        yield moved
+
+
+# -- products by differences -----------------------------------------------------------------
+
+
+def _flat(local: LocalLoss, pieces: Sequence[Tensor | None]) -> Tensor:
+    total = local.zeros()
+    local.parameters.layout.add_to(total, pieces)
+    return total
+
+
+def _gradient_norm(local: LocalLoss, batch: Batch) -> float:
+    return float(_flat(local, local.gradient_of(local.of_batch(batch))).norm())
+
+
+@contextmanager
+def _at(local: LocalLoss, direction: Sequence[Tensor], step: float) -> Iterator[None]:
+    """Put the parameters a step along a direction, and back.
+
+    Yields:
+        Nothing.
+    """
+    tensors = local.parameters.tensors
+    before = [p.detach().clone() for p in tensors]
+    try:
+        with torch.no_grad():
+            for p, v in zip(tensors, direction, strict=True):
+                p.add_(v, alpha=step)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(tensors, before, strict=True):
+                p.copy_(old)
+
+
+def _hessian(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+    """(∇L(θ + hv) − ∇L(θ − hv)) / 2h."""
+    with _at(local, v, step):
+        ahead = _flat(local, local.gradient_of(local.of_batch(batch)))
+    with _at(local, v, -step):
+        behind = _flat(local, local.gradient_of(local.of_batch(batch)))
+    return (ahead - behind) / (2 * step)
+
+
+def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+    """Jᵀ (∇_z s(z(θ + hv)) − ∇_z s(z(θ − hv))) / 2h."""
+    loss = of_outputs(local, "gauss_newton")
+
+    def slopes() -> list[Tensor]:
+        with exact_derivatives():
+            outputs = loss.outputs(local.model, batch)
+            z = [tensor.detach().requires_grad_() for tensor in floating_tensors(outputs)]
+            value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
+            found = torch.autograd.grad(value, z, allow_unused=True)
+        both = zip(found, z, strict=True)
+        return [torch.zeros_like(one) if slope is None else slope for slope, one in both]
+
+    with _at(local, v, step):
+        ahead = slopes()
+    with _at(local, v, -step):
+        behind = slopes()
+    change = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+    with exact_derivatives():
+        outputs = floating_tensors(loss.outputs(local.model, batch))
+    return _transposed(local, outputs, change)
+
+
+def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+    """Σ ∇s_i (s_i(θ + hv) − s_i(θ − hv)) / (2h w_i)."""
+    loss = of_outputs(local, "empirical_fisher")
+    with _at(local, v, step), exact_derivatives():
+        ahead = loss.of_each_sample(local.model, batch)[0].detach()
+    with _at(local, v, -step), exact_derivatives():
+        behind = loss.of_each_sample(local.model, batch)[0].detach()
+    with exact_derivatives():
+        values, weights = loss.of_each_sample(local.model, batch)
+    slopes = torch.where(weights > 0, (ahead - behind) / (2 * step * weights), 0.0)
+    return _transposed(local, [values], [slopes])
+
+
+def _residual(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+    """That of the Hessian less that of the Gauss-Newton matrix."""
+    return _hessian(local, batch, v, step) - _gauss_newton(local, batch, v, step)
+
+
+def _transposed(local: LocalLoss, outputs: Sequence[Tensor], w: Sequence[Tensor]) -> Tensor:
+    """Jᵀw by one backward pass."""
+    both = [(z, one) for z, one in zip(outputs, w, strict=True) if z.requires_grad]
+    if not both:
+        return local.zeros()
+    pieces = torch.autograd.grad(
+        [z for z, _ in both],
+        local.parameters.tensors,
+        [one for _, one in both],
+        allow_unused=True,
+    )
+    return _flat(local, pieces)
+
+
+QUOTIENTS: dict[str, Quotient] = {
+    "hessian": _hessian,
+    "gauss_newton": _gauss_newton,
+    "empirical_fisher": _fisher,
+    "residual": _residual,
+}
+
+
+# -- who is at fault -------------------------------------------------------------------------
+
+
+def _wrong(local: LocalLoss, operator: str, batch: Batch, found: _Found) -> tuple[str, str]:
+    """What to say of a second derivative that is wrong."""
+    suspects = functions_of_ones_own(local, batch)
+    named = f": {', '.join(suspects)}" if suspects else ""
+    remedy = (
+        "let its backward pass compute everything from what it saved by save_for_backward, with "
+        "operations that PyTorch can differentiate, or use PyTorch's own operation"
+        if suspects
+        else "look for operations that round, detach or replace gradients in the model and the loss"
+    )
+    return (
+        local.called(
+            "the second derivative of the model or the loss is wrong by "
+            f"{min(found.error, 9.99):.0%} of a product of the {operator.replace('_', ' ')} matrix "
+            f"with a vector, measured by differences of gradients{named}"
+        ),
+        remedy,
+    )
+
+
+def functions_of_ones_own(local: LocalLoss, batch: Batch) -> list[str]:
+    """Name the autograd functions in the graph of a loss that are not PyTorch's.
+
+    Args:
+        local: The loss.
+        batch: The batch.
+
+    Returns:
+        Names, each with the module in which it is used, or "the loss".
+    """
+    found: dict[int, Any] = {}  # nodes by address: one that is freed would lend it to another
+    names: dict[str, None] = {}
+
+    def look(given: object, result: object, where: str) -> None:
+        before = _graph(given)
+        for address, node in _graph(result).items():
+            if address in before or address in found:
+                continue
+            name = _own_name(node)
+            if name:
+                found[address] = node
+                names[f"{name} in {where}"] = None
+
+    hooks = [
+        module.register_forward_hook(
+            lambda module, given, result, name=name: look(
+                given, result, f"module {name}" if name else "the model"
+            )
+        )
+        for name, module in local.model.named_modules()
+    ]
+    try:
+        look((), local.of_batch(batch), "the loss")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(names)
+
+
+def _graph(value: object) -> dict[int, Any]:
+    """The nodes of the graph of some tensors, by address."""
+    tensors = [value] if isinstance(value, Tensor) else floating_tensors(value)
+    todo: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen: dict[int, Any] = {}
+    while todo:
+        node = todo.pop()
+        if node is not None and id(node) not in seen:
+            seen[id(node)] = node
+            todo += [after for after, _ in node.next_functions]
+    return seen
+
+
+def _own_name(node: object) -> str:
+    """The name of a user's autograd.Function; empty for PyTorch's and for ours."""
+    function = getattr(type(node), "_forward_cls", None)
+    if function is not None:
+        ours = function.__module__.split(".")[0] == "hessdist"
+        return "" if ours else f"{function.__qualname__} ({function.__module__})"
+    name = str(getattr(node, "name", lambda: "")())
+    return name if "CppNode" in name else ""
