@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +15,13 @@ import typer
 
 from hessdist import __version__
 from hessdist.errors import DependencyError, HessdistError, InputError
-from hessdist.job import load_job
+from hessdist.job import Job, load_job
 from hessdist.ranks import Ranks, launched_rank
 from hessdist.results.reader import open_run
 from hessdist.service.report import Report, is_terminal
 from hessdist.service.stop import listen
 from hessdist.spectrum.petsc import is_option
+from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback
 
 if TYPE_CHECKING:
     from hessdist.service.sweep import SweepResult
@@ -78,6 +78,13 @@ RunFile = Annotated[
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            help="Show the traceback of an error, here or behind a command's name.",
+        ),
+    ] = False,
 ) -> None:
     if version:
         typer.echo(f"hessdist {__version__}")
@@ -190,7 +197,7 @@ def study(
     with _together() as ranks:
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.study").study
-            loaded, text = load_job(job, overrides or ())
+        loaded, text = _agreed_job(ranks, context, job, overrides or ())
         with Report(speaks=ranks.is_root) as report:
             sections = only.split(",") if only else ()
             result = begin(
@@ -241,7 +248,7 @@ def diagnose(
     with _together() as ranks:
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.diagnose").diagnose
-            loaded, text = load_job(job, overrides or ())
+        loaded, text = _agreed_job(ranks, context, job, overrides or ())
         with Report(speaks=ranks.is_root) as report:
             result = begin(
                 loaded,
@@ -288,7 +295,7 @@ def minimize(
     with _together() as ranks:
         with ranks.agreeing():
             service = _needing_torch("hessdist.service.minimize")
-            loaded, text = load_job(job, overrides or ())
+        loaded, text = _agreed_job(ranks, context, job, overrides or ())
         with Report(speaks=ranks.is_root) as report:
             result = service.minimize_job(
                 loaded, text, ranks, report, options=context.obj, overwrite=overwrite
@@ -438,7 +445,7 @@ def bench(
     with _together() as ranks:
         with ranks.agreeing():
             measure = _needing_torch("hessdist.service.bench").bench
-            loaded, _ = load_job(job, overrides or ())
+        loaded, _ = _agreed_job(ranks, context, job, overrides or ())
         with Report(speaks=ranks.is_root) as report:
             measure(
                 loaded,
@@ -620,10 +627,25 @@ def _together() -> Iterator[Ranks]:
     ranks = Ranks()
     try:
         yield ranks
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if ranks.size > 1 and not getattr(error, "agreed", False):
             ranks.abort(error)
         raise
+
+
+def _agreed_job(
+    ranks: Ranks, context: typer.Context, job: Path, overrides: Sequence[str]
+) -> tuple[Job, str]:
+    """Load a job that is the same on all ranks, as the command's options are. Collective."""
+    with ranks.agreeing():
+        loaded, text = load_job(job, overrides)
+    remedy = "start one command on all ranks, and let all nodes see the same files"
+    ranks.require_same("job", (text, loaded.fingerprint()), f"{remedy} ({job})")
+    petsc = (context.obj, os.environ.get("PETSC_OPTIONS", ""))
+    ranks.require_same("list of PETSc's options", petsc, remedy)
+    options = {name: value for name, value in context.params.items() if name != "job"}
+    ranks.require_same("command line", options, remedy)
+    return loaded, text
 
 
 def _needing_torch(module: str) -> Any:
@@ -658,7 +680,7 @@ def _serve(
     with _together() as ranks:
         with ranks.agreeing():
             serve = getattr(_needing_torch("hessdist.service.sweep"), how)
-            loaded, text = load_job(job, overrides)
+        loaded, text = _agreed_job(ranks, context, job, overrides)
         with Report(speaks=ranks.is_root) as report:
             result = serve(loaded, text, ranks, report, options=context.obj, **options)
             status = _conclude(result, report)
@@ -728,7 +750,10 @@ def _refuse_petsc_options(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line and end with its exit status (docs/commands.md)."""
-    ours, petsc = split_petsc_options(sys.argv[1:])
+    words = [word for word in sys.argv[1:] if word != "--traceback"]
+    if len(words) < len(sys.argv) - 1:
+        os.environ[TRACEBACK] = "1"
+    ours, petsc = split_petsc_options(words)
     if ours and ours[0] in {"diagnose", "minimize", "spectrum", "study", "watch"}:
         listen()
     try:
@@ -740,17 +765,24 @@ def main() -> None:
         if error.format_message():
             _complain(f"{error.format_message()} See hessdist --help.")
     except HessdistError as error:
-        status = error.exit_status
-        _complain(str(error))
+        status = _tell(error)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
         _complain("interrupted; finished checkpoints are kept")
-    except Exception:
-        if launched_rank() == 0:
-            traceback.print_exc()
+    except (Exception, SystemExit) as error:
+        status = _tell(error)
         sys.stdout.flush()
-        os._exit(1)  # libraries that a fault left half-way do not survive their own clean-up
+        os._exit(status)  # libraries that a fault left half-way do not survive their own clean-up
     sys.exit(status)
+
+
+def _tell(error: BaseException) -> int:
+    """Say what ended the program, and give its status."""
+    if launched_rank() == 0:
+        show_traceback(error)
+    foreseen = in_one_line(error)
+    _complain(str(foreseen))
+    return foreseen.exit_status
 
 
 def _complain(text: str) -> None:

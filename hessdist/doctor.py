@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from hessdist.errors import DependencyError
-from hessdist.ranks import Ranks, launched_size
+from hessdist.errors import DependencyError, InputError
+from hessdist.ranks import Ranks, check_launcher, import_mpi
 from hessdist.spectrum import petsc
 
 _LIBRARIES = (
@@ -83,20 +83,18 @@ def _torch() -> list[Finding]:
 
 
 def _mpi() -> list[Finding]:
-    ranks = Ranks()
     import mpi4py
-    from mpi4py import MPI
 
+    MPI = import_mpi()  # noqa: N806 (the module's own name)
+    ranks = Ranks(MPI.COMM_WORLD)
     library = MPI.Get_library_version().split("\n")[0].strip("\0")
     findings = [Finding("mpi4py", mpi4py.__version__), Finding("MPI", library)]
-    started, index_size = launched_size(), ranks.node()[1]
     remedy = ""
-    if started > 1 and ranks.size == 1:
-        remedy = (
-            f"the launcher started {started} processes and each is alone: mpirun and mpi4py are of "
-            "different MPIs; use the mpirun of the library above"
-        )
-    return [*findings, Finding("ranks", f"{ranks.size}, {index_size} on this node", remedy)]
+    try:
+        check_launcher(os.environ, ranks.size)
+    except InputError as error:
+        remedy = str(error)
+    return [*findings, Finding("ranks", f"{ranks.size}, {ranks.node()[1]} on this node", remedy)]
 
 
 def _petsc() -> list[Finding]:

@@ -10,7 +10,6 @@ import hashlib
 import os
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdist.errors import DependencyError, HessdistError, InputError, RankError, Stopped
+from hessdist.unforeseen import in_one_line, show_traceback
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 # One message of a broadcast stays far below the 2 GiB that a C int can count.
 _BROADCAST_BYTES = 1 << 28
 _POST = 75  # the tag of messages outside of collectives
+_NO_STEP = 0xFFFFFFF0  # the batch script, the interactive shell and the like have such numbers
 
 
 def launched_rank() -> int:
-    """This process's number as the launcher's environment says it, before MPI is initialised."""
-    for variable in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return 0
+    """This process's number as the launcher's environment says it, before MPI is initialised.
+
+    Returns:
+        0 as well where no launcher is known.
+    """
+    environment = os.environ
+    names = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"]
+    names += ["RANK"] if _torchrun_copies(environment) > 1 else []
+    names += ["SLURM_PROCID"] if _srun_copies(environment) > 1 else []
+    return next((number for name in names if (number := _number(environment, name)) >= 0), 0)
 
 
 def launched_size() -> int:
@@ -46,10 +52,72 @@ def launched_size() -> int:
     Returns:
         0 where none did, which is not one process of a launcher's: that one has mpirun's terminal.
     """
-    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return 0
+    return max(0, _mpi_copies(os.environ))
+
+
+def check_launcher(environment: Mapping[str, str], size: int) -> None:
+    """Refuse to be one of several copies that know nothing of each other. Not collective.
+
+    Args:
+        environment: The environment variables.
+        size: The number of ranks that MPI says there are.
+
+    Raises:
+        InputError: A launcher has started several processes, and MPI sees each of them alone.
+    """
+    if size > 1:
+        return
+    mpi = _mpi_copies(environment)
+    if (copies := _srun_copies(environment)) > 1 and mpi != 1:
+        launcher = "srun"
+        remedy = f"use srun --mpi=pmix (see srun --mpi=list), or mpirun -n {copies}"
+    elif (copies := mpi) > 1:
+        launcher = "the launcher of an MPI that is not mpi4py's"
+        remedy = "use the mpirun of the MPI that `hessdist doctor` names"
+    elif (copies := _torchrun_copies(environment)) > 1 and mpi != 1:
+        launcher, remedy = "torchrun", f"use mpirun -n {copies}, or srun --mpi=pmix"
+    else:
+        return
+    raise InputError(
+        f"{launcher} has started {copies} copies that would all do the same work: each is alone "
+        "to MPI",
+        f"{remedy}; from Python, comm=MPI.COMM_SELF works alone",
+    )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """A variable that is a number; -1 where there is none."""
+    text = environment.get(name, "").strip()
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def _mpi_copies(environment: Mapping[str, str]) -> int:
+    """Processes that an mpirun, or a process manager like one, has started; -1: none did."""
+    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    return next((number for name in names if (number := _number(environment, name)) >= 0), -1)
+
+
+def _torchrun_copies(environment: Mapping[str, str]) -> int:
+    """Processes that torchrun, or a launcher like it, has started."""
+    told = all(_number(environment, name) >= 0 for name in ("RANK", "LOCAL_RANK"))
+    elastic = "TORCHELASTIC_RUN_ID" in environment or "MASTER_ADDR" in environment
+    return _number(environment, "WORLD_SIZE") if told and elastic else -1
+
+
+def _srun_copies(environment: Mapping[str, str]) -> int:
+    """Tasks of the Slurm step that this process is one of.
+
+    A batch script, and the shell of an allocation, are one process, however many tasks their job
+    has: Slurm gives them no step, or one with a number above all of srun's.
+
+    Returns:
+        Their number; -1 where there is no step.
+    """
+    step = _number(environment, "SLURM_STEP_ID")
+    if not 0 <= step < _NO_STEP or _number(environment, "SLURM_PROCID") < 0:
+        return -1
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS")
+    return tasks if tasks >= 0 else _number(environment, "SLURM_NTASKS")
 
 
 def shard_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
@@ -139,6 +207,9 @@ class Ranks:
 
     Args:
         comm: The communicator; `MPI.COMM_WORLD` when None.
+
+    Raises:
+        InputError: A launcher has started several processes, and `MPI.COMM_WORLD` is one of them.
     """
 
     def __init__(self, comm: MPI.Comm | None = None) -> None:
@@ -146,6 +217,8 @@ class Ranks:
         self.comm: MPI.Comm = self._mpi.COMM_WORLD if comm is None else comm
         self.rank: int = self.comm.Get_rank()
         self.size: int = self.comm.Get_size()
+        if comm is None:
+            check_launcher(os.environ, self.size)
         self.collectives: Counter[str] = Counter()
         self._sent: list[MPI.Request] = []
         self._posted: Counter[int] = Counter()  # messages by receiver
@@ -194,7 +267,12 @@ class Ranks:
             failure = mine  # with its traceback
         assert failure is not None
         failure.agreed = True
-        raise failure
+        if first != self.rank or failure is mine:
+            raise failure
+        if self.rank:
+            assert mine is not None
+            show_traceback(mine)  # rank 0, which speaks, does not have it
+        raise failure from mine
 
     def _portable(self, error: Exception) -> Exception:
         """The error in a form that survives pickling, with this rank named unless it is 0."""
@@ -203,7 +281,10 @@ class Ranks:
         where = f"rank {self.rank}: " if self.rank else ""
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
-        return RankError(f"{where}{type(error).__name__}: {error}")
+        line = in_one_line(error)
+        failure = RankError(where + line.what, line.remedy)
+        failure.exit_status = line.exit_status
+        return failure
 
     def require_same(self, what: str, value: object, remedy: str = "") -> None:
         """Refuse to go on where ranks have different values of what should be one. Collective.
@@ -225,12 +306,11 @@ class Ranks:
 
     def abort(self, error: BaseException) -> None:
         """End all ranks at once, saying why. Not collective: the rank that failed calls it."""
-        if isinstance(error, HessdistError):
-            print(f"hessdist: {self._portable(error)}", file=sys.stderr, flush=True)
-        else:
-            traceback.print_exception(error)
-            print(f"hessdist: rank {self.rank} failed", file=sys.stderr, flush=True)
-        self._mpi.COMM_WORLD.Abort(getattr(error, "exit_status", 1))
+        show_traceback(error)
+        failure = in_one_line(error)
+        line = " ".join(str(self._portable(failure)).split())
+        print(f"hessdist: {line}", file=sys.stderr, flush=True)
+        self._mpi.COMM_WORLD.Abort(failure.exit_status)
 
     # -- moving data -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "pdf", "svg")
 _INCH = 2.54  # cm
+_LARGER = "give a larger --width, or another --style"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Look:
         try:
             with styles.context(self.style or "default"):
                 pass
-        except OSError as error:
+        except (OSError, ValueError, ImportError) as error:
             raise InputError(
                 f"the style '{self.style}' cannot be read",
                 "name an .mplstyle file, or one of matplotlib's: ggplot, grayscale, ...",
@@ -85,6 +86,7 @@ class Look:
             The paths.
 
         Raises:
+            InputError: A figure of this size and style cannot be drawn.
             OutputError: The folder cannot be written.
         """
         if not self.titled:
@@ -97,6 +99,8 @@ class Look:
             folder.mkdir(parents=True, exist_ok=True)
             for path, kind in zip(paths, self.formats, strict=True):
                 figure.savefig(path, dpi=200, metadata=_UNDATED[kind])
+        except ValueError as error:
+            raise InputError(f"{paths[0]}: a figure cannot be drawn ({error})", _LARGER) from error
         except OSError as error:
             raise OutputError(
                 f"the figure {paths[0]} cannot be written ({error.strerror})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,21 @@ PARTIAL = ".partial"
 
 
 def parts_folder(path: Path) -> Path:
-    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/."""
+    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/.
+
+    Args:
+        path: The run's file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: The path names no file.
+    """
+    if not path.name or "\0" in path.name:
+        raise OutputError(
+            f"'{path}' names no file".replace("\0", "\\0"), "give the path of the run's HDF5 file"
+        )
     return path.with_name(path.stem + ".checkpoints")
 
 
@@ -36,6 +51,7 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
     Raises:
         OutputError: It cannot be written; what was there is untouched.
     """
+    require_place(path)
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +75,25 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
         raise
 
 
+def require_place(path: Path) -> None:
+    """Refuse to put a file in the place of a folder or a device.
+
+    Args:
+        path: Where it shall be.
+
+    Raises:
+        OutputError: The path names no file, or something else is there.
+    """
+    parts_folder(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # nothing is there, or the writer will say what is wrong
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise OutputError(f"{path} is {what}", "change output.path, or -o, to a file's name")
+
+
 def _partial(path: Path) -> Path:
     """A name of this process's own; hidden, so that a scan does not take it for a result."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
@@ -74,6 +109,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    require_place(path)
     partial = _partial(path)
     try:
         partial.write_text(text, encoding="utf-8")

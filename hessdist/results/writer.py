@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
-from hessdist.results.files import PARTIAL, parts_folder, replacing
+from hessdist.results.files import PARTIAL, parts_folder, replacing, require_place
 from hessdist.results.opening import open_hdf5, patiently
 from hessdist.results.parts import ROOT_ATTRIBUTES, column, read_row
 from hessdist.results.schema import (
@@ -111,8 +111,9 @@ def check_writable(path: Path) -> None:
         path: The run's file.
 
     Raises:
-        OutputError: The folder cannot be made or written to.
+        OutputError: The folder cannot be made or written to, or something else is in the place.
     """
+    require_place(path)
     folder = parts_folder(path)
     probe = folder / f".probe.{os.getpid()}"
     try:
@@ -124,8 +125,6 @@ def check_writable(path: Path) -> None:
             f"the output folder {folder} cannot be written ({error.strerror})",
             "change output.path or the folder's permissions",
         ) from error
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "change output.path to a file's name")
 
 
 # -- one checkpoint --------------------------------------------------------------------------

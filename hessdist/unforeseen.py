@@ -1,0 +1,107 @@
+"""Errors that nothing here foresaw, in one line; the traceback is there for who asks for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from hessdist.errors import HessdistError, InputError
+
+TRACEBACK = "HESSDIST_TRACEBACK"
+"""The environment variable that asks for tracebacks, as `--traceback` does."""
+
+_OURS = Path(__file__).parent
+_LONGEST = 400  # characters of a message
+
+
+def shows_tracebacks() -> bool:
+    """Whether errors are to be shown with their tracebacks."""
+    return os.environ.get(TRACEBACK, "").lower() not in ("", "0", "no", "false")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print an error's traceback, its causes included, where that is asked for."""
+    if shows_tracebacks():
+        traceback.print_exception(error)
+        sys.stderr.flush()
+
+
+def in_one_line(error: BaseException) -> HessdistError:
+    """An error of any kind as one with what, where and the remedy.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The error itself if it was foreseen; else bad input where the user's own code, or the
+        system about a file, says it, and a fault of the program elsewhere.
+    """
+    if isinstance(error, HessdistError):
+        return error
+    where = _users_place(error)
+    if isinstance(error, SystemExit):
+        return InputError(
+            f"code of the job ends the program by itself (exit status {error.code}{where})",
+            "take that out: only the end of the work ends the program",
+        )
+    said = f"{type(error).__name__}: {_short(str(error))}" if str(error) else type(error).__name__
+    if isinstance(error, MemoryError):
+        return HessdistError(
+            f"the memory does not suffice ({said}{where})",
+            "use more ranks or nodes, or lower compute.batch_size and compute.cache_gib",
+        )
+    if where:
+        return InputError(f"{said}{where}", "correct it there; --traceback shows the way to it")
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        remedy = "see to the file"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space"
+        return InputError(f"{error.filename}: {error.strerror}", f"{remedy}; --traceback says more")
+    return HessdistError(
+        f"{said}{_place(*frames[-1]) if (frames := list(_frames(error))) else ''}",
+        "this is a fault of hessdist: report it with what --traceback shows",
+    )
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, int, str]]:
+    """File, line and function of every call on the way to an error, and of what caused it."""
+    if error.__cause__ is not None:
+        yield from _frames(error.__cause__)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        yield frame.f_code.co_filename, line, frame.f_code.co_name
+
+
+def _users_place(error: BaseException) -> str:
+    """The innermost call in code that is neither ours nor installed, in words; or nothing."""
+    for file, line, function in reversed(list(_frames(error))):
+        if _is_users(file):
+            return _place(file, line, function)
+    return ""
+
+
+def _place(file: str, line: int, function: str) -> str:
+    name = "" if function.startswith("<") else f"{function} of "
+    return f", in {name}{file}, line {line}"
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith("<"):
+        return False
+    path = Path(file)
+    if path.is_relative_to(_OURS):
+        return False
+    installed = [Path(folder) for folder in sysconfig.get_paths().values()]
+    installed += [Path(folder) for folder in sys.path if Path(folder).name.endswith("-packages")]
+    # The command itself, hessdist or `python -m hessdist`, is at the root of every traceback.
+    command = Path(sys.argv[0]) if sys.argv else Path()
+    return path != command and not any(path.is_relative_to(folder) for folder in installed)
