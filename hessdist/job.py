@@ -146,6 +146,10 @@ class CheckpointsSection(_Section):
     """What is taken off the names of a state, such as "model."; "" for nothing. Default: what makes
     them fit, as far as that is usual."""
 
+    def place(self) -> dict[str, str | None]:
+        """Where the state is in a checkpoint, as `load_into` and `write_checkpoint` take it."""
+        return {"key": self.key, "prefix": self.prefix}
+
     @model_validator(mode="after")
     def _pattern(self) -> CheckpointsSection:
         if self.pattern is None:

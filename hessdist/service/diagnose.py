@@ -43,6 +43,7 @@ from hessdist.results.studies import (
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.report import Report
+from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.study import alone
 from hessdist.service.writer import describe
@@ -130,13 +131,14 @@ def diagnose(
         for line in petsc.ineffective_options(options):
             report.line(line)
         total = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, total.sample_digests)
         patients = ranks.broadcast(patients)
         report.line(
             f"{job.name}: diagnosis of {len(patients)} of its checkpoints, "
             f"{total.layout.size:,} parameters, {len(workload.indices):,} samples, {ranks.size} "
             f"ranks on {total.device.type}"
         )
-        about = describe(job, text, total.layout, len(workload.indices), ranks.size)
+        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
         examination = _Examination(job, workload, total, run, about, report, stop)
         examination.work(patients)
         if json_path is not None:
@@ -162,7 +164,7 @@ def _check(job: Job) -> None:
 
 
 def _chosen(job: Job, step: int | None, everything: bool) -> list[Checkpoint]:
-    found = find_checkpoints(job.checkpoints.directory)
+    found = find_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
     if everything:
         return found
     if step is None:
@@ -268,8 +270,9 @@ class _Examination:
 
     def _examine(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.step
+        place = self._job.checkpoints.place()
         digest = self._total.load(
-            lambda model: load_into(model, read_whole(checkpoint.path), checkpoint.path)
+            lambda model: load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
         )
         section = self._before(step, digest)
         if section is None:

@@ -226,7 +226,8 @@ class Group:
     def _task(self, checkpoint: Checkpoint) -> _Task | None:
         """Read a checkpoint into this rank's model; None where its result is there already."""
         read = signature(checkpoint.path)
-        load_into(self._total.model, read_whole(checkpoint.path), checkpoint.path)
+        place = self.job.checkpoints.place()
+        load_into(self._total.model, read_whole(checkpoint.path), checkpoint.path, **place)
         digest = self._total.digest()
         part = self.writer.part(checkpoint.step)
         state = part_state(part, self.fingerprint, digest)
@@ -277,7 +278,7 @@ class Group:
             standing.after_product(products)
             self._stop.check(self.ranks)
 
-        shell = self._total.shell(wanted.operator, here.num_samples, after_product, journal)
+        shell = self._total.shell(wanted.operator, here.weight, after_product, journal)
         standing.shell = shell
         self._report.solving(what)
         try:

@@ -39,6 +39,7 @@ from hessdist.results.studies import Section, Variable, read_unit, unit_path, wr
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.report import Report
+from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.study import alone
 from hessdist.service.writer import describe
@@ -46,7 +47,9 @@ from hessdist.spectrum import petsc
 from hessdist.workload.checkpoints import (
     checkpoint_name,
     load_into,
+    own_state,
     read_whole,
+    require_named,
     state_digest,
     write_checkpoint,
 )
@@ -147,12 +150,13 @@ def minimize_job(
         for line in petsc.ineffective_options(options):
             report.line(line)
         total = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, total.sample_digests)
         report.line(
             f"{job.name}: {job.minimize.method} over {total.layout.size:,} parameters, "
             f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
         )
         report.line(f"result: {job.output.path}, checkpoints: {job.checkpoints.directory}")
-        about = describe(job, text, total.layout, len(workload.indices), ranks.size)
+        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
         run = _Run(job, total, settings, ranks.broadcast(before), about, report, stop)
         result = run.work()
         for word in petsc.unused_options(options):
@@ -222,6 +226,7 @@ def _before(job: Job, settings: str, overwrite: bool) -> _Before:
         ResultError: The file is another job's.
     """
     path, directory = job.output.path, job.checkpoints.directory
+    require_named(job.checkpoints.pattern)
     if path.exists() and open_run(path).fingerprint != job.fingerprint():
         raise ResultError(f"{path} is the result of another job", "change output.path")
     there = read_unit(unit_path(path, SECTION, None, job.fingerprint()))
@@ -233,9 +238,10 @@ def _before(job: Job, settings: str, overwrite: bool) -> _Before:
             "use --overwrite to replace it and its checkpoints, or change output.path and "
             "checkpoints.directory",
         )
-    own = {} if there is None else _own(there)
+    own = {} if there is None else _own(there, job)
     files = {one.path.resolve() for one in own}
-    others = [one.step for one in scan_checkpoints(directory) if one.path.resolve() not in files]
+    there_now = scan_checkpoints(directory, job.checkpoints.pattern)
+    others = [one.step for one in there_now if one.path.resolve() not in files]
     if others:
         raise OutputError(
             f"{directory} has checkpoints of another run, such as step {others[0]}",
@@ -254,7 +260,7 @@ def _before(job: Job, settings: str, overwrite: bool) -> _Before:
     return _Before(rows, kept, stuck, (bool(there["converged"]), str(there["ended"])))
 
 
-def _own(there: Section) -> dict[Checkpoint, str]:
+def _own(there: Section, job: Job) -> dict[Checkpoint, str]:
     """What is there of the checkpoints that a minimisation has written.
 
     Returns:
@@ -268,7 +274,7 @@ def _own(there: Section) -> dict[Checkpoint, str]:
     own: dict[Checkpoint, str] = {}
     for step, digest in zip(there["checkpoint"].tolist(), map(str, digests), strict=True):
         path = directory / checkpoint_name(step)
-        if path.is_file() and state_digest(read_whole(path)) == digest:
+        if path.is_file() and state_digest(own_state(path, **job.checkpoints.place())) == digest:
             own[Checkpoint(step, path)] = digest
     return own
 
@@ -351,7 +357,7 @@ class _Run:
         self._total.load(self._read)
         problem = TrainingProblem(
             self._total,
-            self._total.evaluate().num_samples,  # which also refuses what cannot be minimised
+            self._total.evaluate().weight,  # which also refuses what cannot be minimised
             self._wanted.product,
             on_work=lambda: self._stop.check(self._ranks),
         )
@@ -394,7 +400,7 @@ class _Run:
         if self._base is not None:
             path = self._job.checkpoints.directory / checkpoint_name(self._base.number)
         if path is not None:
-            load_into(model, read_whole(path), path)
+            load_into(model, read_whole(path), path, **self._job.checkpoints.place())
             return
         initialise(self._job.training.seed)
         fresh = build_model(self._job.model.factory, self._job.model.arguments)
@@ -444,7 +450,8 @@ class _Run:
             unit = unit_path(job.output.path, SECTION, None, job.fingerprint())
             write_unit(unit, Section(section.variables, own), run, None)
             if is_new:
-                write_checkpoint(job.checkpoints.directory, number, self._total.model)
+                place = job.checkpoints.place()
+                write_checkpoint(job.checkpoints.directory, number, self._total.model, **place)
             with locks.holding(locks.index_lock(job.output.path)):
                 parts = parts_of(job.output.path, job.fingerprint())
                 write_index(job.output.path, parts, self._index, without=self._about)

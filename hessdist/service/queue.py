@@ -60,14 +60,21 @@ class Watched:
         settle: Seconds for which size, time and inode of a file stay the same before it is taken.
         idle: Seconds without work after which it is over; None: never.
         last: The step after which it is over; None: none.
+        pattern: Where the step is in a name, as `scan_checkpoints` takes it.
     """
 
     gives_up = False
 
     def __init__(
-        self, directory: Path, settle: float, idle: float | None, last: int | None
+        self,
+        directory: Path,
+        settle: float,
+        idle: float | None,
+        last: int | None,
+        pattern: str | None = None,
     ) -> None:
         self._directory, self._settle, self._idle, self._last = directory, settle, idle, last
+        self._pattern = pattern
         self._seen: dict[Checkpoint, tuple[Signature, float]] = {}
         self._active = time.monotonic()
         self._finished = 0
@@ -76,7 +83,7 @@ class Watched:
         """Those that have settled."""
         now = time.monotonic()
         settled = []
-        for checkpoint in scan_checkpoints(self._directory):
+        for checkpoint in scan_checkpoints(self._directory, self._pattern):
             try:
                 present = signature(checkpoint.path)
             except CheckpointError:  # gone meanwhile

@@ -100,7 +100,8 @@ def status_of(path: Path) -> Status:
         ResultError: No run has begun there.
     """
     job = _job(path)
-    steps = {checkpoint.step for checkpoint in scan_checkpoints(job.checkpoints.directory)}
+    there = scan_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
+    steps = {checkpoint.step for checkpoint in there}
     solved: dict[int, tuple[float, bool, float]] = {}
     for part in parts_of(path, job.fingerprint()):
         row = _row(part)

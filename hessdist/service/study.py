@@ -32,6 +32,7 @@ from hessdist.results.studies import (
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.report import Report
+from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
@@ -169,6 +170,7 @@ def study(
         for line in petsc.ineffective_options(options):
             report.line(line)
         total = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, total.sample_digests)
         if "exact" in wanted:
             _require_room(total, wanted["exact"])
         report.line(
@@ -176,7 +178,7 @@ def study(
             f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
         )
         report.line(f"result: {job.output.path}")
-        about = describe(job, text, total.layout, len(workload.indices), ranks.size)
+        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
         studied = _Studied(job, workload, total, todo, about, report, stop)
         studied.work()
         for word in petsc.unused_options(options):
@@ -336,8 +338,8 @@ def _steps_there(
     if section in _OF_EIGENPAIRS:
         assert run is not None
         return [int(step) for step in run.steps], run.path
-    directory = job.checkpoints.directory
-    return [one.step for one in find_checkpoints(directory)], directory
+    directory, pattern = job.checkpoints.directory, job.checkpoints.pattern
+    return [one.step for one in find_checkpoints(directory, pattern)], directory
 
 
 def _steps_of_spectra(job: Job, units: Sequence[Unit]) -> list[int]:
@@ -360,8 +362,8 @@ def _files_of(job: Job, units: Sequence[Unit]) -> dict[int, Checkpoint]:
     steps = {unit.step for unit in units if unit.step is not None}
     if not steps:
         return {}
-    directory = job.checkpoints.directory
-    found = {one.step: one for one in find_checkpoints(directory)}
+    directory, pattern = job.checkpoints.directory, job.checkpoints.pattern
+    found = {one.step: one for one in find_checkpoints(directory, pattern)}
     for step in sorted(steps - set(found)):
         raise ResultError(
             f"{directory} has no checkpoint of step {step} any more",
@@ -489,7 +491,8 @@ class _Studied:
         with self._ranks.agreeing():
             if self._ranks.is_root:
                 file = self._files[step].path
-                load_into(self._total.model, read_whole(file), file)
+                place = self._job.checkpoints.place()
+                load_into(self._total.model, read_whole(file), file, **place)
                 found = Digests(self._total.digest(), "")
                 if of_pairs:
                     assert self._run is not None

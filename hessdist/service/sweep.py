@@ -21,6 +21,7 @@ from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
 from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.report import Report
+from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.spectrum import petsc
 from hessdist.workload.steps import find_checkpoints, select_checkpoints
@@ -71,7 +72,7 @@ def sweep(
         Stopped: A signal came while there was work left; what is done is on disk.
     """
     with ranks.agreeing():
-        checkpoints = find_checkpoints(job.checkpoints.directory)
+        checkpoints = find_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
         if selection is not None:
             checkpoints = select_checkpoints(checkpoints, selection)
     source = Listed(checkpoints)
@@ -108,7 +109,8 @@ def watch(
         InputError: As `sweep`.
         Stopped: As `sweep`.
     """
-    source = Watched(job.checkpoints.directory, settle, idle, last)
+    where = job.checkpoints
+    source = Watched(where.directory, settle, idle, last, where.pattern)
     return _serve(job, text, ranks, report, source, options, overwrite=False, share=False)
 
 
@@ -144,6 +146,7 @@ def _serve(
         replaces = ranks.broadcast(replaces)
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
         total = workload.on(members, job)
+        require_samples_of_before(ranks, job, total.sample_digests)
         found = source.look() if ranks.is_root else []
         report.line(
             f"{job.name}: {job.spectrum.operator} of {total.layout.size:,} parameters over "
@@ -151,6 +154,8 @@ def _serve(
             f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
             f"{total.device.type}"
         )
+        for remark in filter(None, (one.remark for one in found)):
+            report.line(remark)
         report.line(f"result: {path}")
         report.begin("checkpoint", len(found))
         group = Group(job, text, ranks, members, index, total, report, stop, keep_index=replaces)

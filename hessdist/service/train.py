@@ -6,6 +6,7 @@ from hessdist.assembly import DTYPES
 from hessdist.job import Job
 from hessdist.ranks import choose_device
 from hessdist.service.report import Report
+from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.losses import build_loss
@@ -26,6 +27,7 @@ def train_job(job: Job, report: Report) -> None:
         NumericalError: The loss is not finite.
     """
     settings, data = job.training, job.data
+    require_named(job.checkpoints.pattern)
     initialise(settings.seed)
     device = choose_device(job.compute.device, 0)
     dtype = DTYPES[job.compute.dtype]
@@ -66,6 +68,7 @@ def train_job(job: Job, report: Report) -> None:
         checkpoint_steps=settings.written_steps(),
         seed=settings.seed,
         directory=job.checkpoints.directory,
+        **job.checkpoints.place(),
         l2=job.loss.l2,
         on_step=on_step,
     )

@@ -2,83 +2,209 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hessdist.errors import CheckpointError
+from hessdist.workload.folders import global_step, look_into
+from hessdist.workload.step_names import REMEDY, SUFFIXES, match_step, read_step
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _NEAR = 3  # steps that a message names
+_SHOWN = 3  # files that a message names
 _SELECTION = re.compile(r"\d+|\d*:\d*(:[1-9]\d*)?")
+# A folder of such a name is meant as a checkpoint, whatever is in it.
+_MEANT = re.compile(
+    r"(global[-_]?)?(step|iter|iteration|epoch|checkpoint|ckpt)s?[-_=]?[0-9]+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A checkpoint file and the training step it was written at."""
+    """A checkpoint, a file or a folder, and the training step it was written at."""
 
     step: int
     path: Path
+    remark: str = field(default="", compare=False)
+    """What a person should know about how it was found."""
 
 
-def find_checkpoints(directory: Path) -> list[Checkpoint]:
+def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkpoint]:
     """Find the checkpoints of a run.
 
     Args:
-        directory: A folder of files whose names hold the step: the number after "step" where
-            there is one ("epoch=0-step=10.ckpt"), else the last number ("model_0050.pt").
+        directory: A folder of files or folders whose names hold the step, as `step_of` reads it; or
+            a folder that is itself one checkpoint of Hugging Face's libraries or of
+            torch.distributed.checkpoint.
+        pattern: A regular expression with a group "step": only names that it is found in are those
+            of checkpoints.
 
     Returns:
         Checkpoints by increasing step (a number, not text).
 
     Raises:
-        CheckpointError: No such folder, no checkpoint in it, or two of one step.
+        CheckpointError: No such folder, no checkpoint in it, two of one step, a name with several
+            numbers, or names that count different things.
     """
     if not directory.is_dir():
         raise CheckpointError(
-            f"the checkpoint folder {directory} does not exist",
+            f"the checkpoint folder {directory} does not exist"
+            if not os.path.lexists(directory)
+            else f"the checkpoint folder {directory} is no folder",
             "run `hessdist train` with the same job file, or correct checkpoints.directory",
         )
-    found = scan_checkpoints(directory)
+    found = scan_checkpoints(directory, pattern)
     if not found:
-        raise CheckpointError(
-            f"the folder {directory} holds no checkpoint ({', '.join(SUFFIXES)}, with the step in "
-            "the name)",
-            "run `hessdist train` with the same job file, or correct checkpoints.directory",
-        )
+        raise CheckpointError(*_nothing(directory, pattern))
     return found
 
 
-def scan_checkpoints(directory: Path) -> list[Checkpoint]:
+def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkpoint]:
     """`find_checkpoints` where there may be none yet.
 
     Args:
         directory: The folder, which may not be there yet either.
+        pattern: As `find_checkpoints`.
 
     Returns:
         Checkpoints by increasing step.
 
     Raises:
-        CheckpointError: Two are of one step.
+        CheckpointError: As `find_checkpoints`.
     """
     found: dict[int, Checkpoint] = {}
-    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        step = step_of(path)
-        if path.suffix not in SUFFIXES or path.name.startswith(".") or step is None:
+    kinds: dict[str, Path] = {}
+    for path in _listed(directory):
+        if path.name.startswith((".", "tmp-")) or not _may_be(path, pattern):
+            continue
+        if pattern is not None:
+            step = match_step(path.name, pattern)
+        else:
+            named = read_step(path.name)
+            step = named.step if named else None
+            if named is not None:
+                kinds.setdefault(named.kind, path)
+        if step is None:
             continue
         if step in found:
             raise CheckpointError(
-                f"{path} and {found[step].path.name} are both of step {step}", "move one away"
+                f"{path} and {found[step].path.name} are both of step {step}",
+                f"move one away, or {REMEDY}",
             )
         found[step] = Checkpoint(step, path)
-    return sorted(found.values())
+    _refuse_mixed(kinds)
+    return sorted(found.values()) or _itself(directory, pattern)
 
 
-def step_of(path: Path) -> int | None:
-    """The training step in a file's name; None where there is no number."""
-    match = re.search(r"step\D{0,3}?(\d+)", path.stem) or re.search(r"(\d+)\D*$", path.stem)
-    return int(match[1]) if match else None
+def step_of(path: Path, pattern: str | None = None) -> int | None:
+    """The training step in the name of a file or folder.
+
+    Args:
+        path: The file or folder. The number after "step" counts ("epoch=0-step=10.ckpt" is 10),
+            else the one after "iteration" or "iter", else the one after "epoch", else the only
+            number that stands by itself ("model_0050.pt").
+        pattern: A regular expression with a group "step", which is used instead.
+
+    Returns:
+        The step; None where there is none, or where the name is that of no model.
+
+    Raises:
+        CheckpointError: Several numbers compete, or it is no whole number of 64 bits.
+    """
+    if pattern is not None:
+        return match_step(path.name, pattern)
+    named = read_step(path.name)
+    return named.step if named else None
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir()) if directory.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint folder {directory} cannot be read ({error.strerror})",
+            "correct its permissions, or checkpoints.directory",
+        ) from error
+
+
+def _may_be(path: Path, pattern: str | None) -> bool:
+    """Whether an entry of a folder is of a kind that may be a checkpoint."""
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    if path.is_dir():
+        is_named = _MEANT.fullmatch(path.name) if pattern is None else re.search(pattern, path.name)
+        return is_named is not None or look_into(path) is not None
+    # A pattern that goes to the end of the name has seen the suffix, too.
+    match = re.search(pattern, path.name) if pattern else None
+    return match is not None and match.end() == len(path.name)
+
+
+def _refuse_mixed(kinds: dict[str, Path]) -> None:
+    others = [path for kind, path in kinds.items() if kind != "epoch"]
+    if "epoch" in kinds and others:
+        raise CheckpointError(
+            f"{kinds['epoch']} is named by its epoch and {others[0].name} is not: their numbers "
+            "mean different things",
+            f"move some away, or {REMEDY}",
+        )
+
+
+def _itself(directory: Path, pattern: str | None) -> list[Checkpoint]:
+    """The folder as one checkpoint, where it is one."""
+    if look_into(directory) is None:
+        return []
+    step = step_of(directory.resolve(), pattern)
+    source = "its name"
+    if step is None:
+        step, source = global_step(directory), "trainer_state.json"
+    if step is None:
+        step, source = 0, "nothing, so that it is 0"
+    remark = f"{directory} is itself a checkpoint; its step {step} is from {source}"
+    return [Checkpoint(step, directory, remark)]
+
+
+def _nothing(directory: Path, pattern: str | None) -> tuple[str, str]:
+    """That there is no checkpoint, and what there is."""
+    train = "run `hessdist train` with the same job file, or correct checkpoints.directory"
+    others = [path.name for path in _listed(directory) if not path.name.startswith(".")]
+    if pattern is not None and others:
+        return (
+            f"the folder {directory} holds no checkpoint whose name has checkpoints.pattern "
+            f"'{pattern}'; it holds {_some(others)}",
+            f"correct the pattern, or {train}",
+        )
+    stepless = [name for name in others if name.lower().endswith(SUFFIXES)]
+    if stepless:
+        return (
+            f"the folder {directory} holds no checkpoint with the step in its name; it holds "
+            f"{_some(stepless)}",
+            f"{REMEDY}; or {train}",
+        )
+    return (
+        f"the folder {directory} holds no checkpoint ({', '.join(SUFFIXES)}, or a folder, with the "
+        "step in the name)",
+        train,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(printable, names[:_SHOWN])) + more
+
+
+def printable(name: str) -> str:
+    """A name without control characters, for a message.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        The same, or its representation in ASCII.
+    """
+    return name if name.isprintable() else ascii(name)
 
 
 def select_checkpoints(found: Sequence[Checkpoint], words: str) -> list[Checkpoint]:
@@ -120,29 +246,39 @@ def select_checkpoints(found: Sequence[Checkpoint], words: str) -> list[Checkpoi
 
 @dataclass(frozen=True)
 class Signature:
-    """What tells one content of a file from the next without reading it."""
+    """What tells one content of a checkpoint from the next without reading it."""
 
     size: int
     modified: int  # ns
-    inode: int
+    inode: int  # of a folder, a hash of those of its files
 
 
 def signature(path: Path) -> Signature:
-    """The present signature of a file.
+    """The present signature of a checkpoint.
 
     Args:
-        path: The file.
+        path: The file, or the folder.
 
     Returns:
-        Its signature.
+        Its signature: of a folder, that of all files that hold the model.
 
     Raises:
         CheckpointError: It is gone.
     """
     try:
         status = path.stat()
+        folder = look_into(path) if path.is_dir() else None
+        if folder is None:
+            return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+        files = {file.name: file.stat() for file in folder.files}
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error.strerror})", "correct its path"
         ) from error
-    return Signature(status.st_size, status.st_mtime_ns, status.st_ino)
+    names = [f"{name} {one.st_ino} {one.st_size} {one.st_mtime_ns}" for name, one in files.items()]
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    return Signature(
+        sum(one.st_size for one in files.values()),
+        max(one.st_mtime_ns for one in files.values()),
+        int.from_bytes(digest[:7], "big"),
+    )

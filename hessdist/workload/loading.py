@@ -1,0 +1,198 @@
+"""A state put into a model: checked tensor by tensor first, and every parameter set, or refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessdist.errors import CheckpointError
+from hessdist.workload.conversion import equal, reason_against, reason_not_finite
+from hessdist.workload.model_names import ModelNames, unwrapped
+from hessdist.workload.state_dicts import Choice, adapter_of, fit, listed, shown
+
+_ANOTHER = "correct model.factory and model.arguments, or checkpoints.directory"
+
+
+def load_content(model: nn.Module, content: Mapping[str, Any], where: str, choice: Choice) -> None:
+    """Put what a checkpoint holds into a model, in place and in the model's dtypes.
+
+    Args:
+        model: The model, also a compiled or a parallel one.
+        content: Tensors by name, perhaps under keys.
+        where: What the checkpoint is called in messages.
+        choice: Where the state is, as far as the job says.
+
+    Raises:
+        CheckpointError: It is of another model, a value is not finite, or a tensor could only be
+            taken with a loss.
+    """
+    model = unwrapped(model)
+    adapted = _adapted(model)
+    adapter = adapter_of(content) if adapted is not None else None
+    try:
+        state = fit(model, content, where, choice)
+    except CheckpointError:
+        if adapted is not None and adapter is not None:
+            _load_adapter(model, adapted, adapter, where)
+            return
+        converted = _as_transformers_reads(model, content)
+        if converted is None:
+            raise
+        state = fit(model, converted, where, Choice())
+    _check(ModelNames(model), state, where)
+    _load(model, state, where)
+
+
+def _check(names: ModelNames, state: Mapping[str, Any], where: str) -> None:
+    """Refuse tensors that would not be the same in the model, or are not finite."""
+    for name, value in state.items():
+        own = names.tensors.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(own, Tensor) or torch.nn.parameter.is_lazy(own):
+            own = value if value.is_floating_point() else torch.empty(0)
+        reason = reason_against(value, own)
+        if reason is not None:
+            raise CheckpointError(
+                f"{where} does not fit the model exactly: {shown(name)} {reason}",
+                "save plain tensors of floating-point numbers, as model.state_dict() has them",
+            )
+        reason = reason_not_finite(value, own)
+        # The model's own constant, such as a mask of minus infinity, may be what it is.
+        is_own = name in names.tensors and name not in names.parameters and equal(value, own)
+        if reason is not None and not is_own:
+            raise CheckpointError(
+                f"{where} is not finite: {shown(name)} {reason}",
+                "move it out of the folder; training diverged before it",
+            )
+        for other in names.tied_to(name) if name in names.tensors else ():
+            if other in state and not equal(state[other], value):
+                raise CheckpointError(
+                    f"{where} has two different tensors, {shown(name)} and {shown(other)}, for "
+                    "what is one in the model",
+                    "correct model.factory, so that they are not tied, or the checkpoint",
+                )
+
+
+def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
+    versions = _versions(model)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # a module's own code may raise anything
+        raise _unloadable(where, error) from error
+    # A module may take a state in a way of its own, and leave out what it does not expect.
+    _require_set(model, versions, set(state), where)
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    """How often each parameter has been written to."""
+    return {name: tensor._version for name, tensor in _parameters(model).items()}
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    every = dict(model.named_parameters())
+    return {name: one for name, one in every.items() if not one.is_inference()}
+
+
+def _require_set(
+    model: nn.Module, versions: Mapping[str, int], given: set[str], where: str
+) -> None:
+    unset = [
+        name
+        for name, tensor in _parameters(model).items()
+        if tensor.numel()
+        and tensor.requires_grad
+        and versions.get(name, -1) == tensor._version
+        and name not in given
+    ]
+    if unset:
+        raise CheckpointError(
+            f"{where} is of another model: it leaves {listed(unset)} as they were", _ANOTHER
+        )
+
+
+def _unloadable(where: str, error: Exception) -> CheckpointError:
+    lines = str(error).split("\n")
+    return CheckpointError(
+        f"{where} is not taken by the model ({type(error).__name__}: {shown(lines[-1].strip())})",
+        _ANOTHER,
+    )
+
+
+# -- libraries that read their files in ways of their own ------------------------------------
+
+
+def _adapted(model: nn.Module) -> Any | None:
+    """The part of a model that peft has given an adapter, if any."""
+    peft = sys.modules.get("peft")
+    if peft is None:
+        return None
+    return next((one for one in model.modules() if isinstance(one, peft.PeftModel)), None)
+
+
+def _load_adapter(model: nn.Module, adapted: Any, adapter: Mapping[str, Any], where: str) -> None:
+    """Let peft read the weights of an adapter; the rest of the network is the factory's."""
+    import peft  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    wanted = peft.get_peft_model_state_dict(adapted)
+    missing = [name for name in wanted if name not in adapter]
+    unknown = [name for name in adapter if name not in wanted]
+    if missing or unknown:
+        words = [("missing", missing), ("not in the model", unknown)]
+        raise CheckpointError(
+            f"{where} is the adapter of another model: "
+            + "; ".join(f"{what}: {listed(names)}" for what, names in words if names),
+            "correct model.factory and model.arguments: the same network and the same peft config",
+        )
+    for name, value in adapter.items():
+        own = wanted[name]
+        if value.shape != own.shape:
+            raise CheckpointError(
+                f"{where} is the adapter of another model: {shown(name)} is {tuple(value.shape)} "
+                f"there and {tuple(own.shape)} in the model",
+                "correct model.factory and model.arguments: the same peft config",
+            )
+        reason = reason_against(value, own) or reason_not_finite(value, own)
+        if reason is not None:
+            raise CheckpointError(
+                f"{where} does not fit the model: {shown(name)} {reason}", "train it again"
+            )
+    versions = _versions(model)
+    try:
+        peft.set_peft_model_state_dict(adapted, dict(adapter), adapted.active_adapter)
+    except Exception as error:  # whatever peft raises
+        raise _unloadable(where, error) from error
+    _require_set(model, versions, set(), where)
+
+
+def _as_transformers_reads(model: nn.Module, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of a model as transformers reads it, with the names of its files changed.
+
+    Returns:
+        The state by the model's names; None where it is no such model, or something is left over.
+    """
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+        return None
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        return None
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        read, told = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(content),
+            output_loading_info=True,
+            dtype=next(model.parameters()).dtype,
+        )
+    except Exception:  # whatever transformers raises: the refusal of the state is told
+        return None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    left = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    return None if any(told.get(one) for one in left) else dict(read.state_dict())
