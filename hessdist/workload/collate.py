@@ -192,6 +192,15 @@ def _stack_lists(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
 
 def _stack_arrays(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
     """Tensors, NumPy arrays and numbers, of one shape."""
+    if (stacked := _stacked_at_once(values)) is not None:
+        return stacked
+    for position, value in enumerate(values):
+        if isinstance(value, Tensor):
+            _require_dense(value, position, where, numbers)
+        elif _has_gaps(value):
+            raise numbers.refuse(
+                position, "is a masked array with values missing", where, "fill them"
+            )
     shapes = [np.shape(value) if not isinstance(value, Tensor) else value.shape for value in values]
     first = tuple(shapes[0])
     for position, shape in enumerate(shapes):
@@ -204,18 +213,23 @@ def _stack_arrays(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
                 f"make all samples of one shape by padding or cropping, {PAD} (a list of batches "
                 "that are ready is no data set: give the single samples)",
             )
-    for position, value in enumerate(values):
-        if isinstance(value, Tensor):
-            _require_dense(value, position, where, numbers)
-        elif _has_gaps(value):
-            raise numbers.refuse(
-                position, "is a masked array with values missing", where, "fill them"
-            )
     if any(isinstance(value, Tensor) for value in values):
         return _stack_tensors(values, where, numbers)
     if any(isinstance(value, np.ndarray) for value in values):
         return _as_tensor(np.stack(values), where, numbers)
     return _as_tensor(np.asarray(values), where, numbers)
+
+
+def _stacked_at_once(values: list[Any]) -> Tensor | None:
+    """Tensors without anything to look at one by one, stacked; None where there is something."""
+    if not all(type(value) is Tensor for value in values):
+        return None
+    try:
+        stacked = torch.stack(values).detach()
+    except Exception:  # which of them, and why, is found out by looking at each
+        return None
+    plain = stacked.layout is torch.strided and not stacked.is_nested
+    return stacked if plain and _fault_of(stacked) is None else None
 
 
 def _stack_tensors(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
@@ -257,6 +271,8 @@ def _as_tensor(array: NDArray[Any], where: str, numbers: _Numbers) -> Tensor:
 def _require_dense(tensor: Tensor, position: int, where: str, numbers: _Numbers) -> None:
     if (fault := _fault_of(tensor)) is not None:
         raise numbers.refuse(position, fault[0], where, fault[1])
+    if tensor.is_nested:
+        raise numbers.refuse(position, "is a nested tensor", where, f"pad it, {PAD}")
     if tensor.layout is not torch.strided:
         name = str(tensor.layout).removeprefix("torch.")
         raise numbers.refuse(
@@ -265,8 +281,6 @@ def _require_dense(tensor: Tensor, position: int, where: str, numbers: _Numbers)
             where,
             f"make it dense (tensor.to_dense()), {PAD}",
         )
-    if tensor.is_nested:
-        raise numbers.refuse(position, "is a nested tensor", where, f"pad it, {PAD}")
 
 
 def _fault_of(tensor: Tensor) -> tuple[str, str] | None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from hessdist.errors import InputError, WorkloadError
 
+_INSTALLED = {"site-packages", "dist-packages"}
+
 
 def find_factory(
     name: str, built_in: Mapping[str, Callable[..., Any]], where: str
@@ -168,8 +170,10 @@ def _hidden(module_name: str) -> str | None:
     if mine is None or imported is None:
         return None
     file = getattr(imported, "__file__", None)
+    # A module that was imported from an earlier working directory is the user's as well.
+    installed = top in sys.stdlib_module_names or bool(_INSTALLED & set(Path(file or "").parts))
     try:
-        if file is not None and mine.samefile(file):
+        if not installed or (file is not None and mine.samefile(file)):
             return None
     except OSError:
         pass

@@ -164,7 +164,7 @@ def require_repeatable(dataset: MapDataset, indices: Sequence[int] | NDArray[np.
     first = read_digests(dataset, indices)
     if changed := differing(first, read_digests(dataset, indices)):
         raise DataError(
-            f"the data set draws at random: {named(changed)} differ when they are read again",
+            f"the data set draws at random: {differ(changed)} when read again",
             "switch augmentation and other random transforms off, so that a sample is the same "
             "each time",
         )
@@ -200,7 +200,7 @@ def require_same_samples(everyone: Sequence[Mapping[int, str]]) -> None:
     for rank, digests in enumerate(everyone):
         if changed := differing(everyone[0], digests):
             raise DataError(
-                f"the data set is not the same on all ranks: {named(changed)} differ between "
+                f"the data set is not the same on all ranks: {differ(changed)} between "
                 f"rank 0 and rank {rank}",
                 "draw it with a fixed seed, and read the same files on every rank",
             )
@@ -219,17 +219,17 @@ def require_unchanged(before: Mapping[int, str], now: Mapping[int, str], remedy:
     """
     if changed := differing(before, now):
         raise DataError(
-            f"the data set is not the one that this result was begun with: {named(changed)} differ",
+            f"the data set is not the one that this result was begun with: {differ(changed)}",
             f"draw it with a fixed seed; where the data were changed on purpose, {remedy}",
         )
 
 
-def named(indices: Sequence[int]) -> str:
-    """Samples by their indices, in words: the first few of many."""
+def differ(indices: Sequence[int]) -> str:
+    """Say which samples differ: the first few of many."""
     shown = ", ".join(map(str, indices[:5]))
     if len(indices) == 1:
-        return f"sample {shown}"
-    return f"samples {shown}{f' and {len(indices) - 5} more' if len(indices) > 5 else ''}"
+        return f"sample {shown} differs"
+    return f"samples {shown}{f' and {len(indices) - 5} more' if len(indices) > 5 else ''} differ"
 
 
 # -- as a file -------------------------------------------------------------------------------
