@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from hessdist.errors import DataError, InputError
 from hessdist.workload.datasets import (
@@ -19,7 +20,10 @@ from hessdist.workload.datasets import (
     ImageDataset,
     build_dataset,
     choose_samples,
+    count_samples,
     read_idx,
+    read_sample,
+    require_map_style,
 )
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -333,6 +337,161 @@ def test_wrong_arguments_of_synthetic_data_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+# -- what is no map-style data set -----------------------------------------------------------
+
+
+class Stream(IterableDataset[Any]):
+    """A stream, even though it knows its length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(3))
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Loader:
+    """A loader of another library's."""
+
+    def __init__(self) -> None:
+        self.dataset = [1, 2]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dataset)
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Module:
+    """As a LightningDataModule."""
+
+    def train_dataloader(self) -> Any:
+        return Loader()
+
+
+class Table:
+    """As a DataFrame of pandas."""
+
+    iloc = None
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class Endless:
+    """Samples by index, of no number."""
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+X, Y = torch.ones(6, 2), torch.zeros(6, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        (Stream(), r"Stream, not a map-style data set; .*list\(dataset\)"),
+        ((i for i in range(3)), r"generator, not .*list\(dataset\)"),
+        (zip(X, Y, strict=True), r"zip, not .*list\(dataset\)"),
+        (map(str, X), r"map, not .*list\(dataset\)"),
+        (DataLoader(TensorDataset(X, Y)), r"DataLoader, not .*loader\.dataset"),
+        (DataLoader(Stream()), r"DataLoader, not .*loader\.dataset"),
+        (Loader(), r"Loader, not .*loader\.dataset"),
+        (Module(), r"Module, not .*train_dataloader\(\)\.dataset"),
+        (Table(), "Table, not .*TensorDataset"),
+        (
+            {"train": TensorDataset(X), "test": []},
+            "dict, not .*one of its entries .'train', 'test'",
+        ),
+        ((X, Y), "tuple, not .*TensorDataset"),
+        ([X.numpy(), Y.numpy()], "list, not .*TensorDataset"),
+        (Endless(), "Endless, not .*__len__ and __getitem__"),
+        (None, "NoneType, not .*__len__ and __getitem__"),
+        (3, "int, not .*__len__ and __getitem__"),
+        ("mnist", "str, not .*__len__ and __getitem__"),
+        (TensorDataset, "type, not"),
+    ],
+)
+def test_what_is_no_map_style_data_set_is_refused_with_what_to_give(
+    dataset: Any, says: str
+) -> None:
+    with pytest.raises(DataError, match=f"^the data set is {says}") as caught:
+        require_map_style(dataset)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        TensorDataset(X, Y),
+        list(zip(X, Y, strict=True)),
+        tuple(zip(X, Y, strict=True)),
+        [X, X + 1],
+        X,
+        X.numpy(),
+        {0: (X[0], 1), 1: (X[1], 2)},
+        Subset(TensorDataset(X, Y), [1, 2]),
+        range(3),
+    ],
+)
+def test_whatever_has_samples_by_index_is_a_data_set(dataset: Any) -> None:
+    require_map_style(dataset)
+    assert count_samples(dataset) == len(dataset)
+
+
+class Length:
+    def __init__(self, *lengths: Any) -> None:
+        self.lengths = list(lengths)
+
+    def __len__(self) -> Any:
+        given = self.lengths.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ([-5], r"cannot be had \(ValueError"),
+        (["forty"], r"cannot be had \(TypeError"),
+        ([3.0], r"cannot be had \(TypeError"),
+        ([None], r"cannot be had \(TypeError"),
+        ([2**70], r"cannot be had \(OverflowError"),
+        ([RuntimeError("no length\ntoday")], r"cannot be had \(RuntimeError: no length\)"),
+        ([4, 5], "has 4 samples and, asked again, 5"),
+        ([5, 4], "has 5 samples and, asked again, 4"),
+        ([5, RuntimeError("no")], "cannot be had"),
+    ],
+)
+def test_a_length_that_is_none_is_refused_in_one_line(lengths: list[Any], says: str) -> None:
+    with pytest.raises(DataError, match=f"{says}.*; let __len__ return") as caught:
+        count_samples(Length(*lengths))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_may_be_of_any_integer_type() -> None:
+    assert count_samples(Length(np.int64(4), 4)) == 4
+    assert count_samples([]) == 0
+
+
+def test_reading_a_sample_passes_on_what_is_said_already() -> None:
+    class Says(Length):
+        def __getitem__(self, index: int) -> Any:
+            raise InputError("the file is short", "fetch it again")
+
+    with pytest.raises(DataError, match=r"^the file is short; fetch it again$"):
+        read_sample(Says(), 3)
+
+
 # -- real data -------------------------------------------------------------------------------
 
 
@@ -394,6 +553,15 @@ def rootless(size):
 
 def stream():
     yield from range(3)
+
+def loader():
+    from torch.utils.data import DataLoader
+    return DataLoader(Squares())
+
+class Grows(Squares):
+    def __len__(self):
+        self.size += 1
+        return self.size - 3
 """
 
 
@@ -428,7 +596,9 @@ def test_a_data_set_of_the_users_gets_the_folder_of_the_environment_as_built_in_
     ("dataset", "arguments", "says"),
     [
         ("minst", {}, "did you mean 'mnist'"),
-        ("data_of_a_user:stream", {}, "generator, not a map-style data set"),
+        ("data_of_a_user:stream", {}, "returned generator, not a map-style data set; .*list"),
+        ("data_of_a_user:Grows", {}, "has 1 samples and, asked again, 2"),
+        ("data_of_a_user:loader", {}, "DataLoader.*loader.dataset"),
         ("data_of_a_user:Squares", {"sizes": 4}, "data.arguments do not fit Squares"),
         ("data_of_a_user:rootless", {}, "missing a required argument: 'size'"),
         ("data_of_a_user:absent", {}, "does not import"),
@@ -476,7 +646,8 @@ def test_smaller_subsets_are_part_of_larger_ones(subset: Any) -> None:
     ("available", "fraction", "samples", "says"),
     [
         (1797, 1e-9, None, "no sample is left.*1797.*data.fraction = 1e-09"),
-        (0, None, None, "no sample is left"),
+        (0, None, None, "no sample is left: the data set is empty"),
+        (0, 0.5, None, "no sample is left: the data set is empty"),
         (1797, None, 1798, "data.samples = 1798 and the data set has 1797"),
     ],
 )
