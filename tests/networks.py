@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
-from hessdist.workload.losses import LOSSES
+from hessdist.workload.criteria import known
+from hessdist.workload.losses import LOSSES, CriterionLoss
 from hessdist.workload.models import mlp
 
 
@@ -28,6 +29,15 @@ class Samples:
 
     def reordered(self, order: Tensor) -> Samples:
         return Samples(*(tensor[order] for tensor in self.tensors))
+
+
+def known_loss(criterion: Callable[..., Any]) -> CriterionLoss:
+    """One of PyTorch's criteria in the summed form."""
+    found = known(criterion, torch.device("cpu"), torch.float64)
+    assert found is not None
+    return CriterionLoss(
+        found.criterion, found.reduction, found.labels, found.over_labels, found.name
+    )
 
 
 @dataclass

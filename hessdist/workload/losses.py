@@ -440,6 +440,7 @@ def _takes_nothing(found: Any) -> bool:
 
 
 _MODEL_NAMES = {"model", "net", "network", "module"}
+_TARGET_NAMES = {"target", "targets", "label", "labels", "y"}
 
 
 def is_summed_loss(loss: Any) -> bool:
@@ -449,7 +450,9 @@ def is_summed_loss(loss: Any) -> bool:
         names = list(inspect.signature(called).parameters)
     except (TypeError, ValueError):
         return False
-    return bool(names) and (names[0] in _MODEL_NAMES or names[1:2] == ["batch"])
+    if names[1:2] == ["batch"]:
+        return True
+    return names[:1] != [] and names[0] in _MODEL_NAMES and not {*names[1:2]} & _TARGET_NAMES
 
 
 def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:

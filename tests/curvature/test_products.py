@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_the_whole_set() -> None:
     inputs, targets = problem.dataset.tensors
     loss = nn.functional.cross_entropy(problem.model(inputs), targets, reduction="sum")
     gradient = torch.autograd.grad(loss, list(problem.model.parameters()))
-    assert sums.count == len(targets)
+    assert sums.weight == len(targets)
     assert sums.loss == pytest.approx(loss.item(), rel=1e-12)
     assert torch.allclose(sums.gradient, torch.cat([g.reshape(-1) for g in gradient]), atol=1e-12)
 

@@ -501,7 +501,7 @@ def test_products_after_a_rejected_trial_are_at_the_point_of_the_hessian(kind: s
             return matrix
 
     plain = training(mlp_problem("tanh", "cross_entropy"))
-    problem = Watched(plain._total, plain._num_samples)
+    problem = Watched(plain._total, plain._weight)
     with options({"tao_type": kind}):
         _, trace = solved(problem, problem.start(), iterations=10)
     assert trace[-1].loss < trace[0].loss

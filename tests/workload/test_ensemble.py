@@ -21,10 +21,11 @@ from hessdist.workload.ensemble import Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, mse
 from hessdist.workload.models import mlp
 from hessdist.workload.training import minibatches
+from networks import known_loss
 
-CROSS_ENTROPY = CriterionLoss(nn.functional.cross_entropy, "mean", of_classes=True)
-SUMMED = CriterionLoss(nn.CrossEntropyLoss(reduction="sum"), "sum", of_classes=True)
-MSE = CriterionLoss(mse, "mean", of_classes=True)
+CROSS_ENTROPY = known_loss(nn.functional.cross_entropy)
+SUMMED = known_loss(nn.CrossEntropyLoss(reduction="sum"))
+MSE = CriterionLoss(mse, "mean")
 PRECISION = {torch.float32: 2e-4, torch.float64: 1e-10}
 
 
@@ -143,7 +144,7 @@ def test_hessians_are_those_of_each_network(case: str, monkeypatch: pytest.Monke
             layout = one.parameters.layout
             pieces = dict(zip(layout.names, layout.split(flat), strict=True))
             outputs = functional_call(one.model, pieces, (one.inputs,))
-            total = ensemble._criterion.total(outputs, one.targets, len(one.targets))
+            total = ensemble._criterion.total(outputs, one.targets)
             return total / len(one.targets)
 
         expected = hessian(loss)(row)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hessdist.errors import DataError, HessdistError, InputError, WorkloadError
 from hessdist.workload.losses import (
     CriterionLoss,
+    ModelLoss,
     as_summed_loss,
     build_loss,
     is_summed_loss,
@@ -46,14 +47,21 @@ def each_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.exp().sum(1).log() - outputs[torch.arange(len(targets)), targets]
 
 
+def own_cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    each = each_cross_entropy(outputs, targets)
+    return each.sum() if reduction == "sum" else each.mean()
+
+
 # -- sums and means --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("criterion", "reduction"),
     [
-        (F.cross_entropy, "mean"),
-        (nn.CrossEntropyLoss(), "mean"),
+        (F.cross_entropy, "sum"),
+        (nn.CrossEntropyLoss(), "sum"),
+        (nn.CrossEntropyLoss(reduction="none"), "sum"),
+        (lambda z, y: F.cross_entropy(z, y, reduction="none"), "none"),
         (nn.CrossEntropyLoss(reduction="sum"), "sum"),
         (functools.partial(F.cross_entropy, reduction="sum"), "sum"),
         (lambda z, y: each_cross_entropy(z, y).sum(), "sum"),
@@ -72,7 +80,9 @@ def test_sums_and_means_are_told_apart_and_give_the_same_summed_value(
         value, count = loss(model, (inputs[:size], targets[:size]))
         assert count == size
         torch.testing.assert_close(value, each[:size].sum())
-    torch.testing.assert_close(loss.of_each_sample(model(inputs), targets), each)
+    values, weights = loss.of_each_sample(model, (inputs, targets))
+    torch.testing.assert_close(values, each)
+    torch.testing.assert_close(weights, torch.ones_like(weights))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +103,8 @@ def test_losses_of_real_targets_are_summed_over_samples_alone(
     torch.testing.assert_close(value, each(model(inputs), targets).sum())
     assert count == 7
     assert isinstance(loss, CriterionLoss)
-    torch.testing.assert_close(
-        loss.of_each_sample(model(inputs), targets), each(model(inputs), targets)
-    )
+    values, _ = loss.of_each_sample(model, (inputs, targets))
+    torch.testing.assert_close(values, each(model(inputs), targets))
 
 
 def test_batches_of_different_sizes_add_up_to_the_whole(classes: Made) -> None:
@@ -110,7 +119,8 @@ def test_losses_in_single_precision_are_told_apart_too(classes: Made) -> None:
     model, inputs, targets = classes
     samples = first(inputs.float(), targets)
     for reduction in ("sum", "mean"):
-        loss = as_summed_loss(nn.CrossEntropyLoss(reduction=reduction), model.float(), samples)
+        of_ones_own = functools.partial(own_cross_entropy, reduction=reduction)
+        loss = as_summed_loss(of_ones_own, model.float(), samples)
         assert isinstance(loss, CriterionLoss)
         assert loss.reduction == reduction
 
@@ -133,7 +143,7 @@ def test_a_sum_that_is_zero_on_the_samples_looked_at_is_not_taken_for_a_mean() -
 @pytest.mark.parametrize(
     "criterion",
     [
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).double()),
+        lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).double()),
         lambda z, y: F.cross_entropy(z - z.mean(0), y),  # a statistic of the batch
         lambda z, y: F.cross_entropy(z, y) * len(y) ** 0.5,
     ],
@@ -160,7 +170,7 @@ def test_a_criterion_that_is_not_finite_is_not_said_to_weigh_samples(
 
 
 @pytest.mark.parametrize(
-    "criterion", [nn.CrossEntropyLoss(reduction="none"), lambda z, y: 1.0, lambda z, y: z]
+    "criterion", [lambda z, y: 1.0, lambda z, y: z]
 )
 def test_a_criterion_that_gives_no_scalar_tensor_is_refused(classes: Made, criterion: Any) -> None:
     model, inputs, targets = classes
@@ -227,7 +237,9 @@ def test_a_loss_of_model_and_batch_is_known_by_its_first_parameter(
 def test_a_loss_of_model_and_batch_is_used_as_it_is(classes: Made) -> None:
     model, inputs, _ = classes
     batch = {"x": inputs, "y": inputs[:, 0]}
-    assert as_summed_loss(of_model_and_batch, model, batch) is of_model_and_batch
+    loss = as_summed_loss(of_model_and_batch, model, batch)
+    assert isinstance(loss, ModelLoss)
+    assert loss.function is of_model_and_batch
 
 
 # -- mse -------------------------------------------------------------------------------------
@@ -298,7 +310,7 @@ def test_a_loss_is_the_callable_itself_a_class_or_made_with_arguments(
         ("cross_entropi", {}, "loss.factory.*did you mean 'cross_entropy'"),
         ("losses_of_a_user:absent", {}, "loss.factory.*does not import"),
         ("losses_of_a_user:scaled", {"factr": 1}, "loss.arguments do not fit scaled.*factor"),
-        ("losses_of_a_user:nothing", {"factor": 1}, "made NoneType, which is not callable"),
+        ("losses_of_a_user:nothing", {"factor": 1}, "made NoneType, which is no loss"),
     ],
 )
 def test_a_loss_that_cannot_be_had_is_refused_in_one_line(
