@@ -99,6 +99,7 @@ def _mpi() -> list[Finding]:
 
 def _petsc() -> list[Finding]:
     petsc.require()
+    import_mpi()  # which PETSc starts, and which may not be able to
     import petsc4py
     import slepc4py
 

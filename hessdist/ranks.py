@@ -187,9 +187,11 @@ def import_mpi() -> Any:
         The module `mpi4py.MPI`.
 
     Raises:
-        DependencyError: mpi4py is missing, or its MPI library is.
+        DependencyError: mpi4py is missing, or its MPI library is, or MPI cannot start here.
     """
     try:
+        if _lacks_process_manager(os.environ):
+            _start_without_process_manager()
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise DependencyError(
@@ -197,6 +199,30 @@ def import_mpi() -> Any:
             "install it (Debian: python3-mpi4py; conda-forge: mpi4py) and see `hessdist doctor`",
         ) from error
     return MPI
+
+
+def _lacks_process_manager(environment: Mapping[str, str]) -> bool:
+    """Whether srun has started this process without telling MPI how to find the others."""
+    told = any(name.startswith(("PMIX_", "PMI_", "OMPI_COMM_")) for name in environment)
+    return _srun_copies(environment) > 0 and not told
+
+
+def _start_without_process_manager() -> None:
+    """Initialise MPI, but not Open MPI, which would end the process with a page of its own."""
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:  # else this comes too late, or it has been said before
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    if MPI.Is_initialized():
+        return
+    if MPI.Get_library_version().startswith("Open MPI"):
+        raise DependencyError(
+            "srun has started this without a process manager, and Open MPI cannot start so",
+            "use srun --mpi=pmix (see srun --mpi=list), or mpirun",
+        )
+    MPI.Init_thread()
 
 
 class Ranks:
