@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hessdist.errors import CheckpointError
+from hessdist.workload.archives import broken_record
 
 _MOST_METADATA = 2**30  # bytes
 _OF_OPTIMIZER = {"optimizer", "optim", "optimizers", "optimizer_state", "optimizer_state_dict"}
@@ -149,7 +150,7 @@ def _places(storage: Mapping[_Record, _Record]) -> dict[str, dict[tuple[int, ...
                 "save it without extensions, or save the bare model.state_dict() with torch.save",
             )
         place = _Place(str(info["relative_path"]), int(info["offset"]), int(info["length"]))
-        places.setdefault(index["fqn"], {})[tuple(index["offset"] or ())] = place
+        places.setdefault(index["fqn"], {})[tuple(index.get("offset") or ())] = place
     return places
 
 
@@ -216,6 +217,9 @@ def _chunk(
     with file.open("rb") as raw:
         raw.seek(place.offset)
         content = io.BytesIO(raw.read(place.length))
+    if broken_record(content) is not None:
+        raise _damaged(folder, f"the checksum of a chunk of {name!a} does not match")
+    content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = torch.load(content, map_location="cpu", weights_only=True)

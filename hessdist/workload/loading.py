@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hessdist.errors import CheckpointError
 from hessdist.workload.conversion import equal, reason_against, reason_not_finite
@@ -53,7 +54,7 @@ def _check(names: ModelNames, state: Mapping[str, Any], where: str) -> None:
         own = names.tensors.get(name)
         if not isinstance(value, Tensor):
             continue
-        if not isinstance(own, Tensor) or torch.nn.parameter.is_lazy(own):
+        if not isinstance(own, Tensor) or is_lazy(own):
             own = value if value.is_floating_point() else torch.empty(0)
         reason = reason_against(value, own)
         if reason is not None:
@@ -90,12 +91,13 @@ def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
 
 def _versions(model: nn.Module) -> dict[str, int]:
     """How often each parameter has been written to."""
-    return {name: tensor._version for name, tensor in _parameters(model).items()}
+    every = _parameters(model).items()
+    return {name: tensor._version for name, tensor in every if not is_lazy(tensor)}
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    every = dict(model.named_parameters())
-    return {name: one for name, one in every.items() if not one.is_inference()}
+    every = model.named_parameters()
+    return {name: one for name, one in every if is_lazy(one) or not one.is_inference()}
 
 
 def _require_set(
@@ -104,10 +106,13 @@ def _require_set(
     unset = [
         name
         for name, tensor in _parameters(model).items()
-        if tensor.numel()
-        and tensor.requires_grad
-        and versions.get(name, -1) == tensor._version
-        and name not in given
+        if is_lazy(tensor)
+        or (
+            tensor.numel()
+            and tensor.requires_grad
+            and versions.get(name, -1) == tensor._version
+            and name not in given
+        )
     ]
     if unset:
         raise CheckpointError(
@@ -180,19 +185,24 @@ def _as_transformers_reads(model: nn.Module, content: Mapping[str, Any]) -> dict
         return None
     if not all(isinstance(value, Tensor) for value in content.values()):
         return None
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
-        read, told = type(model).from_pretrained(
-            None,
-            config=model.config,
-            state_dict=dict(content),
-            output_loading_info=True,
-            dtype=next(model.parameters()).dtype,
-        )
+        with torch.random.fork_rng(devices=[]):
+            read, told = type(model).from_pretrained(
+                None,
+                config=model.config,
+                state_dict=dict(content),
+                output_loading_info=True,
+                dtype=next(model.parameters()).dtype,
+            )
     except Exception:  # whatever transformers raises: the refusal of the state is told
         return None
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
     left = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return None if any(told.get(one) for one in left) else dict(read.state_dict())

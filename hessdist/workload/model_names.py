@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -44,13 +45,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Returns:
         The module whose tensors it has.
     """
-    from torch._dynamo.eval_frame import OptimizedModule
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
+    # What compiles is slow to import; where nothing has, there is no compiled module.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
     while True:
-        if isinstance(model, OptimizedModule):
+        if compiler is not None and isinstance(model, compiler.OptimizedModule):
             model = model._orig_mod
-        elif isinstance(model, DataParallel | DistributedDataParallel):
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         else:
             return model

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hessdist.errors import CheckpointError
+from hessdist.workload.archives import broken_record
 from hessdist.workload.distributed_checkpoint import read_distributed
 from hessdist.workload.folders import Folder, Layout, look_into, shards_of
 
@@ -161,6 +162,13 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    broken = broken_record(path)
+    if broken is not None:
+        raise CheckpointError(
+            f"the checkpoint {path} is truncated or damaged: the checksum of its record "
+            f"{broken!a} does not match",
+            "write it again, or move it out of the folder",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's age, which is no matter here

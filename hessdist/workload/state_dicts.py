@@ -23,6 +23,7 @@ from hessdist.workload.model_names import WRAPPERS, ModelNames, canonical
 USUAL = (
     *("state_dict", "model_state_dict", "model_state", "model_weights", "model", "net", "network"),
     *("net_state_dict", "network_state_dict", "module", "weights", "params", "parameters", "state"),
+    "current_model_state",  # of Lightning beside "state_dict" where that one is an average
 )
 # Words of names of averages over training.
 _AVERAGES = {
@@ -109,7 +110,7 @@ def fit(
         CheckpointError: Nothing fits, or several that differ do.
     """
     names = ModelNames(model)
-    nestings = [*_nestings(content), *_of_children(content, model)]
+    nestings = [*_nestings(content), *_of_children(content, model)] or [_Nesting((), {}, None)]
     if choice.key is not None:
         nestings = _under(nestings, choice.key, where)
     candidates = [
@@ -238,7 +239,7 @@ def _candidates(nesting: _Nesting, names: ModelNames, choice: Choice) -> Iterato
                 for name, source in short.items()
                 if name.startswith(prefix)
             }
-            if mapping and mapping not in seen:
+            if (mapping or not short) and mapping not in seen:
                 seen.append(mapping)
                 versions = names.versions(nesting.versions, taken, prefix, added)
                 is_told = choice.prefix is not None
@@ -401,9 +402,9 @@ def _refusal(
                 f"if that is meant, tell checkpoints.prefix = {_quoted(one.prefix)}; or correct "
                 "model.factory and model.arguments",
             )
-    if not candidates:
+    if all(one.is_told and not one.state for one in candidates):
         return (
-            f"{where} has no names with checkpoints.prefix; it holds {_found(nestings)}",
+            f"{where} has no names that begin with checkpoints.prefix; it holds {_found(nestings)}",
             "correct checkpoints.prefix, or leave it out",
         )
     nearest = min(candidates, key=lambda one: (one.distance, one.rank))
