@@ -33,6 +33,7 @@ from hessdist.workload.datasets import (
     build_dataset,
     choose_samples,
     count_samples,
+    expecting_samples,
 )
 from hessdist.workload.losses import AnyLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
@@ -198,7 +199,9 @@ class TrainingLoss:
 
             begin, end = ranks.shard(len(indices))
             few = min(3, compute.batch_size)
-            summed = as_summed_loss(loss, self.model, shard(indices[:few]).head(few))
+            first = shard(indices[:few]).head(few)
+            with expecting_samples(dataset):
+                summed = as_summed_loss(loss, self.model, first)
             parameters = Parameters(self.model, layers)
             self.local = LocalLoss(
                 self.model, summed, shard(indices[begin:end]), parameters, ranks.rank

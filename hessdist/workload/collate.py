@@ -31,7 +31,10 @@ from hessdist.workload.nestings import (
 Collate = Callable[[list[Any]], Batch]
 """A function of one's own that makes a batch of a list of samples."""
 
-PAD = "or give data.collate = 'module:callable', a function that makes a batch of a list of samples"
+PAD = (
+    "or give a function that makes a batch of a list of samples (data.collate = 'module:callable', "
+    "collate= in Python)"
+)
 """The remedy for samples that cannot be stacked as they are."""
 
 _NUMBERS = (bool, int, float, complex, np.generic)
@@ -210,8 +213,8 @@ def _stack_arrays(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
                 f"of shape {tuple(shape)}",
                 f"of {first}",
                 where,
-                f"make all samples of one shape by padding or cropping, {PAD} (a list of batches "
-                "that are ready is no data set: give the single samples)",
+                f"make all samples of one shape by padding or cropping, {PAD}; of a list "
+                "of batches that are ready, give the single samples",
             )
     if any(isinstance(value, Tensor) for value in values):
         return _stack_tensors(values, where, numbers)

@@ -10,7 +10,8 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hessdist.errors import DataError, InputError
+from hessdist.errors import DataError, InputError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory, one_line, signature_of
 
 DATA_VARIABLE = "HESSDIST_DATA"
@@ -449,6 +450,46 @@ def read_sample(dataset: MapDataset, index: int, among: str = "") -> Any:
             else f"sample {index} of the data set"
         )
         raise DataError(f"{where} cannot be read ({one_line(error)})", remedy) from error
+
+
+@contextmanager
+def expecting_samples(dataset: MapDataset) -> Iterator[None]:
+    """Where a first evaluation fails, say so if the data set looks like batches that are ready.
+
+    Args:
+        dataset: The data set whose samples are evaluated.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        WorkloadError: What the block raises, with this hint.
+        DataError: Likewise.
+    """
+    try:
+        yield
+    except (WorkloadError, DataError) as error:
+        if not _looks_like_batches(dataset):
+            raise
+        raise type(error)(
+            error.what,
+            "give single samples where the data set is a list of batches that are ready "
+            f"(compute.batch_size makes batches); else {error.remedy}",
+        ) from error
+
+
+def _looks_like_batches(dataset: MapDataset) -> bool:
+    """Whether it is a list of pairs of arrays of as many rows, as a loader's batches are."""
+    if not isinstance(dataset, (list, tuple)):
+        return False
+    for sample in dataset[:2]:
+        if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
+            return False
+        if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in sample):
+            return False
+        if len(sample[0]) != len(sample[1]) or len(sample[0]) < 2:
+            return False
+    return bool(dataset)
 
 
 def _length(dataset: MapDataset) -> str:

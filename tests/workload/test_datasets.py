@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from hessdist.errors import DataError, InputError
+from hessdist.errors import DataError, InputError, WorkloadError
 from hessdist.workload.datasets import (
     DATA_VARIABLE,
     ImageDataset,
     build_dataset,
     choose_samples,
     count_samples,
+    expecting_samples,
     read_idx,
     read_sample,
     require_map_style,
@@ -490,6 +491,40 @@ def test_reading_a_sample_passes_on_what_is_said_already() -> None:
 
     with pytest.raises(DataError, match=r"^the file is short; fetch it again$"):
         read_sample(Says(), 3)
+
+
+def batches(*sizes: int) -> list[Any]:
+    return [(torch.ones(size, 3), torch.ones(size)) for size in sizes]
+
+
+@pytest.mark.parametrize("kind", [WorkloadError, DataError])
+@pytest.mark.parametrize(
+    ("dataset", "hinted"),
+    [
+        (batches(8, 8, 8), True),
+        (batches(8, 5), True),
+        ([(x.numpy(), y.numpy()) for x, y in batches(4, 4)], True),
+        (tuple(batches(4)), True),
+        (batches(1, 1), False),
+        (list(zip(X, Y, strict=True)), False),
+        ([(X[0], torch.ones(3))], False),
+        ([X, X], False),
+        (TensorDataset(X, Y), False),
+        ([], False),
+    ],
+)
+def test_a_failure_on_a_list_of_ready_batches_gets_a_hint(
+    dataset: Any, hinted: bool, kind: type[InputError]
+) -> None:
+    with pytest.raises(kind, match=r"^no fit; ") as caught, expecting_samples(dataset):
+        raise kind("no fit", "try again")
+    assert ("batches that are ready" in str(caught.value)) == hinted
+    assert str(caught.value).endswith("try again")
+
+
+def test_nothing_is_hinted_where_nothing_fails() -> None:
+    with expecting_samples(batches(8, 8)):
+        pass
 
 
 # -- real data -------------------------------------------------------------------------------
