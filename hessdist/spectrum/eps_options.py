@@ -84,14 +84,13 @@ WITHOUT_EFFECT = {
             "eps_smallest_imaginary",
             "eps_target_magnitude",
             "eps_target_real",
-            "eps_target_imaginary",
             "eps_target",
             "eps_nev",
         ),
         "the job says which eigenvalues are wanted (spectrum.largest, spectrum.smallest)",
     ),
     **dict.fromkeys(
-        ("eps_conv_abs", "eps_conv_norm", "eps_conv_user"),
+        ("eps_conv_abs", "eps_conv_norm"),
         "a pair converges by its relative residual (spectrum.tolerance)",
     ),
     **dict.fromkeys(
