@@ -104,8 +104,9 @@ def read_content(path: Path) -> Mapping[str, Any]:
         )
     if not _has_tensors(loaded, _DEPTH):
         raise CheckpointError(
-            f"the checkpoint {path} holds no state dict{_what_it_is(loaded)}",
-            "save model.state_dict(), plain or under a key such as state_dict or model",
+            f"the checkpoint {path} holds no state dict",
+            "save model.state_dict(), plain or under a key such as state_dict or model; this is "
+            f"{_what_it_is(loaded)}",
         )
     return loaded  # type: ignore[no-any-return]
 
@@ -223,8 +224,9 @@ def _has_tensors(content: Any, depth: int) -> bool:
 
 def _what_it_is(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f", but {_listed(list(map(str, content)))}" if content else ", it is empty"
-    return f", but {'tensors without names' if isinstance(content, list | tuple) else 'no mapping'}"
+        keys = [repr(key) for key in content]
+        return f"a mapping with {_listed(keys)}" if keys else "an empty mapping"
+    return "a sequence without names" if isinstance(content, list | tuple) else "no mapping"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,7 +1,15 @@
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime as dt
+import hashlib
+import io
+import json
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import filesystem, metadata
 
 from hessdist.errors import CheckpointError, OutputError
-from hessdist.workload.checkpoints import load_into, read_state, write_checkpoint
-from hessdist.workload.steps import find_checkpoints, step_of
+from hessdist.workload.checkpoints import (
+    load_into,
+    own_state,
+    read_state,
+    read_whole,
+    require_named,
+    state_digest,
+    write_checkpoint,
+)
+from hessdist.workload.steps import find_checkpoints, signature
 
 
 @pytest.fixture
@@ -24,60 +43,6 @@ def model() -> nn.Module:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
-
-
-# -- finding ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        ("step-2.pt", 2),
-        ("step-00000050.pt", 50),
-        ("step_10.pth", 10),
-        ("global_step1000.bin", 1000),
-        ("epoch=0-step=10.ckpt", 10),
-        ("step=20-epoch=3.ckpt", 20),
-        ("epoch=12-val_loss=0.31-step=400.ckpt", 400),
-        ("model_0050.pt", 50),
-        ("lenet5-epoch7.safetensors", 7),
-        ("checkpoint-500.safetensors", 500),
-        ("7.pt", 7),
-        ("final.pt", None),
-    ],
-)
-def test_the_step_is_read_from_the_file_name(name: str, step: int | None) -> None:
-    assert step_of(Path(name)) == step
-
-
-def test_checkpoints_are_ordered_by_number_and_other_files_are_passed_over(tmp_path: Path) -> None:
-    others = ("notes-3.txt", ".step-4.pt", "final.pt", "step-5.partial", "step-6.pt.tmp")
-    for name in ("step-10.pt", "step-2.pt", "model_0050.pth", "epoch=1-step=7.ckpt", *others):
-        (tmp_path / name).touch()
-    found = find_checkpoints(tmp_path)
-    assert [(at.step, at.path.name) for at in found] == [
-        (2, "step-2.pt"),
-        (7, "epoch=1-step=7.ckpt"),
-        (10, "step-10.pt"),
-        (50, "model_0050.pth"),
-    ]
-
-
-def test_two_checkpoints_of_one_step_are_both_named(tmp_path: Path) -> None:
-    for name in ("step-10.pt", "step-00000010.safetensors", "step-2.pt"):
-        (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=r"step-10.pt and step-0+10.safetensors .*step 10"):
-        find_checkpoints(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("folder", "says"), [("absent", "does not exist"), (".", "holds no checkpoint")]
-)
-def test_a_missing_and_an_empty_folder_are_named(tmp_path: Path, folder: str, says: str) -> None:
-    with pytest.raises(CheckpointError, match=says) as caught:
-        find_checkpoints(tmp_path / folder)
-    assert str(tmp_path / folder) in str(caught.value)
-    assert "hessdist train" in str(caught.value)
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -93,6 +58,18 @@ def under(key: str) -> Callable[[dict[str, Tensor]], Any]:
 
 def parallel(state: dict[str, Tensor]) -> Any:
     return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def loaded(path: Path, model: nn.Module, **place: str) -> nn.Module:
+    """A network of the same architecture with other parameters, filled from a checkpoint."""
+    torch.manual_seed(99)
+    other = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    load_into(other, read_whole(path), path, **place)
+    return other
+
+
+def is_filled(path: Path, model: nn.Module, **place: str) -> bool:
+    return same(dict(loaded(path, model, **place).state_dict()), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -112,22 +89,310 @@ def test_a_state_dict_is_found_where_people_put_it(
 ) -> None:
     path = tmp_path / "step-1.pt"
     torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
-    assert same(read_state(path), dict(model.state_dict()))
+    assert is_filled(path, model)
 
 
-def test_safetensors_are_read(tmp_path: Path, model: nn.Module) -> None:
-    from safetensors.torch import save_file
-
-    path = tmp_path / "step-1.safetensors"
-    save_file(parallel(dict(model.state_dict())), path)
-    back, expected = read_state(path), model.state_dict()
-    assert same({name: back[name] for name in expected}, dict(expected))
-
-
-def test_a_prefix_that_only_some_names_have_is_a_part_of_them(tmp_path: Path) -> None:
+def test_what_is_read_is_as_it_was_saved(tmp_path: Path, model: nn.Module) -> None:
     path = tmp_path / "step-1.pt"
-    torch.save({"module.weight": torch.ones(1), "bias": torch.ones(1)}, path)
-    assert list(read_state(path)) == ["module.weight", "bias"]
+    torch.save(under("net")(parallel(model.state_dict())), path)
+    assert list(read_state(path)) == ["epoch", "net", "optimizer"]
+    assert same(read_state(path)["net"], parallel(model.state_dict()))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "SAFETENSORS"])
+def test_safetensors_are_read(tmp_path: Path, model: nn.Module, suffix: str) -> None:
+    path = tmp_path / f"step-1.{suffix}"
+    save_file(parallel(dict(model.state_dict())), path)
+    assert is_filled(path, model)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(lr=0.1, betas=(0.9, 0.99)),
+        np.float64(91.2),
+        np.arange(4),
+        dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        Path("data/here"),
+        collections.defaultdict(list, {"loss": [1.0]}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_and_scores_beside_the_tensors_do_no_harm(
+    tmp_path: Path, model: nn.Module, beside: Any, zipped: bool
+) -> None:
+    path = tmp_path / "step-1.pt"
+    content = {"state_dict": model.state_dict(), "beside": beside}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert is_filled(path, model)
+    with pytest.raises(pickle.UnpicklingError):  # what is allowed is so for this reader alone
+        torch.load(path, weights_only=True)
+
+
+# -- folders ---------------------------------------------------------------------------------
+
+
+def in_shards(folder: Path, state: dict[str, Tensor], with_index: bool = True) -> None:
+    names = list(state)
+    parts = {
+        "model-00001-of-00002.safetensors": names[:2],
+        "model-00002-of-00002.safetensors": names[2:],
+    }
+    for file, those in parts.items():
+        save_file({name: state[name] for name in those}, folder / file)
+    weights = {name: file for file, those in parts.items() for name in those}
+    if with_index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+
+
+def as_safetensors(folder: Path, state: dict[str, Tensor]) -> None:
+    save_file(dict(state), folder / "model.safetensors")
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    torch.save(argparse.Namespace(), folder / "training_args.bin")
+
+
+def as_bin(folder: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def as_bin_shards(folder: Path, state: dict[str, Tensor]) -> None:
+    weights = {}
+    for number, name in enumerate(state, 1):
+        weights[name] = f"pytorch_model-{number:05d}-of-{len(state):05d}.bin"
+        torch.save({name: state[name]}, folder / weights[name])
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weights}))
+
+
+def as_distributed(folder: Path, state: dict[str, Tensor]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(
+            {"model": state, "optimizer": {"m": torch.ones(3)}, "step": 4},
+            checkpoint_id=str(folder),
+            no_dist=True,
+        )
+
+
+FOLDERS = [
+    as_safetensors,
+    in_shards,
+    lambda folder, state: in_shards(folder, state, with_index=False),
+    as_bin,
+    as_bin_shards,
+    as_distributed,
+]
+
+
+@pytest.mark.parametrize("write", FOLDERS)
+@pytest.mark.parametrize("name", ["checkpoint-500", "step-500", "epoch=1-step=500.ckpt"])
+def test_folders_of_trainers_are_checkpoints(
+    tmp_path: Path, model: nn.Module, write: Callable[[Path, Any], None], name: str
+) -> None:
+    folder = tmp_path / "run" / name
+    folder.mkdir(parents=True)
+    write(folder, model.state_dict())
+    (tmp_path / "run" / "runs-3").mkdir()  # logs, which are none
+    (found,) = find_checkpoints(tmp_path / "run")
+    assert (found.step, found.path, found.remark) == (500, folder, "")
+    assert is_filled(found.path, model)
+    (itself,) = find_checkpoints(folder)
+    assert (itself.step, itself.path) == (500, folder)
+    assert "itself a checkpoint" in itself.remark
+    before = signature(folder)
+    (folder / "notes.txt").write_text("of no matter")
+    assert signature(folder) == before
+    weights = [
+        file for file in folder.iterdir() if re.search("model.*(tensors|bin)$|cp$", file.name)
+    ]
+    os.utime(weights[0], ns=(1, 1))
+    assert signature(folder) != before
+
+
+def test_the_step_of_a_folder_that_is_itself_a_checkpoint_is_noted_by_the_trainer(
+    tmp_path: Path, model: nn.Module
+) -> None:
+    as_safetensors(tmp_path, model.state_dict())
+    folder = tmp_path.rename(tmp_path.with_name("last"))
+    assert find_checkpoints(folder)[0].step == 0
+    (folder / "trainer_state.json").write_text('{"global_step": 70}')
+    assert find_checkpoints(folder)[0].step == 70
+    (folder / "trainer_state.json").write_text("{")
+    assert find_checkpoints(folder)[0].step == 0
+    torch.save({}, folder / "step-3.pt")  # what is named inside comes first
+    assert find_checkpoints(folder)[0].step == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "lacks its shard"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+            "cannot be read",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
+            "no weight_map",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"0.weight": "../secret.safetensors"}})
+            ),
+            "not a plain name",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"9": "model-00002-of-00002.safetensors"}})
+            ),
+            "which lacks it",
+        ),
+        (
+            lambda folder: (
+                [file.unlink() for file in folder.glob("*json")]
+                and (folder / "model-00002-of-00002.safetensors").unlink()
+            ),
+            "1 of 2 shards",
+        ),
+    ],
+)
+def test_shards_that_do_not_make_a_whole_are_refused(
+    tmp_path: Path, model: nn.Module, spoil: Callable[[Path], Any], says: str
+) -> None:
+    in_shards(tmp_path, model.state_dict())
+    save_file(dict(model.state_dict()), tmp_path.parent / "secret.safetensors")
+    spoil(tmp_path)
+    with pytest.raises(CheckpointError, match=says):
+        read_state(tmp_path)
+
+
+class Chunked:
+    """A distributed checkpoint written by hand: one tensor in chunks of rows."""
+
+    def __init__(self, folder: Path, tensor: Tensor, rows: list[int]) -> None:
+        self.folder, self.chunks, self.storage, self.raw = folder, [], {}, b""
+        begin = 0
+        for number, count in enumerate(rows):
+            offset = torch.Size([begin, 0])
+            buffer = io.BytesIO()
+            torch.save(tensor[begin : begin + count].clone(), buffer)
+            sizes = torch.Size([count, tensor.shape[1]])
+            self.chunks.append(metadata.ChunkStorageMetadata(offset, sizes))
+            info = filesystem._StorageInfo("__0_0.distcp", len(self.raw), len(buffer.getvalue()))
+            self.storage[metadata.MetadataIndex("w", offset, number)] = info
+            self.raw += buffer.getvalue()
+            begin += count
+        self.tensor = metadata.TensorStorageMetadata(
+            metadata.TensorProperties(tensor.dtype), tensor.shape, self.chunks
+        )
+
+    def write(self) -> Path:
+        whole = metadata.Metadata({"w": self.tensor}, {"w": ("model", "w")}, self.storage)
+        (self.folder / ".metadata").write_bytes(pickle.dumps(whole))
+        (self.folder / "__0_0.distcp").write_bytes(self.raw)
+        return self.folder
+
+
+def test_chunks_of_a_distributed_checkpoint_are_put_together(tmp_path: Path) -> None:
+    tensor = torch.randn(7, 3, dtype=torch.float64)
+    back = read_state(Chunked(tmp_path, tensor, [2, 4, 1]).write())
+    assert torch.equal(back["model"]["w"], tensor)
+
+
+def elsewhere(chunked: Chunked, file: str) -> None:
+    for index, info in chunked.storage.items():
+        chunked.storage[index] = filesystem._StorageInfo(file, info.offset, info.length)
+
+
+def overlapping(chunked: Chunked) -> None:
+    chunked.chunks[1] = metadata.ChunkStorageMetadata(torch.Size([1, 0]), torch.Size([4, 3]))
+
+
+def huge(chunked: Chunked) -> None:
+    big = torch.Size([2**40, 2**20])
+    chunked.tensor.size = big
+    chunked.chunks[:] = [metadata.ChunkStorageMetadata(torch.Size([0, 0]), big)]
+
+
+def flipped(chunked: Chunked) -> None:
+    place = chunked.raw.index(torch.full((1, 3), 7.0).numpy().tobytes())
+    chunked.raw = chunked.raw[:place] + b"\x01" + chunked.raw[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda chunked: elsewhere(chunked, "../outside.distcp"),
+        lambda chunked: elsewhere(chunked, "/etc/passwd"),
+        lambda chunked: elsewhere(chunked, "link.distcp"),
+        lambda chunked: elsewhere(chunked, "absent.distcp"),
+        lambda chunked: chunked.chunks.pop(),
+        lambda chunked: chunked.storage.popitem(),
+        lambda chunked: setattr(chunked, "raw", chunked.raw[:-200]),
+        overlapping,
+        huge,
+        flipped,
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_metadata_that_does_not_fit_its_files_is_refused(
+    tmp_path: Path, spoil: Callable[[Chunked], Any]
+) -> None:
+    (tmp_path / "here").mkdir()
+    chunked = Chunked(tmp_path / "here", torch.full((7, 3), 7.0), [2, 4, 1])
+    (tmp_path / "outside.distcp").write_bytes(chunked.raw)
+    (tmp_path / "here" / "link.distcp").symlink_to(tmp_path / "outside.distcp")
+    spoil(chunked)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        read_state(chunked.write())
+    assert str(caught.value).isprintable()
+
+
+def test_code_in_metadata_is_refused_and_not_run(tmp_path: Path) -> None:
+    crater = tmp_path / "crater"
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Bomb(crater)))
+    with pytest.raises(CheckpointError, match=r"mkdir, which could run code and is refused"):
+        read_state(tmp_path)
+    assert not crater.exists()
+
+
+# -- what is none ----------------------------------------------------------------------------
+
+
+def an_empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_link_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("absent")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [an_empty_folder, a_fifo, a_link_loop, a_device, a_dangling_link])
+@pytest.mark.parametrize("name", ["step-1.pt", "step-1.safetensors"])
+def test_what_is_no_file_is_one_line_and_no_hang(
+    tmp_path: Path, make: Callable[[Path], None], name: str
+) -> None:
+    make(tmp_path / name)
+    torch.save({"w": torch.ones(1)}, tmp_path / "step-2.pt")
+    first, second = find_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        read_whole(first.path)
+    assert str(first.path) in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert list(read_whole(second.path)) == ["w"]
 
 
 def test_a_written_checkpoint_comes_back_bit_by_bit(tmp_path: Path, model: nn.Module) -> None:
@@ -173,8 +438,6 @@ DAMAGED = {
 def test_a_damaged_checkpoint_is_named_in_one_line_that_says_damaged(
     tmp_path: Path, model: nn.Module, damage: str, suffix: str
 ) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / f"step-1{suffix}"
     if suffix == ".pt":
         torch.save(model.state_dict(), path)
@@ -185,6 +448,24 @@ def test_a_damaged_checkpoint_is_named_in_one_line_that_says_damaged(
         read_state(path)
     assert str(path) in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_byte_that_changed_on_the_disk_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "step-1.pt"
+    torch.save({"weight": torch.full((50,), 7.0)}, path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(torch.full((2,), 7.0).numpy().tobytes())] ^= 1
+    path.write_bytes(raw)
+    # PyTorch itself reads another number.
+    assert not bool((torch.load(path, weights_only=True)["weight"] == 7).all())
+    with pytest.raises(CheckpointError, match=r"damaged: the checksum .*data/0"):
+        read_state(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.full((50,), 7.0)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert bool((read_state(path)["weight"] == 7).all())
 
 
 class Bomb:
@@ -238,7 +519,10 @@ def test_a_pickled_model_is_refused_with_the_remedy(tmp_path: Path, model: nn.Mo
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], 3, {1: torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), [torch.zeros(3)], 3, None, {}, {1: torch.zeros(3)}, {"a": {"b": 1}}],
+)
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "step-1.pt"
     torch.save(content, path)
@@ -317,3 +601,35 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_key_to_change(
     with pytest.raises(OutputError, match=r"checkpoints\.directory") as caught:
         write_checkpoint(tmp_path / "file" / "folder", 10, model)
     assert str(tmp_path / "file" / "folder") in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [None, "ema", "trainer.model"])
+@pytest.mark.parametrize("prefix", [None, "student", "a.b."])
+def test_a_written_checkpoint_is_read_by_the_keys_of_the_same_job(
+    tmp_path: Path, model: nn.Module, key: str | None, prefix: str | None
+) -> None:
+    path = write_checkpoint(tmp_path, 3, model, key=key, prefix=prefix)
+    assert is_filled(path, model, key=key, prefix=prefix)
+    assert same(own_state(path, key=key, prefix=prefix), dict(model.state_dict()))
+
+
+def test_a_pattern_must_find_what_training_writes() -> None:
+    require_named(None)
+    require_named("step-(?P<step>[0-9]+)")
+    for pattern in ("ckpt-(?P<step>[0-9]+)", "step-(?P<step>0)"):
+        with pytest.raises(CheckpointError, match="does not find the step"):
+            require_named(pattern)
+
+
+def test_the_digest_is_that_of_the_bytes_whatever_the_dtype() -> None:
+    plain = {"a": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(3), "b": torch.ones(0)}
+    by_hand = hashlib.sha256()
+    for name, tensor in plain.items():
+        by_hand.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    assert state_digest(plain) == by_hand.hexdigest()
+    for dtype in (torch.bfloat16, torch.half, torch.complex64, torch.float8_e4m3fn, torch.bool):
+        one, other = (torch.tensor([value, 0, value]).to(dtype) for value in (0.0, 1.0))
+        assert state_digest({"x": one}) != state_digest({"x": other})
+        assert state_digest({"x": one[1]}) == state_digest({"x": one[1].clone()})
+    conjugate = torch.tensor([1 + 2j]).conj()
+    assert state_digest({"x": conjugate}) == state_digest({"x": torch.tensor([1 - 2j])})
