@@ -6,6 +6,7 @@ from hessdist.assembly import DTYPES
 from hessdist.job import Job
 from hessdist.ranks import choose_device
 from hessdist.service.report import Report
+from hessdist.service.samples import write_training_samples
 from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples
@@ -72,4 +73,5 @@ def train_job(job: Job, report: Report) -> None:
         l2=job.loss.l2,
         on_step=on_step,
     )
+    write_training_samples(job, dataset)
     report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")

@@ -206,12 +206,15 @@ def require_same_samples(everyone: Sequence[Mapping[int, str]]) -> None:
             )
 
 
-def require_unchanged(before: Mapping[int, str], now: Mapping[int, str], remedy: str) -> None:
+def require_unchanged(
+    before: Mapping[int, str], now: Mapping[int, str], which: str, remedy: str
+) -> None:
     """Refuse a data set that gives other samples than at an earlier start.
 
     Args:
         before: Digests at the earlier start.
         now: Digests of the same samples.
+        which: What the earlier data set was, for the message.
         remedy: What to do where the data were changed on purpose.
 
     Raises:
@@ -219,7 +222,7 @@ def require_unchanged(before: Mapping[int, str], now: Mapping[int, str], remedy:
     """
     if changed := differing(before, now):
         raise DataError(
-            f"the data set is not the one that this result was begun with: {differ(changed)}",
+            f"the data set is not {which}: {differ(changed)}",
             f"draw it with a fixed seed; where the data were changed on purpose, {remedy}",
         )
 

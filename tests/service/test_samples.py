@@ -18,7 +18,12 @@ import hessdist
 from hessdist.errors import DataError, InputError
 from hessdist.job import Job, parse_job
 from hessdist.ranks import Ranks
-from hessdist.service.samples import digests_path, require_samples_of_before
+from hessdist.service.samples import (
+    digests_path,
+    require_samples_of_before,
+    training_path,
+    write_training_samples,
+)
 from hessdist.workload.sample_digests import probe_positions, read_digests, to_text
 
 JOB = """
@@ -133,6 +138,26 @@ def job_with(job: Job) -> Job:
     return job.model_copy(update={"data": job.data.model_copy(update={"collate": "mine:pad"})})
 
 
+def test_training_leaves_digests_that_a_sweep_compares(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    job = parse_job(JOB, "job.toml")[0]
+    x, y = torch.arange(200.0).reshape(100, 2), torch.arange(100) % 3
+    write_training_samples(job, TensorDataset(x, y))
+    ranks, probed = Ranks(), probe_positions(100, seed=0)
+    require_samples_of_before(ranks, job, read_digests(TensorDataset(x, y), probed))
+    digests_path(job).unlink()
+    other = read_digests(TensorDataset(x + 1, y), probed)
+    with pytest.raises(DataError, match=r"checkpoints was trained on: samples 0, .* remove"):
+        require_samples_of_before(ranks, job, other)
+    assert not digests_path(job).exists()
+    elsewhere = job.data.model_copy(update={"arguments": {"seed": 1}})
+    require_samples_of_before(ranks, job.model_copy(update={"data": elsewhere}), other)
+    training_path(job).write_text('{"data": 3}', encoding="utf-8")
+    require_samples_of_before(ranks, job, other)
+
+
 # -- several ranks ---------------------------------------------------------------------------
 
 
@@ -179,7 +204,9 @@ def test_ranks_have_one_data_set_or_it_is_refused_on_all(
     for _ in range(2):  # the first start writes them, the second one compares
         require_samples_of_before(ranks, job, digests)
     assert digests_path(job).is_file()
-    with pytest.raises(DataError, match=r"begun with: sample 3 differs; .*fixed seed.*output.path"):
+    with pytest.raises(
+        DataError, match=r"run.h5 was begun with: sample 3 differs; .*fixed seed.*output.path"
+    ):
         require_samples_of_before(ranks, job, {**digests, 3: "another"})
     with pytest.raises(DataError, match="not the same on all ranks: sample 3 differs"):
         require_samples_of_before(ranks, job, {**digests, 3: str(comm.rank)})

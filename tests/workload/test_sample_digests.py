@@ -219,9 +219,11 @@ def test_samples_that_differ_between_ranks_are_refused() -> None:
 
 
 def test_samples_that_differ_from_an_earlier_start_are_refused() -> None:
-    require_unchanged({0: "a"}, {0: "a"}, "do this")
-    with pytest.raises(DataError, match=r"samples 0, 3 differ; .*seed; .* do this$"):
-        require_unchanged({0: "a", 1: "b"}, {0: "x", 1: "b", 3: "c"}, "do this")
+    require_unchanged({0: "a"}, {0: "a"}, "that of before", "do this")
+    with pytest.raises(
+        DataError, match=r"not that of before: samples 0, 3 differ; .*seed; .* do this$"
+    ):
+        require_unchanged({0: "a", 1: "b"}, {0: "x", 1: "b", 3: "c"}, "that of before", "do this")
 
 
 def test_samples_are_named_by_the_first_few() -> None:
