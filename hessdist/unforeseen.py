@@ -100,7 +100,8 @@ def _is_users(file: str) -> bool:
     path = Path(file)
     if path.is_relative_to(_OURS):
         return False
-    installed = [Path(folder) for folder in sysconfig.get_paths().values()]
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     installed += [Path(folder) for folder in sys.path if Path(folder).name.endswith("-packages")]
     # The command itself, hessdist or `python -m hessdist`, is at the root of every traceback.
     command = Path(sys.argv[0]) if sys.argv else Path()

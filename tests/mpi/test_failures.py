@@ -123,8 +123,9 @@ def test_a_product_that_fails_on_one_rank_of_three(
     tmp_path: Path, action: str, message: str
 ) -> None:
     done, seconds = start(tmp_path, action)
-    assert done.returncode == 1
-    assert done.stderr.count(f"{message}\n") + done.stderr.count(f"{message};") == 1
+    assert done.returncode == (1 if "finite" in message else 2)  # 2: the user's own code
+    assert done.stderr.count(message) == 1
+    assert "Traceback" not in done.stderr
     assert "rank 1" in done.stderr
     assert seconds < 60  # with the start of three Pythons on busy cores: it does not hang
     assert not (tmp_path / "out.h5").exists()

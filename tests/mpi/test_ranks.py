@@ -13,7 +13,7 @@ from networks import Samples, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum, outliers_and_bulk
 
 import hessdist
-from hessdist.errors import DataError, RankError
+from hessdist.errors import DataError, InputError, RankError
 from hessdist.ranks import Ranks
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
@@ -154,6 +154,22 @@ def test_an_error_on_one_rank_is_everybody_s(mpi_ranks: int, comm: Any) -> None:
     with pytest.raises(KeyError if ranks.rank == 2 else RankError, match="missing"):
         work(2, KeyError("missing"))
     work(-1, ValueError("nobody raises this"))
+
+
+@pytest.mark.mpi(ranks=3, timeout=60, unit="s")
+def test_what_shall_be_the_same_on_all_ranks(mpi_ranks: int, comm: Any) -> None:
+    ranks = Ranks(comm)
+    long = np.arange(10_000.0)
+    for value in ("text", 3, None, {"b": [1, 2], "a": {"x", "y", "z"}}, long, b"bytes", len):
+        ranks.require_same("value", value)
+    ranks.require_same("mapping", dict([("a", 1), ("b", 2)][:: 1 if ranks.rank else -1]))
+    changed = long + (np.arange(10_000) == 5_000) * (ranks.rank == 2)
+    for value in (changed, {"in": (changed,)}, ranks.rank == 2, "ab"[ranks.rank // 2]):
+        with pytest.raises(InputError, match=r"^rank 2 has another value than rank 0; mend it$"):
+            ranks.require_same("value", value, "mend it")
+    with pytest.raises(InputError, match="rank 1 has another"):
+        ranks.require_same("value", ("a", "bc") if ranks.rank == 0 else ("ab", "c"))
+    assert ranks.are_all_here(5.0)
 
 
 @pytest.mark.mpi(ranks=3, timeout=60, unit="s")
