@@ -26,7 +26,7 @@ from hessdist.workload.preparation import in_dtype
 from hessdist.workload.shard import Shard
 
 _SAMPLES = 10  # of a probe: one after the other, and some together
-_SINGLE = 6  # of them, those that are looked at alone
+_SINGLE = 5  # of them, those that are looked at alone
 
 # Differences of gradients, relative to those of the parts, that pass without a closer look. An
 # error of 1 % in the weights of samples is several times larger.
@@ -214,7 +214,8 @@ def _subtract(pieces: list[Tensor | None], others: Pieces) -> None:
 
 def _square(pieces: Pieces) -> float:
     """‖g‖²."""
-    return float(sum(float(p.double().square().sum()) for p in pieces if p is not None))
+    norm = torch.linalg.vector_norm
+    return sum(float(norm(p, dtype=torch.float64)) ** 2 for p in pieces if p is not None)
 
 
 def _inner(pieces: Pieces, others: Pieces) -> float:

@@ -9,6 +9,7 @@ disagree with each other, and the comparison is made elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -22,7 +23,7 @@ from torch import Tensor
 from hessdist.curvature.additivity import size_of
 from hessdist.curvature.differentiation import exact_derivatives, twice_differentiable
 from hessdist.curvature.linearized import LINEARIZATIONS, of_outputs
-from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.local_loss import LocalLoss, Pieces
 from hessdist.errors import HessdistError, WorkloadError
 from hessdist.workload.nestings import Batch, floating_tensors, place, with_tensors
 from hessdist.workload.preparation import in_dtype
@@ -44,8 +45,8 @@ _STEPS = {
 # put units exactly on their kinks.
 _PLACES = (0.0, 1e-3, 0.1, 1.0, 3.0)
 
-Quotient = Callable[[LocalLoss, Batch, Sequence[Tensor], float], Tensor]
-"""(loss, batch, direction, step) to the product by differences, (d,)."""
+Quotient = Callable[[LocalLoss, Batch, Sequence[Tensor], float], Pieces]
+"""(loss, batch, direction, step) to the product by differences, in parameter shapes."""
 
 
 def prove_product(local: LocalLoss, operator: str, seed: int = 0) -> None:
@@ -115,24 +116,25 @@ def _compare(local: LocalLoss, operator: str, batch: Batch, rng: np.random.Gener
         for p in local.parameters.tensors
     ]
     product = _product(local, operator, batch, direction)
-    norm, quotients, errors = float(product.norm()), list[Tensor](), list[float]()
+    norm, quotients, errors = _norm(product), list[Pieces](), list[float]()
     coarse, against = False, float("nan")
     for step in _STEPS[local.dtype]:
         with evaluating(local.called("some samples")):
             quotient = QUOTIENTS[operator](local, batch, direction, step)
-        scale = max(norm, float(quotient.norm()))
-        error = float((quotient - product).norm())
+        length = _norm(quotient)
+        scale = max(norm, length)
+        error = _norm(_minus(quotient, product))
         if error <= _AGREED * scale or scale <= _floor(local, batch, step, scale):
             return _Found(error / max(scale, 1e-300), agrees=True)
         for other in quotients:
-            spread = float((quotient - other).norm())
-            if spread <= _SETTLED * scale and float(quotient.norm()) > 0:
+            spread = _norm(_minus(quotient, other))
+            if spread <= _SETTLED * scale and length > 0:
                 within = error <= 3 * spread and error <= _COARSE * scale
                 coarse, against = coarse or within, against if within else error
         quotients.append(quotient)
         errors.append(error / scale)
     # Without a slope anywhere gradients are constant, and the product has to be zero.
-    constant = norm > 0 and all(float(quotient.norm()) == 0 for quotient in quotients)
+    constant = norm > 0 and all(_norm(quotient) == 0 for quotient in quotients)
     if coarse or not (constant or against > 0):
         return _Found(min(errors), agrees_coarsely=coarse)
     noise = _noise(local, operator, batch, direction, product)
@@ -143,18 +145,18 @@ def _floor(local: LocalLoss, batch: Batch, step: float, scale: float) -> float:
     """Below which a quotient is rounding and nothing else: there is no curvature."""
     if scale > 1e-3:
         return 0.0
-    gradient = _flat(local, local.gradient_of(local.of_batch(batch)))
-    return 100 * torch.finfo(local.dtype).eps * float(gradient.norm()) / step
+    gradient = local.gradient_of(local.of_batch(batch))
+    return 100 * torch.finfo(local.dtype).eps * _norm(gradient) / step
 
 
-def _product(local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor]) -> Tensor:
-    """The product that is to be proven, (d,)."""
+def _product(local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor]) -> Pieces:
+    """The product that is to be proven."""
     with evaluating(local.called("some samples")), twice_differentiable():
-        return _flat(local, LINEARIZATIONS[operator](local, batch)(direction))
+        return LINEARIZATIONS[operator](local, batch)(direction)
 
 
 def _noise(
-    local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor], product: Tensor
+    local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor], product: Pieces
 ) -> float:
     """How much a product changes when the parameters change by their rounding."""
     generator = torch.Generator().manual_seed(1)
@@ -164,7 +166,7 @@ def _noise(
         for p in local.parameters.tensors
     ]
     with _at(local, changes, rounding):
-        return float((_product(local, operator, batch, direction) - product).norm())
+        return _norm(_minus(_product(local, operator, batch, direction), product))
 
 
 @contextmanager
@@ -189,42 +191,57 @@ def _moved(local: LocalLoss, dtype: torch.dtype, distance: float, seed: int) -> 
 # -- products by differences -----------------------------------------------------------------
 
 
-def _flat(local: LocalLoss, pieces: Sequence[Tensor | None]) -> Tensor:
-    total = local.zeros()
-    local.parameters.layout.add_to(total, pieces)
-    return total
+def _norm(pieces: Pieces) -> float:
+    """‖v‖."""
+    return math.hypot(*(float(torch.linalg.vector_norm(p)) for p in pieces if p is not None))
+
+
+def _minus(pieces: Pieces, others: Pieces) -> Pieces:
+    """The difference of two vectors; None stands for zero."""
+    found: list[Tensor | None] = []
+    for one, other in zip(pieces, others, strict=True):
+        if one is None or other is None:
+            found.append(one if other is None else -other)
+        else:
+            found.append(one - other)
+    return found
+
+
+def _quotient(ahead: Pieces, behind: Pieces, step: float) -> Pieces:
+    """The central difference quotient."""
+    return [None if p is None else p / (2 * step) for p in _minus(ahead, behind)]
 
 
 @contextmanager
 def _at(local: LocalLoss, direction: Sequence[Tensor], step: float) -> Iterator[None]:
-    """Put the parameters a step along a direction, and back.
+    """Put the parameters, which are copies, a step along a direction, and back.
 
     Yields:
         Nothing.
     """
-    tensors = local.parameters.tensors
-    before = [p.detach().clone() for p in tensors]
-    try:
+
+    def move(by: float) -> None:
         with torch.no_grad():
-            for p, v in zip(tensors, direction, strict=True):
-                p.add_(v, alpha=step)
+            for p, v in zip(local.parameters.tensors, direction, strict=True):
+                p.add_(v, alpha=by)
+
+    move(step)
+    try:
         yield
     finally:
-        with torch.no_grad():
-            for p, old in zip(tensors, before, strict=True):
-                p.copy_(old)
+        move(-step)
 
 
-def _hessian(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+def _hessian(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """(∇L(θ + hv) − ∇L(θ − hv)) / 2h."""
     with _at(local, v, step):
-        ahead = _flat(local, local.gradient_of(local.of_batch(batch)))
+        ahead = local.gradient_of(local.of_batch(batch))
     with _at(local, v, -step):
-        behind = _flat(local, local.gradient_of(local.of_batch(batch)))
-    return (ahead - behind) / (2 * step)
+        behind = local.gradient_of(local.of_batch(batch))
+    return _quotient(ahead, behind, step)
 
 
-def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """Jᵀ (∇_z s(z(θ + hv)) − ∇_z s(z(θ − hv))) / 2h."""
     loss = of_outputs(local, "gauss_newton")
 
@@ -247,7 +264,7 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
     return _transposed(local, outputs, change)
 
 
-def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """Σ ∇s_i (s_i(θ + hv) − s_i(θ − hv)) / (2h w_i)."""
     loss = of_outputs(local, "empirical_fisher")
     with _at(local, v, step), exact_derivatives():
@@ -260,23 +277,22 @@ def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) ->
     return _transposed(local, [values], [slopes])
 
 
-def _residual(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Tensor:
+def _residual(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """That of the Hessian less that of the Gauss-Newton matrix."""
-    return _hessian(local, batch, v, step) - _gauss_newton(local, batch, v, step)
+    return _minus(_hessian(local, batch, v, step), _gauss_newton(local, batch, v, step))
 
 
-def _transposed(local: LocalLoss, outputs: Sequence[Tensor], w: Sequence[Tensor]) -> Tensor:
+def _transposed(local: LocalLoss, outputs: Sequence[Tensor], w: Sequence[Tensor]) -> Pieces:
     """Jᵀw by one backward pass."""
     both = [(z, one) for z, one in zip(outputs, w, strict=True) if z.requires_grad]
     if not both:
-        return local.zeros()
-    pieces = torch.autograd.grad(
+        return [None] * len(local.parameters.tensors)
+    return torch.autograd.grad(
         [z for z, _ in both],
         local.parameters.tensors,
         [one for _, one in both],
         allow_unused=True,
     )
-    return _flat(local, pieces)
 
 
 QUOTIENTS: dict[str, Quotient] = {
