@@ -29,27 +29,39 @@ def examples(page: Path) -> list[tuple[str, str | None]]:
 def test_the_guide_prints_what_it_says(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xarray")
     monkeypatch.chdir(studied)
+    assert printed_as_shown(ROOT / "docs" / "analysis.md") > 7
+
+
+def test_the_page_of_workloads_prints_what_it_says() -> None:
+    assert printed_as_shown(ROOT / "docs" / "workloads.md") > 5
+
+
+def printed_as_shown(page: Path) -> int:
+    """Run the examples of a page, and compare what they print with what it shows.
+
+    Returns:
+        The number of examples.
+    """
     names: dict[str, object] = {}
-    shown = examples(ROOT / "docs" / "analysis.md")
-    assert len(shown) > 7
+    shown = examples(page)
     for text, expected in shown:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(text, "docs/analysis.md", "exec"), names)
+            exec(compile(text, str(page), "exec"), names)
         if os.environ.get("HESSDIST_REWRITE"):
-            rewrite(text, printed.getvalue())
+            rewrite(page, text, printed.getvalue())
         else:
-            assert expected is not None, f"no output is shown of:\n{text}"
-            assert printed.getvalue() == expected
+            assert printed.getvalue() == (expected or ""), f"of:\n{text}"
+    return len(shown)
 
 
-def rewrite(text: str, printed: str) -> None:
+def rewrite(page: Path, text: str, printed: str) -> None:
     """Put what a block prints behind it."""
-    page = ROOT / "docs" / "analysis.md"
     whole = page.read_text(encoding="utf-8")
     begin = whole.index(f"```python\n{text}```\n") + len(f"```python\n{text}```\n")
     rest = re.sub(r"\A\n```text\n.*?^```\n", "", whole[begin:], count=1, flags=re.M | re.S)
-    page.write_text(f"{whole[:begin]}\n```text\n{printed}```\n{rest}", encoding="utf-8")
+    shown = f"\n```text\n{printed}```\n" if printed else ""
+    page.write_text(f"{whole[:begin]}{shown}{rest}", encoding="utf-8")
 
 
 def test_the_notebook_runs(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
