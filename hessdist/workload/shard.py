@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,7 @@ class Shard:
         self._samples = _Samples(dataset, collate)
         self._device, self._dtype = device, dtype
         self._workers, self._quiet = workers, quiet
+        self.batch_size = batch_size
         starts = range(0, len(indices), batch_size)
         self._indices = [indices[start : start + batch_size].tolist() for start in starts]
         self.num_samples = len(indices)
@@ -150,7 +152,9 @@ class Shard:
 
     def _read_ahead(self, numbers: list[int]) -> Iterator[Batch]:
         try:
-            with without_main_module():
+            with without_main_module(), warnings.catch_warnings():
+                # The number of processes is the user's choice, and all ranks would warn of it.
+                warnings.filterwarnings("ignore", "This DataLoader will create")
                 stream = iter(self._stream(numbers))
             for number in numbers:
                 sent = _next(stream, self._indices[number])
