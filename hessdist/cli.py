@@ -168,6 +168,9 @@ def watch(
 
     It ends on a signal, or as --last and --idle say.
     """
+    for name, seconds in (("--idle", idle), ("--settle", settle)):
+        if seconds is not None and not seconds >= 0:
+            raise InputError(f"{name} {seconds:g} is no time", "give seconds, 0 or more")
     words = _overrides(overrides, groups, journal, metrics)
     _serve("watch", context, job, words, settle=settle, idle=idle, last=last)
 
