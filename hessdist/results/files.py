@@ -70,7 +70,8 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):
             raise OutputError(
-                f"{path} cannot be written ({getattr(error, 'strerror', None) or error})", "free some space, or change output.path"
+                f"{path} cannot be written ({getattr(error, 'strerror', None) or error})",
+                "free some space, or change output.path",
             ) from error
         raise
 
