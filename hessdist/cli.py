@@ -21,7 +21,7 @@ from hessdist.results.reader import open_run
 from hessdist.service.report import Report, is_terminal
 from hessdist.service.stop import listen
 from hessdist.spectrum.petsc import is_option
-from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback
+from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 if TYPE_CHECKING:
     from hessdist.service.sweep import SweepResult
@@ -773,6 +773,8 @@ def main() -> None:
         status = _INTERRUPTED
         _complain("interrupted; finished checkpoints are kept")
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not users_place(error):
+            raise  # typer's own, where nobody reads the output any more
         status = _tell(error)
         sys.stdout.flush()
         os._exit(status)  # libraries that a fault left half-way do not survive their own clean-up

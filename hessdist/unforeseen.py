@@ -43,7 +43,7 @@ def in_one_line(error: BaseException) -> HessdistError:
     """
     if isinstance(error, HessdistError):
         return error
-    where = _users_place(error)
+    where = users_place(error)
     if isinstance(error, SystemExit):
         return InputError(
             f"code of the job ends the program by itself (exit status {error.code}{where})",
@@ -81,8 +81,15 @@ def _frames(error: BaseException) -> Iterator[tuple[str, int, str]]:
         yield frame.f_code.co_filename, line, frame.f_code.co_name
 
 
-def _users_place(error: BaseException) -> str:
-    """The innermost call in code that is neither ours nor installed, in words; or nothing."""
+def users_place(error: BaseException) -> str:
+    """The innermost call of an error's way in code that is neither ours nor installed.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its place in words, after a comma; empty where there is none.
+    """
     for file, line, function in reversed(list(_frames(error))):
         if _is_users(file):
             return _place(file, line, function)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +106,13 @@ def test_paths_that_are_no_files(words: tuple[str, ...], run: Run, tmp_path: Pat
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("hessdist: ")
+
+
+def test_a_reader_that_leaves_is_nobody_s_fault(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"set -o pipefail; {sys.executable} -m hessdist doctor | true",
+        cwd=tmp_path, shell=True, executable="/bin/bash", capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert "ends the program" not in done.stderr
+    assert "Traceback" not in done.stderr
