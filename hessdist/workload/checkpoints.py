@@ -174,11 +174,11 @@ def write_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
+    except Exception as error:  # what a module keeps beside its tensors may not be picklable
+        with suppress(OSError, ValueError):
             partial.unlink(missing_ok=True)
         raise OutputError(
-            f"the checkpoint {path} cannot be written ({error})",
+            f"the checkpoint {path} cannot be written ({type(error).__name__}: {error})",
             "free some space, or change checkpoints.directory",
         ) from error
     return path

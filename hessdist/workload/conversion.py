@@ -67,9 +67,9 @@ def equal(one: Tensor, other: Tensor) -> bool:
     if one.dtype == other.dtype:
         # Bits rather than values: a NaN is the same as itself.
         return torch.equal(_bits(one), _bits(other))
-    if one.is_complex() or other.is_complex():
-        return torch.equal(one.to(torch.complex128), other.to(torch.complex128))
-    return torch.equal(one.to(torch.float64), other.to(torch.float64))
+    is_complex = one.is_complex() or other.is_complex()
+    wide = torch.complex128 if is_complex else torch.float64
+    return torch.equal(one.detach().cpu().to(wide), other.detach().cpu().to(wide))
 
 
 def _bits(tensor: Tensor) -> Tensor:

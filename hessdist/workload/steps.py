@@ -49,11 +49,10 @@ def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
         CheckpointError: No such folder, no checkpoint in it, two of one step, a name with several
             numbers, or names that count different things.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # noqa: PTH112 - it raises nothing
+        what = "is no folder" if os.path.lexists(directory) else "does not exist"
         raise CheckpointError(
-            f"the checkpoint folder {directory} does not exist"
-            if not os.path.lexists(directory)
-            else f"the checkpoint folder {directory} is no folder",
+            f"the checkpoint folder {directory} {what}",
             "run `hessdist train` with the same job file, or correct checkpoints.directory",
         )
     found = scan_checkpoints(directory, pattern)
@@ -75,6 +74,37 @@ def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
     Raises:
         CheckpointError: As `find_checkpoints`.
     """
+    try:
+        return _scanned(directory, pattern)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint folder {directory} cannot be read ({error.strerror})",
+            "correct its permissions, or checkpoints.directory",
+        ) from error
+
+
+def step_of(path: Path, pattern: str | None = None) -> int | None:
+    """The training step in the name of a file or folder.
+
+    Args:
+        path: The file or folder. The number after "step" counts ("epoch=0-step=10.ckpt" is 10),
+            else the one after "iteration" or "iter", else the one after "epoch", else the only
+            number that stands by itself ("model_0050.pt").
+        pattern: A regular expression with a group "step", which is used instead.
+
+    Returns:
+        The step; None where there is none, or where the name is that of no model.
+
+    Raises:
+        CheckpointError: Several numbers compete, or it is no whole number of 64 bits.
+    """
+    if pattern is not None:
+        return match_step(path.name, pattern)
+    named = read_step(path.name)
+    return named.step if named else None
+
+
+def _scanned(directory: Path, pattern: str | None) -> list[Checkpoint]:
     found: dict[int, Checkpoint] = {}
     kinds: dict[str, Path] = {}
     for path in _listed(directory):
@@ -99,35 +129,9 @@ def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
     return sorted(found.values()) or _itself(directory, pattern)
 
 
-def step_of(path: Path, pattern: str | None = None) -> int | None:
-    """The training step in the name of a file or folder.
-
-    Args:
-        path: The file or folder. The number after "step" counts ("epoch=0-step=10.ckpt" is 10),
-            else the one after "iteration" or "iter", else the one after "epoch", else the only
-            number that stands by itself ("model_0050.pt").
-        pattern: A regular expression with a group "step", which is used instead.
-
-    Returns:
-        The step; None where there is none, or where the name is that of no model.
-
-    Raises:
-        CheckpointError: Several numbers compete, or it is no whole number of 64 bits.
-    """
-    if pattern is not None:
-        return match_step(path.name, pattern)
-    named = read_step(path.name)
-    return named.step if named else None
-
-
 def _listed(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir()) if directory.is_dir() else []
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint folder {directory} cannot be read ({error.strerror})",
-            "correct its permissions, or checkpoints.directory",
-        ) from error
+    is_there = os.path.isdir(directory)  # noqa: PTH112 - it raises nothing
+    return sorted(directory.iterdir()) if is_there else []
 
 
 def _may_be(path: Path, pattern: str | None) -> bool:

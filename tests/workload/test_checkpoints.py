@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from conftest import Run
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem, metadata
 
+import hessdist
 from hessdist.errors import CheckpointError, OutputError
+from hessdist.service.status import status_of
 from hessdist.workload.checkpoints import (
     load_into,
     own_state,
@@ -32,6 +35,7 @@ from hessdist.workload.checkpoints import (
     state_digest,
     write_checkpoint,
 )
+from hessdist.workload.models import mlp
 from hessdist.workload.steps import find_checkpoints, signature
 
 
@@ -633,3 +637,46 @@ def test_the_digest_is_that_of_the_bytes_whatever_the_dtype() -> None:
         assert state_digest({"x": one[1]}) == state_digest({"x": one[1].clone()})
     conjugate = torch.tensor([1 + 2j]).conj()
     assert state_digest({"x": conjugate}) == state_digest({"x": torch.tensor([1 - 2j])})
+
+
+# -- as users have them ----------------------------------------------------------------------
+
+
+def small_mlp(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return mlp([64, 8, 10], "tanh").double()
+
+
+def test_pattern_key_and_prefix_reach_a_sweep_and_its_status(
+    run: Run, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, wanted = tmp_path / "gan", small_mlp(1)
+    folder.mkdir()
+    for name in ("G_7_1.pth", "D_7_1.pth", "G_7_2.pth"):
+        plain, ema = small_mlp(2).state_dict(), parallel(wanted.state_dict())
+        torch.save({"model": plain, "ema": {"q." + key: ema[key] for key in ema}}, folder / name)
+    with pytest.raises(CheckpointError, match=r"checkpoints\.pattern"):
+        find_checkpoints(folder)
+    words = ("pattern=^G_[0-9]+_(?P<step>[0-9]+)", "key=ema", "prefix=q", "directory=gan")
+    options = [word for one in words for word in ("--set", f"checkpoints.{one}")]
+    done = run("spectrum", "job.toml", *options, "--set", "spectrum.largest=1", ranks=2)
+    assert done.returncode == 0, done.stderr
+    path = Path("results") / "digits.h5"
+    monkeypatch.chdir(tmp_path)
+    result = hessdist.open_run(path)
+    assert list(result.steps) == [1, 2]
+    assert result[1].checkpoint_digest == state_digest(wanted.state_dict())
+    status = status_of(path)
+    assert (status.done, status.waiting) == ([1, 2], [])
+
+
+def test_a_folder_that_is_itself_a_checkpoint_is_swept_and_said(
+    run: Run, job: Path, tmp_path: Path
+) -> None:
+    wanted = small_mlp(1)
+    as_distributed(tmp_path / "step-30", wanted.state_dict())
+    done = run("spectrum", "job.toml", "--set", "checkpoints.directory=step-30")
+    assert done.returncode == 0, done.stderr
+    assert "step-30 is itself a checkpoint; its step 30 is from its name" in done.stdout
+    result = hessdist.open_run(tmp_path / "results" / "digits.h5")
+    assert result[30].checkpoint_digest == state_digest(wanted.state_dict())
