@@ -476,7 +476,7 @@ def show(context: typer.Context, run: RunFile) -> None:
     console = Console(highlight=False, width=None if is_terminal() else 140)
     console.print(
         f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
-        f"{opened.num_samples:,} samples, {opened.attributes['ranks']} ranks, "
+        f"{opened.samples}, {opened.attributes['ranks']} ranks, "
         f"hessdist {opened.attributes['software_version']}",
         markup=False,
         soft_wrap=True,

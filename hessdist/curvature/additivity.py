@@ -100,7 +100,7 @@ def _prove(
     local: LocalLoss, shard: Shard, positions: Sequence[int], rng: np.random.Generator
 ) -> bool:
     """Compare at θ, and away from it until it is decided."""
-    parts = _parts(positions, rng)
+    parts = _parts(positions, rng, _fewest(local, shard, positions))
     for distance in (0.0, 0.3, 1.0, 3.0):
         with _displaced(local, distance):
             try:
@@ -116,13 +116,30 @@ def _prove(
     return False
 
 
-def _parts(positions: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
-    """Some samples alone, and the others in two parts of random sizes."""
+def _fewest(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> int:
+    """How many samples the model takes at least: one, or two where one alone is an error."""
+    try:
+        _measure(local, shard, positions[:1])
+    except WorkloadError:
+        if len(positions) < 4:
+            raise
+        _measure(local, shard, positions[:2])
+        return 2
+    return 1
+
+
+def _parts(positions: Sequence[int], rng: np.random.Generator, fewest: int) -> list[list[int]]:
+    """Some samples alone, or in twos, and the others in two parts of random sizes."""
     shuffled = [int(p) for p in rng.permutation(positions)]
-    alone = max(1, min(_SINGLE, len(shuffled) - 1))
-    single, rest = shuffled[:alone], shuffled[alone:]
-    cut = int(rng.integers(1, max(2, len(rest))))
-    return [[one] for one in single] + [piece for piece in (rest[:cut], rest[cut:]) if piece]
+    alone = max(1, min(_SINGLE, len(shuffled) - 1) // fewest)
+    cuts = [fewest * (i + 1) for i in range(alone)]
+    rest = len(shuffled) - cuts[-1]
+    if rest >= 2 * fewest:
+        cuts.append(cuts[-1] + int(rng.integers(fewest, rest - fewest + 1)))
+    pieces = np.split(np.array(shuffled), cuts)
+    if len(pieces[-1]) < fewest and len(pieces) > 1:
+        pieces[-2:] = [np.concatenate(pieces[-2:])]
+    return [piece.tolist() for piece in pieces if len(piece)]
 
 
 @contextmanager
@@ -234,7 +251,10 @@ def _inner(pieces: Pieces, others: Pieces) -> float:
 
 def _told(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> WorkloadError:
     """Find out in which way a loss is no sum over samples."""
-    what, remedy = _cause(local, shard, positions)
+    try:
+        what, remedy = _cause(local, shard, positions)
+    except WorkloadError:  # it cannot be evaluated on single samples
+        what, remedy = _dependent(local, shard, positions)
     return WorkloadError(local.called(what), remedy)
 
 
@@ -336,7 +356,7 @@ def _dependent(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tupl
             "the model",
         )
     return (
-        f"{what}, as in a contrastive loss or with statistics of the batch",
+        f"{what}, as with batch norm in training mode or in a contrastive loss",
         "there is no mean over samples of such a loss: make what belongs together one sample of "
         "the data set, or use one whose terms are of single samples",
     )

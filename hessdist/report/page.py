@@ -206,7 +206,7 @@ def _summary(run: Run, job: Job) -> dict[str, str]:
         "data": f"{job.data.dataset}, {job.data.split}",
         "matrix": job.spectrum.operator.replace("_", " "),
         "parameters": f"{run.num_parameters:,}",
-        "samples": f"{run.num_samples:,}",
+        "samples": run.samples.replace(" samples", ""),
         "checkpoints": f"{len(run)}"
         + (f", steps {run.steps[0]} to {run.steps[-1]}" if len(run) else " with eigenpairs"),
     }

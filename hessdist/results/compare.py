@@ -92,7 +92,8 @@ def _angles(
 
 def _remarks(one: Run, other: Run) -> list[str]:
     remarks = []
-    for name, what in (("num_parameters", "parameters"), ("num_samples", "samples")):
+    counted = (("num_parameters", "parameters"), ("num_samples", "samples"), ("weight", "weight"))
+    for name, what in counted:
         mine, theirs = getattr(one, name), getattr(other, name)
         if mine != theirs:
             remarks.append(f"{mine:,} {what} here, {theirs:,} there")

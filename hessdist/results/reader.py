@@ -156,6 +156,18 @@ class Run:
         """The number of samples, N."""
         return int(self.attributes["num_samples"])
 
+    @property
+    def weight(self) -> float:
+        """What the sum of the losses is divided by: N, labels that count, or class weights."""
+        return float(self.attributes.get("weight", self.num_samples))
+
+    @property
+    def samples(self) -> str:
+        """The number of samples in words, with their weight where it is another number."""
+        if self.weight == self.num_samples:
+            return f"{self.num_samples:,} samples"
+        return f"{self.num_samples:,} samples of weight {self.weight:,.10g}"
+
     @cached_property
     def studies(self) -> dict[str, Section]:
         """What `hessdist study` has found: sections by name, arrays of a section by name."""
