@@ -92,11 +92,12 @@ def _angles(
 
 def _remarks(one: Run, other: Run) -> list[str]:
     remarks = []
-    counted = (("num_parameters", "parameters"), ("num_samples", "samples"), ("weight", "weight"))
-    for name, what in counted:
+    for name, what in (("num_parameters", "parameters"), ("num_samples", "samples")):
         mine, theirs = getattr(one, name), getattr(other, name)
         if mine != theirs:
             remarks.append(f"{mine:,} {what} here, {theirs:,} there")
+    if one.num_samples == other.num_samples and one.weight != other.weight:
+        remarks.append(f"samples of weight {one.weight:,.10g} here, {other.weight:,.10g} there")
     if one.fingerprint == other.fingerprint:
         remarks.append("both are of the same job")
     return remarks
