@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessdist.curvature.additivity import size_of
 from hessdist.curvature.differentiation import exact_derivatives, twice_differentiable
@@ -111,10 +111,7 @@ class _Found:
 def _compare(local: LocalLoss, operator: str, batch: Batch, rng: np.random.Generator) -> _Found:
     """Compare at the present parameters."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    direction = [
-        torch.randn(p.shape, generator=generator).to(p) * size_of(p)
-        for p in local.parameters.tensors
-    ]
+    direction = _direction(local, generator)
     product = _product(local, operator, batch, direction)
     norm, quotients, errors = _norm(product), list[Pieces](), list[float]()
     coarse, against = False, float("nan")
@@ -139,6 +136,20 @@ def _compare(local: LocalLoss, operator: str, batch: Batch, rng: np.random.Gener
         return _Found(min(errors), agrees_coarsely=coarse)
     noise = _noise(local, operator, batch, direction, product)
     return _Found(min(errors), contradicts=constant or against > _NOISES * noise)
+
+
+def _direction(local: LocalLoss, generator: torch.Generator) -> list[Tensor]:
+    """A random direction; rows of padding, which PyTorch takes for constants, do not move."""
+    direction = [
+        torch.randn(p.shape, generator=generator).to(p) * size_of(p)
+        for p in local.parameters.tensors
+    ]
+    for module in local.model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            for parameter, along in zip(local.parameters.tensors, direction, strict=True):
+                if parameter is module.weight:
+                    along[module.padding_idx] = 0
+    return direction
 
 
 def _floor(local: LocalLoss, batch: Batch, step: float, scale: float) -> float:
