@@ -46,7 +46,7 @@ class ModelSection(_Section):
 
 
 class LossSection(_Section):
-    """The loss, a sum or a mean over samples."""
+    """The loss: a criterion, a callable of (model, batch), or an object with two steps."""
 
     factory: str = "cross_entropy"
     """cross_entropy, mse, or "package.module:callable"."""
