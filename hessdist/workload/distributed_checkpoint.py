@@ -114,8 +114,11 @@ _MODULES = {
 }
 
 
-class _Reader(pickle.Unpickler):  # noqa: S301 - it makes nothing but stand-ins
-    """Makes plain values and stand-ins, and refuses all else."""
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
+    """Makes plain values and stand-ins, and refuses all else.
+
+    It is pickle's reader in Python: that in C takes as much memory as a damaged file says.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CLASSES:
@@ -124,8 +127,9 @@ class _Reader(pickle.Unpickler):  # noqa: S301 - it makes nothing but stand-ins
             return getattr(torch, name)
         if module in _MODULES:
             return _Tensor if name == "TensorStorageMetadata" else _Record
+        named = f"{module}.{name}"
         raise CheckpointError(
-            f"the metadata of a distributed checkpoint names {module}.{name}, which could run code "
+            f"the metadata of a distributed checkpoint names {named!a}, which could run code "
             "and is refused",
             "save the bare model.state_dict() with torch.save",
         )

@@ -14,6 +14,7 @@ REMEDY = (
     "rename it, or tell the step with checkpoints.pattern, a regular expression such as "
     "'step_(?P<step>[0-9]+)'"
 )
+_ENDINGS = {suffix.removeprefix(".") for suffix in SUFFIXES}
 _LARGEST = 2**63 - 1
 _DIGITS = 19  # of the largest
 
@@ -109,7 +110,7 @@ class _Number:
 
 def stem_of(name: str) -> str:
     """The name of a checkpoint without its suffixes: "checkpoint_0010" of a ".pth.tar"."""
-    while any(name.lower().endswith(suffix) and len(name) > len(suffix) for suffix in SUFFIXES):
+    while len(name) > 1 and name.lower().rpartition(".")[2] in _ENDINGS and "." in name[1:]:
         name = name[: name.rindex(".")]
     return name
 
@@ -328,10 +329,11 @@ def _value(name: str, text: str, number: _Number) -> int:
     mantissa, _, exponent = number.text.replace(",", "").partition("e")
     if _is_odd(number.text, after, multiple):
         raise CheckpointError(
-            f"the step in the name {name!r} is not clear: '{number.text}{after[:8]}'", REMEDY
+            f"the step in the name {name!r} is not clear: {number.text + after[:8]!r}", REMEDY
         )
     power = int(exponent or 0) + _MULTIPLES.get(multiple, 0)
-    if len(mantissa.partition(".")[0].lstrip("0")) + power > _DIGITS:
+    digits = len(mantissa.partition(".")[0].lstrip("0"))
+    if not -_DIGITS <= power <= _DIGITS or digits + power > _DIGITS:
         raise _beyond(name)
     value = Decimal(mantissa).scaleb(power)
     if value > _LARGEST:
@@ -370,4 +372,4 @@ def _is_odd(number: str, after: str, multiple: str) -> bool:
 
 
 def _beyond(name: str) -> CheckpointError:
-    return CheckpointError(f"the step in the name {name!r} is beyond 64 bits", REMEDY)
+    return CheckpointError(f"the step in the name {name!r} is no number of 64 bits", REMEDY)

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -352,10 +353,25 @@ def test_metadata_that_does_not_fit_its_files_is_refused(
     assert str(caught.value).isprintable()
 
 
+def test_metadata_that_ask_for_much_memory_do_not_get_it(tmp_path: Path) -> None:
+    raw = (Chunked(tmp_path, torch.ones(2, 2), [2]).write() / ".metadata").read_bytes()
+    # A place far up in the table of what was read before; behind protocol and frame.
+    asks = raw[:2] + b"N" + pickle.LONG_BINPUT + (2**24).to_bytes(4, "little") + b"0" + raw[11:]
+    (tmp_path / ".metadata").write_bytes(asks)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_state(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**25
+
+
 def test_code_in_metadata_is_refused_and_not_run(tmp_path: Path) -> None:
     crater = tmp_path / "crater"
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Bomb(crater)))
-    with pytest.raises(CheckpointError, match=r"mkdir, which could run code and is refused"):
+    with pytest.raises(CheckpointError, match=r"mkdir', which could run code and is refused"):
         read_state(tmp_path)
     assert not crater.exists()
 
@@ -470,6 +486,34 @@ def test_a_byte_that_changed_on_the_disk_is_found(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(True)
     assert bool((read_state(path)["weight"] == 7).all())
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.filterwarnings("error")
+def test_bytes_changed_at_random_are_found_or_of_no_matter(
+    tmp_path: Path, model: nn.Module, seed: int
+) -> None:
+    draw, path = np.random.default_rng(seed), tmp_path / "step-1.pt"
+    torch.save(model.state_dict(), path)
+    raw = bytearray(path.read_bytes())
+    for place in draw.integers(0, len(raw), 4):
+        raw[place] = draw.integers(0, 256)
+    path.write_bytes(raw)
+    try:
+        assert is_filled(path, model)
+    except CheckpointError as error:
+        assert str(error).isprintable()  # noqa: PT017 - many changes are of no matter
+
+
+def test_a_record_that_is_marked_as_a_folder_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "step-1.pt"
+    torch.save({"weight": torch.full((50,), 7.0)}, path)
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"/data/0"))
+    raw[entry + 38] |= 0x10  # its attributes, after which PyTorch gives memory as it is
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"the checksum .*data/0"):
+        read_state(path)
 
 
 class Bomb:

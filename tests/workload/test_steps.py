@@ -455,3 +455,22 @@ def test_a_job_has_a_pattern_a_key_and_a_prefix() -> None:
     section = parse_job(text, "job.toml")[0].checkpoints
     assert section.pattern == "(?P<step>[0-9]+)"
     assert section.place() == {"key": "ema", "prefix": "net."}
+
+
+PIECES = [
+    *("step", "steps", "epoch", "ep", "iter", "ckpt", "model", "k", "M", "e", "-", "_", "=", "."),
+    *(",", "(", " ", "1", "05", "000", "2024-05-01", "1e3", "1.5", "-of-", "v1", "seed", "rng"),
+    *("\n", "İ", "٣", "thousand", "num", "lr", "99999999999999999999", "e-", "resnet", "50", ".pt"),
+]
+
+
+def test_any_name_has_a_step_or_none_or_is_one_line() -> None:
+    for seed in range(5000):
+        draw = random.Random(seed)
+        name = "".join(draw.choices(PIECES, k=draw.randint(1, 12)))
+        try:
+            step = step_of(Path(name))
+        except CheckpointError as error:
+            assert str(error).isprintable(), name  # noqa: PT017 - most names raise nothing
+        else:
+            assert step is None or 0 <= step < 2**63, name
