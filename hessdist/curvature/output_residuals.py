@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hessdist.curvature.linearized import of_outputs
 from hessdist.curvature.local_loss import LocalLoss
-from hessdist.errors import WorkloadError
-from hessdist.workload.losses import CriterionLoss, leading, plain_value
+from hessdist.workload.losses import OfOutputs, batch_length, plain_value
+from hessdist.workload.nestings import Batch, floating_tensors, with_tensors
 from hessdist.workload.user_code import evaluating
 
 # Outputs of a sample up to which the rank of the loss's Hessian by them is computed.
@@ -34,49 +35,58 @@ def output_residuals(local: LocalLoss) -> OutputResiduals:
     """Look at all samples of a rank once. Not collective.
 
     Args:
-        local: The loss; a criterion of (outputs, targets).
+        local: The loss, a function of the model's outputs z.
 
     Returns:
         Sums over this rank's samples.
 
     Raises:
-        WorkloadError: The loss has no outputs z: it is a callable of (model, batch); or the model
-            returns something else than a tensor.
+        WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
     """
-    criterion = local.loss
-    if not isinstance(criterion, CriterionLoss):
-        raise WorkloadError(
-            "H = G + S needs a loss of (outputs, targets), and this one takes (model, batch)",
-            "use a criterion, such as cross_entropy",
-        )
+    loss = of_outputs(local, "residual")
     square, outputs, rank = 0.0, 0, 0
-    for number, (inputs, targets) in local.shard.batches():
+    for number, batch in local.shard.batches():
         with evaluating(f"rank {local.rank}: batch {number}"):
-            z = plain_value(lambda: local.model(inputs))  # noqa: B023 - called at once
-            if not isinstance(z, Tensor):
-                raise WorkloadError(
-                    f"the model returns {type(z).__name__}, and H = G + S needs a tensor",
-                    "let it return its outputs alone",
-                )
-            z = z.detach().requires_grad_()
-            total = criterion.total(z, targets)
-            (slopes,) = torch.autograd.grad(total, z)
+            z, value = _detached(loss, local, batch)
+            slopes = torch.autograd.grad(value, z, allow_unused=True)
             if number == 0:
-                outputs = z[0].numel()
-                rank = _output_rank(criterion, z[0].detach(), targets[0])
-        square += float(slopes.double().square().sum())
+                outputs = sum(tensor.numel() for tensor in z) // max(batch_length(batch), 1)
+                rank = _output_rank(loss, local, local.shard.head(1))
+        square += sum(float(one.double().square().sum()) for one in slopes if one is not None)
     return OutputResiduals(square, outputs, rank)
 
 
-def _output_rank(criterion: CriterionLoss, z: Tensor, target: Tensor) -> int:
-    """The rank of ∇²_z ℓ where no output is sure of itself: near zero, in no special place."""
-    if z.numel() > _MOST:
-        return z.numel()
+def _detached(loss: OfOutputs, local: LocalLoss, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """The outputs as variables of their own, and the summed loss as a function of them."""
+    nesting = plain_value(lambda: loss.outputs(local.model, batch))
+    z = [tensor.detach().requires_grad_() for tensor in floating_tensors(nesting)]
+    return z, loss.of_outputs(with_tensors(nesting, z), batch)[0]
+
+
+def _output_rank(loss: OfOutputs, local: LocalLoss, sample: Batch) -> int:
+    """The rank of ∇²_z s where no output is sure of itself: near zero, in no special place."""
+    nesting = plain_value(lambda: loss.outputs(local.model, sample))
+    tensors = floating_tensors(nesting)
+    sizes = [tensor.numel() for tensor in tensors]
+    if sum(sizes) > _MOST:
+        return sum(sizes)
     generator = torch.Generator().manual_seed(0)
-    point = torch.randn(z.shape, generator=generator).to(z)
+    # Outputs that have one sign, such as variances, keep it.
+    points = [_near_zero(tensor, generator) for tensor in tensors]
 
-    def loss(outputs: Tensor) -> Tensor:
-        return criterion.total(outputs[None], leading(target))
+    def summed(flat: Tensor) -> Tensor:
+        pieces = zip(torch.split(flat, sizes), tensors, strict=True)
+        z = [piece.view(tensor.shape) for piece, tensor in pieces]
+        return loss.of_outputs(with_tensors(nesting, z), sample)[0]
 
-    matrix: Tensor = torch.func.hessian(loss)(point)
-    return int(torch.linalg.matrix_rank(matrix.reshape(z.numel(), -1), hermitian=True))
+    point = torch.cat([one.reshape(-1) for one in points])
+    matrix = torch.autograd.functional.hessian(summed, point)  # type: ignore[no-untyped-call]
+    return int(torch.linalg.matrix_rank(matrix, hermitian=True))
+
+
+def _near_zero(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A random point of the shape of an output, with the signs that it has where all are one."""
+    point = torch.randn(tensor.shape, generator=generator).to(tensor)
+    if bool((tensor > 0).all()):
+        return point.abs()
+    return -point.abs() if bool((tensor < 0).all()) else point

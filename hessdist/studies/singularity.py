@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.assembly import DTYPES, Workload
+from hessdist.curvature.additivity import prove_additive
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.parameters import Parameters
+from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import InputError, WorkloadError
 from hessdist.job import (
     ArchitecturesSection,
@@ -348,6 +352,9 @@ def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> E
             "(model, batch)",
             "use a criterion, such as cross_entropy",
         )
+    local = LocalLoss(model, loss, shard, Parameters(model))
+    prove_additive(local, None)
+    prove_product(local, "hessian")
     return Ensemble(model, loss, inputs, targets)
 
 
