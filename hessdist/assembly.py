@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -37,6 +38,7 @@ from hessdist.workload.datasets import (
 )
 from hessdist.workload.losses import AnyLoss, as_summed_loss, build_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.nestings import Batch
 from hessdist.workload.preparation import check_model, converted
 from hessdist.workload.sample_digests import (
     Digests,
@@ -129,6 +131,14 @@ class _Proofs:
     products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
 
 
+def _together_or_alone(shard: Shard, positions: list[int]) -> list[Batch]:
+    """Samples as one batch, or one by one where they are of shapes that only neighbours share."""
+    try:
+        return [shard.fetch(positions)]
+    except DataError:
+        return [shard.fetch([position]) for position in positions]
+
+
 def _structure(model: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
     """Names, shapes and dtypes of a model's parameters and buffers."""
     named = chain(model.named_parameters(), model.named_buffers())
@@ -184,29 +194,28 @@ class TrainingLoss:
             check_model(model)
             self.model = converted(model, self.device, dtype).eval()
 
-            def shard(chosen: NDArray[np.int64]) -> Shard:
+            def shard(chosen: NDArray[np.int64], memory: float) -> Shard:
                 return Shard(
                     dataset,
                     chosen,
                     batch_size=compute.batch_size,
                     device=self.device,
                     dtype=dtype,
-                    memory=compute.data_gib * 2**30,
+                    memory=memory,
                     workers=compute.workers,
                     collate=collate,
                     quiet=not ranks.is_root,
                 )
 
             begin, end = ranks.shard(len(indices))
-            few = min(3, compute.batch_size)
-            first = shard(indices[:few]).head(few)
+            first = _first_samples(shard(indices[:3], memory=0))
             with expecting_samples(dataset):
                 summed = as_summed_loss(loss, self.model, first)
             parameters = Parameters(self.model, layers)
-            self.local = LocalLoss(
-                self.model, summed, shard(indices[begin:end]), parameters, ranks.rank
-            )
-            self._probe = shard(indices[probe_positions(len(indices), seed=1, most=_PROBED)])
+            mine = shard(indices[begin:end], compute.data_gib * 2**30)
+            self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
+            probed = probe_positions(len(indices), seed=1, most=_PROBED)
+            self._probe = shard(indices[probed], memory=0)
         self._weight: float | None = None
         self._proofs = _Proofs()
         ranks.require_same(
@@ -332,11 +341,13 @@ class TrainingLoss:
 
     def _probed(self) -> tuple[float, float]:
         """Loss and weight of a few samples, the same ones on every rank."""
+        everything = range(self._probe.num_samples)
         value, weight = 0.0, 0.0
-        for position in range(self._probe.num_samples):
-            batch = self._probe.fetch([position])
-            here = self.local.plain(batch, f"rank {self.ranks.rank}: a sample")
-            value, weight = value + here[0], weight + here[1]
+        for begin in everything[:: self.compute.batch_size]:
+            positions = list(everything[begin : begin + self.compute.batch_size])
+            for batch in _together_or_alone(self._probe, positions):
+                here = self.local.plain(batch, self.local.called("some samples"))
+                value, weight = value + here[0], weight + here[1]
         return value, weight
 
     def square_norm(self) -> Tensor:
@@ -410,6 +421,14 @@ class TrainingLoss:
             # Where the model is as good as linear, S is nothing but rounding.
             asymmetry=math.inf if operator == "residual" else None,
         )
+
+
+def _first_samples(shard: Shard) -> Any:
+    """Three samples, by which a sum is told from a mean; fewer where they make no batch."""
+    if shard.batch_size < 3:
+        with suppress(DataError):
+            return shard.head(3)
+    return shard.head(min(3, shard.batch_size))
 
 
 def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]) -> Digests:

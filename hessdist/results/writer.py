@@ -45,12 +45,12 @@ class RunDescription:
     fingerprint: str  # of the job: Job.fingerprint()
     num_parameters: int
     num_samples: int
-    weight: float  # of the samples: what the sum of their losses is divided by
     ranks: int
     versions: Mapping[str, str]  # torch, PETSc, SLEPc, MPI, HDF5: by lower-case name
     parameter_names: Sequence[str]
     parameter_shapes: Sequence[Sequence[int]]
     parameter_offsets: Sequence[int]
+    weight: float | None = None  # what the sum of the losses is divided by; None: num_samples
 
     def attributes(self) -> dict[str, Any]:
         """Root attributes."""
@@ -65,7 +65,7 @@ class RunDescription:
             "fingerprint": self.fingerprint,
             "num_parameters": self.num_parameters,
             "num_samples": self.num_samples,
-            "weight": self.weight,
+            "weight": float(self.num_samples if self.weight is None else self.weight),
             "ranks": self.ranks,
             **{f"{name}_version": version for name, version in self.versions.items()},
         }

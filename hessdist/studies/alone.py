@@ -99,7 +99,7 @@ class Alone:
         self.model.train()
         value, weight = checked_loss(self.loss, self.model, batch, "a minibatch")
         self.model.eval()
-        value = value / weight + penalty(self.model, self.l2)
+        value = value / (weight or 1.0) + penalty(self.model, self.l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError("the loss of a minibatch is not finite")
         return value

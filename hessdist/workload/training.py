@@ -90,7 +90,7 @@ def train(
         picked = next(draw)
         batch = shard.fetch(picked.tolist())
         value, weight = checked_loss(summed, model, batch, f"training, step {step}")
-        value = value / weight + penalty(model, l2)
+        value = value / (weight or 1.0) + penalty(model, l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError(
                 f"training: the loss is {float(value.detach())} at step {step}",
