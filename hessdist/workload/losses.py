@@ -158,7 +158,12 @@ class CriterionLoss(OfOutputs):
         def of_one(output: Any, target: Any) -> Tensor:
             return self.total(leading(output), leading(target))
 
-        values: Tensor = torch.func.vmap(of_one)(z, targets)
+        try:
+            values: Tensor = torch.func.vmap(of_one)(z, targets)
+        except RuntimeError:  # a criterion that looks at its values, as gaussian_nll_loss does
+            rows = [slice(i, i + 1) for i in range(batch_length(targets))]
+            each = [self.total(part(z, row), part(targets, row)) for row in rows]
+            values = torch.stack([value.reshape(()) for value in each])
         if self.over_labels and self.labels is not None:
             return values, self.labels.of_each_sample(targets).to(values)
         return values, torch.ones_like(values)
