@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -51,6 +51,7 @@ from hessdist.workload.shard import Shard
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _PROBED = 8  # samples that all ranks evaluate
+_LOOKS = 20  # by threes, for one that has a loss
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class TrainingLoss:
             begin, end = ranks.shard(len(indices))
             first = _first_samples(shard(indices[:3], memory=0))
             with expecting_samples(dataset):
-                summed = as_summed_loss(loss, self.model, first)
+                others = _others(shard(indices, memory=0))
+                summed = as_summed_loss(loss, self.model, first, others)
             parameters = Parameters(self.model, layers)
             mine = shard(indices[begin:end], compute.data_gib * 2**30)
             self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
@@ -429,6 +431,18 @@ def _first_samples(shard: Shard) -> Any:
         with suppress(DataError):
             return shard.head(3)
     return shard.head(min(3, shard.batch_size))
+
+
+def _others(shard: Shard) -> Iterator[Any]:
+    """Samples from all over a data set, by threes, each read when it is asked for.
+
+    Yields:
+        Batches.
+    """
+    rng = np.random.default_rng(0)
+    with suppress(DataError):  # they make no batch
+        for _ in range(_LOOKS):
+            yield shard.fetch(rng.integers(shard.num_samples, size=3).tolist())
 
 
 def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]) -> Digests:

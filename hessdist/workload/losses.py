@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
@@ -460,7 +460,9 @@ def is_summed_loss(loss: Any) -> bool:
     return names[:1] != [] and names[0] in _MODEL_NAMES and not {*names[1:2]} & _TARGET_NAMES
 
 
-def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:
+def as_summed_loss(
+    loss: AnyLoss, model: nn.Module, samples: Batch, further: Iterable[Batch] = ()
+) -> Loss:
     """Bring any loss into the summed form.
 
     PyTorch's own criteria are handled from what they are. Of others it is found out whether they
@@ -472,6 +474,8 @@ def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:
             `outputs` and `of_outputs`.
         model: In evaluation mode.
         samples: A batch of one to three samples of the data set, of the model's dtype and device.
+        further: Batches of other samples, which are looked at where those have no loss at all, as
+            images without an object.
 
     Returns:
         The loss, as a sum over samples.
@@ -497,11 +501,15 @@ def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:
     with evaluating("the first samples"):
         inputs, targets = samples
         outputs = plain_value(lambda: detached(model(inputs)))
-    found = known(criterion, device, dtype)
-    if found is not None:
-        _require_tensor(outputs, found.name)
+    pytorchs = known(criterion, device, dtype)
+    if pytorchs is not None:
+        _require_tensor(outputs, pytorchs.name)
         summed = CriterionLoss(
-            found.criterion, found.reduction, found.labels, found.over_labels, found.name
+            pytorchs.criterion,
+            pytorchs.reduction,
+            pytorchs.labels,
+            pytorchs.over_labels,
+            pytorchs.name,
         )
         with evaluating("the first samples"), torch.no_grad():
             summed.check_labels(outputs, targets)
@@ -512,7 +520,13 @@ def as_summed_loss(loss: AnyLoss, model: nn.Module, samples: Batch) -> Loss:
     with evaluating("the first samples"), torch.no_grad():
         if labels is not None:
             labels.check(outputs, targets)
-        return CriterionLoss(moved, _reduction(moved, outputs, targets), labels)
+        found = _reductions(moved, outputs, targets)
+    others = iter(further)
+    while len(found) > 1 and (batch := next(others, None)) is not None:
+        with suppress(HessdistError), evaluating("some samples"), torch.no_grad():
+            more = plain_value(lambda batch=batch: detached(model(batch[0])))
+            found = [one for one in _reductions(moved, more, batch[1]) if one in found] or found
+    return CriterionLoss(moved, found[0], labels)
 
 
 def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -540,7 +554,7 @@ def _require_tensor(outputs: Any, name: str) -> None:
     )
 
 
-def _reduction(criterion: Criterion, outputs: Any, targets: Any) -> Reduction:
+def _reductions(criterion: Criterion, outputs: Any, targets: Any) -> list[Reduction]:
     """Find out whether a criterion sums, averages, or gives a value for each sample.
 
     Args:
@@ -549,7 +563,7 @@ def _reduction(criterion: Criterion, outputs: Any, targets: Any) -> Reduction:
         targets: The targets.
 
     Returns:
-        What it does.
+        What it does: all that fit, where the samples do not tell.
 
     Raises:
         NumericalError: A loss is not finite.
@@ -568,7 +582,7 @@ def _reduction(criterion: Criterion, outputs: Any, targets: Any) -> Reduction:
             "use reduction='sum' or reduction='mean'",
         )
     if whole.ndim and len(whole) == count and count > 1:
-        return "none"
+        return ["none"]
 
     def values(z: Any) -> tuple[float, list[float]]:
         rows = [slice(i, i + 1) for i in range(count)]
@@ -587,9 +601,9 @@ def _reduction(criterion: Criterion, outputs: Any, targets: Any) -> Reduction:
             found = _told(*values(_displaced(outputs))) or found
     stated = getattr(criterion, "reduction", None)
     if len(found) > 1 and stated in found:
-        return cast("Reduction", stated)
+        return [cast("Reduction", stated)]
     if found:
-        return found[0]
+        return found
     raise WorkloadError(
         "the loss is neither the sum nor the mean of the losses of its samples "
         f"(batch {together:.6g}, samples {', '.join(f'{value:.6g}' for value in alone)}): "
