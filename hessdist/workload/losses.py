@@ -523,9 +523,7 @@ def as_summed_loss(
         found = _reductions(moved, outputs, targets)
     others = iter(further)
     while len(found) > 1 and (batch := next(others, None)) is not None:
-        with suppress(HessdistError), evaluating("some samples"), torch.no_grad():
-            more = plain_value(lambda batch=batch: detached(model(batch[0])))
-            found = [one for one in _reductions(moved, more, batch[1]) if one in found] or found
+        found = _narrowed(moved, model, batch, found)
     return CriterionLoss(moved, found[0], labels)
 
 
@@ -611,6 +609,18 @@ def _reductions(criterion: Criterion, outputs: Any, targets: Any) -> list[Reduct
         "use a criterion of torch.nn, whose class weights and ignored labels are known, or give a "
         "loss of (model, batch) that returns (loss summed over the batch, its weight)",
     )
+
+
+def _narrowed(
+    criterion: Criterion, model: nn.Module, batch: Batch, found: list[Reduction]
+) -> list[Reduction]:
+    """Of several reductions, those that fit other samples as well; all where these do not tell."""
+    inputs, targets = batch
+    with suppress(HessdistError), evaluating("some samples"), torch.no_grad():
+        outputs = plain_value(lambda: detached(model(inputs)))
+        fitting = _reductions(criterion, outputs, targets)
+        return [one for one in fitting if one in found] or found
+    return found
 
 
 def _told(together: float, alone: list[float]) -> list[Reduction]:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 CLASSES = 3
@@ -500,6 +501,12 @@ class Dense:
 
 
 def dense(drawn: Drawn, operator: str) -> Dense:
+    """Loss, gradient and matrix, with attention by PyTorch's differentiable backend."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return by_double_backward(drawn, operator)
+
+
+def by_double_backward(drawn: Drawn, operator: str) -> Dense:
     """Loss, gradient and matrix of the mean over all samples at once."""
     model = drawn.twin()
     parameters = list(model.parameters())
