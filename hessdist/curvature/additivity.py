@@ -278,12 +278,13 @@ _TOKENS = (
 
 
 def _cause(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tuple[str, str]:
-    few = list(positions)[:4]
+    few = list(positions)
     alone = [_measure(local, shard, [position]) for position in few]
-    pairs = [(0, 1), (1, 2), (0, 2), (2, 3)]
+    # Samples of one class, or of one number of tokens, do not tell: so many different pairs.
+    pairs = [(i, (i + gap) % len(few)) for gap in (1, 3) for i in range(len(few))]
     fits = []
     for i, j in pairs:
-        if max(i, j) < len(few):
+        if i != j:
             both = _measure(local, shard, [few[i], few[j]])
             if abs(both.weight - alone[i].weight - alone[j].weight) > _WEIGHTS * both.weight:
                 return (
@@ -318,7 +319,9 @@ def _of_coefficients(
             "the sum is asked",
             _TOKENS,
         )
-    if (abs(sums - 2) < 2 * _FIT).all() and (abs(coefficients - 1) > 1e-4).any():
+    chosen = (coefficients < 1e-4).any()  # as where the largest loss of a batch is taken alone
+    apart = (abs(coefficients - 1) > 1e-4).any()
+    if (abs(sums - 2) < 2 * _FIT).all() and apart and not chosen:
         return (
             "the loss weighs a sample by the other samples of its batch: it is a mean over tokens "
             "or by class weights, times the number of samples",
@@ -454,14 +457,27 @@ def _batch_norms(local: LocalLoss) -> str:
     return ", ".join([name for name, one in named if isinstance(one, kind) and one.training][:3])
 
 
-def _versions(local: LocalLoss) -> dict[str, int]:
-    """How many times each parameter has been written to."""
-    return {name: tensor._version for name, tensor in local.model.named_parameters()}
+def _versions(local: LocalLoss) -> dict[str, tuple[int, int]]:
+    """How many times each parameter has been written to, and the sum of its bits."""
+    # PyTorch does not count what is written to `parameter.data`.
+    return {
+        name: (tensor._version, _bits(tensor.detach()))
+        for name, tensor in local.model.named_parameters()
+    }
+
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def _bits(tensor: Tensor) -> int:
+    """The sum of the entries taken for integers: it changes with any of them."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return int(real.contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64))
 
 
 def _versions_of(batch: Batch) -> list[int]:
     return [tensor._version for tensor in floating_tensors(batch)]
 
 
-def _changed(before: dict[str, int], after: dict[str, int]) -> str:
+def _changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> str:
     return next((name for name, version in after.items() if before.get(name) != version), "")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import hessdist
-from hessdist.errors import HessdistError, NumericalError, WorkloadError
+from hessdist.errors import HessdistError, NumericalError, SymmetryError, WorkloadError
 
 Loss = Callable[..., Any]
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -484,7 +484,12 @@ def test_networks_trained_to_the_end(dtype: torch.dtype, seed: int) -> None:
     steps.step(closure)  # type: ignore[arg-type]
     data = TensorDataset(x, y)
     for given in (F.cross_entropy, lambda z, t: F.cross_entropy(z, t)):
-        found = solved(model.to(dtype), given, data)
+        try:
+            found = solved(model.to(dtype), given, data)
+        except SymmetryError as error:
+            if dtype == torch.float64 or "float64" not in str(error):
+                raise
+            continue  # a Hessian of nothing but rounding, and so it is said
         right = F.cross_entropy(model.double()(x.double()), y)
         # What is left of a loss in single precision is its rounding.
         assert found.loss == pytest.approx(float(right.detach()), rel=1e-3, abs=1e-7)
