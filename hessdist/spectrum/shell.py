@@ -259,10 +259,14 @@ class ShellMatrix:
             SymmetryError: It is not.
         """
         if self._asymmetry < math.inf and defect > self._asymmetry * scale:
+            remedy = (
+                "use compute.dtype = 'float64'"
+                if self._local.dtype == torch.float32
+                else "its entries are below rounding: the loss or its derivatives are next to zero"
+            )
             error = SymmetryError(
                 f"the operator is not symmetric beyond rounding: {what}",
-                "use compute.dtype = 'float64' where it is next to zero; of one of your own the "
-                "product of (A + Aᵀ) / 2",
+                f"{remedy}; of one of your own multiply by (A + Aᵀ) / 2",
             )
             error.agreed = True
             raise error

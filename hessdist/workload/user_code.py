@@ -43,6 +43,11 @@ _CAUSES = (
         "call torch.utils.checkpoint.checkpoint with use_reentrant=False",
     ),
     (
+        re.compile(r"strides should be multiple of 16|_grouped_mm"),
+        "the model multiplies its experts by a fused kernel that does not take these sizes",
+        "choose the plain one (in transformers: experts_implementation='eager')",
+    ),
+    (
         re.compile(r"'Tensor' object is not callable"),
         "the loss was called with (outputs, targets) and calls one of them, as a loss of (model, "
         "batch) does",
