@@ -44,6 +44,34 @@ class _Composites(TorchFunctionMode):
 
 
 @contextmanager
+def _refusing_reentrant_checkpoints() -> Iterator[None]:
+    """Raise where a graph is dropped by reentrant activation checkpointing.
+
+    Where no input requires a gradient, as in a first layer, PyTorch goes on without one in silence.
+
+    Yields:
+        Nothing.
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    function = getattr(module, "CheckpointFunction", None)
+    if function is None or "apply" in vars(function):
+        yield
+        return
+    apply = function.apply
+
+    def refuse(*given: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("activation checkpointing with use_reentrant=True")
+        return apply(*given)
+
+    function.apply = refuse
+    try:
+        yield
+    finally:
+        del function.apply
+
+
+@contextmanager
 def exact_derivatives() -> Iterator[None]:
     """Evaluate models and losses so that their gradient is that of the loss, and differentiable.
 
@@ -59,6 +87,7 @@ def exact_derivatives() -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:  # importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_refusing_reentrant_checkpoints())
         stack.enter_context(_Composites())
         yield
 
