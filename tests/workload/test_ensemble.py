@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import known_loss
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
@@ -21,7 +22,6 @@ from hessdist.workload.ensemble import Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, mse
 from hessdist.workload.models import mlp
 from hessdist.workload.training import minibatches
-from networks import known_loss
 
 CROSS_ENTROPY = known_loss(nn.functional.cross_entropy)
 SUMMED = known_loss(nn.CrossEntropyLoss(reduction="sum"))
