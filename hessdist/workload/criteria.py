@@ -177,7 +177,7 @@ def _function_and_options(criterion: Callable[..., Any]) -> tuple[Any, dict[str,
     """The function behind a criterion, and the keyword arguments that it is called with."""
     if isinstance(criterion, functools.partial):
         function, options = _function_and_options(criterion.func)
-        if criterion.args or (options and isinstance(criterion.func, nn.Module)):
+        if criterion.args or (criterion.keywords and isinstance(criterion.func, nn.Module)):
             return None, {}
         return function, {**options, **criterion.keywords}
     for module, function in _MODULES.items():
