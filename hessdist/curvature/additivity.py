@@ -199,6 +199,8 @@ def _compare(local: LocalLoss, shard: Shard, parts: Sequence[Sequence[int]]) -> 
         values += one.value
         weights += one.weight
         finite &= math.isfinite(one.value)
+    if math.isfinite(whole.value) and not finite:
+        return Verdict.NOT_ADDITIVE  # a part that has nothing to divide by, as no labels that count
     if not (finite and math.isfinite(whole.value) and math.isfinite(squares)):
         return Verdict.UNDECIDED  # the pass over all samples names what is not finite
     if abs(weights - whole.weight) > _WEIGHTS * max(abs(weights), abs(whole.weight)):
@@ -284,7 +286,7 @@ def _cause(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tuple[st
     pairs = [(i, (i + gap) % len(few)) for gap in (1, 3) for i in range(len(few))]
     fits = []
     for i, j in pairs:
-        if i != j:
+        if i != j and math.isfinite(alone[i].value + alone[j].value):
             both = _measure(local, shard, [few[i], few[j]])
             if abs(both.weight - alone[i].weight - alone[j].weight) > _WEIGHTS * both.weight:
                 return (
@@ -295,6 +297,14 @@ def _cause(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tuple[st
                     "weights of the batch",
                 )
             fits.append(_fit(both, alone[i], alone[j]))
+    lost = sum(not math.isfinite(one.value) for one in alone)
+    if lost and (not fits or max(fit[2] for fit in fits) <= _FIT):
+        return (
+            f"the loss of {lost} of {len(few)} samples alone is not finite, and that of their "
+            "batch is: it is a mean over tokens, or by class weights, and no label of these "
+            "samples counts",
+            _TOKENS,
+        )
     if not fits:
         return _dependent(local, shard, positions)
     coefficients = np.array([fit[:2] for fit in fits])

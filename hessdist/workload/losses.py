@@ -552,6 +552,12 @@ def _require_tensor(outputs: Any, name: str) -> None:
     )
 
 
+_KNOWN = (
+    "use a criterion of torch.nn, whose class weights and ignored labels are known, or give a loss "
+    "of (model, batch) that returns (loss summed over the batch, its weight)"
+)
+
+
 def _reductions(criterion: Criterion, outputs: Any, targets: Any) -> list[Reduction]:
     """Find out whether a criterion sums, averages, or gives a value for each sample.
 
@@ -588,6 +594,12 @@ def _reductions(criterion: Criterion, outputs: Any, targets: Any) -> list[Reduct
         return float(criterion(z, targets)), alone
 
     together, alone = values(outputs)
+    if math.isfinite(together) and not all(map(math.isfinite, alone)):
+        raise WorkloadError(
+            "the loss of a single sample is not finite, and that of a batch is: it is a mean over "
+            "labels that count, and the sample has none",
+            _KNOWN,
+        )
     if not all(math.isfinite(value) for value in (together, *alone)):
         raise NumericalError(
             "the loss of the first samples is not finite", "check the data, the model and the loss"
@@ -606,8 +618,7 @@ def _reductions(criterion: Criterion, outputs: Any, targets: Any) -> list[Reduct
         "the loss is neither the sum nor the mean of the losses of its samples "
         f"(batch {together:.6g}, samples {', '.join(f'{value:.6g}' for value in alone)}): "
         + _why(outputs, targets),
-        "use a criterion of torch.nn, whose class weights and ignored labels are known, or give a "
-        "loss of (model, batch) that returns (loss summed over the batch, its weight)",
+        _KNOWN,
     )
 
 

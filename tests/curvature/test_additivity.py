@@ -144,6 +144,24 @@ def test_a_mean_over_tokens(dtype: torch.dtype) -> None:
 
 
 @both_dtypes
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_a_sample_without_any_label(dtype: torch.dtype, place: int) -> None:
+    """Its mean is 0 / 0, which a batch hides."""
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        return F.cross_entropy(model(batch[0]), batch[1]) * len(batch[1]), len(batch[1])
+
+    lengths = [4] * 12
+    lengths[place] = 0
+    data = tokens(lengths)
+    refused(Tokens().to(dtype), loss, data, "mean over tokens", batch_size=64)
+    says = "labels that count|ignored labels|a mean over (the )?tokens"
+    refused(Tokens().to(dtype), lambda z, y: F.cross_entropy(z, y), data, says, batch_size=64)
+    found = solved(Tokens().to(dtype), F.cross_entropy, data, batch_size=5)
+    assert found.weight == 44
+
+
+@both_dtypes
 @pytest.mark.parametrize(
     "weight",
     [lambda y: 1.0, lambda y: len(y) + 1, lambda y: len(y) ** 0.5, lambda y: float(y.max() + 1)],
