@@ -169,9 +169,7 @@ def test_a_criterion_that_is_not_finite_is_not_said_to_weigh_samples(
     assert "class weights" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "criterion", [lambda z, y: 1.0, lambda z, y: z]
-)
+@pytest.mark.parametrize("criterion", [lambda z, y: 1.0, lambda z, y: z])
 def test_a_criterion_that_gives_no_scalar_tensor_is_refused(classes: Made, criterion: Any) -> None:
     model, inputs, targets = classes
     with pytest.raises(WorkloadError, match="does not return a scalar"):
