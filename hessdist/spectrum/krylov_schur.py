@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ class Solver:
         self._accepting = False
         self._ritz: Ritz | None = None
         self._kept = 0  # vectors that the last restart kept
-        self._center: float | None = None
+        self._ranking: Callable[[float], tuple[int, float]] | None = None
 
         given = PETSc.Options()
         with shell.ranks.agreeing():
@@ -237,11 +237,13 @@ class Solver:
         self.eps.setStoppingTest(self._stop)
         self._run()
         assert self._ritz is not None
-        order = np.argsort(self._ritz.values[: self.eps.getConverged()])
-        chosen = self._ends.chosen(order)
+        everything = self._ritz.values
+        order = np.argsort(everything[: self.eps.getConverged()])
+        upper, lower = self._ends.handed_over(everything, everything[order])
+        chosen = replace(self._ends, largest=upper, smallest=lower).chosen(order)
         basis = self.eps.getBV()
         self.values = self._ritz.values[chosen]
-        self.found = min(self.largest, len(chosen)), min(self.smallest, len(chosen))
+        self.found = upper, lower
         self.vectors = np.empty((len(chosen), self.shell.local_size), self.shell.dtype)
         for row, column in enumerate(chosen.tolist()):
             vector = basis.getColumn(column)
@@ -253,7 +255,7 @@ class Solver:
     def _compare(self, one: complex, other: complex, *unused: object) -> int:
         """SLEPc's order of Ritz values: negative if the first one comes first."""
         try:
-            if self._center is None:  # the first comparison of a restart's sort
+            if self._ranking is None:  # the first comparison of a restart's sort
                 # A locked vector stays at the tolerance and spoils the smaller ones; without
                 # locking all of them go on improving, at no cost. SLEPc takes a basis that grows
                 # only with locking, but looks at that at set-up alone.
@@ -261,12 +263,12 @@ class Solver:
                 if self.restarts >= self._max_restarts - 1:
                     self._accept_everything()
                 values, _ = self._projected()
-                self._center = self._ends.center(np.sort(values))
-            first, second = abs(one.real - self._center), abs(other.real - self._center)
+                self._ranking = self._ends.ranking(values)
+            first, second = self._ranking(one.real), self._ranking(other.real)
         except Exception as error:
             self._fail(error)
             return 0
-        return (first < second) - (first > second)
+        return (first > second) - (first < second)
 
     def _projected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Diagonal and last row (as a column) of SLEPc's projected, solved problem."""
@@ -313,7 +315,7 @@ class Solver:
         reasons = self._slepc.EPS.ConvergedReason
         values, estimates = self._projected()
         self._ritz = Ritz(values, estimates, self._rotation())
-        self._center = None
+        self._ranking = None
         self.restarts = restarts
         self._follow_basis(self._ritz)
         floor = self.floor(float(np.abs(values).max()), margin=_TURNED_UP)

@@ -5,6 +5,7 @@ NumPy alone, and small: the projected problem has as many rows as the Krylov bas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 # Relative residual at which the pair next to the wanted ones counts as settled.
 _SETTLED = 0.5
+# Relative difference of two Ritz values that are copies of one.
+_SAME = 1e-10
 # Steps of a cycle from which the rate of convergence is read.
 _STEPS = 8
 
@@ -45,6 +48,55 @@ class Ends:
         if self.largest + self.smallest >= n:
             return float((low + high) / 2)
         return float((ascending[n - self.largest] + ascending[self.smallest - 1]) / 2)
+
+    def ranking(self, values: NDArray[np.float64]) -> Callable[[float], tuple[int, float]]:
+        """The order in which Ritz values are kept: what is wanted, then the farthest from c.
+
+        Where a value is there many times, as zero is of a matrix of low rank, its copies are as far
+        from c as a wanted value of the other end: so the wanted ones come first, and those of the
+        end that has no exact copies before those of the other one.
+
+        Args:
+            values: All Ritz values, (n,).
+
+        Returns:
+            A value's sort key: what comes first is smaller.
+        """
+        ascending = np.sort(values)
+        n, center = len(ascending), self.center(ascending)
+        low = ascending[self.smallest - 1] if 0 < self.smallest <= n else -np.inf
+        high = ascending[n - self.largest] if 0 < self.largest <= n else np.inf
+        copies_above = int((ascending >= high).sum()) > self.largest
+        upper, lower = (1, 0) if copies_above else (0, 1)
+
+        def key(value: float) -> tuple[int, float]:
+            group = upper if value >= high else lower if value <= low else 2
+            return group, -abs(value - center)
+
+        return key
+
+    def handed_over(
+        self, values: NDArray[np.float64], ascending: NDArray[np.float64]
+    ) -> tuple[int, int]:
+        """Count the wanted pairs of each end, from the outermost on, that a solver hands over.
+
+        Args:
+            values: All Ritz values, (n,).
+            ascending: Those that it hands over, ascending.
+
+        Returns:
+            Of the upper end and of the lower one. Beyond these numbers a pair is missing.
+        """
+        everything = np.sort(values)
+        close = _SAME * float(np.abs(everything).max(initial=0))
+
+        def agreeing(found: NDArray[np.float64], right: NDArray[np.float64], wanted: int) -> int:
+            count = min(wanted, len(found))
+            off = np.flatnonzero(np.abs(found[:count] - right[:count]) > close)
+            return int(off[0]) if off.size else count
+
+        upper = agreeing(ascending[::-1], everything[::-1], self.largest)
+        return upper, agreeing(ascending, everything, self.smallest)
 
     def chosen(self, ascending: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of positions by ascending value, those of the two ends, each once."""
