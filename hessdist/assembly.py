@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hessdist.curvature.additivity import prove_additive, refuse_random
+from hessdist.curvature.additivity import prove_additive
+from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hessdist.curvature.linearized import of_outputs
 from hessdist.curvature.local_loss import LocalLoss
-from hessdist.workload.losses import OfOutputs, batch_length, plain_value
-from hessdist.workload.nestings import Batch, floating_tensors, with_tensors
+from hessdist.workload.losses import OfOutputs, plain_value
+from hessdist.workload.nestings import Batch, batch_length, floating_tensors, with_tensors
 from hessdist.workload.user_code import evaluating
 
 # Outputs of a sample up to which the rank of the loss's Hessian by them is computed.

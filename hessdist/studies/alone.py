@@ -16,8 +16,9 @@ from hessdist.errors import NumericalError
 from hessdist.job import Job
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import MapDataset
-from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss, batch_length, checked_loss
+from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.nestings import batch_length
 from hessdist.workload.shard import Shard
 from hessdist.workload.training import initialise, minibatches, penalty
 

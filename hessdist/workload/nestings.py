@@ -75,6 +75,31 @@ def with_tensors(nesting: Any, tensors: Sequence[Tensor]) -> Any:
     return map_tensors(nesting, put)
 
 
+def batch_length(batch: Batch) -> int:
+    """The number of samples in a batch: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    found: list[int] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        if tensor.ndim:
+            found.append(len(tensor))
+        return tensor
+
+    map_tensors(batch, look)
+    return found[0] if found else len(batch)
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Some samples of a batch whose tensors all have its length as their first dimension."""
+    return map_tensors(batch, lambda tensor: tensor[rows] if tensor.ndim else tensor)
+
+
+def leading(sample: Any) -> Any:
+    """A sample as a batch of one."""
+    return map_tensors(sample, lambda tensor: tensor.unsqueeze(0))
+
+
 def count_bytes(batch: Batch) -> int:
     """Bytes of all the tensors in a nesting."""
     sizes: list[int] = []

@@ -1,0 +1,101 @@
+"""Proof, before a solve, that a workload gives the same values each time that it is evaluated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.errors import WorkloadError
+from hessdist.workload.nestings import Batch, floating_tensors
+
+
+def refuse_random(local: LocalLoss) -> None:
+    """Refuse a workload that gives other values at the same θ.
+
+    The first batch is read once and evaluated twice: dropout, sampling and parameters that change
+    in a pass make the two differ.
+
+    Args:
+        local: The loss on this rank's samples.
+
+    Raises:
+        WorkloadError: The passes differ.
+    """
+    if not local.shard.num_samples:
+        return
+    size = min(local.shard.num_samples, max(local.shard.batch_size, 1), 32)
+    batch = local.shard.head(size)
+    what = local.called("the first samples")
+    state = _versions(local)
+    given = _versions_of(batch)
+    first, _ = local.plain(batch, what)
+    if named := _batch_norms(local):
+        raise WorkloadError(
+            "the loss of a sample depends on the other samples of its batch: batch norm is in "
+            f"training mode ({named})",
+            "call eval() on it, and do not call train() in the model or the loss",
+        )
+    if changed := _changed(state, _versions(local)):
+        raise WorkloadError(
+            f"the model changes its parameter {changed} when it is evaluated",
+            "leave parameters as they are in forward",
+        )
+    if given != _versions_of(batch):
+        raise WorkloadError(
+            "the model or the loss changes its inputs in place",
+            "clone them first, or use operations that return a new tensor",
+        )
+    second, _ = local.plain(batch, what)
+    if first == first and not _close(first, second, local.dtype):
+        training = local.training_modules()
+        reason = (
+            f"modules in training mode: {training}; call eval() on them"
+            if training
+            else "the model or the loss draws at random (dropout, sampling): evaluate it as in "
+            "eval() mode, or draw with a fixed seed"
+        )
+        raise WorkloadError(
+            f"two passes over the same samples differ: loss {first:.9g} and {second:.9g}", reason
+        )
+
+
+# Two passes over the same samples may differ by rounding on a GPU, and by nothing else.
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def _close(one: float, other: float, dtype: torch.dtype) -> bool:
+    return abs(one - other) <= _ROUNDING[dtype] * max(abs(one), 1e-3)
+
+
+def _batch_norms(local: LocalLoss) -> str:
+    """Names of the first modules of batch norm that use statistics of the batch."""
+    kind = nn.modules.batchnorm._BatchNorm
+    named = local.model.named_modules()
+    return ", ".join([name for name, one in named if isinstance(one, kind) and one.training][:3])
+
+
+def _versions(local: LocalLoss) -> dict[str, tuple[int, int]]:
+    """How many times each parameter has been written to, and the sum of its bits."""
+    # PyTorch does not count what is written to `parameter.data`.
+    return {
+        name: (tensor._version, _bits(tensor.detach()))
+        for name, tensor in local.model.named_parameters()
+    }
+
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def _bits(tensor: Tensor) -> int:
+    """The sum of the entries taken for integers: it changes with any of them."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return int(real.contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64))
+
+
+def _versions_of(batch: Batch) -> list[int]:
+    return [tensor._version for tensor in floating_tensors(batch)]
+
+
+def _changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> str:
+    return next((name for name, version in after.items() if before.get(name) != version), "")
