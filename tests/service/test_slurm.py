@@ -88,7 +88,7 @@ def test_two_nodes_and_four_ranks_give_the_result_of_one_process(
 def test_the_signal_ahead_of_the_time_limit_requeues_a_job_that_then_finishes(
     cluster: Cluster, tmp_path: Path, alone: Path
 ) -> None:
-    prepare(tmp_path, STEPS, seconds=1)  # longer than the limit in all
+    prepare(tmp_path, STEPS, seconds=0.3)  # at work when the signal comes
     limits = ("--tasks-per-node", "2", "--time", "1", "--ahead", "50")
     number = submit(cluster, tmp_path, *limits, "--journal")
     cluster.until(lambda: "ends with status 75" in logs(tmp_path), 100)
