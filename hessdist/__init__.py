@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hessdist.api import Spectrum, exact_spectrum, extreme_eigenpairs, spectral_density
-    from hessdist.densities import SpectralDensity
     from hessdist.results.reader import Run, open_run
+    from hessdist.spectrum.densities import SpectralDensity
 
 __all__ = [
     "Run",
@@ -29,7 +29,7 @@ _HOMES = {
     "Run": "hessdist.results.reader",
     "open_run": "hessdist.results.reader",
     "Spectrum": "hessdist.api",
-    "SpectralDensity": "hessdist.densities",
+    "SpectralDensity": "hessdist.spectrum.densities",
     "exact_spectrum": "hessdist.api",
     "extreme_eigenpairs": "hessdist.api",
     "spectral_density": "hessdist.api",

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hessdist.assembly import TrainingLoss, full_vectors
-from hessdist.densities import SpectralDensity
+from hessdist.config.job import ComputeSection, Operator
 from hessdist.errors import WorkloadError
-from hessdist.job import ComputeSection, Operator
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss, full_vectors
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
+from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.workload.datasets import choose_samples, count_samples, require_map_style

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
-from hessdist.angles import angles_between, principal_angles
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.angles import angles_between, principal_angles
 
 
 def orthonormal(seed: int, count: int, size: int = 40) -> np.ndarray:

@@ -12,8 +12,8 @@ import pytest
 from oracles import outliers_and_bulk
 from scipy.stats import norm, t
 
-from hessdist.densities import Estimate, SpectralDensity
 from hessdist.errors import InputError
+from hessdist.spectrum.densities import Estimate, SpectralDensity
 
 SCALARS: dict[str, Callable[[SpectralDensity], Estimate]] = {
     "trace": SpectralDensity.trace,
@@ -237,7 +237,7 @@ def test_a_width_that_is_none_is_refused(width: float) -> None:
 
 def test_it_takes_numpy_alone() -> None:
     code = (
-        "import sys, hessdist.densities; "
+        "import sys, hessdist.spectrum.densities; "
         "print([m for m in ('torch', 'mpi4py', 'petsc4py', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

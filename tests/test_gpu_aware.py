@@ -10,7 +10,7 @@ import mpi4py
 import pytest
 from mpi4py import MPI
 
-from hessdist.gpu_aware import OVERRIDE, mpi4py_takes_tensors, mpi_takes_device_memory
+from hessdist.parallel.gpu_aware import OVERRIDE, mpi4py_takes_tensors, mpi_takes_device_memory
 
 OPEN_MPI = "Open MPI v5.0.3, package: Open MPI root@node, ident: 5.0.3"
 MPICH = "MPICH Version:      4.2.1\nMPICH ABI:          16:1:4"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hessdist.doctor import examine
+from hessdist.cli.doctor import examine
 from hessdist.errors import InputError
-from hessdist.ranks import check_launcher, launched_rank
+from hessdist.parallel.ranks import check_launcher, launched_rank
 
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node1"}
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from hessdist.memory import keep_freed_memory, peak_bytes
+from hessdist.parallel.memory import keep_freed_memory, peak_bytes
 
 FAULTS = """
 import resource, torch
-from hessdist.memory import keep_freed_memory
+from hessdist.parallel.memory import keep_freed_memory
 assert keep_freed_memory() is {expected}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -54,7 +54,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 ONE_THREAD = """
 import resource, torch
-from hessdist.memory import keep_freed_memory, touch
+from hessdist.parallel.memory import keep_freed_memory, touch
 keep_freed_memory()
 size = 500 << 20
 if {touched}:

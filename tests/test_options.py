@@ -11,9 +11,9 @@ import pytest
 from conftest import Run
 from oracles import PrescribedSpectrum
 
-from hessdist.cli import split_petsc_options
+from hessdist.cli.app import split_petsc_options
 from hessdist.errors import InputError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.eps_options import REFUSED, WITHOUT_EFFECT

@@ -8,11 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hessdist.densities import SpectralDensity
 from hessdist.results.files import replacing
 from hessdist.results.schema import TABLES
-from hessdist.results.studies import Section, Variable, write_studies
+from hessdist.results.units import Section, Variable, write_studies
 from hessdist.results.writer import CheckpointFile, RunDescription, part_path, parts_of, write_index
+from hessdist.spectrum.densities import SpectralDensity
 
 JOB = """
 name = {name}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hessdist.results.studies import Section, Variable
+from hessdist.results.units import Section, Variable
 
 
 def _named(*names: str) -> np.ndarray:

@@ -21,8 +21,8 @@ from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from hessdist.cli import app as command_line
-from hessdist.job import Job
+from hessdist.cli.app import app as command_line
+from hessdist.config.job import Job
 from hessdist.results import schema
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.assembly import TrainingLoss
 from hessdist.landscape.displaced import DisplacedLoss
+from hessdist.objective import TrainingLoss
 
 _FEWEST = 4  # points between two reductions
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 
 Vector = NDArray[np.float64]
 """This rank's entries of a spread vector, (d_local,)."""

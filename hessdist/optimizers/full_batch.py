@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hessdist.config.job import MinimizeSection
 from hessdist.errors import InputError, NumericalError, Stopped
-from hessdist.job import MinimizeSection
 from hessdist.optimizers.directions import (
     LBFGS,
     Direction,
@@ -30,7 +30,7 @@ from hessdist.optimizers.directions import (
     Vector,
     steepest_descent,
 )
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.shell import ShellMatrix
 

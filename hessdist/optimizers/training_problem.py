@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hessdist.assembly import TrainingLoss
 from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.products import DifferencedProduct, LocalProduct
 from hessdist.landscape.displaced import plain_summed, summed
+from hessdist.objective import TrainingLoss
 from hessdist.optimizers.directions import Vector
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix
 from hessdist.workload.user_code import evaluating
 

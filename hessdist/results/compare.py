@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.angles import principal_angles
 from hessdist.errors import ResultError
 from hessdist.results.reader import Run
+from hessdist.spectrum.angles import principal_angles
 
 
 @dataclass(frozen=True)

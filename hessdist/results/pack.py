@@ -11,7 +11,7 @@ from hessdist.errors import OutputError
 from hessdist.results.files import replacing
 from hessdist.results.reader import Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
-from hessdist.results.studies import COMPRESSION, copy_apart, write_studies
+from hessdist.results.units import COMPRESSION, copy_apart, write_studies
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
 
 

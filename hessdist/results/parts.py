@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hessdist.results.opening import open_hdf5
 from hessdist.results.schema import ENDS, STEP, TABLES, Field
-from hessdist.results.studies import Digests, pairs_digest
+from hessdist.results.units import Digests, pairs_digest
 
 ROOT_ATTRIBUTES = (
     "software",

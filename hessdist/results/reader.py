@@ -28,7 +28,7 @@ from hessdist.results.opening import (
 )
 from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
-from hessdist.results.studies import (
+from hessdist.results.units import (
     Section,
     collect_studies,
     pairs_digest,

@@ -32,7 +32,7 @@ from hessdist.results.schema import (
     Field,
     group_name,
 )
-from hessdist.results.studies import collect_studies, write_studies
+from hessdist.results.units import collect_studies, write_studies
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hessdist.assembly import TrainingLoss, Workload
+from hessdist.config.job import Job
 from hessdist.errors import (
     CheckpointError,
     HessdistError,
@@ -26,13 +26,13 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.job import Job
 from hessdist.landscape.diagnosis import Point, findings
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss, Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import CheckpointResult, Run, open_run
 from hessdist.results.schema import SOFTWARE
-from hessdist.results.studies import (
+from hessdist.results.units import (
     Section,
     drop_others,
     read_unit,
@@ -42,14 +42,14 @@ from hessdist.results.studies import (
 )
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.report import Report
+from hessdist.service.console import Report
+from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.study import alone
-from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
 from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.diagnosis import diagnosis
+from hessdist.studies.debugging.diagnosis import diagnosis
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
 

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.assembly import Evaluation, TrainingLoss, eigenpairs_as
+from hessdist.config.job import Job, SpectrumSection
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
-from hessdist.job import Job, SpectrumSection
-from hessdist.ranks import Ranks, shard_bounds
+from hessdist.objective import Evaluation, TrainingLoss, eigenpairs_as
+from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
 from hessdist.service import locks
+from hessdist.service.console import Report
 from hessdist.service.journal import Journal
 from hessdist.service.metrics import Metrics
 from hessdist.service.queue import Source
-from hessdist.service.report import Report
+from hessdist.service.results import Writer
 from hessdist.service.stop import Stop
-from hessdist.service.writer import Writer
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.krylov_schur import Progress
 from hessdist.spectrum.shell import ShellMatrix

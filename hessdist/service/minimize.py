@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from hessdist.assembly import TrainingLoss, Workload
+from hessdist.config.job import Job
 from hessdist.errors import (
     CheckpointError,
     HessdistError,
@@ -22,7 +22,7 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.job import Job
+from hessdist.objective import TrainingLoss, Workload
 from hessdist.optimizers.directions import Vector
 from hessdist.optimizers.full_batch import (
     Ended,
@@ -33,16 +33,16 @@ from hessdist.optimizers.full_batch import (
     tao_options,
 )
 from hessdist.optimizers.training_problem import TrainingProblem
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import open_run
-from hessdist.results.studies import Section, Variable, read_unit, unit_path, write_unit
+from hessdist.results.units import Section, Variable, read_unit, unit_path, write_unit
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.report import Report
+from hessdist.service.console import Report
+from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.study import alone
-from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
 from hessdist.workload.checkpoints import (
     checkpoint_name,

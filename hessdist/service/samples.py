@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hessdist.config.job import Job
 from hessdist.errors import InputError
-from hessdist.job import Job
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
 from hessdist.workload.datasets import MapDataset, choose_samples, count_samples
 from hessdist.workload.sample_digests import (

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hessdist.config.job import Job, parse_job
 from hessdist.errors import ResultError
-from hessdist.job import Job, parse_job
 from hessdist.results.files import parts_folder
 from hessdist.results.opening import open_hdf5, patiently
 from hessdist.results.reader import open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import parts_of
 from hessdist.service import locks
-from hessdist.service.report import clock
+from hessdist.service.console import clock
 from hessdist.workload.steps import scan_checkpoints
 
 _LISTED = 12

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hessdist.errors import Stopped
 
 if TYPE_CHECKING:
-    from hessdist.ranks import Ranks
+    from hessdist.parallel.ranks import Ranks
 
 STOP = "stop"  # the message between groups
 _EARLY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)

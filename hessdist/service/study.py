@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hessdist.assembly import TrainingLoss, Workload
+from hessdist.config.job import ExactSection, Job
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
-from hessdist.job import ExactSection, Job
+from hessdist.objective import TrainingLoss, Workload
 from hessdist.optimizers.full_batch import tao_options
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import Run, open_run
-from hessdist.results.studies import (
+from hessdist.results.units import (
     Digests,
     Section,
     drop_others,
@@ -31,24 +31,27 @@ from hessdist.results.studies import (
 )
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.report import Report
+from hessdist.service.console import Report
+from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
-from hessdist.service.writer import describe
 from hessdist.spectrum import petsc
 from hessdist.spectrum.dense import choose_solver
-from hessdist.studies import decomposition, negative_curvature, singularity, whole_spectra
 from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.critical_points import critical_points
-from hessdist.studies.eigenspaces import compare_on_a_budget
+from hessdist.studies.debugging.saddle import leave_a_saddle
+from hessdist.studies.eigenspaces import decomposition
+from hessdist.studies.eigenspaces.eigenspace import compare_on_a_budget
+from hessdist.studies.eigenspaces.minimizers import minimizers
 from hessdist.studies.experiment import Experiment
-from hessdist.studies.laws import SOURCES, laws
-from hessdist.studies.loss_model import loss_model
-from hessdist.studies.minimizers import minimizers
+from hessdist.studies.negative_curvature import along_eigenvectors as negative_curvature
+from hessdist.studies.negative_curvature.optimizer import track
+from hessdist.studies.random_matrices.critical_points import critical_points
+from hessdist.studies.random_matrices.laws import SOURCES, laws
+from hessdist.studies.random_matrices.loss_model import loss_model
+from hessdist.studies.random_matrices.two_layer import two_layer
 from hessdist.studies.remarks import remarks
-from hessdist.studies.saddle import leave_a_saddle
-from hessdist.studies.tracking import track
-from hessdist.studies.two_layer import two_layer
+from hessdist.studies.singularity import networks as singularity
+from hessdist.studies.singularity import whole_spectra
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
 

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hessdist.assembly import Workload
+from hessdist.config.job import Job, changed_fields, parse_job
 from hessdist.errors import HessdistError, OutputError, ReadingError, ResultError, Stopped
-from hessdist.job import Job, changed_fields, parse_job
-from hessdist.ranks import Ranks
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import check_writable, parts_of, remove_partial_files
 from hessdist.service import locks
+from hessdist.service.console import Report
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
 from hessdist.service.queue import Listed, Source, Watched
-from hessdist.service.report import Report
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.spectrum import petsc

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hessdist.assembly import DTYPES
-from hessdist.job import Job
-from hessdist.ranks import choose_device
-from hessdist.service.report import Report
+from hessdist.config.job import Job
+from hessdist.objective import DTYPES
+from hessdist.parallel.ranks import choose_device
+from hessdist.service.console import Report
 from hessdist.service.samples import write_training_samples
 from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate

@@ -21,8 +21,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.memory import available_bytes
-from hessdist.ranks import Ranks, limit_blas_threads
+from hessdist.parallel.memory import available_bytes
+from hessdist.parallel.ranks import Ranks, limit_blas_threads
 from hessdist.spectrum import petsc
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.memory import touch
+from hessdist.parallel.memory import touch
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eps_options import refuse_unfit
 from hessdist.spectrum.lanczos import lanczos_quadrature

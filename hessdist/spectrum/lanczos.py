@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.densities import SpectralDensity
 from hessdist.errors import InputError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hessdist.errors import DependencyError, InputError
-from hessdist.gpu_aware import mpi_takes_device_memory
+from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.spectrum.eps_options import WITHOUT_EFFECT, ineffective
 
 _SPIN = "10"  # 2^10 cycles; OpenBLAS's default is 2^26

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hessdist.errors import HessdistError, Stopped, SymmetryError
-from hessdist.gpu_aware import mpi_takes_device_memory
-from hessdist.ranks import Ranks
+from hessdist.parallel.gpu_aware import mpi_takes_device_memory
+from hessdist.parallel.ranks import Ranks
 
 # Entries of the recorded products that are combined at a time in float64.
 _BLOCK = 1 << 14

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 
 # Entries drawn from one seed: small enough that a rank draws little more than its own slice.
 _BLOCK = 1 << 16

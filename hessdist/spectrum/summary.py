@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.densities import Estimate, SpectralDensity
 from hessdist.spectrum.dense import Plan, choose_solver, exact_spectrum
+from hessdist.spectrum.densities import Estimate, SpectralDensity
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.trace import xtrace

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.densities import Estimate
 from hessdist.errors import InputError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.densities import Estimate
 from hessdist.spectrum.lanczos import derived_seed, local_projections
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries

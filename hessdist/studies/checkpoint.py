@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.assembly import TrainingLoss, Workload
-from hessdist.job import Job
-from hessdist.ranks import Ranks
+from hessdist.config.job import Job
+from hessdist.objective import TrainingLoss, Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import CheckpointResult
 from hessdist.results.schema import ENDS
-from hessdist.results.studies import Section
+from hessdist.results.units import Section
 
 
 @dataclass(frozen=True)

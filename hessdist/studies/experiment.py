@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from hessdist.assembly import TrainingLoss, Workload
+from hessdist.config.job import Job
 from hessdist.errors import Stopped, WorkloadError
-from hessdist.job import Job
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss, Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.workload.models import build_model
 
 

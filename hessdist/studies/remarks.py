@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hessdist.landscape.step_size import Found
-from hessdist.outliers import NEAR_ZERO, share_near_zero
 from hessdist.results.schema import ENDS
-from hessdist.results.studies import Section
+from hessdist.results.units import Section
+from hessdist.spectrum.outliers import NEAR_ZERO, share_near_zero
 from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
 
 

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hessdist.densities import SpectralDensity
 from hessdist.errors import InputError
-from hessdist.outliers import NEAR_ZERO
+from hessdist.spectrum.densities import SpectralDensity
+from hessdist.spectrum.outliers import NEAR_ZERO
 
 _WEIGHTLESS = 1e-12  # of a node that rounding has made
 _TOGETHER = 1e-6  # of the largest |λ|

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from oracles import PrescribedSpectrum, full_lanczos, outliers_and_bulk
 
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries

@@ -14,10 +14,10 @@ import argparse
 
 import numpy as np
 
-from hessdist.assembly import Workload
-from hessdist.job import parse_job
-from hessdist.memory import peak_bytes
-from hessdist.ranks import Ranks
+from hessdist.config.job import parse_job
+from hessdist.objective import Workload
+from hessdist.parallel.memory import peak_bytes
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.workload.training import initialise
 

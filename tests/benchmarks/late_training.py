@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from oracles import full_lanczos
 
-from hessdist.assembly import Workload
-from hessdist.job import load_job
-from hessdist.ranks import Ranks
+from hessdist.config.job import load_job
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.start import random_entries

@@ -14,12 +14,12 @@ import time
 import numpy as np
 import torch
 
-from hessdist.assembly import TrainingLoss, Workload
-from hessdist.job import parse_job
+from hessdist.config.job import parse_job
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import step_grid
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss, Workload
+from hessdist.parallel.ranks import Ranks
 
 JOB = """
 [model]

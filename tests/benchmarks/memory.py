@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hessdist.assembly import Workload
-from hessdist.job import load_job
-from hessdist.ranks import Ranks
+from hessdist.config.job import load_job
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import Solver
 

@@ -39,7 +39,7 @@ from compare import PEERS_PYTHON, Worker  # noqa: E402
 from problem import Problem  # noqa: E402
 from torch.func import functional_call, jacrev  # noqa: E402
 
-from hessdist.densities import SpectralDensity  # noqa: E402
+from hessdist.spectrum.densities import SpectralDensity  # noqa: E402
 
 OURS = "hessdist"
 LIBRARIES = {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hessdist.assembly import Workload
-from hessdist.job import load_job
-from hessdist.ranks import Ranks
+from hessdist.config.job import load_job
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.workload.checkpoints import load_into, read_state

@@ -13,8 +13,8 @@ from written import write_run
 
 import hessdist
 from hessdist.errors import InputError
-from hessdist.figures.everything import figures
-from hessdist.figures.look import Look
+from hessdist.present.figures import figures
+from hessdist.present.look import Look
 
 
 def draw(look: Look, path: Path, folder: Path, count: int | None = None) -> list[Path]:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hessdist.errors import OutputError
-from hessdist.figures.look import Look
-from hessdist.figures.progression import progression
+from hessdist.present.look import Look
+from hessdist.present.progression import progression
 
 STEPS = np.array([0, 50, 500])
 

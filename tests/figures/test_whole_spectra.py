@@ -26,13 +26,14 @@ from written import (
 )
 
 import hessdist
-from hessdist import histograms
-from hessdist.figures import singularity, whole_spectra
-from hessdist.figures.everything import figures
-from hessdist.figures.look import Look
-from hessdist.outliers import in_numbers, outliers_sought
-from hessdist.results.studies import Section
-from hessdist.tables.everything import tables
+from hessdist.present import histograms
+from hessdist.present.figures import figures
+from hessdist.present.look import Look
+from hessdist.present.tables import tables
+from hessdist.results.units import Section
+from hessdist.spectrum.outliers import in_numbers, outliers_sought
+from hessdist.studies.singularity import figures as singularity
+from hessdist.studies.singularity import spectra_figures as whole_spectra
 
 MOST = 6
 

@@ -16,13 +16,13 @@ import torch
 from networks import Problem, conv_problem, mlp_problem
 
 import hessdist
-from hessdist.assembly import TrainingLoss
+from hessdist.config.job import ComputeSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.gpu_aware import OVERRIDE, mpi_takes_device_memory
-from hessdist.job import ComputeSection
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.gpu_aware import OVERRIDE, mpi_takes_device_memory
+from hessdist.parallel.ranks import Ranks
 from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.models import lenet5
 from hessdist.workload.shard import Shard

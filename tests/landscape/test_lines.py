@@ -10,12 +10,12 @@ import torch
 from networks import Problem, conv_problem, mlp_problem, quadratic
 from torch.func import functional_call
 
-from hessdist.assembly import TrainingLoss
-from hessdist.job import ComputeSection
+from hessdist.config.job import ComputeSection
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import Found, best_steps, step_grid
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.ranks import Ranks
 
 EIGENVALUES = [-0.7, -0.01, 0.02, 0.3, 1.0, 5.0, 40.0, 250.0]
 EPSILON = float(np.finfo(np.float64).eps)

@@ -15,7 +15,7 @@ SCRIPT = """
 import sys, torch
 from torch import nn
 from mpi4py import MPI
-from hessdist.cli import main
+from hessdist.cli.app import main
 
 sys.argv = ["hessdist", "spectrum", "job.toml"]
 main()

@@ -14,7 +14,7 @@ from oracles import PrescribedSpectrum, outliers_and_bulk
 
 import hessdist
 from hessdist.errors import DataError, InputError, RankError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 
@@ -197,7 +197,7 @@ def test_a_communicator_of_one_s_own(mpi_ranks: int, comm: Any) -> None:
 def test_arrays_larger_than_a_message_are_broadcast_whole(
     mpi_ranks: int, comm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hessdist.ranks._BROADCAST_BYTES", 1000)
+    monkeypatch.setattr("hessdist.parallel.ranks._BROADCAST_BYTES", 1000)
     ranks = Ranks(comm)
     array = np.arange(777.0) * (ranks.rank == 0)
     ranks.broadcast_array(array)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from hessdist.assembly import TrainingLoss
+from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError, NumericalError, Stopped
-from hessdist.job import ComputeSection
+from hessdist.objective import TrainingLoss
 from hessdist.optimizers.directions import LBFGS, NewtonCG
 from hessdist.optimizers.full_batch import METHODS, Ended, Iterate, Settings, minimize
 from hessdist.optimizers.training_problem import TrainingProblem
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.workload.models import mlp
 

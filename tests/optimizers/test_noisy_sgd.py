@@ -12,8 +12,8 @@ from conftest import DIGITS_JOB
 from networks import mlp_problem, quadratic
 from torch import Tensor, nn
 
+from hessdist.config.job import parse_job
 from hessdist.errors import JobError
-from hessdist.job import parse_job
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.workload.models import mlp

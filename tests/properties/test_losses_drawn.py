@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from properties.drawn import Dense, Drawn, Recipe, build, dense, recipes
 
 import hessdist
-from hessdist.assembly import TrainingLoss
-from hessdist.job import ComputeSection
-from hessdist.ranks import Ranks
+from hessdist.config.job import ComputeSection
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.ranks import Ranks
 
 LARGEST, SMALLEST = 3, 2
 _BASIS = 18  # vectors of a Krylov basis that a solve of so many pairs has at least, and one more

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import PrescribedSpectrum
 from properties.test_losses_drawn import fixed
 
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 

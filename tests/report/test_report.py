@@ -39,11 +39,11 @@ from written_training import (
 )
 
 import hessdist
-from hessdist.figures.whole_spectra import density_at, smoothing_width
 from hessdist.landscape.diagnosis import Point, findings
-from hessdist.report.data import data_of
-from hessdist.report.page import in_script, report, write_report
-from hessdist.results.studies import Section
+from hessdist.present.data import data_of
+from hessdist.present.page import in_script, report, write_report
+from hessdist.results.units import Section
+from hessdist.studies.singularity.spectra_figures import density_at, smoothing_width
 
 selenium = pytest.importorskip("selenium.webdriver")
 
@@ -584,7 +584,7 @@ def test_numbers_that_are_not_finite(browser: Any, tmp_path: Path) -> None:
 def test_the_page_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run.h5", steps=2, studies=training_sections())
     code = (
-        "import sys, hessdist; from hessdist.report.page import report; "
+        "import sys, hessdist; from hessdist.present.page import report; "
         "report(hessdist.open_run(sys.argv[1]), 'a run'); "
         "print({'torch', 'mpi4py', 'petsc4py', 'scipy', 'matplotlib'} & set(sys.modules))"
     )

@@ -20,7 +20,7 @@ from hessdist.results import opening, seal
 from hessdist.results.files import replacing
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import TABLES
-from hessdist.results.studies import Section, Variable, read_unit, write_unit
+from hessdist.results.units import Section, Variable, read_unit, write_unit
 from hessdist.results.writer import write_index
 
 FINGERPRINT, DIGEST = "0123456789ab", "d" * 64

@@ -18,16 +18,16 @@ from conftest import Run
 from studied import JOB, MODULE
 
 import hessdist
+from hessdist.config.job import load_job
 from hessdist.errors import CheckpointError, InputError, JobError, OutputError, Stopped
-from hessdist.job import load_job
 from hessdist.landscape.diagnosis import Point, findings, note_of
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
+from hessdist.parallel.ranks import Ranks
+from hessdist.present.tables import tables
+from hessdist.results.units import Section
+from hessdist.service.console import Report
 from hessdist.service.diagnose import DiagnosisResult, diagnose
-from hessdist.service.report import Report
 from hessdist.service.sweep import sweep
 from hessdist.service.train import train_job
-from hessdist.tables.everything import tables
 
 DIAGNOSIS = "[diagnosis]\npoints = 8\n"
 
@@ -160,7 +160,7 @@ def test_the_table_and_the_note_in_show(folder: Path) -> None:
 
 
 def test_figures(folder: Path) -> None:
-    from hessdist.figures.everything import figures
+    from hessdist.present.figures import figures
 
     diagnosed(everything=True)
     made = dict(figures(hessdist.open_run("results/run.h5"), "title"))

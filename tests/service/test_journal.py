@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import PrescribedSpectrum
 
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.service.journal import Journal, remove_folder
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix

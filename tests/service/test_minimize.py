@@ -13,6 +13,7 @@ import torch
 from conftest import Run
 
 import hessdist
+from hessdist.config.job import load_job
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import (
     CheckpointError,
@@ -22,18 +23,17 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.figures.everything import figures
-from hessdist.job import load_job
 from hessdist.optimizers.full_batch import Ended
 from hessdist.optimizers.training_problem import TrainingProblem
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
+from hessdist.parallel.ranks import Ranks
+from hessdist.present.figures import figures
+from hessdist.present.tables import tables
+from hessdist.results.units import Section
 from hessdist.service import minimize as service
+from hessdist.service.console import Report
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
-from hessdist.service.report import Report
 from hessdist.service.study import study
 from hessdist.spectrum import petsc
-from hessdist.tables.everything import tables
 from hessdist.workload.checkpoints import checkpoint_name, read_state
 
 WORDS = ("minimize.tolerance=1e-9", "minimize.checkpoint_every=3", "minimize.cg_iterations=8")
@@ -85,7 +85,7 @@ def test_the_trace_and_the_checkpoints(job: Path) -> None:
     assert any("not converged, all 7 iterations are done" in title for title in shown)
     assert "minimize" in dict(figures(run, "digits"))
     loaded, _ = load_job(job)
-    from hessdist.assembly import Workload
+    from hessdist.objective import Workload
 
     total = Workload.of(loaded).on(Ranks(), loaded)
     for row in (0, 3, 7):

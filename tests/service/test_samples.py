@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import hessdist
+from hessdist.config.job import Job, parse_job
 from hessdist.errors import DataError, InputError
-from hessdist.job import Job, parse_job
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.service.samples import (
     digests_path,
     require_samples_of_before,

@@ -15,11 +15,11 @@ from networks import Problem, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum
 
 import hessdist
-from hessdist.assembly import TrainingLoss
+from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError, Stopped
-from hessdist.job import ComputeSection
-from hessdist.memory import available_bytes
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.memory import available_bytes
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import dense as module
 from hessdist.spectrum.dense import (
     BLOCK,
@@ -213,7 +213,7 @@ import sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from oracles import PrescribedSpectrum
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.shell import ShellMatrix
 shell = ShellMatrix(PrescribedSpectrum(np.arange(float(sys.argv[2]))), Ranks())

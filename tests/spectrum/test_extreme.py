@@ -8,7 +8,7 @@ import torch
 from oracles import PrescribedSpectrum, full_lanczos, outliers_and_bulk
 
 from hessdist.errors import InputError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.eigenpairs import Eigenpairs, Outcome
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix

@@ -13,11 +13,11 @@ from oracles import PrescribedSpectrum, lanczos, outliers_and_bulk
 from scipy.stats import norm
 from test_densities import assert_calibrated
 
-from hessdist.assembly import TrainingLoss
-from hessdist.densities import SpectralDensity
+from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError
-from hessdist.job import ComputeSection
-from hessdist.ranks import Ranks
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.lanczos import (
     basis_bytes,
     derived_seed,

@@ -12,7 +12,7 @@ from oracles import PrescribedSpectrum
 
 import hessdist
 from hessdist.errors import SymmetryError, WorkloadError
-from hessdist.ranks import Ranks, shard_bounds
+from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix

@@ -11,9 +11,9 @@ from networks import dense, mlp_problem
 from oracles import PrescribedSpectrum, outliers_and_bulk
 from test_lanczos import Rotated, loss_of
 
-from hessdist.densities import Estimate
 from hessdist.errors import InputError
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.densities import Estimate
 from hessdist.spectrum.lanczos import derived_seed, lanczos_quadrature
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries

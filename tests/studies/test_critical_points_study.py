@@ -13,20 +13,20 @@ import torch
 from pydantic import ValidationError
 from torch.func import functional_call, hessian, jacrev
 
-from hessdist import memory
+from hessdist.config.job import CriticalPointsSection, TwoLayerSection
 from hessdist.errors import InputError, Stopped
-from hessdist.figures import critical_points as pictures
-from hessdist.job import CriticalPointsSection, TwoLayerSection
 from hessdist.landscape.index_energy import fit_three_halves
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
-from hessdist.studies import two_layer as of_two_layers
-from hessdist.studies.critical_points import critical_points
+from hessdist.parallel import memory
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.units import Section
 from hessdist.studies.experiment import Experiment
+from hessdist.studies.random_matrices import critical_points_figures as pictures
+from hessdist.studies.random_matrices import two_layer as of_two_layers
+from hessdist.studies.random_matrices.critical_points import critical_points
+from hessdist.studies.random_matrices.tables import critical_points as points_table
+from hessdist.studies.random_matrices.tables import two_layer as layers_table
+from hessdist.studies.random_matrices.two_layer import two_layer
 from hessdist.studies.remarks import remarks
-from hessdist.studies.two_layer import two_layer
-from hessdist.tables.random_matrices import critical_points as points_table
-from hessdist.tables.random_matrices import two_layer as layers_table
 from hessdist.theory.laws import Semicircle
 from hessdist.workload.models import mlp
 

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import hessdist
-from hessdist.angles import principal_angles
-from hessdist.assembly import TrainingLoss, Workload
+from hessdist.config.job import DecompositionSection, Job, WidthsSection, load_job
 from hessdist.curvature.output_residuals import output_residuals
 from hessdist.errors import InputError, Stopped
-from hessdist.job import DecompositionSection, Job, WidthsSection, load_job
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
-from hessdist.service.report import Report
+from hessdist.objective import TrainingLoss, Workload
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.units import Section
+from hessdist.service.console import Report
 from hessdist.service.study import study
+from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.summary import Effort, summarise
 from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.decomposition import decomposition, widths
+from hessdist.studies.eigenspaces.decomposition import decomposition, widths
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.remarks import remarks
 from hessdist.workload.checkpoints import read_state

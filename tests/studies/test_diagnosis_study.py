@@ -9,14 +9,14 @@ import pytest
 import torch
 from networks import Problem, dense, loss_along, mlp_problem, quadratic
 
-from hessdist.assembly import Workload
+from hessdist.config.job import Job
 from hessdist.errors import NumericalError
-from hessdist.job import Job
 from hessdist.landscape.diagnosis import Kind, Point
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.units import Section
 from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.diagnosis import diagnosis
+from hessdist.studies.debugging.diagnosis import diagnosis
 
 VALUES = [0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
 

@@ -17,19 +17,19 @@ from studied import JOB, MODULE
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from hessdist.assembly import Workload
+from hessdist.config.job import parse_job
 from hessdist.errors import InputError, Stopped
-from hessdist.figures import eigenspaces as figures
-from hessdist.job import parse_job
+from hessdist.objective import Workload
 from hessdist.optimizers.swag import SWAG
-from hessdist.ranks import Ranks, import_mpi
-from hessdist.results.studies import Section
+from hessdist.parallel.ranks import Ranks, import_mpi
+from hessdist.present.tables import tables
+from hessdist.results.units import Section
 from hessdist.spectrum import petsc
-from hessdist.studies.eigenspaces import compare_on_a_budget
+from hessdist.studies.debugging.saddle import leave_a_saddle
+from hessdist.studies.eigenspaces import figures
+from hessdist.studies.eigenspaces.eigenspace import compare_on_a_budget
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.remarks import remarks
-from hessdist.studies.saddle import leave_a_saddle
-from hessdist.tables.everything import tables
 from hessdist.workload.models import build_model, mlp
 from hessdist.workload.training import initialise, minibatches
 

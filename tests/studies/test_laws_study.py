@@ -13,21 +13,21 @@ from networks import Samples
 from numpy.typing import NDArray
 
 import hessdist
-from hessdist.assembly import Workload
+from hessdist.config.job import Job, LawsSection, load_job
 from hessdist.errors import JobError, ResultError
-from hessdist.figures.laws import figures
-from hessdist.histograms import density_at
-from hessdist.job import Job, LawsSection, load_job
-from hessdist.outliers import outliers_sought
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section, Variable, stacked
-from hessdist.service.report import Report
+from hessdist.objective import Workload
+from hessdist.parallel.ranks import Ranks
+from hessdist.present.histograms import density_at
+from hessdist.results.units import Section, Variable, stacked
+from hessdist.service.console import Report
 from hessdist.service.study import study
+from hessdist.spectrum.outliers import outliers_sought
 from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.laws import laws
+from hessdist.studies.random_matrices.laws import laws
+from hessdist.studies.random_matrices.laws_figures import figures
+from hessdist.studies.random_matrices.tables import law_failures
+from hessdist.studies.random_matrices.tables import laws as table_of
 from hessdist.studies.remarks import remarks
-from hessdist.tables.random_matrices import law_failures
-from hessdist.tables.random_matrices import laws as table_of
 from hessdist.theory.fit import fit
 from hessdist.theory.laws import MarchenkoPastur
 from hessdist.theory.measured import Measured, split
@@ -101,7 +101,7 @@ def test_a_made_spectrum(mpi_ranks: int, comm: Any, monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise ResultError("nothing is drawn", "mend it")
 
-    monkeypatch.setattr("hessdist.studies.laws.drawn_grid", fail)
+    monkeypatch.setattr("hessdist.studies.random_matrices.laws.drawn_grid", fail)
     with pytest.raises(ResultError, match="nothing is drawn"):  # on every rank
         fitted(Ranks(comm), exact_section(made_spectrum()))
 

@@ -19,13 +19,13 @@ from torch.func import hessian
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import hessdist
-from hessdist.densities import SpectralDensity
+from hessdist.config.job import load_job
 from hessdist.errors import InputError, ResultError
-from hessdist.job import load_job
-from hessdist.ranks import Ranks
-from hessdist.results.studies import Section
-from hessdist.service.report import Report
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.units import Section
+from hessdist.service.console import Report
 from hessdist.service.study import study
+from hessdist.spectrum.densities import SpectralDensity
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.ensemble import on_sphere
 from hessdist.workload.losses import LOSSES

@@ -18,12 +18,12 @@ from service.sweeps import completed, started, until
 from studied import JOB, prepare
 
 import hessdist
+from hessdist.config.job import load_job
 from hessdist.errors import InputError
-from hessdist.job import load_job
 from hessdist.landscape.step_size import Found
-from hessdist.ranks import Ranks
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.writer import write_index
-from hessdist.service.report import Report
+from hessdist.service.console import Report
 from hessdist.service.study import study
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES

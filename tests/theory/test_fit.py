@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import wasserstein_distance
 
-from hessdist.densities import SpectralDensity
-from hessdist.outliers import in_numbers
+from hessdist.spectrum.densities import SpectralDensity
+from hessdist.spectrum.outliers import in_numbers
 from hessdist.theory import fit as fitting
 from hessdist.theory.families import FAMILIES, PARAMETERS, Parameters, curve_of
 from hessdist.theory.fit import Compared, Fit, drawn, drawn_grid, fit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from itertools import groupby
 
-from hessdist.cli import main
+from hessdist.cli.app import main
 
 
 def status_of(words: list[str]) -> int:

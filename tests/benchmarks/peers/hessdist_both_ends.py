@@ -14,9 +14,9 @@ from problem import LARGEST, SMALLEST, TOLERANCE, Problem
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from hessdist.assembly import TrainingLoss
-from hessdist.job import ComputeSection
-from hessdist.ranks import Ranks
+from hessdist.config.job import ComputeSection
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 

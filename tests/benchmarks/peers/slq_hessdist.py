@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 from worker import Products
 
-from hessdist.assembly import TrainingLoss
-from hessdist.job import ComputeSection
-from hessdist.ranks import Ranks
+from hessdist.config.job import ComputeSection
+from hessdist.objective import TrainingLoss
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.trace import xtrace

@@ -1,0 +1,127 @@
+"""`hessdist doctor`: what is installed, what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from hessdist.errors import DependencyError, InputError
+from hessdist.parallel.ranks import Ranks, check_launcher, import_mpi
+from hessdist.spectrum import petsc
+
+_LIBRARIES = (
+    "numpy",
+    "h5py",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "xarray",
+    "h5netcdf",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    found: str
+    remedy: str = ""  # empty: nothing is wrong
+
+
+def examine() -> list[Finding]:
+    """Look at everything that hessdist stands on. Collective under a launcher.
+
+    Returns:
+        Findings, in the order in which things build on each other.
+    """
+    from hessdist import __version__
+
+    findings = [
+        Finding("hessdist", __version__),
+        Finding("Python", f"{sys.version.split()[0]} ({sys.executable})"),
+    ]
+    for check in (_torch, _mpi, _petsc, _hdf5, _threads):
+        findings += _guarded(check)
+    for name in _LIBRARIES:
+        findings += _guarded(lambda name=name: [_library(name)])  # type: ignore[misc]
+    return findings
+
+
+def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return check()
+    except DependencyError as error:
+        return [Finding(check.__name__.strip("_"), error.what, error.remedy)]
+    except ImportError as error:
+        name = error.name or check.__name__.strip("_")
+        return [Finding(name, f"missing ({error})", f"pip install {name}")]
+
+
+def _library(name: str) -> Finding:
+    module = importlib.import_module(name)
+    return Finding(name, str(getattr(module, "__version__", None) or metadata.version(name)))
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    findings = [Finding("torch", torch.__version__)]
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        hidden = built and Path("/dev/nvidia0").exists()
+        remedy = "check the driver (nvidia-smi)" if hidden else ""
+        return [*findings, Finding("GPUs", "none that PyTorch sees", remedy)]
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [*findings, Finding("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]
+
+
+def _mpi() -> list[Finding]:
+    import mpi4py
+
+    MPI = import_mpi()  # noqa: N806 (the module's own name)
+    ranks = Ranks(MPI.COMM_WORLD)
+    library = MPI.Get_library_version().split("\n")[0].strip("\0")
+    findings = [Finding("mpi4py", mpi4py.__version__), Finding("MPI", library)]
+    remedy = ""
+    try:
+        check_launcher(os.environ, ranks.size)
+    except InputError as error:
+        remedy = str(error)
+    return [*findings, Finding("ranks", f"{ranks.size}, {ranks.node()[1]} on this node", remedy)]
+
+
+def _petsc() -> list[Finding]:
+    petsc.require()
+    import_mpi()  # which PETSc starts, and which may not be able to
+    import petsc4py
+    import slepc4py
+
+    PETSc, _ = petsc.initialise()  # noqa: N806 (the module's own name)
+    types = f"{PETSc.ScalarType.__name__} scalars, {PETSc.IntType.__name__} integers"
+    findings = [
+        Finding("PETSc", f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, {types}"),
+        Finding("petsc4py", f"{petsc4py.__version__} ({petsc4py.get_config()['PETSC_DIR']})"),
+    ]
+    same = petsc4py.__version__.split(".")[:2] == slepc4py.__version__.split(".")[:2]
+    remedy = "" if same else "install slepc4py of PETSc's version"
+    return [*findings, Finding("slepc4py", slepc4py.__version__, remedy)]
+
+
+def _hdf5() -> list[Finding]:
+    import h5py
+
+    parallel = "with MPI" if h5py.get_config().mpi else "serial"
+    return [Finding("HDF5", f"{h5py.version.hdf5_version}, {parallel}")]
+
+
+def _threads() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    given = os.environ.get("OMP_NUM_THREADS")
+    return [Finding("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]

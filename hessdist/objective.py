@@ -1,0 +1,536 @@
+"""From a model and a data set to quantities of the whole training set, over ranks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hessdist.config.job import ComputeSection, Job, SpectrumSection
+from hessdist.curvature.additivity import prove_additive
+from hessdist.curvature.determinism import refuse_random
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.parameters import ParameterLayout, Parameters
+from hessdist.curvature.products import LocalProduct
+from hessdist.curvature.second_derivative import prove_product
+from hessdist.errors import DataError, WorkloadError
+from hessdist.parallel.memory import keep_freed_memory
+from hessdist.parallel.ranks import Ranks, choose_device, use_threads
+from hessdist.spectrum.eigenpairs import Eigenpairs
+from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import Journal, ShellMatrix
+from hessdist.workload.checkpoints import state_digest
+from hessdist.workload.collate import Collate, find_collate
+from hessdist.workload.datasets import (
+    MapDataset,
+    build_dataset,
+    choose_samples,
+    count_samples,
+    expecting_samples,
+)
+from hessdist.workload.losses import AnyLoss, as_summed_loss, build_loss
+from hessdist.workload.models import build_model
+from hessdist.workload.nestings import Batch
+from hessdist.workload.preparation import check_model, converted
+from hessdist.workload.sample_digests import (
+    Digests,
+    probe_positions,
+    require_repeatable,
+    require_same_lengths,
+    require_same_samples,
+)
+from hessdist.workload.shard import Shard
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_PROBED = 8  # samples that all ranks evaluate
+_LOOKS = 20  # by threes, for one that has a loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and gradient over all samples."""
+
+    loss: float  # mean over all samples, the l2 term included
+    num_samples: int  # N
+    weight: float  # Σ w, what the sum of the losses is divided by
+    gradient: NDArray[np.float64]  # (d_local,) this rank's entries
+    gradient_norm: float  # Euclidean, over all parameters in use
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a job differentiates, as it is before anything is moved to a device."""
+
+    model: nn.Module
+    loss: AnyLoss
+    dataset: MapDataset
+    indices: NDArray[np.int64]  # (N,) samples in use
+    collate: Collate | None = None  # makes a batch of a list of samples; None: they are stacked
+
+    @classmethod
+    def of(cls, job: Job) -> Workload:
+        """Build it. Not collective, and the same on every rank.
+
+        Args:
+            job: The job.
+
+        Returns:
+            Model, loss, data set, and the samples that the job draws from it.
+
+        Raises:
+            InputError: A factory or the data is missing or fails.
+        """
+        model = build_model(job.model.factory, job.model.arguments)
+        loss = build_loss(job.loss.factory, job.loss.arguments)
+        data = job.data
+        dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
+        indices = choose_samples(
+            count_samples(dataset), data.fraction, data.samples, data.subset, data.seed
+        )
+        return cls(model, loss, dataset, indices, find_collate(data.collate))
+
+    def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> TrainingLoss:
+        """Spread it over ranks. Collective.
+
+        Args:
+            ranks: The ranks.
+            job: The job, for the device, the dtype, the penalty and the layers.
+            indices: Samples in use instead of the job's, (n,).
+
+        Returns:
+            The training loss.
+
+        Raises:
+            InputError: The model, loss and data do not fit together; on every rank.
+        """
+        return TrainingLoss(
+            ranks,
+            self.model,
+            self.loss,
+            self.dataset,
+            self.indices if indices is None else indices,
+            compute=job.compute,
+            l2=job.loss.l2,
+            layers=job.spectrum.layers,
+            collate=self.collate,
+        )
+
+
+@dataclass
+class _Proofs:
+    """What has been proven of a loss, shared with its parts."""
+
+    additive: bool = False
+    products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
+
+
+def _together_or_alone(shard: Shard, positions: list[int]) -> list[Batch]:
+    """Samples as one batch, or one by one where they are of shapes that only neighbours share."""
+    try:
+        return [shard.fetch(positions)]
+    except DataError:
+        return [shard.fetch([position]) for position in positions]
+
+
+def _structure(model: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a model's parameters and buffers."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]
+
+
+class TrainingLoss:
+    """L(θ) over the samples of all ranks, and its curvature matrices. Making it is collective.
+
+    Args:
+        ranks: The ranks.
+        model: The model; it is moved to the device and dtype, and put into evaluation mode.
+        loss: In any of its forms (`workload/losses.py`).
+        dataset: The whole data set, the same on every rank.
+        indices: Samples in use, (N,) int64.
+        compute: Device, dtype, batch size, budgets.
+        l2: Adds (l2 / 2) ‖θ‖².
+        layers: Names of parameters or modules in use; empty: all.
+        collate: Makes a batch of a list of samples; None: they are stacked.
+
+    Raises:
+        InputError: The model, loss and data do not fit together; on every rank.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        loss: AnyLoss,
+        dataset: MapDataset,
+        indices: NDArray[np.int64],
+        *,
+        compute: ComputeSection,
+        l2: float = 0.0,
+        layers: Sequence[str] = (),
+        collate: Collate | None = None,
+    ) -> None:
+        self.ranks, self.compute, self.l2 = ranks, compute, l2
+        self.sample_digests = agreed_samples(ranks, dataset, indices)
+        node_index, _, threads = ranks.node()
+        with ranks.agreeing():
+            use_threads(threads)
+            keep_freed_memory()
+            # The same bits from the same product, and float32 that is float32.
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            self.device = choose_device(compute.device, node_index)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # for pinned memory and MPI as well
+            dtype = DTYPES[compute.dtype]
+            # Its fused layers drop padding, and take another way than derivatives do.
+            torch.backends.mha.set_fastpath_enabled(False)
+            check_model(model)
+            self.model = converted(model, self.device, dtype).eval()
+
+            def shard(chosen: NDArray[np.int64], memory: float) -> Shard:
+                return Shard(
+                    dataset,
+                    chosen,
+                    batch_size=compute.batch_size,
+                    device=self.device,
+                    dtype=dtype,
+                    memory=memory,
+                    workers=compute.workers,
+                    collate=collate,
+                    quiet=not ranks.is_root,
+                )
+
+            begin, end = ranks.shard(len(indices))
+            first = _first_samples(shard(indices[:3], memory=0))
+            with expecting_samples(dataset):
+                others = _others(shard(indices, memory=0))
+                summed = as_summed_loss(loss, self.model, first, others)
+            parameters = Parameters(self.model, layers)
+            mine = shard(indices[begin:end], compute.data_gib * 2**30)
+            self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
+            probed = probe_positions(len(indices), seed=1, most=_PROBED)
+            self._probe = shard(indices[probed], memory=0)
+        self._weight: float | None = None
+        self._proofs = _Proofs()
+        ranks.require_same(
+            "model (names, shapes and kinds of its tensors)",
+            _structure(self.model),
+            "build the same network on every rank",
+        )
+        settings = (compute.batch_size, compute.dtype, l2, tuple(layers))
+        ranks.require_same("batch size, dtype, l2 or layers", settings, "give all ranks the same")
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where the parameters in use lie in the flat vector."""
+        return self.local.parameters.layout
+
+    def load(self, read: Callable[[nn.Module], None]) -> str:
+        """Set the parameters and buffers: rank 0 reads them, the others receive them. Collective.
+
+        Args:
+            read: Fills the model; called on rank 0 alone.
+
+        Returns:
+            A digest of all the tensors, the same on every rank.
+
+        Raises:
+            CheckpointError: What `read` raises, on every rank.
+        """
+        with self.ranks.agreeing():
+            if self.ranks.is_root:
+                read(self.model)
+        self.share_parameters()
+        return self.digest()
+
+    def share_parameters(self, root: int = 0) -> None:
+        """Give every rank the parameters and buffers that one rank's model has. Collective.
+
+        Buffers that are not part of the state dict are among them.
+        """
+        for tensor in chain(self.model.parameters(), self.model.buffers()):
+            # As bytes: NumPy has no bfloat16, and does not keep 0 dimensions everywhere.
+            host = tensor.detach().cpu().contiguous()
+            self.ranks.broadcast_array(host.reshape(-1).view(torch.uint8).numpy(), root)
+            if self.ranks.rank != root:
+                tensor.data.copy_(host)
+        self._proofs.products.clear()
+
+    def digest(self) -> str:
+        """A hash of this rank's parameters and buffers, with their names. Not collective."""
+        return state_digest(self.model.state_dict())
+
+    def evaluate(self) -> Evaluation:
+        """Loss and gradient in one pass over the samples. Collective.
+
+        Returns:
+            Both, over all samples.
+
+        Raises:
+            InputError: A workload that is not deterministic, labels out of range; on every rank.
+            NumericalError: A value is not finite; the rank and batch are named; on every rank.
+        """
+        self._prove_additive()
+        with self.ranks.agreeing():
+            sums = self.local.loss_and_gradient()
+        mine = [sums.loss, sums.weight, float(self.local.shard.num_samples)]
+        loss, weight, count = self.ranks.sum(np.array(mine))
+        self._weight = self._positive(weight)
+        begin, end = self.ranks.shard(self.layout.size)
+        gradient = np.empty(end - begin)
+        self.ranks.reduce_scatter(sums.gradient.cpu().numpy(), gradient)
+        gradient /= weight
+        gradient += self.l2 * self.local.parameters.flat()[begin:end].cpu().numpy()
+        (square,) = self.ranks.sum(np.array([gradient @ gradient]))
+        penalty = self.l2 / 2 * float(self.square_norm())
+        norm = float(np.sqrt(square))
+        return Evaluation(loss / weight + penalty, int(count), float(weight), gradient, norm)
+
+    def weight(self) -> float:
+        """Σ w over all samples: N, labels that count, or class weights. Collective.
+
+        Returns:
+            The same on every rank.
+
+        Raises:
+            InputError: The loss cannot be evaluated; on every rank.
+        """
+        if self._weight is None:
+            with self.ranks.agreeing():
+                mine = self.local.weight_sum()
+            (total,) = self.ranks.sum(np.array([mine]))
+            self._weight = self._positive(total)
+        return self._weight
+
+    @staticmethod
+    def _positive(weight: float) -> float:
+        if not weight > 0:
+            error = DataError(
+                "no label of any sample counts in the loss",
+                "check the data set and the loss's ignore_index",
+            )
+            error.agreed = True
+            raise error
+        return float(weight)
+
+    def _prove_additive(self) -> None:
+        """Refuse a loss that is no sum over samples, or not the same on all ranks. Collective."""
+        with self.ranks.agreeing():
+            refuse_random(self.local)
+            if not self._proofs.additive:
+                self._proofs.additive = prove_additive(self.local, self._probe, self.ranks.rank)
+            mine = self._probed()
+        close = 1e-3 if self.local.dtype == torch.float32 else 1e-6
+        everyone = self.ranks.collect(mine)
+        for rank, values in enumerate(everyone):
+            if not np.allclose(values, everyone[0], rtol=close, atol=close, equal_nan=True):
+                error = WorkloadError(
+                    f"rank {rank} has another loss than rank 0 for the same samples and parameters "
+                    f"({values[0]:.6g} and {everyone[0][0]:.6g})",
+                    "draw constants of the model and the loss with a fixed seed, or register them "
+                    "as buffers, and read the same files on every rank",
+                )
+                error.agreed = True
+                raise error
+
+    def _probed(self) -> tuple[float, float]:
+        """Loss and weight of a few samples, the same ones on every rank."""
+        everything = range(self._probe.num_samples)
+        value, weight = 0.0, 0.0
+        for begin in everything[:: self.compute.batch_size]:
+            positions = list(everything[begin : begin + self.compute.batch_size])
+            for batch in _together_or_alone(self._probe, positions):
+                here = self.local.plain(batch, self.local.called("some samples"))
+                value, weight = value + here[0], weight + here[1]
+        return value, weight
+
+    def square_norm(self) -> Tensor:
+        """‖θ‖² of all trainable parameters, in use or not, float64. Not collective."""
+        trainable = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        return torch.stack([p.double().square().sum() for p in trainable]).sum()
+
+    def is_streamed(self) -> bool:
+        """Whether any rank reads its samples anew at every pass. Collective."""
+        shard = self.local.shard
+        return self.ranks.any(bool(shard.num_samples) and shard.is_streamed)
+
+    def of_layers(self, layers: Sequence[str]) -> TrainingLoss:
+        """The same loss as a function of some parameters alone, on the same samples in memory.
+
+        Collective.
+
+        Args:
+            layers: Names of parameters or modules in use; empty: all.
+
+        Returns:
+            It shares the model with this one.
+
+        Raises:
+            WorkloadError: A name is unknown; on every rank.
+        """
+        part = copy.copy(self)
+        with self.ranks.agreeing():
+            whole = self.local
+            parameters = Parameters(self.model, layers)
+            part.local = LocalLoss(self.model, whole.loss, whole.shard, parameters, whole.rank)
+        return part
+
+    def shell(
+        self,
+        operator: str,
+        weight: float,
+        on_product: Callable[[int], None] = lambda products: None,
+        journal: Journal | None = None,
+    ) -> ShellMatrix:
+        """A curvature matrix at the present parameters, which must not move while it is used.
+
+        Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix.
+
+        Args:
+            operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
+            weight: Σ w, from `evaluate`.
+            on_product: Called after every product with their number.
+            journal: Keeps finished products for a solve that starts again.
+
+        Returns:
+            The matrix.
+
+        Raises:
+            WorkloadError: The operator is not defined for this loss; on every rank.
+        """
+        proof = (operator, self.layout.names)
+        with self.ranks.agreeing():
+            if proof not in self._proofs.products:
+                prove_product(self.local, operator, self.ranks.rank)
+                self._proofs.products.add(proof)
+            local = LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
+        shift = self.l2 if operator in ("hessian", "gauss_newton") else 0.0
+        return ShellMatrix(
+            local,
+            self.ranks,
+            scale=1 / weight,
+            shift=shift,
+            on_product=on_product,
+            journal=journal,
+            # Where the model is as good as linear, S is nothing but rounding.
+            asymmetry=math.inf if operator == "residual" else None,
+        )
+
+
+def _first_samples(shard: Shard) -> Any:
+    """Three samples, by which a sum is told from a mean; fewer where they make no batch."""
+    if shard.batch_size < 3:
+        with suppress(DataError):
+            return shard.head(3)
+    return shard.head(min(3, shard.batch_size))
+
+
+def _others(shard: Shard) -> Iterator[Any]:
+    """Samples from all over a data set, by threes, each read when it is asked for.
+
+    Yields:
+        Batches.
+    """
+    rng = np.random.default_rng(0)
+    with suppress(DataError):  # they make no batch
+        for _ in range(_LOOKS):
+            yield shard.fetch(rng.integers(shard.num_samples, size=3).tolist())
+
+
+def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]) -> Digests:
+    """Make sure that a data set gives the same samples each time and on all ranks. Collective.
+
+    Args:
+        ranks: The ranks.
+        dataset: The whole data set.
+        indices: Samples in use, (N,), of which some are looked at.
+
+    Returns:
+        Digests of those, by index.
+
+    Raises:
+        DataError: A data set that draws at random, or that is another one on another rank; on
+            every rank.
+    """
+    with ranks.agreeing():
+        length = count_samples(dataset)
+    lengths = ranks.collect((length, len(indices)))
+    with ranks.agreeing():
+        for each in zip(*lengths, strict=True):
+            require_same_lengths(each)
+        digests = require_repeatable(dataset, indices[probe_positions(len(indices), seed=0)])
+    everyone = ranks.collect(digests)
+    with ranks.agreeing():
+        require_same_samples(everyone)
+    return digests
+
+
+def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -> Eigenpairs:
+    """Compute the eigenpairs that a job asks for. Collective.
+
+    Args:
+        wanted: The job's section: numbers of pairs, tolerance, seed, residuals.
+        shell: The matrix.
+        options: Arguments of `extreme_eigenpairs`, beside these or in their place.
+
+    Returns:
+        The pairs; those that did not converge are there, and marked.
+
+    Raises:
+        InputError: The numbers do not fit the matrix; on every rank.
+    """
+    settings = wanted.model_dump(include={"largest", "smallest", "tolerance", "seed", "residuals"})
+    return extreme_eigenpairs(shell, **settings | options)
+
+
+def full_vectors(
+    ranks: Ranks, vectors: NDArray[Any], size: int, dtype: Any = np.float32
+) -> NDArray[Any]:
+    """Spread vectors as whole ones on every rank. Collective.
+
+    Args:
+        ranks: The ranks.
+        vectors: This rank's entries, (n, d_local).
+        size: the dimension d.
+        dtype: Of the result.
+
+    Returns:
+        (n, d) on every rank, each signed so that its entry of largest magnitude is positive.
+    """
+    whole = np.empty((len(vectors), size), dtype)
+    for row, vector in enumerate(vectors):
+        ranks.gather_vector(np.ascontiguousarray(vector, dtype), whole[row])
+        whole[row] *= sign_of(whole[row])
+    return whole
+
+
+def sign_of(vector: NDArray[Any]) -> float:
+    """The sign that makes a vector's entry of largest magnitude positive."""
+    return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0
+
+
+def library_versions() -> Mapping[str, str]:
+    """Versions of the libraries that numbers depend on, by lower-case name. Not collective."""
+    import h5py
+    import petsc4py
+    import slepc4py
+
+    from hessdist.parallel.ranks import import_mpi
+
+    mpi = import_mpi()
+    return {
+        "torch": str(torch.__version__),  # a subclass of str
+        "petsc": petsc4py.__version__,
+        "slepc": slepc4py.__version__,
+        "mpi": mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0"),
+        "hdf5": h5py.version.hdf5_version,
+    }

@@ -1,0 +1,1 @@
+"""Ranks, devices, threads and memory: every collective that the program makes."""

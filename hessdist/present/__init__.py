@@ -1,0 +1,1 @@
+"""What figures, tables and the page have in common."""

@@ -1,0 +1,79 @@
+"""Tables of checkpoints: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from hessdist.present.cells import new_table
+
+if TYPE_CHECKING:
+    from hessdist.results.compare import Comparison
+    from hessdist.results.reader import Run
+
+
+def summary(run: Run) -> Table:
+    """One line a checkpoint: loss, some eigenvalues, what converged, cost.
+
+    Args:
+        run: The result.
+
+    Returns:
+        The table.
+    """
+    k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
+    top = sorted({0, 1, k - 1} & set(range(k)))
+    bottom = sorted({0, m - 1} & set(range(m)))
+    columns = ["step", "loss", "‖g‖", *(f"λ_{i + 1}" for i in top)]
+    columns += ["λ_d" if i == 0 else f"λ_d-{i}" for i in bottom]
+    columns += ["converged", "residual ≤", "products", "seconds"]
+    table = new_table(columns)
+    for row, step in enumerate(run.steps):
+        large, small = run.eigenvalues_largest[row], run.eigenvalues_smallest[row]
+        good = f"{run.converged_largest[row].sum()}/{k} {run.converged_smallest[row].sum()}/{m}"
+        worst = max([*run.residuals_largest[row], *run.residuals_smallest[row]])
+        table.add_row(
+            str(step),
+            f"{run.loss[row]:.5g}",
+            f"{run.gradient_norm[row]:.4g}",
+            *(f"{large[i]:.5g}" for i in top),
+            *(f"{small[i]:.5g}" for i in bottom),
+            good,
+            f"{worst:.1e}",
+            str(run.products[row]),
+            f"{run.seconds[row]:.1f}",
+        )
+    return table
+
+
+def comparison(found: Comparison) -> Table:
+    """Two runs side by side, a line a common step.
+
+    Args:
+        found: The comparison.
+
+    Returns:
+        The table; angles in degrees, the largest principal one of each end.
+    """
+    columns = ["step", "loss", "λ_1", "difference", "λ_d", "difference", "angle LA", "angle SA"]
+    table = new_table([*columns, "products", "seconds"])
+
+    def two(values: Sequence[float], form: str) -> str:
+        return " | ".join(format(value, form) for value in values)
+
+    for row, step in enumerate(found.steps):
+        cells = [str(step), two(found.loss[row], ".5g")]
+        for values in (found.largest[row], found.smallest[row]):
+            if values.size:
+                first = values[:, 0]
+                cells += [two(first, ".5g"), f"{(first[1] - first[0]) / abs(first[0]):+.2%}"]
+            else:
+                cells += ["", ""]
+        for angles in (found.angles_largest[row], found.angles_smallest[row]):
+            known = np.isfinite(angles).all() and angles.size
+            cells.append(f"{np.degrees(angles.max()):.2f}" if known else "")
+        table.add_row(*cells, two(found.products[row], "d"), two(found.seconds[row], ".1f"))
+    return table

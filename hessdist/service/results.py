@@ -1,0 +1,180 @@
+"""A run's files as a group of ranks writes them: rank 0 writes, the others send it their slices."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from hessdist.config.job import Job
+from hessdist.curvature.parameters import ParameterLayout
+from hessdist.objective import Evaluation, TrainingLoss, library_versions, sign_of
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.files import replacing
+from hessdist.results.writer import (
+    CheckpointFile,
+    Rows,
+    RunDescription,
+    part_path,
+    parts_of,
+    write_index,
+)
+from hessdist.service import locks
+from hessdist.spectrum.eigenpairs import Eigenpairs, End
+from hessdist.workload.steps import Checkpoint
+
+
+class Writer:
+    """Writes checkpoints' files, and the run's index over them.
+
+    Args:
+        job: The job.
+        text: Its TOML text.
+        ranks: The ranks of a solve.
+        total: The training loss.
+        num_ranks: Ranks of all groups.
+        keep_index: Whether the index is another job's, which stays until this one is complete.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        text: str,
+        ranks: Ranks,
+        total: TrainingLoss,
+        num_ranks: int,
+        keep_index: bool,
+    ) -> None:
+        self._job, self._text, self._ranks = job, text, ranks
+        self._path, self._fingerprint = job.output.path, job.fingerprint()
+        self._layout, self._num_ranks = total.layout, num_ranks
+        self._keep_index = keep_index
+        self._description: RunDescription | None = None
+        self._rows: Rows = {}
+
+    def part(self, step: int) -> Path:
+        """The file of a checkpoint."""
+        return part_path(self._path, step, self._fingerprint)
+
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        digest: str,
+        here: Evaluation,
+        pairs: Eigenpairs,
+        replayed: int,
+    ) -> None:
+        """Write a checkpoint's file, and the index. Collective.
+
+        Args:
+            checkpoint: The checkpoint.
+            digest: Of its parameters.
+            here: Loss and gradient there.
+            pairs: The eigenpairs.
+            replayed: Products of them that came from the journal.
+
+        Raises:
+            OutputError: The disk is full, or the like; on every rank.
+        """
+        ranks, root = self._ranks, self._ranks.is_root
+        sizes = {"largest": len(pairs.largest.values), "smallest": len(pairs.smallest.values)}
+        with ExitStack() as stack:
+            file: CheckpointFile | None = None
+            with ranks.agreeing():
+                if root:
+                    opened = stack.enter_context(replacing(self.part(checkpoint.step), sealed=True))
+                    file = CheckpointFile(opened, self._describe(here), checkpoint.step, sizes)
+                    _put_tables(file, here, pairs)
+            gradient = ranks.gather_to_root(here.gradient, self._layout.size)
+            with ranks.agreeing():
+                if file is not None:
+                    file.put("gradient", gradient)
+            if self._job.spectrum.eigenvectors:
+                self._put_vectors(file, "eigenvectors_largest", pairs.largest)
+                self._put_vectors(file, "eigenvectors_smallest", pairs.smallest)
+            with ranks.agreeing():
+                if file is not None:
+                    file.finish({
+                        "checkpoint": os.fspath(checkpoint.path),
+                        "checkpoint_digest": digest,
+                        "tolerance": pairs.tolerance,
+                        "outcome": pairs.outcome.name.lower(),
+                        "restarts": pairs.restarts,
+                        "replayed_products": replayed,
+                    })
+                    stack.close()  # flushed and renamed here, so that a full disk is everybody's
+        if not self._keep_index:
+            with ranks.agreeing():
+                if root:
+                    self.write_index()
+
+    def write_index(self) -> None:
+        """Write the run's file anew; groups and other sweeps take turns. Not collective.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with locks.holding(locks.index_lock(self._path)):
+            write_index(self._path, parts_of(self._path, self._fingerprint), self._rows)
+
+    def _put_vectors(self, file: CheckpointFile | None, name: str, end: End) -> None:
+        for row, vector in enumerate(end.vectors):
+            whole = self._ranks.gather_to_root(vector.astype(np.float32), self._layout.size)
+            with self._ranks.agreeing():
+                if file is not None and whole is not None:
+                    file.put_row(name, row, whole * sign_of(whole))
+
+    def _describe(self, here: Evaluation) -> RunDescription:
+        if self._description is None:
+            self._description = describe(
+                self._job, self._text, self._layout, here.num_samples, here.weight, self._num_ranks
+            )
+        return self._description
+
+
+def describe(
+    job: Job,
+    text: str,
+    layout: ParameterLayout,
+    num_samples: int,
+    weight: float,
+    num_ranks: int,
+) -> RunDescription:
+    """What is the same for all files of a run. Not collective.
+
+    Args:
+        job: The job.
+        text: Its TOML text.
+        layout: Of the parameters in use.
+        num_samples: N.
+        weight: Of all samples.
+        num_ranks: Ranks of all groups.
+
+    Returns:
+        The description.
+    """
+    return RunDescription(
+        job=text,
+        fingerprint=job.fingerprint(),
+        num_parameters=layout.size,
+        num_samples=num_samples,
+        weight=weight,
+        ranks=num_ranks,
+        versions=library_versions(),
+        parameter_names=layout.names,
+        parameter_shapes=layout.shapes,
+        parameter_offsets=layout.offsets,
+    )
+
+
+def _put_tables(file: CheckpointFile, here: Evaluation, pairs: Eigenpairs) -> None:
+    file.put("loss", here.loss)
+    file.put("gradient_norm", here.gradient_norm)
+    file.put("products", pairs.products)
+    file.put("seconds", pairs.seconds)
+    for name, end in (("largest", pairs.largest), ("smallest", pairs.smallest)):
+        file.put(f"eigenvalues_{name}", end.values)
+        file.put(f"residuals_{name}", end.residuals)
+        file.put(f"converged_{name}", end.converged)

@@ -1,0 +1,1 @@
+"""What the Hessian says about a training run that goes wrong."""

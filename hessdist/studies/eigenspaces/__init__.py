@@ -1,0 +1,1 @@
+"""Decompositions of the Hessian, and optimisers that use its eigenspaces."""

@@ -1,0 +1,453 @@
+"""Weight averages and eigenspaces: sections 3 and 4 of Salkey, Benton and Maddox (2019).
+
+The note names SWA, SWAG and an optimiser that uses eigenspaces, and measures none of them. Here
+networks are trained with one budget of gradients each, in which the eigensolves count. Every rank
+trains networks of its own, with one thread and with solves of its own, so that a run is the same
+whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from hessdist.config.job import EigenspaceSection, Job
+from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.products import LocalProduct
+from hessdist.errors import JobError, NumericalError, WorkloadError
+from hessdist.objective import Workload
+from hessdist.optimizers.eigenspace import Eigenspace, Pairs, largest_magnitude
+from hessdist.optimizers.swag import SWAG
+from hessdist.parallel.ranks import Ranks, import_mpi, one_thread
+from hessdist.results.units import Section, Variable
+from hessdist.spectrum.eigenpairs import Eigenpairs
+from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import ShellMatrix
+from hessdist.studies.experiment import Experiment
+from hessdist.studies.networks import Alone, judged, shard_of
+from hessdist.workload.datasets import build_dataset
+from hessdist.workload.losses import is_summed_loss
+from hessdist.workload.shard import Shard
+from hessdist.workload.training import build_optimizer
+
+AVERAGES = ("none", "SWA", "SWAG")
+"""Whose predictions are judged: the weights', their average's, the mean of draws around it."""
+
+_WITH_TEST_SET = ("mnist", "fashion_mnist", "cifar10")
+_MEASURES = 3  # loss, test loss, test accuracy
+# Gradients that a product counts as, with its graph kept and without, and that the graph counts as
+# (section 5 of the design, by counted matrix products).
+_KEPT, _ANEW, _GRAPH = 2, 3, 1
+# Pairs below this share of the largest |λ| need not converge by themselves: they are seldom used.
+_NEGLIGIBLE = 0.1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train."""
+
+    base: str
+    base_rate: float
+    rate: float | None  # in the eigenspace; None: the base optimiser by itself
+
+    @property
+    def name(self) -> str:
+        """Such as "sgd 0.05" or "sgd 0.05 + eigenspace 0.1"."""
+        extra = "" if self.rate is None else f" + eigenspace {self.rate:g}"
+        return f"{self.base} {self.base_rate:g}{extra}"
+
+
+def variants(job: Job, settings: EigenspaceSection) -> list[Variant]:
+    """Every base optimiser at each of its rates: by itself, then with each rate in the eigenspace.
+
+    Args:
+        job: Its training section says the rate where the settings do not.
+        settings: The training runs.
+
+    Returns:
+        The ways to train.
+    """
+    base_rates = settings.base_learning_rates or [job.training.learning_rate]
+    rates = [None, *settings.learning_rates]
+    return [Variant(*one) for one in product(settings.base, base_rates, rates)]
+
+
+@dataclass
+class _Run:
+    """What a training run leaves."""
+
+    judged: NDArray[np.float64]  # (averages, evaluations, measures); NaN: none, or diverged
+    minibatches: int = 0
+    products: int = 0
+    converged: bool = True
+    shares: list[float] = field(default_factory=list)  # of the gradient in the eigenspace
+    eigenvalues: list[NDArray[np.float64]] = field(default_factory=list)  # at each refresh
+    largest: list[float] = field(default_factory=lambda: [np.nan] * len(AVERAGES))
+    seconds: float = 0.0
+
+
+def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> Section:
+    """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
+
+    Args:
+        experiment: Its job's training section says batch size, learning rate and momentum.
+        settings: The training runs.
+
+    Returns:
+        The section, with dimensions run, average, seed, gradients, refresh and pair.
+
+    Raises:
+        InputError: The model, the loss and the data do not fit together, or there are fewer samples
+            than `curvature_samples`; on every rank.
+        Stopped: A signal came; on every rank.
+    """
+    ranks = experiment.ranks
+    ways = variants(experiment.job, settings)
+    tasks = list(product(range(len(ways)), range(len(settings.seeds))))
+    with ranks.agreeing():
+        _check(experiment.workload, settings)
+        samples = _Samples.of(experiment, settings)
+        Alone(experiment.job, experiment.workload, experiment.total.device, 0, samples.training)
+    mine: dict[tuple[int, int], _Run] = {}
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+        for way, seed in tasks[ranks.rank :: ranks.size]:
+            training = _Training(experiment, settings, ways[way], settings.seeds[seed], samples)
+            mine[way, seed] = training.work()
+    experiment.on_product(0)
+    runs: dict[tuple[int, int], _Run] = {}
+    for theirs in ranks.collect(mine):
+        runs |= theirs
+    return _section(settings, ways, runs)
+
+
+def _check(workload: Workload, settings: EigenspaceSection) -> None:
+    count = len(workload.indices)
+    if settings.curvature_samples > count:
+        raise JobError(
+            f"study.eigenspace.curvature_samples = {settings.curvature_samples}, and the job has "
+            f"{count} samples",
+            "lower it, or raise data.samples",
+        )
+    if settings.draws and is_summed_loss(workload.loss):
+        raise WorkloadError(
+            "study.eigenspace averages predictions, and the loss takes (model, batch)",
+            "set study.eigenspace.draws = 0, or use a criterion of (outputs, targets)",
+        )
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What a rank trains on, judges by, and takes the curvature of."""
+
+    training: Shard  # the whole data set
+    job: Shard
+    curvature: Shard
+    test: Shard | None
+
+    @classmethod
+    def of(cls, experiment: Experiment, settings: EigenspaceSection) -> _Samples:
+        job, workload, device = experiment.job, experiment.workload, experiment.total.device
+        data, shard = job.data, partial(shard_of, job, device)
+        test = None
+        if data.dataset in _WITH_TEST_SET and data.split == "train":
+            test = shard(build_dataset(data.dataset, data.root, data.arguments, "test"))
+        return cls(
+            training=shard(workload.dataset, memory=0, batch_size=job.training.batch_size),
+            job=shard(workload.dataset, workload.indices),
+            curvature=shard(workload.dataset, workload.indices[: settings.curvature_samples]),
+            test=test,
+        )
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A Hessian, and what its products count as."""
+
+    shell: ShellMatrix
+    gradients: float  # of minibatches, that a gradient over its samples counts as
+    each: int  # gradients over its samples, that a product counts as
+
+    @property
+    def cost(self) -> float:
+        """Of graph and products so far, in gradients of minibatches."""
+        return self.gradients * (_GRAPH + self.each * self.shell.products)
+
+
+class _SpentError(Exception):
+    """The budget does not reach for what was begun."""
+
+
+class _Training:
+    """One training run, on this rank alone."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: EigenspaceSection,
+        way: Variant,
+        seed: int,
+        samples: _Samples,
+    ) -> None:
+        job = experiment.job
+        self._job, self._settings, self._samples, self._seed = job, settings, samples, seed
+        self._heed = experiment.heed
+        self._what = f"{way.name}, seed {seed}"
+        self._alone = Ranks(import_mpi().COMM_SELF)
+        self._network = Alone(
+            job, experiment.workload, experiment.total.device, seed, samples.training
+        )
+        self._model = self._network.model
+        base = build_optimizer(way.base, self._model, way.base_rate, job.training.momentum)
+        trainable = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer: torch.optim.Optimizer = base
+        if way.rate is not None:
+            self._optimizer = Eigenspace(
+                trainable,
+                base,
+                lr=way.rate,
+                floor=settings.floor,
+                refresh=self._refreshed,
+                every=settings.refresh_every,
+            )
+        self._swa, self._swag = AveragedModel(self._model), SWAG(trainable, settings.rank)
+        self._guesses: NDArray[np.float32] | None = None
+        self._smallest = 1  # eigenvalues of the lower end that are asked for
+        self._spent = 0.0  # gradients of minibatches
+        self._due = list(range(0, settings.gradients + 1, settings.evaluate_every))
+        self._run = _Run(np.full((len(AVERAGES), len(self._due), _MEASURES), np.nan))
+        self._evaluated = 0
+
+    def work(self) -> _Run:
+        """Train; it ends early where a loss is no longer finite."""
+        begin, run = time.perf_counter(), self._run
+        try:
+            with suppress(_SpentError):
+                self._train()
+            self._evaluate_before(np.inf)
+            self._curvature_at_the_end()
+        except NumericalError:  # it has diverged
+            pass
+        run.seconds = time.perf_counter() - begin
+        return run
+
+    def _train(self) -> None:
+        settings, run = self._settings, self._run
+        collected_from = settings.average_from * settings.gradients
+        while self._spent < settings.gradients:
+            self._heed(f"{self._what}, {self._spent:,.0f} gradients")
+            self._network.backward()
+            self._spend(1)
+            self._optimizer.step()
+            run.minibatches += 1
+            run.shares.append(getattr(self._optimizer, "share", np.nan))
+            if self._spent >= collected_from and run.minibatches % settings.average_every == 0:
+                self._swa.update_parameters(self._model)
+                self._swag.collect()
+
+    # -- the budget --------------------------------------------------------------------------
+
+    def _spend(self, cost: float) -> None:
+        """Count gradients, before the parameters move by what they gave."""
+        self._spent += cost
+        self._evaluate_before(self._spent)
+        if self._spent > self._settings.gradients:
+            raise _SpentError
+
+    def _evaluate_before(self, spent: float) -> None:
+        """Judge the parameters as they are for all evaluations that are due."""
+        due = self._due[self._evaluated :]
+        count = sum(when < spent for when in due)
+        if not count:
+            return
+        last = self._evaluated + count == len(self._due)
+        for row, average in enumerate(AVERAGES):
+            if average == "SWAG" and not last:  # it takes many passes
+                continue
+            here = slice(self._evaluated, self._evaluated + count)
+            if average == "SWAG":
+                here = slice(len(self._due) - 1, None)
+            self._run.judged[row, here] = self._judged(average)
+        self._evaluated += count
+
+    def _judged(self, average: str) -> NDArray[np.float64]:
+        """Loss, test loss and test accuracy; NaN where there is no average yet."""
+        measures, models = np.full(_MEASURES, np.nan), self._models(average)
+        if models:
+            loss, samples = self._network.loss, self._samples
+            measures[0] = judged(loss, models, samples.job)[0]
+            if samples.test is not None:
+                measures[1:] = judged(loss, models, samples.test)
+        measures[~np.isfinite(measures)] = np.nan
+        return measures
+
+    def _models(self, average: str) -> Sequence[Callable[[], nn.Module]]:
+        """The networks whose mean prediction is judged, each put together when it is called."""
+        if average == "none":
+            return [lambda: self._model]
+        if average == "SWA":
+            return [self._averaged] if self._swag.count else []
+        if self._swag.count < 2:
+            return []
+        return [partial(self._drawn, number) for number in range(self._settings.draws)]
+
+    def _averaged(self) -> nn.Module:
+        return self._with_statistics(self._swa.module)
+
+    def _drawn(self, number: int) -> nn.Module:
+        """A network drawn around the average, always the same one."""
+        generator = torch.Generator().manual_seed(self._seed * self._settings.draws + number)
+        model = copy.deepcopy(self._model)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for p, value in zip(trainable, self._swag.sample(generator), strict=True):
+                p.copy_(value)
+        return self._with_statistics(model)
+
+    def _with_statistics(self, model: nn.Module) -> nn.Module:
+        """Give batch norm, where there is some, the statistics of these weights."""
+        update_bn((batch for _, batch in self._samples.job.batches()), model)
+        return model.eval()
+
+    # -- eigenpairs --------------------------------------------------------------------------
+
+    def _refreshed(self) -> Pairs:
+        """The k eigenpairs of largest |λ| at the present parameters, which count.
+
+        Few of them are negative as a rule: a few of the smallest eigenvalues are asked for beside
+        the k largest, and more only where the last of those few is among the k.
+
+        Returns:
+            The pairs, by descending |λ|.
+        """
+        matrix = self._matrix(self._network.local(self._samples.curvature))
+        largest = min(self._settings.pairs, matrix.shell.size)
+        most = min(largest, matrix.shell.size - largest)
+        while True:
+            smallest = min(self._smallest, most)
+            found = self._solved(matrix, largest, smallest)
+            ends = found.largest, found.smallest
+            values, vectors, converged = (
+                torch.from_numpy(np.concatenate([getattr(end, name) for end in ends]))
+                for name in ("values", "vectors", "converged")
+            )
+            chosen = largest_magnitude(values, vectors, largest)
+            if not len(chosen[0]) or smallest == most:
+                break
+            if abs(float(values[-1])) < float(chosen[0][-1].abs()):
+                break
+            self._smallest = 2 * smallest
+        in_use = torch.isin(values, chosen[0]) | values.isnan()
+        self._run.converged &= bool(len(chosen[0]) and converged[in_use].all())
+        self._run.products += matrix.shell.products
+        self._run.eigenvalues.append(chosen[0].numpy())
+        self._guesses = vectors.numpy()
+        self._spend(matrix.cost)
+        return chosen
+
+    def _matrix(self, local: LocalLoss) -> _Matrix:
+        """The Hessian of a loss, for solves on this rank alone."""
+        operator = LocalProduct(local, "hessian", self._job.compute.cache_gib * 2**30)
+        samples = local.shard.num_samples
+        shell = ShellMatrix(
+            operator,
+            self._alone,
+            scale=1 / samples,
+            shift=self._network.l2,
+            on_product=lambda products: self._heed(f"{self._what}, eigensolve, {products}"),
+        )
+        each = _KEPT if operator.kept_batches == len(local.shard) else _ANEW
+        return _Matrix(shell, samples / self._job.training.batch_size, each)
+
+    def _solved(self, matrix: _Matrix, largest: int, smallest: int) -> Eigenpairs:
+        return extreme_eigenpairs(
+            matrix.shell,
+            largest,
+            smallest,
+            tolerance=self._settings.tolerance,
+            seed=self._seed,
+            guesses=self._guesses,
+            negligible=_NEGLIGIBLE,
+        )
+
+    def _curvature_at_the_end(self) -> None:
+        """λ_1 of the weights and of their average, outside the budget."""
+        models = [self._model, *([self._averaged()] if self._swag.count else [])]
+        for row, model in enumerate(models):
+            matrix = self._matrix(self._network.local(self._samples.curvature, model))
+            found = self._solved(matrix, 1, 0)
+            self._run.largest[row] = found.largest.values[0]
+            self._run.converged &= found.converged
+
+
+# -- what is stored --------------------------------------------------------------------------
+
+
+def _section(
+    settings: EigenspaceSection, ways: Sequence[Variant], runs: dict[tuple[int, int], _Run]
+) -> Section:
+    seeds = settings.seeds
+    rows = [[runs[way, seed] for seed in range(len(seeds))] for way in range(len(ways))]
+    everything = [run for row in rows for run in row]
+    refreshes = max((len(run.eigenvalues) for run in everything), default=0)
+    eigenvalues = np.full((len(ways), len(seeds), refreshes, settings.pairs), np.nan)
+    for at, run in runs.items():
+        for number, values in enumerate(run.eigenvalues):
+            eigenvalues[(*at, number)][: len(values)] = values
+    # (run, seed, average, evaluation, measure) with the averages in front of the seeds
+    measured = np.array([[run.judged for run in row] for row in rows]).swapaxes(1, 2)
+    due = np.arange(0, settings.gradients + 1, settings.evaluate_every)
+
+    def of_runs(value: Callable[[_Run], object], long_name: str, units: str = "1") -> Variable:
+        found = np.array([[value(run) for run in row] for row in rows])
+        return Variable(("run", "seed"), found, long_name, units)
+
+    def curve(measure: int, long_name: str) -> Variable:
+        return Variable(("run", "average", "seed", "gradients"), measured[..., measure], long_name)
+
+    names = np.array([way.name for way in ways], dtype=object)
+    largest = np.array([[run.largest for run in row] for row in rows]).swapaxes(1, 2)
+    return Section({
+        "run": Variable(
+            ("run",), names, "optimiser and its learning rate, and that in the eigenspace"
+        ),
+        "average": Variable(
+            ("average",), np.array(AVERAGES, dtype=object), "weights that are judged"
+        ),
+        "seed": Variable(("seed",), np.array(seeds), "seed of the training run"),
+        "gradients": Variable(
+            ("gradients",), due, "gradients of minibatches spent, products and graphs included"
+        ),
+        "loss": curve(0, "loss over all samples of the job; NaN: no average yet, or diverged"),
+        "test_loss": curve(1, "loss over the test set; NaN besides where there is none"),
+        "test_accuracy": curve(2, "share of the test set that is classified rightly"),
+        "minibatches": of_runs(lambda run: run.minibatches, "steps taken"),
+        "products": of_runs(lambda run: run.products, "products of the solves"),
+        "solves": of_runs(lambda run: len(run.eigenvalues), "solves"),
+        "converged": of_runs(lambda run: run.converged, "whether all pairs in use converged"),
+        "share": of_runs(
+            lambda run: _mean(run.shares), "mean share of the squared gradient in the eigenspace"
+        ),
+        "seconds": of_runs(lambda run: run.seconds, "wall time of the training run", "s"),
+        "largest_eigenvalue": Variable(
+            ("run", "average", "seed"), largest, "largest eigenvalue at the end, NaN: not computed"
+        ),
+        "eigenvalues": Variable(
+            ("run", "seed", "refresh", "pair"), eigenvalues, "eigenvalues in use, by |λ|"
+        ),
+    })
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")

@@ -1,0 +1,106 @@
+"""Full-batch optimisers side by side: sections 5 and 6 of Salkey, Benton and Maddox (2019).
+
+Gradient descent, L-BFGS and Newton-CG with backtracking from the same starts, by iteration and by
+work. All ranks work on one run after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from hessdist.config.job import MinimizersSection
+from hessdist.optimizers.full_batch import Ended, Iterate, minimize, settings_of
+from hessdist.optimizers.training_problem import TrainingProblem
+from hessdist.results.units import Section, Variable
+from hessdist.studies.experiment import Experiment
+from hessdist.workload.models import build_model
+from hessdist.workload.training import initialise
+
+_TRACES = {
+    "loss": "loss: mean over all samples",
+    "gradient_norm": "Euclidean norm of the gradient of the loss",
+    "step": "step length α of the line search",
+    "trials": "evaluations of the line search",
+    "cg_iterations": "iterations of the inner conjugate gradients",
+    "negative_curvature": "1 where negative curvature was met on the way to the direction",
+    "cost": "work so far in gradients over all samples",
+}
+_STORED = {"step": "step_length"}  # other names in the file
+_DIMENSIONS = ("method", "seed", "iteration")
+
+
+def minimizers(experiment: Experiment, settings: MinimizersSection) -> Section:
+    """Minimise by each method from each start. Collective.
+
+    Args:
+        experiment: Its job's section minimize says line search and products; its model is left at
+            the end of the last run.
+        settings: Methods, starts and ends.
+
+    Returns:
+        The section, with dimensions method, seed and iteration; NaN beyond the end of a run.
+
+    Raises:
+        NumericalError: The loss at a start is not finite; on every rank.
+        Stopped: A signal came; on every rank.
+    """
+    runs = [[_run(experiment, settings, m, s) for s in settings.seeds] for m in settings.methods]
+    longest = max(len(trace) for row in runs for trace, _ in row)
+    shape = (len(settings.methods), len(settings.seeds))
+    variables = {
+        "method": Variable(("method",), np.array(settings.methods, dtype=object), "method"),
+        "seed": Variable(("seed",), np.array(settings.seeds, dtype=np.int64), "seed of the start"),
+        "iteration": Variable(("iteration",), np.arange(longest), "accepted iterates"),
+    }
+    for name, long_name in _TRACES.items():
+        values = np.full((*shape, longest), np.nan)
+        for i, j in np.ndindex(shape):
+            column = [float(getattr(one, name)) for one in runs[i][j][0]]
+            values[i, j, : len(column)] = column
+        variables[_STORED.get(name, name)] = Variable(_DIMENSIONS, values, long_name)
+    ends = [[ended for _, ended in row] for row in runs]
+    reached = np.array([[one.converged for one in row] for row in ends])
+    reasons = np.array([[one.reason for one in row] for row in ends], dtype=object)
+    both = ("method", "seed")
+    variables["reached"] = Variable(both, reached, "norm of the gradient within the tolerance")
+    variables["ended"] = Variable(both, reasons, "why it ended")
+    return Section(variables)
+
+
+def _run(
+    experiment: Experiment, settings: MinimizersSection, method: str, seed: int
+) -> tuple[list[Iterate], Ended]:
+    """One minimisation. Collective."""
+    job, total = experiment.job, experiment.total
+
+    def start(model: nn.Module) -> None:
+        initialise(seed)
+        model.load_state_dict(build_model(job.model.factory, job.model.arguments).state_dict())
+
+    total.load(start)
+    problem = TrainingProblem(
+        total,
+        total.evaluate().weight,
+        job.minimize.product,
+        on_work=lambda: experiment.on_product(0),
+    )
+    limits = replace(
+        settings_of(job.minimize),
+        method=method,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+        budget=float(settings.gradients),
+    )
+    trace: list[Iterate] = []
+
+    def on_iterate(one: Iterate) -> None:
+        trace.append(replace(one, x=np.empty(0)))
+        experiment.tell(
+            f"{method}, seed {seed}: iteration {one.number}, loss {one.loss:.4g}, "
+            f"{one.cost:.0f} gradients"
+        )
+
+    return trace, minimize(problem, problem.start(), limits, on_iterate)

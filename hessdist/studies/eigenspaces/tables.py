@@ -1,0 +1,131 @@
+"""Tables of optimisers: on a budget, from a saddle, over all samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from hessdist.present.cells import median, new_table, number, share
+
+if TYPE_CHECKING:
+    from hessdist.results.units import Section
+
+
+def eigenspace(section: Section) -> Table:
+    """What a budget of gradients has bought, with and without eigenspaces and averages.
+
+    Args:
+        section: The section "eigenspace".
+
+    Returns:
+        One line a way to train and an average of its weights: medians over seeds.
+    """
+    columns = ["optimiser", "average", "loss", "least", "most", "test loss", "accuracy", "λ_1"]
+    columns += ["minibatches", "products", "diverged"]
+    table = new_table(columns, "\none budget of gradients: medians over seeds")
+    for row, name in enumerate(section["run"]):
+        for column, average in enumerate(section["average"]):
+            here, largest = (row, column), section["largest_eigenvalue"]
+            good = section["loss"][here][:, -1]
+            good = good[np.isfinite(good)]
+            if column and not len(good):
+                continue
+            numbers = [median(good)]
+            numbers += [good.min(), good.max()] if len(good) else [np.nan] * 2
+            numbers += [median(section[of][here][:, -1]) for of in ("test_loss", "test_accuracy")]
+            table.add_row(
+                str(name),
+                str(average),
+                *("" if np.isnan(x) else f"{x:.4g}" for x in (*numbers, median(largest[here]))),
+                f"{np.median(section['minibatches'][row]):g}",
+                f"{np.median(section['products'][row]):g}",
+                str(section["loss"].shape[2] - len(good)),
+            )
+    return table
+
+
+def saddle(section: Section) -> Table:
+    """How soon a saddle is left, beside the quadratic model.
+
+    Args:
+        section: The section "saddle".
+
+    Returns:
+        One line a way: medians over seeds.
+    """
+    columns = ["optimiser", "left", "after steps", "quadratic model", "growth a step", "model"]
+    heading = f"\nfrom a saddle with λ_d = {section['eigenvalues'][0]:.4g}"
+    table = new_table([*columns, "loss at the end"], heading)
+    for row, name in enumerate(section["run"]):
+        escapes = section["escape"][row]
+        numbers = (
+            median(escapes),
+            section["predicted_escape"][row],
+            median(section["growth"][row]),
+            section["predicted_growth"][row],
+            median(section["loss"][row, :, -1]),
+        )
+        table.add_row(
+            str(name),
+            share(np.isfinite(escapes)),
+            *("" if np.isnan(number) else f"{number:.5g}" for number in numbers),
+        )
+    return table
+
+
+def minimize(section: Section) -> Table:
+    """How a full-batch minimisation went, at iterates of which there is a checkpoint.
+
+    Args:
+        section: The section "minimize".
+
+    Returns:
+        One line a checkpoint.
+    """
+    end = "converged" if section["converged"] else f"not converged, {section['ended']}"
+    columns = ["iteration", "loss", "‖g‖", "α", "trials", "CG", "negative curvature"]
+    table = new_table([*columns, "products", "work", "seconds"], f"\nminimisation: {end}")
+    for row in np.flatnonzero(np.isin(section["iteration"], section["checkpoint"])):
+        met = int(section["negative_curvature"][: row + 1].sum())
+        table.add_row(
+            str(section["iteration"][row]),
+            f"{section['loss'][row]:.8g}",
+            f"{section['gradient_norm'][row]:.3g}",
+            number(section["step_length"][row]),
+            *(str(section[name][row]) for name in ("trials", "cg_iterations")),
+            f"{met} so far",
+            str(section["products"][row]),
+            f"{section['cost'][row]:.0f}",
+            f"{section['seconds'][row]:.1f}",
+        )
+    return table
+
+
+def minimizers(section: Section) -> Table:
+    """Full-batch optimisers side by side, at the ends of their runs.
+
+    Args:
+        section: The section "minimizers".
+
+    Returns:
+        One line a method: medians over starts.
+    """
+    columns = ["method", "reached", "loss", "least", "most", "‖g‖", "iterations", "work"]
+    columns.append("negative curvature")
+    table = new_table(columns, "\nfull-batch optimisers: medians over starts")
+    for row, name in enumerate(section["method"]):
+        lengths = np.isfinite(section["loss"][row]).sum(axis=1)
+        at = (np.arange(len(lengths)), lengths - 1)
+        losses = section["loss"][row][at]
+        table.add_row(
+            str(name).replace("_", " "),
+            share(section["reached"][row]),
+            *(f"{number:.6g}" for number in (median(losses), losses.min(), losses.max())),
+            f"{median(section['gradient_norm'][row][at]):.3g}",
+            f"{median(lengths - 1.0):g}",
+            f"{median(section['cost'][row][at]):.0f}",
+            f"{median(np.nansum(section['negative_curvature'][row], axis=1)):g}",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Negative curvature and step sizes: Alain, Le Roux and Manzagol (2018)."""

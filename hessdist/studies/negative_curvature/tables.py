@@ -1,0 +1,95 @@
+"""Tables of the study of negative curvature and step sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from hessdist.present.cells import new_table
+from hessdist.results.schema import ENDS
+
+if TYPE_CHECKING:
+    from hessdist.results.units import Section
+
+
+def gains(section: Section) -> Table:
+    """What the steps 1/λ (Newton), 1/|λ| (saddle-free) and α* change the loss by.
+
+    Args:
+        section: The section "step_sizes".
+
+    Returns:
+        For each checkpoint and end of the spectrum, the sum over single eigenvectors and the joint
+        step along all of them.
+    """
+    rules = ("1/λ", "1/|λ|", "α*")
+    columns = ["step", "pairs", *(f"Σ {rule}" for rule in rules), *(f"joint {r}" for r in rules)]
+    table = new_table(columns, "\nchange of the loss along eigenvectors, by step size")
+    ends = np.array([str(pair).split()[0] for pair in section["pair"]])
+    for row, step in enumerate(section["step"]):
+        for end in dict.fromkeys(ends):
+            single = np.nansum(section["loss_change"][row][:, ends == end], axis=1)
+            column = list(section["directions"]).index(end)
+            joint = section["joint_loss_change"][row][:, column]
+            numbers = (f"{number:.4g}" for number in (*single, *joint))
+            table.add_row(str(step), f"{(ends == end).sum()} {end}", *numbers)
+    return table
+
+
+def subsets(section: Section) -> Table:
+    """How far eigenpairs over subsets are from those over all samples, the worst of the seeds.
+
+    Args:
+        section: The section "subsets".
+
+    Returns:
+        For each checkpoint, fraction and end: differences and angles.
+    """
+    columns = ["step", "fraction", "pairs", "λ: worst", "median", "angle: worst", "median"]
+    columns += ["spaces"]
+    table = new_table(columns, "\nsubsets against all samples; angles in degrees")
+    for row, step in enumerate(section["step"]):
+        for i, fraction in enumerate(section["fraction"]):
+            for end in ENDS:
+                difference = np.abs(section[f"relative_difference_{end}"][row, i])
+                if not difference.size:
+                    continue
+                angle = section[f"matched_angle_{end}"][row, i]
+                spaces = section[f"principal_angle_{end}"][row, i]
+                table.add_row(
+                    str(step),
+                    f"{fraction:g}",
+                    f"{difference.shape[1]} {end}",
+                    f"{np.nanmax(difference):.1%}",
+                    f"{np.nanmedian(difference):.1%}",
+                    f"{np.nanmax(angle):.1f}",
+                    f"{np.nanmedian(angle):.1f}",
+                    f"{np.nanmax(spaces):.1f}",
+                )
+    return table
+
+
+def optimizer(section: Section) -> Table:
+    """Final losses over seeds, with and without steps along the estimate.
+
+    Args:
+        section: The section "optimizer".
+
+    Returns:
+        One line a way to train.
+    """
+    columns = ["optimiser", "final loss: median", "least", "most", "steps along ṽ", "diverged"]
+    table = new_table(columns, "\nsteps along the running estimate of the most negative curvature")
+    for row, name in enumerate(section["run"]):
+        final = section["loss"][row, :, -1]
+        good = final[np.isfinite(final)]
+        shown = [f(good) for f in (np.median, np.min, np.max)] if len(good) else [np.nan] * 3
+        table.add_row(
+            str(name),
+            *(f"{number:.4g}" for number in shown),
+            str(section["steps_along"][row].max()),
+            str(len(final) - len(good)),
+        )
+    return table

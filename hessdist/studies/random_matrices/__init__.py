@@ -1,0 +1,1 @@
+"""Laws of random matrices as models of the Hessian."""
