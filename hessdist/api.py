@@ -15,7 +15,7 @@ from torch import nn
 
 from hessdist.config.job import ComputeSection, Operator
 from hessdist.errors import WorkloadError
-from hessdist.objective import TrainingLoss, full_vectors
+from hessdist.objective import Objective, full_vectors
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
@@ -141,11 +141,11 @@ def extreme_eigenpairs(
         "residuals": residuals,
         "eigenvectors": eigenvectors,
     }
-    with _training_loss(
+    with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
-    ) as total:
-        ranks, here = total.ranks, total.evaluate()
-        shell = total.shell(operator, here.weight)
+    ) as objective:
+        ranks, here = objective.ranks, objective.evaluate()
+        shell = objective.shell(operator, here.weight)
         pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
         if not pairs.converged and ranks.is_root:
             _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
@@ -153,7 +153,7 @@ def extreme_eigenpairs(
         def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
             if not eigenvectors:
                 return None
-            return full_vectors(ranks, vectors, shell.size, total.compute.dtype)
+            return full_vectors(ranks, vectors, shell.size, objective.compute.dtype)
 
         return Spectrum(
             eigenvalues_largest=pairs.largest.values,
@@ -171,8 +171,8 @@ def extreme_eigenpairs(
             products=pairs.products,
             seconds=pairs.seconds,
             outcome=pairs.outcome.value,
-            parameter_names=total.layout.names,
-            parameter_shapes=total.layout.shapes,
+            parameter_names=objective.layout.names,
+            parameter_shapes=objective.layout.shapes,
         )
 
 
@@ -218,10 +218,10 @@ def exact_spectrum(
     """
     compute = {"device": device, "batch_size": batch_size}
     settings = {"operator": operator, "eigenvectors": eigenvectors}
-    with _training_loss(
+    with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
-    ) as total:
-        shell = total.shell(operator, total.evaluate().weight)
+    ) as objective:
+        shell = objective.shell(operator, objective.evaluate().weight)
         return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
 
 
@@ -272,15 +272,15 @@ def spectral_density(
     """
     compute = {"device": device, "batch_size": batch_size}
     settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
-    with _training_loss(
+    with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
-    ) as total:
-        shell = total.shell(operator, total.evaluate().weight)
+    ) as objective:
+        shell = objective.shell(operator, objective.evaluate().weight)
         return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
 
 
 @contextmanager
-def _training_loss(
+def _objective_of(
     comm: MPI.Comm | None,
     model: nn.Module,
     loss: AnyLoss,
@@ -290,7 +290,7 @@ def _training_loss(
     layers: Sequence[str],
     collate: Collate | None,
     **settings: Any,
-) -> Iterator[TrainingLoss]:
+) -> Iterator[Objective]:
     """The loss of a copy of the model over all samples, the same on every rank. Collective.
 
     Yields:
@@ -305,7 +305,7 @@ def _training_loss(
     given = ", ".join(sorted(settings))
     ranks.require_same(given, sorted(settings.items()), "call it with the same on every rank")
     with borrowed(unwrapped(model)) as mine:
-        total = TrainingLoss(
+        objective = Objective(
             ranks,
             mine,
             loss,
@@ -316,8 +316,8 @@ def _training_loss(
             layers=layers,
             collate=collate,
         )
-        total.share_parameters()
-        yield total
+        objective.share_parameters()
+        yield objective
 
 
 def _dtype_of(model: nn.Module) -> Literal["float32", "float64"]:

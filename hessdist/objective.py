@@ -98,7 +98,7 @@ class Workload:
         )
         return cls(model, loss, dataset, indices, find_collate(data.collate))
 
-    def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> TrainingLoss:
+    def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> Objective:
         """Spread it over ranks. Collective.
 
         Args:
@@ -112,7 +112,7 @@ class Workload:
         Raises:
             InputError: The model, loss and data do not fit together; on every rank.
         """
-        return TrainingLoss(
+        return Objective(
             ranks,
             self.model,
             self.loss,
@@ -147,7 +147,7 @@ def _structure(model: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]
 
 
-class TrainingLoss:
+class Objective:
     """L(θ) over the samples of all ranks, and its curvature matrices. Making it is collective.
 
     Args:
@@ -307,8 +307,8 @@ class TrainingLoss:
         if self._weight is None:
             with self.ranks.agreeing():
                 mine = self.local.weight_sum()
-            (total,) = self.ranks.sum(np.array([mine]))
-            self._weight = self._positive(total)
+            (objective,) = self.ranks.sum(np.array([mine]))
+            self._weight = self._positive(objective)
         return self._weight
 
     @staticmethod
@@ -363,7 +363,7 @@ class TrainingLoss:
         shard = self.local.shard
         return self.ranks.any(bool(shard.num_samples) and shard.is_streamed)
 
-    def of_layers(self, layers: Sequence[str]) -> TrainingLoss:
+    def of_layers(self, layers: Sequence[str]) -> Objective:
         """The same loss as a function of some parameters alone, on the same samples in memory.
 
         Collective.

@@ -10,7 +10,7 @@ import numpy as np
 
 from hessdist.results.files import replacing
 from hessdist.results.schema import TABLES
-from hessdist.results.units import Section, Variable, write_studies
+from hessdist.results.units import Measurements, Variable, write_studies
 from hessdist.results.writer import CheckpointFile, RunDescription, part_path, parts_of, write_index
 from hessdist.spectrum.densities import SpectralDensity
 
@@ -38,7 +38,7 @@ def write_run(
     eigenvectors: bool = True,
     seed: int = 0,
     change: Callable[[dict[str, np.ndarray]], None] = lambda tables: None,
-    studies: Mapping[str, Section] | None = None,
+    studies: Mapping[str, Measurements] | None = None,
 ) -> Path:
     """Write a run of `steps` checkpoints, ten minibatches apart, or of none.
 
@@ -122,15 +122,15 @@ def _named(*names: str) -> np.ndarray:
     return np.array(names, dtype=object)
 
 
-def _section(**variables: tuple[str, np.ndarray | Sequence[float]]) -> Section:
+def _section(**variables: tuple[str, np.ndarray | Sequence[float]]) -> Measurements:
     """Dimensions as words, and values."""
-    return Section({
+    return Measurements({
         name: Variable(tuple(dimensions.split()), np.asarray(values), name)
         for name, (dimensions, values) in variables.items()
     })
 
 
-def exact_section(steps: Sequence[int] = (0, 10), size: int = 24) -> Section:
+def exact_section(steps: Sequence[int] = (0, 10), size: int = 24) -> Measurements:
     """Two operators; the picture is the diagonal matrix of the eigenvalues."""
     shape = (len(steps), 2)
     values = np.array([[spectrum(size, 2 * s + o) for o in range(2)] for s in range(len(steps))])
@@ -150,7 +150,7 @@ def density_section(
     blocks: Sequence[str] = ("all", "fc1"),
     size: int = 24,
     interval: tuple[float, float] | None = (1.5, 2.5),
-) -> Section:
+) -> Measurements:
     """What three probes see of `exact_section`'s matrices with as many products as parameters.
 
     Blocks after the first have half the parameters.
@@ -190,7 +190,7 @@ def density_section(
     return _section(**variables)
 
 
-def architectures_section(sizes: Sequence[int] = (18, 40)) -> Section:
+def architectures_section(sizes: Sequence[int] = (18, 40)) -> Measurements:
     """Three networks of each width, of which the last one has diverged."""
     count, most = len(sizes), max(sizes)
     values = np.full((count, 3, 2, most), np.nan)
@@ -214,7 +214,7 @@ def architectures_section(sizes: Sequence[int] = (18, 40)) -> Section:
     )
 
 
-def initialisations_section(networks: int = 40) -> Section:
+def initialisations_section(networks: int = 40) -> Measurements:
     """Every fourth network did not reach the norm, and the last one has diverged."""
     rng = np.random.default_rng(2)
     values = 0.2 + 0.01 * rng.standard_normal((networks, 1)) - 0.05 * np.arange(3)
@@ -231,7 +231,7 @@ def initialisations_section(networks: int = 40) -> Section:
     )
 
 
-def spreads_section(argument: str = "spread") -> Section:
+def spreads_section(argument: str = "spread") -> Measurements:
     """Three values; λ₁ is 1, 2, ... 5 times the value over five networks, and λ₂ half of it."""
     value = np.array([0.2, 0.4, 1.6])
     largest = value[:, None] * np.arange(1, 6)
@@ -249,10 +249,10 @@ def spreads_section(argument: str = "spread") -> Section:
         steps=("value network", np.full((3, 5), 100)),
     )
     axis = Variable(("value",), value, f"{argument} of the data set")
-    return Section({**section.variables, "value": axis})
+    return Measurements({**section.variables, "value": axis})
 
 
-def interpolation_section() -> Section:
+def interpolation_section() -> Measurements:
     """The first comparison is flat along its lines, the second has a barrier in the middle."""
     steps, fraction = np.arange(0, 50, 10), np.linspace(0, 1, 7)
     falling = np.exp(-steps / 20)[:, None]
@@ -268,7 +268,7 @@ def interpolation_section() -> Section:
     )
 
 
-def sections() -> dict[str, Section]:
+def sections() -> dict[str, Measurements]:
     """Every section about whole spectra and the singular Hessian."""
     return {
         "exact": exact_section(),
@@ -280,11 +280,11 @@ def sections() -> dict[str, Section]:
     }
 
 
-def changed(section: Section, **values: np.ndarray) -> Section:
+def changed(section: Measurements, **values: np.ndarray) -> Measurements:
     """A section with other values."""
     old = section.variables
     new = {
         name: Variable(old[name].dimensions, array, old[name].long_name)
         for name, array in values.items()
     }
-    return Section({**old, **new}, section.attributes)
+    return Measurements({**old, **new}, section.attributes)

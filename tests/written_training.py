@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 
 
 def _named(*names: str) -> np.ndarray:
     return np.array(names, dtype=object)
 
 
-def _section(**variables: tuple[str, object]) -> Section:
+def _section(**variables: tuple[str, object]) -> Measurements:
     """Dimensions as words, and values."""
-    return Section({
+    return Measurements({
         name: Variable(tuple(dimensions.split()), np.asarray(values), name)
         for name, (dimensions, values) in variables.items()
     })
@@ -23,7 +23,7 @@ def _section(**variables: tuple[str, object]) -> Section:
 
 def diagnosis_section(
     steps: Sequence[int] = (0, 5, 10), layers: Sequence[str] = ("fc1", "fc2"), points: int = 7
-) -> Section:
+) -> Measurements:
     """A quadratic with H = diag(4, 2, ..., −0.5): at each step farther down, at the last critical.
 
     The gradient is along the first eigenvector, but at the second step, where it is along the
@@ -91,7 +91,7 @@ def diagnosis_section(
 _OPERATORS = ("hessian", "gauss_newton", "residual", "empirical_fisher")
 
 
-def decomposition_section(steps: Sequence[int] = (0, 5, 10)) -> Section:
+def decomposition_section(steps: Sequence[int] = (0, 5, 10)) -> Measurements:
     """λ₁ of H, G, S, F is 4, 3, 2, 1 times the number of the step, and λ_d of H and S −1 and −3."""
     count = len(steps)
     number = np.arange(1.0, count + 1)
@@ -113,7 +113,7 @@ def decomposition_section(steps: Sequence[int] = (0, 5, 10)) -> Section:
     )
 
 
-def widths_section(networks: int = 3, at: Sequence[int] = (0, 5)) -> Section:
+def widths_section(networks: int = 3, at: Sequence[int] = (0, 5)) -> Measurements:
     """tr S is −1 over the number of parameters, times 1, 2, 3 for the networks."""
     sizes = np.array([10, 100])
     shape = (2, networks, len(at))
@@ -137,7 +137,7 @@ def widths_section(networks: int = 3, at: Sequence[int] = (0, 5)) -> Section:
     )
 
 
-def minimize_section(iterations: int = 12) -> Section:
+def minimize_section(iterations: int = 12) -> Measurements:
     """The loss halves at every iteration; negative curvature is met at the second."""
     iteration = np.arange(iterations)
     loss = 0.5 ** iteration.astype(float)
@@ -150,7 +150,7 @@ def minimize_section(iterations: int = 12) -> Section:
     )
 
 
-def minimizers_section(iterations: int = 9, seeds: int = 2) -> Section:
+def minimizers_section(iterations: int = 9, seeds: int = 2) -> Measurements:
     """As `minimize_section`; method i ends after i iterations fewer."""
     one = minimize_section(iterations)
     shape = (3, seeds, iterations)
@@ -169,7 +169,7 @@ def minimizers_section(iterations: int = 9, seeds: int = 2) -> Section:
 
 def eigenspace_section(
     runs: Sequence[str] = ("sgd 0.1", "sgd 0.1 + eigenspace 1"), points: int = 5
-) -> Section:
+) -> Measurements:
     """Losses 1, 2, 3 for the seeds, over the number of the point; the average's are half of it.
 
     The last run diverges with its last seed.
@@ -188,7 +188,7 @@ def eigenspace_section(
     )
 
 
-def saddle_section(points: int = 8) -> Section:
+def saddle_section(points: int = 8) -> Measurements:
     """One run stays at the loss of 2; the other's falls by 10⁻⁴, growing tenfold at each point."""
     fall = 1e-4 * 10.0 ** np.minimum(np.arange(points), 4) * np.array([[1.0], [1.2], [0.8]])
     start = np.full((3, points), 2.0)
@@ -203,7 +203,7 @@ def saddle_section(points: int = 8) -> Section:
     )
 
 
-def laws_section(steps: Sequence[int] = (0, 10), points: int = 30) -> Section:
+def laws_section(steps: Sequence[int] = (0, 10), points: int = 30) -> Measurements:
     """The share up to λ is λ of 1, and the law's λ² at the first step and λ³ at the second."""
     grid = np.linspace(0, 1, points)
     shape = (len(steps), 1)
@@ -221,7 +221,7 @@ def laws_section(steps: Sequence[int] = (0, 10), points: int = 30) -> Section:
     )
 
 
-def loss_model_section(points: int = 20, energies: int = 2, ratios: int = 2) -> Section:
+def loss_model_section(points: int = 20, energies: int = 2, ratios: int = 2) -> Measurements:
     """Densities are λ (1 + energy), the index is the excess and its law its double."""
     shape = (1, ratios)
     excess = np.geomspace(1e-2, 10, 7)
@@ -241,7 +241,7 @@ def loss_model_section(points: int = 20, energies: int = 2, ratios: int = 2) -> 
     )
 
 
-def critical_points_section(networks: int = 20) -> Section:
+def critical_points_section(networks: int = 20) -> Measurements:
     """Energies ε = 0.2 (1 + α^{2/3}) of tanh networks at two ratios; the last is not found."""
     index = np.linspace(0, 0.4, networks)
     energy = 0.2 * (1 + index ** (2 / 3))
@@ -263,7 +263,7 @@ def critical_points_section(networks: int = 20) -> Section:
     )
 
 
-def two_layer_section(sizes: Sequence[int] = (4, 8), networks: int = 3) -> Section:
+def two_layer_section(sizes: Sequence[int] = (4, 8), networks: int = 3) -> Measurements:
     """Distances are one over the size, times 1, 2, 3 for the networks."""
     shape = (1, 1, len(sizes), 1, networks)
     distance = (np.arange(1.0, networks + 1) / np.array(sizes)[:, None]).reshape(shape)
@@ -279,7 +279,7 @@ def two_layer_section(sizes: Sequence[int] = (4, 8), networks: int = 3) -> Secti
     )
 
 
-def training_sections() -> dict[str, Section]:
+def training_sections() -> dict[str, Measurements]:
     """Every section of this module."""
     return {
         "diagnosis": diagnosis_section(),

@@ -18,7 +18,7 @@ from hessdist.config.job import Job, load_job
 from hessdist.errors import DependencyError, HessdistError, InputError
 from hessdist.parallel.ranks import Ranks, launched_rank
 from hessdist.results.reader import open_run
-from hessdist.service.console import Report, is_terminal
+from hessdist.service.console import Console, is_terminal
 from hessdist.service.stop import listen
 from hessdist.spectrum.petsc import is_option
 from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
@@ -98,7 +98,7 @@ def train(context: typer.Context, job: JobFile, overrides: Overrides = None) -> 
     if launched_rank():  # under mpirun, rank 0 trains
         return
     loaded, _ = load_job(job, overrides or ())
-    with Report(speaks=True) as report:
+    with Console(speaks=True) as report:
         _needing_torch("hessdist.service.train").train_job(loaded, report)
 
 
@@ -201,7 +201,7 @@ def study(
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.study").study
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Report(speaks=ranks.is_root) as report:
+        with Console(speaks=ranks.is_root) as report:
             sections = only.split(",") if only else ()
             result = begin(
                 loaded, text, ranks, report, options=context.obj, only=sections, overwrite=overwrite
@@ -252,7 +252,7 @@ def diagnose(
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.diagnose").diagnose
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Report(speaks=ranks.is_root) as report:
+        with Console(speaks=ranks.is_root) as report:
             result = begin(
                 loaded,
                 text,
@@ -299,7 +299,7 @@ def minimize(
         with ranks.agreeing():
             service = _needing_torch("hessdist.service.minimize")
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Report(speaks=ranks.is_root) as report:
+        with Console(speaks=ranks.is_root) as report:
             result = service.minimize_job(
                 loaded, text, ranks, report, options=context.obj, overwrite=overwrite
             )
@@ -449,7 +449,7 @@ def bench(
         with ranks.agreeing():
             measure = _needing_torch("hessdist.cli.bench").bench
         loaded, _ = _agreed_job(ranks, context, job, overrides or ())
-        with Report(speaks=ranks.is_root) as report:
+        with Console(speaks=ranks.is_root) as report:
             measure(
                 loaded,
                 ranks,
@@ -684,13 +684,13 @@ def _serve(
         with ranks.agreeing():
             serve = getattr(_needing_torch("hessdist.service.sweep"), how)
         loaded, text = _agreed_job(ranks, context, job, overrides)
-        with Report(speaks=ranks.is_root) as report:
+        with Console(speaks=ranks.is_root) as report:
             result = serve(loaded, text, ranks, report, options=context.obj, **options)
             status = _conclude(result, report)
     raise typer.Exit(status)
 
 
-def _conclude(result: SweepResult, report: Report) -> int:
+def _conclude(result: SweepResult, report: Console) -> int:
     """The last lines of a sweep, and its status."""
     report.line(f"result: {result.path} ({result.solved} solved, {result.skipped} done before)")
     if not result.unconverged:

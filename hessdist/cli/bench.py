@@ -23,10 +23,10 @@ from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.errors import InputError, OutputError
-from hessdist.objective import TrainingLoss, Workload, eigenpairs_as, library_versions
+from hessdist.objective import Objective, Workload, eigenpairs_as, library_versions
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks, set_threads
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import basis_sizes
 from hessdist.spectrum.shell import ShellMatrix
@@ -125,7 +125,7 @@ class Bench:
 def bench(
     job: Job,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     step: int | None = None,
     repeat: int = 5,
@@ -162,40 +162,40 @@ def bench(
         workload = Workload.of(job)
     petsc.initialise(options)
     for line in petsc.ineffective_options(options):
-        report.line(line)
-    total = workload.on(ranks, job)
+        console.line(line)
+    objective = workload.on(ranks, job)
     threads = torch.get_num_threads()
-    _load(total, checkpoint, job)
+    _load(objective, checkpoint, job)
     name = "initial parameters" if checkpoint is None else checkpoint.path.name
-    report.line(
-        f"{job.name}, {name}: {total.layout.size:,} parameters, {len(workload.indices):,} "
-        f"samples, {_count(ranks.size, 'rank')} on {total.device.type} with "
+    console.line(
+        f"{job.name}, {name}: {objective.layout.size:,} parameters, {len(workload.indices):,} "
+        f"samples, {_count(ranks.size, 'rank')} on {objective.device.type} with "
         f"{_count(threads, 'thread')}"
     )
-    total.evaluate()  # refuses what cannot be solved
-    gradient, products, kept = _time_products(job, total, repeat)
+    objective.evaluate()  # refuses what cannot be solved
+    gradient, products, kept = _time_products(job, objective, repeat)
     ratios = {form: each.median / gradient.median for form, each in products.items()}
-    report.line(f"{'gradient':18} {gradient}")
+    console.line(f"{'gradient':18} {gradient}")
     for form, each in products.items():
-        report.line(f"{form:18} {each}, {ratios[form]:.2f} gradients")
-    report.line(
+        console.line(f"{form:18} {each}, {ratios[form]:.2f} gradients")
+    console.line(
         f"kept graphs: {sum(k.kept_batches for k in kept)} of {sum(k.batches for k in kept)} "
         f"batches, at most {_gib(k.bytes for k in kept)} a rank"
     )
-    solved = _solve(job, total, gradient, report) if solve else None
-    memory = ranks.collect(_memory(job, total, solved))
-    report.line(
+    solved = _solve(job, objective, gradient, console) if solve else None
+    memory = ranks.collect(_memory(job, objective, solved))
+    console.line(
         f"memory: at most {_gib(m.peak for m in memory)} a rank, of which the Krylov basis is "
         f"{_gib(m.basis for m in memory)} and recorded products {_gib(m.recorded for m in memory)}"
     )
     result = Bench(
         job=job.name,
         checkpoint=name,
-        num_parameters=total.layout.size,
+        num_parameters=objective.layout.size,
         num_samples=len(workload.indices),
         ranks=ranks.size,
         threads=threads,
-        device=str(total.device),
+        device=str(objective.device),
         dtype=job.compute.dtype,
         batch_size=job.compute.batch_size,
         software_version=__version__,
@@ -206,13 +206,13 @@ def bench(
         kept=kept,
         solve=solved,
         memory=memory,
-        strong=_scaling("strong", job, workload, ranks, threads, repeat, report),
-        weak=_scaling("weak", job, workload, ranks, threads, repeat, report),
+        strong=_scaling("strong", job, workload, ranks, threads, repeat, console),
+        weak=_scaling("weak", job, workload, ranks, threads, repeat, console),
     )
     with ranks.agreeing():
         if ranks.is_root:
             _write(target, json.dumps(asdict(result), indent=2) + "\n")
-    report.line(f"written: {target}")
+    console.line(f"written: {target}")
     return result
 
 
@@ -232,7 +232,7 @@ def _checkpoint(job: Job, step: int | None) -> Checkpoint | None:
     return found[step]
 
 
-def _load(total: TrainingLoss, checkpoint: Checkpoint | None, job: Job) -> None:
+def _load(objective: Objective, checkpoint: Checkpoint | None, job: Job) -> None:
     """Give every rank the parameters of the checkpoint, or those that rank 0 has drawn."""
 
     def read(model: nn.Module) -> None:
@@ -240,7 +240,7 @@ def _load(total: TrainingLoss, checkpoint: Checkpoint | None, job: Job) -> None:
             place = job.checkpoints.place()
             load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
 
-    total.load(read)
+    objective.load(read)
 
 
 def _write(path: Path, text: str) -> None:
@@ -268,37 +268,37 @@ class _Differences:
 
 
 def _time_products(
-    job: Job, total: TrainingLoss, repeat: int
+    job: Job, objective: Objective, repeat: int
 ) -> tuple[Seconds, dict[str, Seconds], list[Kept]]:
     """A gradient, the product in its forms, and what is kept for the first. Collective."""
-    ranks, operator = total.ranks, job.spectrum.operator
+    ranks, operator = objective.ranks, job.spectrum.operator
     with ranks.agreeing():
-        keeping = LocalProduct(total.local, operator, job.compute.cache_gib * 2**30)
-        forms = {"kept": keeping, "rebuilt": LocalProduct(total.local, operator, 0)}
+        keeping = LocalProduct(objective.local, operator, job.compute.cache_gib * 2**30)
+        forms = {"kept": keeping, "rebuilt": LocalProduct(objective.local, operator, 0)}
     shells = {name: ShellMatrix(local, ranks) for name, local in forms.items()}
     if operator == "hessian":
-        shells["finite difference"] = ShellMatrix(_Differences(total.local), ranks)
-    x = _entries(total)
-    ways: dict[str, Callable[[], object]] = {"gradient": lambda: _gradient(total)}
+        shells["finite difference"] = ShellMatrix(_Differences(objective.local), ranks)
+    x = _entries(objective)
+    ways: dict[str, Callable[[], object]] = {"gradient": lambda: _gradient(objective)}
     ways |= {name: partial(shell.apply, x) for name, shell in shells.items()}
     seconds = _turns(ranks, ways, repeat)
-    kept = Kept(len(total.local.shard), keeping.kept_batches, keeping.kept_bytes)
+    kept = Kept(len(objective.local.shard), keeping.kept_batches, keeping.kept_bytes)
     return seconds.pop("gradient"), seconds, ranks.collect(kept)
 
 
-def _entries(total: TrainingLoss) -> NDArray[np.float64]:
+def _entries(objective: Objective) -> NDArray[np.float64]:
     """This rank's entries of a random unit vector, near enough."""
-    size = total.layout.size
-    entries = random_entries(0, *total.ranks.shard(size))
+    size = objective.layout.size
+    entries = random_entries(0, *objective.ranks.shard(size))
     entries /= np.sqrt(size)
     return entries
 
 
-def _gradient(total: TrainingLoss) -> None:
+def _gradient(objective: Objective) -> None:
     """The gradient over all samples, as a product is assembled. Collective."""
-    whole = total.local.loss_and_gradient().gradient.to(total.local.dtype).cpu().numpy()
-    begin, end = total.ranks.shard(total.layout.size)
-    total.ranks.reduce_scatter(whole, np.empty(end - begin, whole.dtype))
+    whole = objective.local.loss_and_gradient().gradient.to(objective.local.dtype).cpu().numpy()
+    begin, end = objective.ranks.shard(objective.layout.size)
+    objective.ranks.reduce_scatter(whole, np.empty(end - begin, whole.dtype))
 
 
 def _turns(
@@ -328,11 +328,11 @@ def _turns(
 # -- a solve ---------------------------------------------------------------------------------
 
 
-def _solve(job: Job, total: TrainingLoss, gradient: Seconds, report: Report) -> Solve:
+def _solve(job: Job, objective: Objective, gradient: Seconds, console: Console) -> Solve:
     """Both ends, and where the time goes. Collective."""
     wanted = job.spectrum
     start = time.perf_counter()
-    shell = total.shell(wanted.operator, total.weight())
+    shell = objective.shell(wanted.operator, objective.weight())
     graphs = time.perf_counter() - start
     pairs = eigenpairs_as(wanted, shell)
     seconds = time.perf_counter() - start
@@ -355,13 +355,13 @@ def _solve(job: Job, total: TrainingLoss, gradient: Seconds, report: Report) -> 
         seconds_algebra_a_step=algebra / pairs.products,
         algebra_share=algebra / seconds,
     )
-    solve: Solve = total.ranks.broadcast(mine)
-    report.line(
+    solve: Solve = objective.ranks.broadcast(mine)
+    console.line(
         f"both ends, LA({solve.largest}) and SA({solve.smallest}) to {solve.tolerance:g}: "
         f"{solve.products} products, {solve.restarts} cycles, {solve.seconds:.4g} s = "
         f"{solve.gradients:.0f} gradients{'' if solve.converged else ', NOT converged'}"
     )
-    report.line(
+    console.line(
         f"  graphs {solve.seconds_graphs:.3g} s, gather {solve.seconds_gather:.3g} s, product "
         f"{solve.seconds_product:.4g} s, reduction {solve.seconds_reduction:.3g} s, algebra "
         f"{solve.seconds_algebra:.3g} s ({solve.algebra_share:.1%}; "
@@ -370,16 +370,16 @@ def _solve(job: Job, total: TrainingLoss, gradient: Seconds, report: Report) -> 
     return solve
 
 
-def _memory(job: Job, total: TrainingLoss, solved: Solve | None) -> Memory:
-    begin, end = total.ranks.shard(total.layout.size)
-    wanted = min(job.spectrum.largest + job.spectrum.smallest, total.layout.size)
-    vectors = petsc.integer_option("eps_ncv", basis_sizes(wanted, total.layout.size)[1])
+def _memory(job: Job, objective: Objective, solved: Solve | None) -> Memory:
+    begin, end = objective.ranks.shard(objective.layout.size)
+    wanted = min(job.spectrum.largest + job.spectrum.smallest, objective.layout.size)
+    vectors = petsc.integer_option("eps_ncv", basis_sizes(wanted, objective.layout.size)[1])
     recorded = solved.products if solved and job.spectrum.residuals == "recorded" else 0
     recorded = min(recorded, 2 * vectors)
     return Memory(
         peak=peak_bytes(),
         basis=(vectors + 1) * (end - begin) * petsc.scalar_bytes(),
-        recorded=recorded * (end - begin) * total.local.dtype.itemsize,
+        recorded=recorded * (end - begin) * objective.local.dtype.itemsize,
     )
 
 
@@ -393,12 +393,12 @@ def _scaling(
     ranks: Ranks,
     threads: int,
     repeat: int,
-    report: Report,
+    console: Console,
 ) -> list[Scaling]:
     """A product on 1, 2, 4, ... of the ranks. Collective."""
     counts = sorted({2**power for power in range(ranks.size.bit_length())} | {ranks.size})
     found: list[Scaling] = []
-    report.line(f"{kind} scaling:")
+    console.line(f"{kind} scaling:")
     for count in [count for count in counts if count <= ranks.size]:
         share = len(workload.indices) * count // ranks.size if kind == "weak" else None
         gradient, product = _on_first(ranks, count, job, workload, share, threads, repeat)
@@ -406,7 +406,7 @@ def _scaling(
         ideal = one / count if kind == "strong" else one
         samples = len(workload.indices[:share])
         found.append(Scaling(count, samples, gradient, product, ideal / product.median))
-        report.line(
+        console.line(
             f"  {_count(count, 'rank')}, {samples:,} samples: gradient {gradient.median:.4g} s, "
             f"product {product}, efficiency {found[-1].efficiency:.0%}"
         )
@@ -428,11 +428,11 @@ def _on_first(
     some = ranks.first(count)
     if some is not None:
         try:
-            total = workload.on(some, job, workload.indices[:share])
+            objective = workload.on(some, job, workload.indices[:share])
             set_threads(threads)  # as many a rank as when all of them work
-            shell = total.shell(job.spectrum.operator, 1)
-            x = _entries(total)
-            ways = {"gradient": lambda: _gradient(total), "product": lambda: shell.apply(x)}
+            shell = objective.shell(job.spectrum.operator, 1)
+            x = _entries(objective)
+            ways = {"gradient": lambda: _gradient(objective), "product": lambda: shell.apply(x)}
             seconds = _turns(some, ways, repeat)
         except Exception as error:
             if not getattr(error, "agreed", False):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.landscape.displaced import DisplacedLoss
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 
 _FEWEST = 4  # points between two reductions
 
@@ -31,26 +31,26 @@ class LossInSpan:
 
     def __init__(
         self,
-        total: TrainingLoss,
+        objective: Objective,
         directions: NDArray[Any],
         weight: float,
         on_pass: Callable[[int], None] = lambda evaluations: None,
     ) -> None:
-        self._ranks, self._weight, self._l2 = total.ranks, weight, total.l2
+        self._ranks, self._weight, self._l2 = objective.ranks, weight, objective.l2
         self._on_pass = on_pass
         self.evaluations = 0  # of the loss, so far
         self.gradients = 0
         copies = 1
-        if total.is_streamed():  # the other half of the budget is for directions
-            entry = total.local.parameters.tensors[0].element_size()
-            budget = total.compute.cache_gib * 2**30 / 2
-            copies = max(1, int(budget // (entry * total.layout.size)))
+        if objective.is_streamed():  # the other half of the budget is for directions
+            entry = objective.local.parameters.tensors[0].element_size()
+            budget = objective.compute.cache_gib * 2**30 / 2
+            copies = max(1, int(budget // (entry * objective.layout.size)))
         self._at_once = max(copies, _FEWEST)
         with self._ranks.agreeing():
-            self._local = DisplacedLoss(total.local, directions, copies)
+            self._local = DisplacedLoss(objective.local, directions, copies)
             if self._l2:
-                self._square = float(total.square_norm())
-                theta = total.local.parameters.flat().double().cpu().numpy()
+                self._square = float(objective.square_norm())
+                theta = objective.local.parameters.flat().double().cpu().numpy()
                 exact = directions.astype(np.float64)
                 self._slopes_at_theta, self._gram = exact @ theta, exact @ exact.T
 

@@ -11,7 +11,7 @@ import torch
 from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.products import DifferencedProduct, LocalProduct
 from hessdist.landscape.displaced import plain_summed, summed
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.optimizers.directions import Vector
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix
@@ -39,26 +39,26 @@ class TrainingProblem:
 
     def __init__(
         self,
-        total: TrainingLoss,
+        objective: Objective,
         weight: float,
         product: str = "exact",
         on_work: Callable[[], None] = lambda: None,
     ) -> None:
-        self._total, self._weight = total, weight
+        self._objective, self._weight = objective, weight
         self._differences = product == "finite_difference"
         self._on_work = on_work
-        self._begin, self._end = total.ranks.shard(total.layout.size)
+        self._begin, self._end = objective.ranks.shard(objective.layout.size)
         self._product_cost = _DIFFERENCES if self._differences else _KEPT
 
     @property
     def ranks(self) -> Ranks:
         """The ranks."""
-        return self._total.ranks
+        return self._objective.ranks
 
     @property
     def size(self) -> int:
         """The dimension d."""
-        return self._total.layout.size
+        return self._objective.layout.size
 
     @property
     def product_cost(self) -> float:
@@ -71,7 +71,7 @@ class TrainingProblem:
 
     def start(self) -> Vector:
         """This rank's entries of θ as it is in the model, float64. Not collective."""
-        theta = self._total.local.parameters.flat()[self._begin : self._end]
+        theta = self._objective.local.parameters.flat()[self._begin : self._end]
         entries: Vector = theta.double().cpu().numpy()
         return entries
 
@@ -83,7 +83,7 @@ class TrainingProblem:
         """
         whole = np.empty(self.size)
         self.ranks.gather_vector(np.ascontiguousarray(x, np.float64), whole)
-        local = self._total.local
+        local = self._objective.local
         local.parameters.assign(torch.from_numpy(whole).to(local.device, local.dtype))
 
     def loss(self, x: Vector) -> float:
@@ -124,8 +124,8 @@ class TrainingProblem:
         gradient = np.empty(self._end - self._begin)
         self.ranks.reduce_scatter(whole.cpu().numpy(), gradient)
         gradient /= self._weight
-        theta = self._total.local.parameters.flat()[self._begin : self._end]
-        gradient += self._total.l2 * theta.double().cpu().numpy()
+        theta = self._objective.local.parameters.flat()[self._begin : self._end]
+        gradient += self._objective.l2 * theta.double().cpu().numpy()
         return self._mean(mine), gradient
 
     def hessian(self, x: Vector) -> ShellMatrix:
@@ -143,12 +143,14 @@ class TrainingProblem:
         """
         self._on_work()
         self.place(x)
-        total = self._total
+        objective = self._objective
         with self.ranks.agreeing():
             if self._differences:
-                local: LocalOperator = DifferencedProduct(total.local)
+                local: LocalOperator = DifferencedProduct(objective.local)
             else:
-                local = LocalProduct(total.local, "hessian", total.compute.cache_gib * 2**30)
+                local = LocalProduct(
+                    objective.local, "hessian", objective.compute.cache_gib * 2**30
+                )
         if isinstance(local, LocalProduct):
             self._product_cost = self._cost_of(local)
         deferred = _Deferred(local)
@@ -162,20 +164,20 @@ class TrainingProblem:
             deferred,
             self.ranks,
             scale=1 / self._weight,
-            shift=total.l2,
+            shift=objective.l2,
             on_product=on_product,
             asymmetry=math.inf,  # near a minimum rounding may be all that there is
         )
 
     def _cost_of(self, product: LocalProduct) -> float:
         """Of a product, over the batches of all ranks. Collective."""
-        batches = len(self._total.local.shard)
+        batches = len(self._objective.local.shard)
         kept, everywhere = self.ranks.sum(np.array([product.kept_batches, batches], np.float64))
         return float(_ANEW + (_KEPT - _ANEW) * kept / everywhere)
 
     def _sums(self, *, with_gradient: bool) -> tuple[float, torch.Tensor]:
         """Over this rank's samples: the loss, and the gradient where it is asked for."""
-        local = self._total.local
+        local = self._objective.local
         gradient = local.zeros() if with_gradient else torch.empty(0)
         loss = 0.0
         for number, batch in local.shard.batches():
@@ -193,7 +195,7 @@ class TrainingProblem:
 
     def _mean(self, mine: float) -> float:
         """L from this rank's sum, the same bits on every rank. Collective."""
-        penalty = self._total.l2 / 2 * float(self._total.square_norm())
+        penalty = self._objective.l2 / 2 * float(self._objective.square_norm())
         everyone = self.ranks.collect((mine, penalty))
         loss = sum(one for one, _ in everyone) / self._weight
         return float(loss + everyone[0][1])

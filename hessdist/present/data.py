@@ -20,7 +20,7 @@ from hessdist.studies.singularity.page import whole_spectra
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _READ = 2 << 30  # bytes of eigenvectors that are read for the shares of layers, at most
 _OF_CHECKPOINTS = ("lines", "step_sizes", "exact", "density", "laws", "diagnosis", "decomposition")
@@ -72,7 +72,7 @@ def _steps(run: Run) -> list[int]:
     return sorted({*map(int, run.steps), *(int(s) for one in sections for s in one["step"])})
 
 
-def _lines(section: Section) -> dict[str, Any]:
+def _lines(section: Measurements) -> dict[str, Any]:
     return {
         "steps": section["step"].tolist(),
         "pairs": texts(section["pair"]),
@@ -84,7 +84,7 @@ def _lines(section: Section) -> dict[str, Any]:
     }
 
 
-def _step_sizes(section: Section) -> dict[str, Any]:
+def _step_sizes(section: Measurements) -> dict[str, Any]:
     with np.errstate(divide="ignore"):
         inverse = 1 / section["best_step"]
     return {

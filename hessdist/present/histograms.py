@@ -11,7 +11,7 @@ from hessdist.results.schema import ENDS
 from hessdist.spectrum.densities import SpectralDensity
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
     Place = tuple[int, ...]  # a step, an operator and a block of the section "density"
 
@@ -100,7 +100,7 @@ def nearly_all(end: NDArray[np.float64]) -> NDArray[np.float64]:
 # -- densities -------------------------------------------------------------------------------
 
 
-def density_at(section: Section, place: Place) -> SpectralDensity:
+def density_at(section: Measurements, place: Place) -> SpectralDensity:
     """The nodes and weights of one matrix of the section "density"."""
     return SpectralDensity(
         int(section["size"][place]), section["nodes"][place], section["weights"][place]
@@ -119,7 +119,9 @@ def smoothing_width(density: SpectralDensity) -> float:
     return (high - low) / (2 * count) or 0.01 * largest_of(density.nodes)
 
 
-def exact_beside(section: Section, place: Place, exact: Section | None) -> NDArray[Any] | None:
+def exact_beside(
+    section: Measurements, place: Place, exact: Measurements | None
+) -> NDArray[Any] | None:
     """All eigenvalues of the matrix whose density it is, where a run has them.
 
     Args:
@@ -148,7 +150,7 @@ def exact_beside(section: Section, place: Place, exact: Section | None) -> NDArr
     return values if within.all() else None
 
 
-def spectral_norm(section: Section, operator: str) -> NDArray[np.float64]:
+def spectral_norm(section: Measurements, operator: str) -> NDArray[np.float64]:
     """‖A‖₂ from the two ends of a spectrum.
 
     Args:

@@ -19,7 +19,7 @@ from hessdist.studies.singularity import tables as singularity
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
 def tables(run: Run) -> Iterator[Table]:
@@ -34,7 +34,7 @@ def tables(run: Run) -> Iterator[Table]:
     if len(run) or not run.studies:
         yield summary(run)
     most = outliers_sought(run)
-    known: dict[str, Callable[[Section], Table]] = {
+    known: dict[str, Callable[[Measurements], Table]] = {
         "step_sizes": negative_curvature.gains,
         "subsets": negative_curvature.subsets,
         "optimizer": negative_curvature.optimizer,

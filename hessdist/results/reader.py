@@ -29,7 +29,7 @@ from hessdist.results.opening import (
 from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
 from hessdist.results.units import (
-    Section,
+    Measurements,
     collect_studies,
     pairs_digest,
     read_studies,
@@ -169,7 +169,7 @@ class Run:
         return f"{self.num_samples:,} samples of weight {self.weight:,.10g}"
 
     @cached_property
-    def studies(self) -> dict[str, Section]:
+    def studies(self) -> dict[str, Measurements]:
         """What `hessdist study` has found: sections by name, arrays of a section by name."""
         if self._files:
             return collect_studies(self.path, self.fingerprint, self._digests)

@@ -51,7 +51,7 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Section(Mapping[str, NDArray[Any]]):
+class Measurements(Mapping[str, NDArray[Any]]):
     """One section of a study: arrays by name."""
 
     variables: Mapping[str, Variable]
@@ -169,7 +169,7 @@ def drop_others(path: Path, fingerprint: str, section: str, settings: str) -> No
             unit.unlink()
 
 
-def write_unit(path: Path, section: Section, run: Mapping[str, Any], step: int | None) -> None:
+def write_unit(path: Path, section: Measurements, run: Mapping[str, Any], step: int | None) -> None:
     """Write a file so that a kill leaves it whole or as it was.
 
     Args:
@@ -189,7 +189,7 @@ def write_unit(path: Path, section: Section, run: Mapping[str, Any], step: int |
         file.attrs["complete"] = True
 
 
-def read_unit(path: Path) -> Section | None:
+def read_unit(path: Path) -> Measurements | None:
     """Read a file of a study, all its bytes looked at.
 
     Args:
@@ -202,7 +202,7 @@ def read_unit(path: Path) -> Section | None:
         ReadingError: It cannot be read now.
     """
 
-    def read() -> Section | None:
+    def read() -> Measurements | None:
         status = path.stat()
         return _read_unit(path, (status.st_mtime_ns, status.st_size, status.st_ino))
 
@@ -213,7 +213,7 @@ def read_unit(path: Path) -> Section | None:
 
 
 @lru_cache(maxsize=4096)  # the index is written after every unit, from all of them
-def _read_unit(path: Path, state: tuple[int, int, int]) -> Section | None:
+def _read_unit(path: Path, state: tuple[int, int, int]) -> Measurements | None:
     if not is_intact(path):
         return None
     with open_hdf5(path) as file:
@@ -222,13 +222,13 @@ def _read_unit(path: Path, state: tuple[int, int, int]) -> Section | None:
         section = read_section(file)
         kept_apart = any(_APART in dataset.attrs for dataset in file.values())
     links = {int(section.attributes["step"]): (path, "/")} if kept_apart else {}
-    return Section(section.variables, section.attributes, links)
+    return Measurements(section.variables, section.attributes, links)
 
 
 # -- groups ----------------------------------------------------------------------------------
 
 
-def write_section(group: h5py.Group, section: Section) -> None:
+def write_section(group: h5py.Group, section: Measurements) -> None:
     """Write arrays with their dimension scales into an empty group.
 
     Args:
@@ -256,7 +256,7 @@ def write_section(group: h5py.Group, section: Section) -> None:
             dataset.dims[axis].attach_scale(group[dimension])
 
 
-def read_section(group: h5py.Group) -> Section:
+def read_section(group: h5py.Group) -> Measurements:
     """Read what `write_section` has written.
 
     Args:
@@ -280,7 +280,7 @@ def read_section(group: h5py.Group) -> Section:
         variables[name] = Variable(
             dimensions, np.asarray(values), dataset.attrs["long_name"], dataset.attrs["units"]
         )
-    return Section(variables, dict(group.attrs))
+    return Measurements(variables, dict(group.attrs))
 
 
 def _storable(values: NDArray[Any]) -> NDArray[Any]:
@@ -294,7 +294,7 @@ def _describe(dataset: h5py.Dataset, variable: Variable) -> None:
 # -- the run's file --------------------------------------------------------------------------
 
 
-def stacked(sections: Sequence[Section]) -> Section:
+def stacked(sections: Sequence[Measurements]) -> Measurements:
     """Sections of single checkpoints as one, with a dimension `step` in front.
 
     Coordinates that differ are joined: a checkpoint that lacks an entry has NaN there, no text, or
@@ -324,18 +324,18 @@ def stacked(sections: Sequence[Section]) -> Section:
                 ("step", *variable.dimensions), values, variable.long_name, variable.units
             )
     files = {step: place for s in alike for step, place in s.files.items()}
-    return Section(variables, last.attributes, files)
+    return Measurements(variables, last.attributes, files)
 
 
-def _names(section: Section) -> dict[str, tuple[str, ...]]:
+def _names(section: Measurements) -> dict[str, tuple[str, ...]]:
     return {name: v.dimensions for name, v in section.variables.items()}
 
 
-def _shapes(section: Section) -> dict[str, tuple[int, ...]]:
+def _shapes(section: Measurements) -> dict[str, tuple[int, ...]]:
     return {name: v.values.shape for name, v in section.variables.items()}
 
 
-def _joined_coordinates(sections: Sequence[Section]) -> dict[str, NDArray[Any]]:
+def _joined_coordinates(sections: Sequence[Measurements]) -> dict[str, NDArray[Any]]:
     """Coordinates that are not the same in all sections: all entries, as they first appear."""
     joined = {}
     for name, dimensions in _names(sections[-1]).items():
@@ -346,7 +346,7 @@ def _joined_coordinates(sections: Sequence[Section]) -> dict[str, NDArray[Any]]:
     return joined
 
 
-def _aligned(section: Section, joined: Mapping[str, NDArray[Any]]) -> Section:
+def _aligned(section: Measurements, joined: Mapping[str, NDArray[Any]]) -> Measurements:
     """A section on coordinates that have more entries than its own."""
     places = {
         name: [whole.tolist().index(entry) for entry in section[name].tolist()]
@@ -363,7 +363,7 @@ def _aligned(section: Section, joined: Mapping[str, NDArray[Any]]) -> Section:
                 dimension = variable.dimensions[axis]
                 values = _spread(values, axis, places[dimension], len(joined[dimension]))
             variables[name] = replace(variable, values=values)
-    return Section(variables, section.attributes, section.files)
+    return Measurements(variables, section.attributes, section.files)
 
 
 def _spread(values: NDArray[Any], axis: int, places: Sequence[int], length: int) -> NDArray[Any]:
@@ -378,7 +378,7 @@ def _spread(values: NDArray[Any], axis: int, places: Sequence[int], length: int)
 
 def collect_studies(
     folder: Path, fingerprint: str, digests: Mapping[int, Digests]
-) -> dict[str, Section]:
+) -> dict[str, Measurements]:
     """The sections of a run's studies, from their files.
 
     Args:
@@ -400,12 +400,12 @@ def collect_studies(
         if read:
             whole = stacked(read) if "step" in read[-1].attributes else read[-1]
             kept = {name: whole.attributes[name] for name in ("settings", "created")}
-            found[name] = Section(whole.variables, kept, whole.files)
+            found[name] = Measurements(whole.variables, kept, whole.files)
     return found
 
 
 def write_studies(
-    index: h5py.File, studies: Mapping[str, Section], folder: Path | None = None
+    index: h5py.File, studies: Mapping[str, Measurements], folder: Path | None = None
 ) -> None:
     """Write sections into a run's file.
 
@@ -422,7 +422,7 @@ def write_studies(
             group.require_group(_LINKS)[group_name(step)] = link
 
 
-def copy_apart(index: h5py.File, name: str, section: Section) -> None:
+def copy_apart(index: h5py.File, name: str, section: Measurements) -> None:
     """Copy the arrays that a section keeps apart, compressed, into a file with the section itself.
 
     Args:
@@ -448,7 +448,7 @@ def copy_apart(index: h5py.File, name: str, section: Section) -> None:
                     copied[row] = dataset[row]
 
 
-def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:
+def read_studies(file: h5py.File, where: Path) -> dict[str, Measurements]:
     """The sections of all studies in a run's file.
 
     Args:
@@ -470,10 +470,10 @@ def read_studies(file: h5py.File, where: Path) -> dict[str, Section]:
         ) from error
 
 
-def _with_links(group: h5py.Group, where: Path) -> Section:
+def _with_links(group: h5py.Group, where: Path) -> Measurements:
     """A section, and where its arrays that are kept apart lie."""
     section = read_section(group)
     names = group.get(_LINKS, {})
     steps = {name: int(name.rsplit("-", 1)[-1]) for name in names}
     files = {step: (where, f"{group.name}/{_LINKS}/{name}") for name, step in steps.items()}
-    return Section(section.variables, section.attributes, files)
+    return Measurements(section.variables, section.attributes, files)

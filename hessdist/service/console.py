@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console as Terminal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,7 +44,7 @@ def is_terminal() -> bool:
     return launcher in _LAUNCHERS and target.startswith(("/dev/pts/", "/dev/tty"))
 
 
-class Report:
+class Console:
     """Lines and progress on standard output; silent where it is not to speak.
 
     Args:
@@ -58,7 +58,7 @@ class Report:
         terminal = is_terminal()
         # A log is not wrapped to the width of a terminal.
         width = None if terminal else 10_000
-        self._console = Console(
+        self._console = Terminal(
             width=width, force_terminal=terminal, highlight=False, soft_wrap=True
         )
         self._bar: Progress | None = None
@@ -70,7 +70,7 @@ class Report:
         self._what = ""
         self._start = self._last = time.monotonic()
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> Console:
         if self._speaks and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),

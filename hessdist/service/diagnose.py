@@ -27,13 +27,13 @@ from hessdist.errors import (
     Stopped,
 )
 from hessdist.landscape.diagnosis import Point, findings
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import CheckpointResult, Run, open_run
 from hessdist.results.schema import SOFTWARE
 from hessdist.results.units import (
-    Section,
+    Measurements,
     drop_others,
     read_unit,
     unit_path,
@@ -42,7 +42,7 @@ from hessdist.results.units import (
 )
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
@@ -74,7 +74,7 @@ def diagnose(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     options: Sequence[str] = (),
     step: int | None = None,
@@ -115,7 +115,7 @@ def diagnose(
                 check_writable(job.output.path)
                 if json_path is not None:
                     _make_room(json_path)
-                for lock in alone(job.output.path, report.line):
+                for lock in alone(job.output.path, console.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         patients: list[Checkpoint] = []
@@ -129,25 +129,27 @@ def diagnose(
                 _refuse_others(job, overwrite)
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
-            report.line(line)
-        total = workload.on(ranks, job)
-        require_samples_of_before(ranks, job, total.sample_digests)
+            console.line(line)
+        objective = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, objective.sample_digests)
         patients = ranks.broadcast(patients)
-        report.line(
+        console.line(
             f"{job.name}: diagnosis of {len(patients)} of its checkpoints, "
-            f"{total.layout.size:,} parameters, {len(workload.indices):,} samples, {ranks.size} "
-            f"ranks on {total.device.type}"
+            f"{objective.layout.size:,} parameters, {len(workload.indices):,} samples, {ranks.size} "
+            f"ranks on {objective.device.type}"
         )
-        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
-        examination = _Examination(job, workload, total, run, about, report, stop)
+        about = describe(
+            job, text, objective.layout, len(workload.indices), objective.weight(), ranks.size
+        )
+        examination = _Examination(job, workload, objective, run, about, console, stop)
         examination.work(patients)
         if json_path is not None:
             with ranks.agreeing():
                 if ranks.is_root:
                     _write_json(json_path, as_json(job, examination.found))
-            report.line(f"as JSON: {json_path}")
+            console.line(f"as JSON: {json_path}")
         for word in petsc.unused_options(options):
-            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+            console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
         examination.complain()
         return examination.result
 
@@ -221,7 +223,7 @@ class Diagnosed:
 
     checkpoint: Checkpoint
     digest: str  # of its parameters
-    section: Section
+    section: Measurements
 
 
 class _Examination:
@@ -231,23 +233,23 @@ class _Examination:
         self,
         job: Job,
         workload: Workload,
-        total: TrainingLoss,
+        objective: Objective,
         run: Run | None,
         about: RunDescription,
-        report: Report,
+        console: Console,
         stop: Stop,
     ) -> None:
         self.result = DiagnosisResult(job.output.path)
         self.found: list[Diagnosed] = []  # on rank 0
-        self._job, self._workload, self._total, self._run = job, workload, total, run
-        self._about, self._report, self._stop = about, report, stop
-        self._ranks, self._settings = total.ranks, _settings(job)
+        self._job, self._workload, self._objective, self._run = job, workload, objective, run
+        self._about, self._console, self._stop = about, console, stop
+        self._ranks, self._settings = objective.ranks, _settings(job)
         self._set_aside: dict[int, CheckpointError | NumericalError] = {}
         self._rows: Rows = {}
 
     def work(self, patients: Sequence[Checkpoint]) -> None:
         """Examine them. Collective."""
-        self._report.begin("checkpoint", len(patients))
+        self._console.begin("checkpoint", len(patients))
         for number, checkpoint in enumerate(patients):
             try:
                 self._stop.check(self._ranks)
@@ -256,11 +258,11 @@ class _Examination:
                 if not error.agreed:
                     raise
                 self._set_aside[checkpoint.step] = error
-                self._report.line(f"step {checkpoint.step}: set aside: {error.what}")
+                self._console.line(f"step {checkpoint.step}: set aside: {error.what}")
             except Stopped as stop:
                 left = f"{len(patients) - number} of {len(patients)} checkpoints left"
                 raise _agreed(Stopped(f"stopped on a signal with {left}", stop.remedy)) from stop
-            self._report.advance(number + 1, before=len(self.result.skipped))
+            self._console.advance(number + 1, before=len(self.result.skipped))
 
     def complain(self) -> None:
         """Raise what a checkpoint was set aside for."""
@@ -271,7 +273,7 @@ class _Examination:
     def _examine(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.step
         place = self._job.checkpoints.place()
-        digest = self._total.load(
+        digest = self._objective.load(
             lambda model: load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
         )
         section = self._before(step, digest)
@@ -279,10 +281,10 @@ class _Examination:
             here = CheckpointUnderStudy(
                 self._job,
                 self._workload,
-                self._total,
+                self._objective,
                 self._pairs(step, digest),
                 partial(self._on_progress, step),
-                self._report.line,
+                self._console.line,
             )
             section = diagnosis(here, self._job.diagnosis, f"step {step}")
             self._write(step, digest, section)
@@ -292,11 +294,11 @@ class _Examination:
         if not _converged(section):
             self.result.unconverged.append(step)
         for line in str(section["note"]).splitlines():
-            self._report.line(line)
+            self._console.line(line)
         if self._ranks.is_root:
             self.found.append(Diagnosed(checkpoint, digest, section))
 
-    def _before(self, step: int, digest: str) -> Section | None:
+    def _before(self, step: int, digest: str) -> Measurements | None:
         """What was found before, with the same settings. Collective."""
         there = None
         with self._ranks.agreeing():
@@ -308,7 +310,7 @@ class _Examination:
                     and _converged(there)
                 ):
                     there = None
-        found: Section | None = self._ranks.broadcast(there)
+        found: Measurements | None = self._ranks.broadcast(there)
         return found
 
     def _pairs(self, step: int, digest: str) -> CheckpointResult | None:
@@ -322,12 +324,12 @@ class _Examination:
                     found = result
         return found
 
-    def _write(self, step: int, digest: str, section: Section) -> None:
+    def _write(self, step: int, digest: str, section: Measurements) -> None:
         """Write a unit's file, and the run's index anew. Collective."""
         path, fingerprint = self._job.output.path, self._job.fingerprint()
         with self._ranks.agreeing():
             if self._ranks.is_root:
-                described = Section(section.variables, self._attributes(digest))
+                described = Measurements(section.variables, self._attributes(digest))
                 write_unit(self._unit(step), described, self._about.attributes(), step)
                 drop_others(path, fingerprint, SECTION, self._settings)
                 with locks.holding(locks.index_lock(path)):
@@ -342,7 +344,7 @@ class _Examination:
         return unit_path(self._job.output.path, SECTION, step, self._job.fingerprint())
 
     def _on_progress(self, step: int, text: str) -> None:
-        self._report.note(f"step {step}: {text}")
+        self._console.note(f"step {step}: {text}")
         self._stop.check(self._ranks)
 
 
@@ -351,7 +353,7 @@ def _agreed(error: HessdistError) -> HessdistError:
     return error
 
 
-def _converged(section: Section) -> bool:
+def _converged(section: Measurements) -> bool:
     return all(table.all() for name, table in section.items() if name.startswith("converged"))
 
 

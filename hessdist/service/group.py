@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from hessdist.config.job import Job, SpectrumSection
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
-from hessdist.objective import Evaluation, TrainingLoss, eigenpairs_as
+from hessdist.objective import Evaluation, Objective, eigenpairs_as
 from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
 from hessdist.service import locks
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.journal import Journal
 from hessdist.service.metrics import Metrics
 from hessdist.service.queue import Source
@@ -61,16 +61,16 @@ class Outcomes:
     @classmethod
     def merged(cls, many: Iterable[Outcomes]) -> Outcomes:
         """Those of all groups."""
-        total = cls()
+        merged = cls()
         for one in many:
-            total.solved |= one.solved
-            total.skipped |= one.skipped
-            total.failed |= one.failed
-            total.left |= one.left
-            total.stopped |= one.stopped
-        total.skipped -= total.solved
-        total.left -= total.finished
-        return total
+            merged.solved |= one.solved
+            merged.skipped |= one.skipped
+            merged.failed |= one.failed
+            merged.left |= one.left
+            merged.stopped |= one.stopped
+        merged.skipped -= merged.solved
+        merged.left -= objective.finished
+        return merged
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ class Group:
         world: Ranks,
         ranks: Ranks,
         index: int,
-        total: TrainingLoss,
-        report: Report,
+        objective: Objective,
+        console: Console,
         stop: Stop,
         keep_index: bool,
     ) -> None:
         self.job, self.ranks, self.fingerprint = job, ranks, job.fingerprint()
-        self.writer = Writer(job, text, ranks, total, world.size, keep_index)
+        self.writer = Writer(job, text, ranks, objective, world.size, keep_index)
         self.outcomes = Outcomes()
-        self._world, self._total, self._report, self._stop = world, total, report, stop
+        self._world, self._objective, self._console, self._stop = world, objective, console, stop
         self._roots = [
             shard_bounds(world.size, job.service.groups, group)[0]
             for group in range(job.service.groups)
@@ -227,8 +227,8 @@ class Group:
         """Read a checkpoint into this rank's model; None where its result is there already."""
         read = signature(checkpoint.path)
         place = self.job.checkpoints.place()
-        load_into(self._total.model, read_whole(checkpoint.path), checkpoint.path, **place)
-        digest = self._total.digest()
+        load_into(self._objective.model, read_whole(checkpoint.path), checkpoint.path, **place)
+        digest = self._objective.digest()
         part = self.writer.part(checkpoint.step)
         state = part_state(part, self.fingerprint, digest)
         if state is PartState.COMPLETE:
@@ -248,7 +248,7 @@ class Group:
     def _take(self, task: _Task) -> None:
         """Solve a claimed checkpoint and write its result. Collective."""
         try:
-            self._total.share_parameters()
+            self._objective.share_parameters()
             self._solve(task)
         except (CheckpointError, NumericalError) as error:
             if not error.agreed:
@@ -264,13 +264,13 @@ class Group:
     def _solve(self, task: _Task) -> None:
         step = task.checkpoint.step
         what = f"step {step}"
-        self._report.note(f"{what}: loss and gradient")
-        here = self._total.evaluate()
+        self._console.note(f"{what}: loss and gradient")
+        here = self._objective.evaluate()
         journal = self._journal(task) if self.job.service.journal else None
         wanted = self.job.spectrum
         self._metrics.begin(step)
         standing = _Standing(
-            step, wanted, self._report, self._metrics, self._claim, self._last_products
+            step, wanted, self._console, self._metrics, self._claim, self._last_products
         )
 
         def after_product(products: int) -> None:
@@ -278,16 +278,16 @@ class Group:
             standing.after_product(products)
             self._stop.check(self.ranks)
 
-        shell = self._total.shell(wanted.operator, here.weight, after_product, journal)
+        shell = self._objective.shell(wanted.operator, here.weight, after_product, journal)
         standing.shell = shell
-        self._report.solving(what)
+        self._console.solving(what)
         try:
             pairs = eigenpairs_as(
                 wanted, shell, guesses=self._guesses, on_restart=standing.after_restart
             )
             self.writer.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
         finally:
-            self._report.solved()
+            self._console.solved()
             if journal is not None:
                 journal.close()
         self._last_products = pairs.products
@@ -302,7 +302,7 @@ class Group:
             "software": "hessdist journal 1",
             "job": self.fingerprint,
             "checkpoint": task.digest,
-            "parameters": self._total.layout.size,
+            "parameters": self._objective.layout.size,
         }
         limit = self.job.service.journal_gib * 2**30
         step, path = task.checkpoint.step, self.job.output.path
@@ -351,7 +351,7 @@ class Group:
         if not self.ranks.is_root:
             return
         if self._world.is_root:
-            self._report.line(text)
+            self._console.line(text)
         else:
             self._world.post(("line", text), 0)
 
@@ -368,7 +368,7 @@ class Group:
             return
         for what, value in self._world.received():
             if what == "line":
-                self._report.line(value)
+                self._console.line(value)
             elif what == "done":
                 self._elsewhere.add(value)
                 self._advance()
@@ -377,7 +377,7 @@ class Group:
 
     def _advance(self) -> None:
         done = len(self._finished())
-        self._report.advance(done, before=len(self.outcomes.skipped), total=self._known)
+        self._console.advance(done, before=len(self.outcomes.skipped), total=self._known)
 
 
 class _Standing:
@@ -398,13 +398,13 @@ class _Standing:
         self,
         step: int,
         wanted: SpectrumSection,
-        report: Report,
+        console: Console,
         metrics: Metrics,
         claim: locks.Lock | None,
         expected: int | None,
     ) -> None:
         self._step, self._wanted, self._expected = step, wanted, expected
-        self._report, self._metrics, self._claim = report, metrics, claim
+        self._console, self._metrics, self._claim = console, metrics, claim
         self._progress: Progress | None = None
         self._told = -_PACE
 
@@ -432,7 +432,7 @@ class _Standing:
             )
             if progress.to_go is not None:
                 expected = max(products, progress.products + progress.to_go)
-        self._report.solve(f"step {self._step}", products, expected, words)
+        self._console.solve(f"step {self._step}", products, expected, words)
 
     def _fields(self) -> dict[str, float]:
         if self._progress is None:

@@ -22,7 +22,7 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.optimizers.directions import Vector
 from hessdist.optimizers.full_batch import (
     Ended,
@@ -35,10 +35,10 @@ from hessdist.optimizers.full_batch import (
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import open_run
-from hessdist.results.units import Section, Variable, read_unit, unit_path, write_unit
+from hessdist.results.units import Measurements, Variable, read_unit, unit_path, write_unit
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
@@ -104,7 +104,7 @@ def minimize_job(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     options: Sequence[str] = (),
     overwrite: bool = False,
@@ -137,7 +137,7 @@ def minimize_job(
         with ranks.agreeing():
             if ranks.is_root:
                 check_writable(job.output.path)
-                for lock in alone(job.output.path, report.line):
+                for lock in alone(job.output.path, console.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         with ranks.agreeing():
@@ -148,19 +148,21 @@ def minimize_job(
                 before = _before(job, settings, overwrite)
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
-            report.line(line)
-        total = workload.on(ranks, job)
-        require_samples_of_before(ranks, job, total.sample_digests)
-        report.line(
-            f"{job.name}: {job.minimize.method} over {total.layout.size:,} parameters, "
-            f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
+            console.line(line)
+        objective = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, objective.sample_digests)
+        console.line(
+            f"{job.name}: {job.minimize.method} over {objective.layout.size:,} parameters, "
+            f"{len(workload.indices):,} samples, {ranks.size} ranks on {objective.device.type}"
         )
-        report.line(f"result: {job.output.path}, checkpoints: {job.checkpoints.directory}")
-        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
-        run = _Run(job, total, settings, ranks.broadcast(before), about, report, stop)
+        console.line(f"result: {job.output.path}, checkpoints: {job.checkpoints.directory}")
+        about = describe(
+            job, text, objective.layout, len(workload.indices), objective.weight(), ranks.size
+        )
+        run = _Run(job, objective, settings, ranks.broadcast(before), about, console, stop)
         result = run.work()
         for word in petsc.unused_options(options):
-            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+            console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
         return result
 
 
@@ -260,7 +262,7 @@ def _before(job: Job, settings: str, overwrite: bool) -> _Before:
     return _Before(rows, kept, stuck, (bool(there["converged"]), str(there["ended"])))
 
 
-def _own(there: Section, job: Job) -> dict[Checkpoint, str]:
+def _own(there: Measurements, job: Job) -> dict[Checkpoint, str]:
     """What is there of the checkpoints that a minimisation has written.
 
     Returns:
@@ -279,7 +281,7 @@ def _own(there: Section, job: Job) -> dict[Checkpoint, str]:
     return own
 
 
-def _rows(section: Section) -> list[Iterate]:
+def _rows(section: Measurements) -> list[Iterate]:
     """The trace that a file holds."""
     names = [one.name for one in fields(Iterate) if one.name not in ("x", "number")]
     columns = {name: section[_STORED.get(name, name)].tolist() for name in names}
@@ -289,7 +291,9 @@ def _rows(section: Section) -> list[Iterate]:
     ]
 
 
-def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Mapping[int, str]) -> Section:
+def section_of(
+    rows: Sequence[Iterate], ended: Ended, checkpoints: Mapping[int, str]
+) -> Measurements:
     """A trace as a section of the run's studies.
 
     Args:
@@ -316,7 +320,7 @@ def section_of(rows: Sequence[Iterate], ended: Ended, checkpoints: Mapping[int, 
         (), np.array(ended.converged), "norm of the gradient within the tolerance"
     )
     variables["ended"] = Variable((), np.array(ended.reason, dtype=object), "why it ended")
-    return Section(variables)
+    return Measurements(variables)
 
 
 # -- the work --------------------------------------------------------------------------------
@@ -328,16 +332,16 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        total: TrainingLoss,
+        objective: Objective,
         settings: str,
         before: _Before,
         about: RunDescription,
-        report: Report,
+        console: Console,
         stop: Stop,
     ) -> None:
-        self._job, self._total, self._settings = job, total, settings
-        self._about, self._report, self._stop = about, report, stop
-        self._ranks, self._wanted = total.ranks, job.minimize
+        self._job, self._objective, self._settings = job, objective, settings
+        self._about, self._console, self._stop = about, console, stop
+        self._ranks, self._wanted = objective.ranks, job.minimize
         self._rows = list(before.rows)
         self._checkpoints = dict(before.checkpoints)
         self._stuck, self._told = before.stuck, before.told
@@ -350,21 +354,23 @@ class _Run:
         """Do it, or find it done. Collective."""
         done = self._done()
         if done is not None:
-            self._report.line(f"minimize: already done, {done.reason}")
+            self._console.line(f"minimize: already done, {done.reason}")
             if (done.converged, done.reason) != self._told:  # to another tolerance, or number
                 self._write(done)
             return MinimizeResult(self._job.output.path, done, self._rows[-1], done_before=True)
-        self._total.load(self._read)
+        self._objective.load(self._read)
         problem = TrainingProblem(
-            self._total,
-            self._total.evaluate().weight,  # which also refuses what cannot be minimised
+            self._objective,
+            self._objective.evaluate().weight,  # which also refuses what cannot be minimised
             self._wanted.product,
             on_work=lambda: self._stop.check(self._ranks),
         )
         self._problem = problem
-        self._report.begin("iteration", self._wanted.iterations)
+        self._console.begin("iteration", self._wanted.iterations)
         if self._base is not None:
-            self._report.line(f"minimize: goes on from iteration {self._base.number}{self._lost()}")
+            self._console.line(
+                f"minimize: goes on from iteration {self._base.number}{self._lost()}"
+            )
         try:
             ended = minimize(problem, problem.start(), self._limits(), self._on_iterate)
         except Stopped as stop:
@@ -419,8 +425,8 @@ class _Run:
         elif iterate.number:  # the first is the last of the run before
             self._rows.append(_after(self._base, iterate))
         row = self._rows[-1]
-        self._report.advance(row.number, before=0 if self._base is None else self._base.number)
-        self._report.note(
+        self._console.advance(row.number, before=0 if self._base is None else self._base.number)
+        self._console.note(
             f"loss {row.loss:.6g}, |g| {row.gradient_norm:.2e}, {row.cost:.0f} gradients"
         )
         if row.number % self._wanted.checkpoint_every == 0:
@@ -436,7 +442,7 @@ class _Run:
         if is_new:
             assert self._here is not None
             self._problem.place(self._here)
-            self._checkpoints[number] = state_digest(self._total.model.state_dict())
+            self._checkpoints[number] = state_digest(self._objective.model.state_dict())
         with self._ranks.agreeing():
             if not self._ranks.is_root:
                 return
@@ -448,10 +454,10 @@ class _Run:
                 "stuck": self._stuck,
             }
             unit = unit_path(job.output.path, SECTION, None, job.fingerprint())
-            write_unit(unit, Section(section.variables, own), run, None)
+            write_unit(unit, Measurements(section.variables, own), run, None)
             if is_new:
                 place = job.checkpoints.place()
-                write_checkpoint(job.checkpoints.directory, number, self._total.model, **place)
+                write_checkpoint(job.checkpoints.directory, number, self._objective.model, **place)
             with locks.holding(locks.index_lock(job.output.path)):
                 parts = parts_of(job.output.path, job.fingerprint())
                 write_index(job.output.path, parts, self._index, without=self._about)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hessdist.config.job import Job
 from hessdist.curvature.parameters import ParameterLayout
-from hessdist.objective import Evaluation, TrainingLoss, library_versions, sign_of
+from hessdist.objective import Evaluation, Objective, library_versions, sign_of
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import replacing
 from hessdist.results.writer import (
@@ -43,13 +43,13 @@ class Writer:
         job: Job,
         text: str,
         ranks: Ranks,
-        total: TrainingLoss,
+        objective: Objective,
         num_ranks: int,
         keep_index: bool,
     ) -> None:
         self._job, self._text, self._ranks = job, text, ranks
         self._path, self._fingerprint = job.output.path, job.fingerprint()
-        self._layout, self._num_ranks = total.layout, num_ranks
+        self._layout, self._num_ranks = objective.layout, num_ranks
         self._keep_index = keep_index
         self._description: RunDescription | None = None
         self._rows: Rows = {}

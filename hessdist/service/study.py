@@ -15,14 +15,14 @@ from typing import Any
 from hessdist.config.job import ExactSection, Job
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import JobError, OutputError, ResultError, Stopped
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.optimizers.full_batch import tao_options
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import Run, open_run
 from hessdist.results.units import (
     Digests,
-    Section,
+    Measurements,
     drop_others,
     read_unit,
     unit_path,
@@ -31,7 +31,7 @@ from hessdist.results.units import (
 )
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
@@ -55,7 +55,7 @@ from hessdist.studies.singularity import whole_spectra
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
 
-AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Section]] = {
+AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Measurements]] = {
     "lines": negative_curvature.along_eigenvectors,
     "step_sizes": negative_curvature.step_sizes,
     "subsets": negative_curvature.subset_against_full,
@@ -67,7 +67,7 @@ AT_CHECKPOINTS: dict[str, Callable[[CheckpointUnderStudy, Any], Section]] = {
 }
 """Sections that look at one checkpoint after the other."""
 
-OF_TRAINING: dict[str, Callable[[Experiment, Any], Section]] = {
+OF_TRAINING: dict[str, Callable[[Experiment, Any], Measurements]] = {
     "optimizer": track,
     "architectures": singularity.architectures,
     "initialisations": singularity.initialisations,
@@ -125,7 +125,7 @@ def study(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     options: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -158,7 +158,7 @@ def study(
             _check_options(wanted, options)
             if ranks.is_root:
                 check_writable(job.output.path)
-                for lock in alone(job.output.path, report.line):
+                for lock in alone(job.output.path, console.line):
                     stack.callback(lock.release)
         stop = stack.enter_context(Stop(job.service.signal))
         todo = _Todo()
@@ -171,21 +171,23 @@ def study(
             _check_against_workload(wanted, workload, ranks)
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
-            report.line(line)
-        total = workload.on(ranks, job)
-        require_samples_of_before(ranks, job, total.sample_digests)
+            console.line(line)
+        objective = workload.on(ranks, job)
+        require_samples_of_before(ranks, job, objective.sample_digests)
         if "exact" in wanted:
-            _require_room(total, wanted["exact"])
-        report.line(
-            f"{job.name}: study of {', '.join(wanted)}, {total.layout.size:,} parameters, "
-            f"{len(workload.indices):,} samples, {ranks.size} ranks on {total.device.type}"
+            _require_room(objective, wanted["exact"])
+        console.line(
+            f"{job.name}: study of {', '.join(wanted)}, {objective.layout.size:,} parameters, "
+            f"{len(workload.indices):,} samples, {ranks.size} ranks on {objective.device.type}"
         )
-        report.line(f"result: {job.output.path}")
-        about = describe(job, text, total.layout, len(workload.indices), total.weight(), ranks.size)
-        studied = _Studied(job, workload, total, todo, about, report, stop)
+        console.line(f"result: {job.output.path}")
+        about = describe(
+            job, text, objective.layout, len(workload.indices), objective.weight(), ranks.size
+        )
+        studied = _Studied(job, workload, objective, todo, about, console, stop)
         studied.work()
         for word in petsc.unused_options(options):
-            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+            console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
     return studied.result
 
 
@@ -253,11 +255,11 @@ def _check_against_workload(wanted: dict[str, Any], workload: Workload, ranks: R
             Parameters(workload.model, block, "study.density.blocks")
 
 
-def _require_room(total: TrainingLoss, settings: ExactSection) -> None:
+def _require_room(objective: Objective, settings: ExactSection) -> None:
     """Refuse a dense matrix that does not fit, before anything is computed. Collective."""
     solver = None if settings.solver == "auto" else settings.solver
-    size = total.layout.size
-    choose_solver(total.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
+    size = objective.layout.size
+    choose_solver(objective.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
 
 
 def alone(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[locks.Lock]:
@@ -419,23 +421,23 @@ class _Studied:
         self,
         job: Job,
         workload: Workload,
-        total: TrainingLoss,
+        objective: Objective,
         todo: _Todo,
         about: RunDescription,
-        report: Report,
+        console: Console,
         stop: Stop,
     ) -> None:
         self.result = StudyResult(job.output.path)
-        self._job, self._workload, self._total = job, workload, total
-        self._about, self._report, self._stop = about, report, stop
-        self._ranks, self._fingerprint = total.ranks, job.fingerprint()
+        self._job, self._workload, self._objective = job, workload, objective
+        self._about, self._console, self._stop = about, console, stop
+        self._ranks, self._fingerprint = objective.ranks, job.fingerprint()
         self._run, self._files = todo.run, todo.files
         self._units: list[Unit] = self._ranks.broadcast(todo.units)
         self._rows: Rows = {}
 
     def work(self) -> None:
         """Do all units, checkpoint by checkpoint. Collective."""
-        self._report.begin("unit", len(self._units))
+        self._console.begin("unit", len(self._units))
         by_step: dict[int | None, list[Unit]] = {}
         for unit in self._units:
             by_step.setdefault(unit.step, []).append(unit)
@@ -463,18 +465,18 @@ class _Studied:
             here = CheckpointUnderStudy(
                 self._job,
                 self._workload,
-                self._total,
+                self._objective,
                 self._run[step] if self._run is not None and unit in with_pairs else None,
                 partial(self._on_progress, unit.name),
-                self._report.line,
+                self._console.line,
                 partial(self._found_before, step, digests),
             )
             section = AT_CHECKPOINTS[unit.section](here, getattr(self._job.study, unit.section))
             self._write(unit, section, digests)
             for line in remarks(unit.section, section):
-                self._report.line(f"step {step}: {line}")
+                self._console.line(f"step {step}: {line}")
 
-    def _found_before(self, step: int, digests: Digests, name: str) -> Section | None:
+    def _found_before(self, step: int, digests: Digests, name: str) -> Measurements | None:
         """A section at the same parameters. On rank 0 alone."""
         there = read_unit(unit_path(self._job.output.path, name, step, self._fingerprint))
         if there is None or there.attributes.get("checkpoint_digest") != digests.checkpoint:
@@ -495,8 +497,8 @@ class _Studied:
             if self._ranks.is_root:
                 file = self._files[step].path
                 place = self._job.checkpoints.place()
-                load_into(self._total.model, read_whole(file), file, **place)
-                found = Digests(self._total.digest(), "")
+                load_into(self._objective.model, read_whole(file), file, **place)
+                found = Digests(self._objective.digest(), "")
                 if of_pairs:
                     assert self._run is not None
                     if found.checkpoint != self._run[step].checkpoint_digest:
@@ -505,7 +507,7 @@ class _Studied:
                             "run `hessdist spectrum` again",
                         )
                     found = Digests(found.checkpoint, self._run[step].pairs_digest)
-        self._total.share_parameters()
+        self._objective.share_parameters()
         digests: Digests = self._ranks.broadcast(found)
         return digests
 
@@ -527,7 +529,7 @@ class _Studied:
                 )
             if self._ranks.broadcast(done):
                 self.result.skipped.append(unit.name)
-                self._report.line(f"{unit.name}: already done")
+                self._console.line(f"{unit.name}: already done")
                 self._advance()
             else:
                 self._stop.check(self._ranks)
@@ -538,9 +540,9 @@ class _Studied:
             experiment = Experiment(
                 self._job,
                 self._workload,
-                self._total,
-                tell=self._report.note,
-                say=self._report.line,
+                self._objective,
+                tell=self._console.note,
+                say=self._console.line,
                 on_product=lambda products: self._stop.check(self._ranks),
                 stopped=lambda: bool(self._stop.caught),
             )
@@ -548,22 +550,22 @@ class _Studied:
             section = OF_TRAINING[unit.section](experiment, settings)
             self._write(unit, section, None)
             for line in remarks(unit.section, section):
-                self._report.line(line)
+                self._console.line(line)
 
     def _on_progress(self, what: str, text: str) -> None:
-        self._report.note(f"{what}: {text}")
+        self._console.note(f"{what}: {text}")
         self._stop.check(self._ranks)
 
     def _path(self, unit: Unit) -> Path:
         return unit_path(self._job.output.path, unit.section, unit.step, self._fingerprint)
 
-    def _write(self, unit: Unit, section: Section, digests: Digests | None) -> None:
+    def _write(self, unit: Unit, section: Measurements, digests: Digests | None) -> None:
         """Write a unit's file, and the run's index anew. Collective."""
         path = self._job.output.path
         with self._ranks.agreeing():
             if self._ranks.is_root:
                 of = {"settings": unit.settings, **_about(unit, digests)}
-                described = Section(section.variables, of)
+                described = Measurements(section.variables, of)
                 write_unit(self._path(unit), described, self._about.attributes(), unit.step)
                 if unit.section in SOURCES:  # laws are of what was there before
                     unit_path(path, "laws", unit.step, self._fingerprint).unlink(missing_ok=True)
@@ -578,7 +580,7 @@ class _Studied:
 
     def _advance(self) -> None:
         skipped = len(self.result.skipped)
-        self._report.advance(len(self.result.done) + skipped, before=skipped)
+        self._console.advance(len(self.result.done) + skipped, before=skipped)
 
 
 def _about(unit: Unit, digests: Digests | None) -> dict[str, str]:
@@ -590,6 +592,6 @@ def _about(unit: Unit, digests: Digests | None) -> dict[str, str]:
     return {"checkpoint_digest": digests.checkpoint}
 
 
-def _converged(section: Section) -> bool:
+def _converged(section: Measurements) -> bool:
     """Whether all pairs of the section's own solves converged."""
     return all(table.all() for name, table in section.items() if name.startswith("converged"))

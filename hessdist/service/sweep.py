@@ -17,7 +17,7 @@ from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import check_writable, parts_of, remove_partial_files
 from hessdist.service import locks
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
 from hessdist.service.queue import Listed, Source, Watched
@@ -41,7 +41,7 @@ def sweep(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     options: Sequence[str] = (),
     overwrite: bool = False,
@@ -76,14 +76,14 @@ def sweep(
         if selection is not None:
             checkpoints = select_checkpoints(checkpoints, selection)
     source = Listed(checkpoints)
-    return _serve(job, text, ranks, report, source, options, overwrite, share)
+    return _serve(job, text, ranks, console, source, options, overwrite, share)
 
 
 def watch(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     *,
     options: Sequence[str] = (),
     settle: float,
@@ -111,21 +111,21 @@ def watch(
     """
     where = job.checkpoints
     source = Watched(where.directory, settle, idle, last, where.pattern)
-    return _serve(job, text, ranks, report, source, options, overwrite=False, share=False)
+    return _serve(job, text, ranks, console, source, options, overwrite=False, share=False)
 
 
 def _serve(
     job: Job,
     text: str,
     ranks: Ranks,
-    report: Report,
+    console: Console,
     source: Source,
     options: Sequence[str],
     overwrite: bool,
     share: bool,
 ) -> SweepResult:
     path, groups = job.output.path, job.service.groups
-    with _alone(ranks, report, path, share or groups > 1, share), Stop(job.service.signal) as stop:
+    with _alone(ranks, console, path, share or groups > 1, share), Stop(job.service.signal) as stop:
         replaces = False
         with ranks.agreeing():
             if groups > ranks.size:
@@ -142,34 +142,36 @@ def _serve(
             workload = Workload.of(job)
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
-            report.line(line)
+            console.line(line)
         replaces = ranks.broadcast(replaces)
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
-        total = workload.on(members, job)
-        require_samples_of_before(ranks, job, total.sample_digests)
+        objective = workload.on(members, job)
+        require_samples_of_before(ranks, job, objective.sample_digests)
         found = source.look() if ranks.is_root else []
-        report.line(
-            f"{job.name}: {job.spectrum.operator} of {total.layout.size:,} parameters over "
+        console.line(
+            f"{job.name}: {job.spectrum.operator} of {objective.layout.size:,} parameters over "
             f"{len(workload.indices):,} samples, {_count(len(found), 'checkpoint')}, "
             f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
-            f"{total.device.type}"
+            f"{objective.device.type}"
         )
         for remark in filter(None, (one.remark for one in found)):
-            report.line(remark)
-        report.line(f"result: {path}")
-        report.begin("checkpoint", len(found))
-        group = Group(job, text, ranks, members, index, total, report, stop, keep_index=replaces)
+            console.line(remark)
+        console.line(f"result: {path}")
+        console.begin("checkpoint", len(found))
+        group = Group(
+            job, text, ranks, members, index, objective, console, stop, keep_index=replaces
+        )
         outcomes = _together(group, source, ranks, groups)
         unconverged = _finish(outcomes, group, ranks, replaces and not share)
         for word in petsc.unused_options(options):
-            report.line(f"warning: PETSc option {word} was not used; is it spelt right?")
+            console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
         _complain(outcomes, path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
 
 
 @contextmanager
 def _alone(
-    ranks: Ranks, report: Report, path: Path, needs_locks: bool, share: bool
+    ranks: Ranks, console: Console, path: Path, needs_locks: bool, share: bool
 ) -> Iterator[None]:
     """Hold the run's lock, so that a second sweep on one result is told. Collective.
 
@@ -189,7 +191,7 @@ def _alone(
             except locks.NoLocksError as error:
                 if needs_locks:
                     raise
-                report.line(f"warning: {error}; make sure that this is the only sweep on {path}")
+                console.line(f"warning: {error}; make sure that this is the only sweep on {path}")
             else:
                 if lock is None:
                     raise OutputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hessdist.config.job import Job
 from hessdist.objective import DTYPES
 from hessdist.parallel.ranks import choose_device
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.samples import write_training_samples
 from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate
@@ -16,7 +16,7 @@ from hessdist.workload.shard import Shard
 from hessdist.workload.training import build_optimizer, initialise, train
 
 
-def train_job(job: Job, report: Report) -> None:
+def train_job(job: Job, console: Console) -> None:
     """Train the job's model on its whole data set, on this process, and write its checkpoints.
 
     Args:
@@ -43,15 +43,15 @@ def train_job(job: Job, report: Report) -> None:
         memory=0,
         collate=find_collate(data.collate),
     )
-    report.line(
+    console.line(
         f"{job.name}: {settings.steps} steps of {settings.optimizer} at batch size "
         f"{settings.batch_size} over {shard.num_samples:,} samples"
     )
-    report.begin("step", settings.steps)
+    console.begin("step", settings.steps)
 
     def on_step(step: int, loss: float) -> None:
-        report.advance(step)
-        report.note(f"loss {loss:.4f}")
+        console.advance(step)
+        console.note(f"loss {loss:.4f}")
 
     written = train(
         model,
@@ -74,4 +74,4 @@ def train_job(job: Job, report: Report) -> None:
         on_step=on_step,
     )
     write_training_samples(job, dataset)
-    report.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
+    console.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")

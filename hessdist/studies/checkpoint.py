@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import Job
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import CheckpointResult
 from hessdist.results.schema import ENDS
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class CheckpointUnderStudy:
         self,
         job: Job,
         workload: Workload,
-        total: TrainingLoss,
+        objective: Objective,
         result: CheckpointResult | None,
         on_progress: Callable[[str], None] = lambda text: None,
         say: Callable[[str], None] = lambda text: None,
-        stored: Callable[[str], Section | None] = lambda name: None,
+        stored: Callable[[str], Measurements | None] = lambda name: None,
     ) -> None:
-        self.job, self.workload, self.total = job, workload, total
+        self.job, self.workload, self.objective = job, workload, objective
         self.say, self.stored = say, stored
         self._on_progress = on_progress
         self._where = ""
@@ -75,12 +75,12 @@ class CheckpointUnderStudy:
         self.gradient_norm: float
         self._values: dict[str, tuple[float, bool]]
         weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
-        self.weight: float = total.weight() if weight is None else weight
+        self.weight: float = objective.weight() if weight is None else weight
 
     @property
     def ranks(self) -> Ranks:
         """The ranks."""
-        return self.total.ranks
+        return self.objective.ranks
 
     @property
     def has_pairs(self) -> bool:
@@ -123,7 +123,7 @@ class CheckpointUnderStudy:
         Raises:
             ResultError: They cannot be read; on every rank.
         """
-        vectors = np.empty((len(pairs), self.total.layout.size), np.float32)
+        vectors = np.empty((len(pairs), self.objective.layout.size), np.float32)
         for row, pair in enumerate(pairs):
             self._share(pair, vectors[row])
         return vectors
@@ -140,7 +140,7 @@ class CheckpointUnderStudy:
         Raises:
             ResultError: They cannot be read; on every rank.
         """
-        size = self.total.layout.size
+        size = self.objective.layout.size
         begin, end = self.ranks.shard(size)
         whole, mine = np.empty(size, np.float32), np.empty((len(pairs), end - begin), np.float32)
         for row, pair in enumerate(pairs):
@@ -164,8 +164,8 @@ class CheckpointUnderStudy:
             Which pairs, and their vectors.
         """
         budget = self.job.compute.cache_gib * 2**30 / 2
-        streamed = self.total.is_streamed()
-        size = max(1, int(budget // (8 * self.total.layout.size))) if streamed else 1
+        streamed = self.objective.is_streamed()
+        size = max(1, int(budget // (8 * self.objective.layout.size))) if streamed else 1
         for begin in range(0, len(pairs), size):
             rows = slice(begin, begin + size)
             self._where = f"eigenvector {begin + 1} of {len(pairs)}, "

@@ -10,7 +10,7 @@ from torch import nn
 
 from hessdist.config.job import Job
 from hessdist.errors import Stopped, WorkloadError
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.workload.models import build_model
 
@@ -21,7 +21,7 @@ class Experiment:
 
     job: Job
     workload: Workload  # what the job differentiates
-    total: TrainingLoss  # of it, over all ranks
+    objective: Objective  # of it, over all ranks
     tell: Callable[[str], None] = lambda text: None  # how far this rank is
     say: Callable[[str], None] = lambda text: None  # a line to a person
     on_product: Callable[[int], None] = lambda products: None  # collective; may raise `Stopped`
@@ -43,7 +43,7 @@ class Experiment:
     @property
     def ranks(self) -> Ranks:
         """The ranks."""
-        return self.total.ranks
+        return self.objective.ranks
 
 
 def mlp_of_widths(job: Job, hidden: Sequence[int], section: str, **arguments: Any) -> nn.Module:

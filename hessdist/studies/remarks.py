@@ -8,12 +8,12 @@ import numpy as np
 
 from hessdist.landscape.step_size import Found
 from hessdist.results.schema import ENDS
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import NEAR_ZERO, share_near_zero
 from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
 
 
-def remarks(name: str, section: Section) -> Iterator[str]:
+def remarks(name: str, section: Measurements) -> Iterator[str]:
     """What a person is told of a section when it is done.
 
     Args:
@@ -26,11 +26,11 @@ def remarks(name: str, section: Section) -> Iterator[str]:
     yield from _REMARKS.get(name, _nothing)(section)
 
 
-def _nothing(section: Section) -> Iterator[str]:
+def _nothing(section: Measurements) -> Iterator[str]:
     yield from ()
 
 
-def _step_sizes(section: Section) -> Iterator[str]:
+def _step_sizes(section: Measurements) -> Iterator[str]:
     found, gains = section["found"], section["best_loss_change"]
     best = int(np.nanargmin(gains)) if np.isfinite(gains).any() else None
     kinds = [f"{int((found == kind).sum())} {_WORDS[kind]}" for kind in Found]
@@ -45,7 +45,7 @@ def _step_sizes(section: Section) -> Iterator[str]:
         yield f"{pair} is orthogonal to the gradient: α* is undefined"
 
 
-def _lines(section: Section) -> Iterator[str]:
+def _lines(section: Measurements) -> Iterator[str]:
     for pair, losses in zip(section["pair"], section["loss"], strict=True):
         count = int((~np.isfinite(losses)).sum())
         yield f"line along {pair}: {len(losses)} losses" + (
@@ -53,21 +53,21 @@ def _lines(section: Section) -> Iterator[str]:
         )
 
 
-def _subsets(section: Section) -> Iterator[str]:
+def _subsets(section: Measurements) -> Iterator[str]:
     end = "largest" if section["eigenvalues_largest_full"].size else "smallest"
     most = np.abs(section[f"relative_difference_{end}"][..., 0]).max(axis=1)
     for fraction, difference in zip(section["fraction"], most, strict=True):
         yield f"subset of {fraction:g}: the {end} λ differs by up to {difference:.1%}"
 
 
-def _blocks(section: Section) -> Iterator[str]:
+def _blocks(section: Measurements) -> Iterator[str]:
     for row, block in enumerate(section["block"]):
         ends = [section[f"eigenvalues_{end}"][row] for end in ENDS]
         values = " ... ".join(f"{end[0]:.4g}" for end in ends if len(end))
         yield f"block {block}: {values}"
 
 
-def _exact(section: Section) -> Iterator[str]:
+def _exact(section: Measurements) -> Iterator[str]:
     for operator, values in zip(section["operator"], section["eigenvalues"], strict=True):
         yield (
             f"{operator}: {len(values):,} eigenvalues from {values[0]:.4g} to {values[-1]:.4g}, "
@@ -76,7 +76,7 @@ def _exact(section: Section) -> Iterator[str]:
         )
 
 
-def _density(section: Section) -> Iterator[str]:
+def _density(section: Measurements) -> Iterator[str]:
     for i, j in np.ndindex(section["trace"].shape):
         what = f"{section['operator'][i]}, {section['block'][j]}"
 
@@ -103,7 +103,7 @@ def _density(section: Section) -> Iterator[str]:
                 )
 
 
-def _laws(section: Section) -> Iterator[str]:
+def _laws(section: Measurements) -> Iterator[str]:
     for i, spectrum in enumerate(section["spectrum"]):
         yield (
             f"{spectrum}: {section['spike'][i]:.2%} near zero, {section['outliers'][i]:g} "
@@ -120,7 +120,7 @@ def _laws(section: Section) -> Iterator[str]:
             yield found + where_it_fails(section, (i, j))
 
 
-def _decomposition(section: Section) -> Iterator[str]:
+def _decomposition(section: Measurements) -> Iterator[str]:
     def of(name: str, row: int) -> str:
         return f"{section[name][row]:.5g} ± {section[f'{name}_error'][row]:.2g}"
 
@@ -136,7 +136,7 @@ def _decomposition(section: Section) -> Iterator[str]:
     )
 
 
-def _widths(section: Section) -> Iterator[str]:
+def _widths(section: Measurements) -> Iterator[str]:
     diverged = int((~np.isfinite(section["loss"][..., -1])).sum())
     if diverged:
         count = section["loss"][..., 0].size
@@ -149,7 +149,7 @@ def _widths(section: Section) -> Iterator[str]:
             yield f"hidden {name}: |tr S| {first:.4g} at first, {last:.4g} at the end (medians)"
 
 
-def _trained(section: Section) -> Iterator[str]:
+def _trained(section: Measurements) -> Iterator[str]:
     reached, norms = section["reached"], section["gradient_norm"]
     yield f"{int(reached.sum()):,} of {reached.size:,} networks reached the gradient norm"
     if not reached.all():
@@ -163,7 +163,7 @@ def _trained(section: Section) -> Iterator[str]:
         ) + (f", {bad} not finite" if bad else "")
 
 
-def _eigenspace(section: Section) -> Iterator[str]:
+def _eigenspace(section: Measurements) -> Iterator[str]:
     losses, averages = section["loss"][..., -1], list(section["average"])
     for row, name in enumerate(section["run"]):
         ends = []
@@ -179,7 +179,7 @@ def _eigenspace(section: Section) -> Iterator[str]:
         )
 
 
-def _saddle(section: Section) -> Iterator[str]:
+def _saddle(section: Measurements) -> Iterator[str]:
     yield (
         f"at the saddle: gradient norm {section['start_gradient_norm']:.4g}, eigenvalues from "
         f"{section['eigenvalues'][0]:.4g} to {section['eigenvalues'][-1]:.4g}"
@@ -195,7 +195,7 @@ def _saddle(section: Section) -> Iterator[str]:
         yield f"{name}: {told}"
 
 
-def _minimizers(section: Section) -> Iterator[str]:
+def _minimizers(section: Measurements) -> Iterator[str]:
     for row, name in enumerate(section["method"]):
         for column, seed in enumerate(section["seed"]):
             losses = section["loss"][row, column]
@@ -208,7 +208,7 @@ def _minimizers(section: Section) -> Iterator[str]:
             )
 
 
-def _critical_points(section: Section) -> Iterator[str]:
+def _critical_points(section: Measurements) -> Iterator[str]:
     for row, name in enumerate(section["activation"]):
         for column, ratio in enumerate(section["ratio"]):
             place = row, column
@@ -240,7 +240,7 @@ def _critical_points(section: Section) -> Iterator[str]:
             )
 
 
-def _loss_model(section: Section) -> Iterator[str]:
+def _loss_model(section: Measurements) -> Iterator[str]:
     closed, located = section["critical_energy"], section["critical_energy_located"]
     for i, j in np.ndindex(closed.shape):
         yield (
@@ -249,7 +249,7 @@ def _loss_model(section: Section) -> Iterator[str]:
         )
 
 
-def _two_layer(section: Section) -> Iterator[str]:
+def _two_layer(section: Measurements) -> Iterator[str]:
     for i, j, k in np.ndindex(*section["energy"].shape[:2], len(section["ratio"])):
         at = i, j, -1, k
 
@@ -271,7 +271,7 @@ def _two_layer(section: Section) -> Iterator[str]:
         )
 
 
-_REMARKS: dict[str, Callable[[Section], Iterator[str]]] = {
+_REMARKS: dict[str, Callable[[Measurements], Iterator[str]]] = {
     "step_sizes": _step_sizes,
     "lines": _lines,
     "subsets": _subsets,

@@ -40,7 +40,7 @@ def main() -> None:
     petsc.initialise()
     workload = Workload.of(job)
     indices = workload.indices[: options.samples or None]
-    total = workload.on(Ranks(), job, indices)
+    objective = workload.on(Ranks(), job, indices)
     chosen = [int(step) for step in options.steps.split(",")] if options.steps else None
     print(
         f"{job.name}, {len(indices)} samples, LA({wanted.largest}) and SA({wanted.smallest}) to "
@@ -51,9 +51,9 @@ def main() -> None:
         if chosen is not None and checkpoint.step not in chosen:
             continue
         state = read_state(checkpoint.path)
-        total.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
-        total.evaluate()
-        shell = total.shell(wanted.operator, len(indices))
+        objective.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
+        objective.evaluate()
+        shell = objective.shell(wanted.operator, len(indices))
         ends = (wanted.largest, wanted.smallest)
         pairs = extreme_eigenpairs(shell, *ends, tolerance=wanted.tolerance, seed=wanted.seed)
         full = full_lanczos(

@@ -18,7 +18,7 @@ from hessdist.config.job import parse_job
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import step_grid
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 
 JOB = """
@@ -35,12 +35,12 @@ path = "run.h5"
 STEPS = 64
 
 
-def plain_pass(total: TrainingLoss) -> float:
+def plain_pass(objective: Objective) -> float:
     """Seconds of a forward pass over all samples of this rank."""
     start = time.perf_counter()
     with torch.no_grad():
-        for _, batch in total.local.shard.batches():
-            total.local.loss(total.local.model, batch)
+        for _, batch in objective.local.shard.batches():
+            objective.local.loss(objective.local.model, batch)
     return time.perf_counter() - start
 
 
@@ -48,20 +48,20 @@ def main(samples: int, count: int, turns: int) -> None:
     torch.manual_seed(0)
     job, _ = parse_job(JOB.format(samples=samples), "the benchmark")
     workload, ranks = Workload.of(job), Ranks()
-    total = workload.on(ranks, job)
-    size = total.layout.size
+    objective = workload.on(ranks, job)
+    size = objective.layout.size
     directions = np.random.default_rng(0).standard_normal((count, size)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    lines = Lines(LossInSpan(total, directions, samples), np.full(count, 1e-2))
+    lines = Lines(LossInSpan(objective, directions, samples), np.full(count, 1e-2))
     grid = step_grid(1e-3, 1e2, STEPS)
-    plain_pass(total)
+    plain_pass(objective)
     ratios = []
     for _ in range(turns):
         passes, searches = [], []
         for row in range(count):  # one direction, one block of plain passes, in turn
-            passes.append(np.mean([plain_pass(total) for _ in range(4)]))
+            passes.append(np.mean([plain_pass(objective) for _ in range(4)]))
             start = time.perf_counter()
-            alone = LossInSpan(total, directions[row : row + 1], samples)
+            alone = LossInSpan(objective, directions[row : row + 1], samples)
             Lines(alone, lines.slopes[:1]).losses(grid[None])
             searches.append(time.perf_counter() - start)
         ratios.append(sum(searches) / (sum(passes) * STEPS))

@@ -23,15 +23,15 @@ def main() -> None:
     job, _ = load_job(options.job, options.overrides)
     petsc.initialise()
     ranks, workload = Ranks(), Workload.of(job)
-    total = workload.on(ranks, job)
-    shell = total.shell(job.spectrum.operator, len(workload.indices))
+    objective = workload.on(ranks, job)
+    shell = objective.shell(job.spectrum.operator, len(workload.indices))
     before = _resident()
     with Solver(shell, job.spectrum.largest, job.spectrum.smallest, 1e-3, 0) as solver:
         solver.eps.setUp()
         columns = solver.eps.getDimensions()[1] + 1
         taken = ranks.collect(_resident() - before)
     if ranks.is_root:
-        share = total.layout.size * petsc.scalar_bytes() * columns / ranks.size
+        share = objective.layout.size * petsc.scalar_bytes() * columns / ranks.size
         print(
             f"{ranks.size} ranks: {columns} vectors, d (ncv + 1) / P scalars are "
             f"{share / 2**20:.0f} MiB; the processes grew by "

@@ -28,17 +28,17 @@ def main() -> None:
     wanted = job.spectrum
     petsc.initialise()
     workload = Workload.of(job)
-    total = workload.on(Ranks(), job)
+    objective = workload.on(Ranks(), job)
     guesses = None
     sums = np.zeros(2, int)
     print("    step |  cold |  warm", flush=True)
     for checkpoint in find_checkpoints(job.checkpoints.directory):
         state = read_state(checkpoint.path)
-        total.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
-        total.evaluate()
+        objective.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
+        objective.evaluate()
         counts = []
         for known in (None, guesses):
-            shell = total.shell(wanted.operator, len(workload.indices))
+            shell = objective.shell(wanted.operator, len(workload.indices))
             pairs = extreme_eigenpairs(
                 shell,
                 wanted.largest,

@@ -30,7 +30,7 @@ from hessdist.present import histograms
 from hessdist.present.figures import figures
 from hessdist.present.look import Look
 from hessdist.present.tables import tables
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import in_numbers, outliers_sought
 from hessdist.studies.singularity import figures as singularity
 from hessdist.studies.singularity import spectra_figures as whole_spectra
@@ -38,7 +38,7 @@ from hessdist.studies.singularity import spectra_figures as whole_spectra
 MOST = 6
 
 
-def all_figures(studies: dict[str, Section]) -> Iterator[tuple[str, Figure]]:
+def all_figures(studies: dict[str, Measurements]) -> Iterator[tuple[str, Figure]]:
     for of in (whole_spectra, singularity):
         yield from of.figures(studies, "a run", MOST)
 
@@ -187,7 +187,7 @@ def test_a_profile_has_every_eigenvalue_by_rank_and_the_negative_hollow() -> Non
 
 def test_a_long_profile_is_thinned_but_keeps_its_ends() -> None:
     values = np.random.default_rng(0).standard_normal(20_000)
-    section = Section({
+    section = Measurements({
         **exact_section(steps=(0,)).variables,
         **changed(exact_section(steps=(0,)), eigenvalues=np.tile(values, (1, 2, 1))).variables,
     })
@@ -216,7 +216,7 @@ def test_a_matrix_is_drawn_as_it_is_with_the_first_parameter_above() -> None:
 # -- densities -------------------------------------------------------------------------------
 
 
-def uniform(section: Section) -> Section:
+def uniform(section: Measurements) -> Measurements:
     """Weights as if every probe saw all eigenvalues alike: then the density is known."""
     nodes = section["nodes"]
     known = np.isfinite(nodes)
@@ -454,7 +454,7 @@ NAMES = {
 }
 
 
-def few() -> dict[str, Section]:
+def few() -> dict[str, Measurements]:
     """All sections, those of checkpoints for one of them."""
     density = density_section(steps=(0,), blocks=("all",))
     return {**sections(), "exact": exact_section(steps=(0,)), "density": density}
@@ -497,7 +497,7 @@ def test_no_text_lies_on_another() -> None:
                 assert overlapping(figure) == [], name
 
 
-def ruined(section: Section) -> Section:
+def ruined(section: Measurements) -> Measurements:
     """A section whose numbers are all NaN."""
     numbers = {
         name: np.full_like(v.values, np.nan)

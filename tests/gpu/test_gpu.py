@@ -20,7 +20,7 @@ from hessdist.config.job import ComputeSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import OVERRIDE, mpi_takes_device_memory
 from hessdist.parallel.ranks import Ranks
 from hessdist.workload.losses import as_summed_loss
@@ -55,8 +55,8 @@ def local_loss(
 
 def training_loss(
     problem: Problem, device: str = "cuda", dtype: str = "float32", comm: Any = None
-) -> TrainingLoss:
-    return TrainingLoss(
+) -> Objective:
+    return Objective(
         Ranks(comm),
         problem.model,
         problem.loss,
@@ -176,8 +176,8 @@ def test_two_ranks_take_the_gpus_of_their_index_on_the_node(
 
     monkeypatch.setenv(OVERRIDE, aware)
     index = comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
-    total = training_loss(mlp_problem("tanh", "cross_entropy"), "auto", comm=comm)
-    assert total.device == torch.device("cuda", index % torch.cuda.device_count())
+    objective = training_loss(mlp_problem("tanh", "cross_entropy"), "auto", comm=comm)
+    assert objective.device == torch.device("cuda", index % torch.cuda.device_count())
     problem = mlp_problem("tanh", "cross_entropy")
     arguments = (problem.model, problem.loss, problem.dataset)
     options: dict[str, Any] = {"largest": 4, "smallest": 2, "tolerance": 1e-5}
@@ -193,8 +193,8 @@ def test_two_ranks_take_the_gpus_of_their_index_on_the_node(
 def test_vectors_are_staged_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, "0")
     problem = mlp_problem("tanh", "cross_entropy")
-    total = training_loss(problem, dtype="float64")
-    shell = total.shell("hessian", len(problem.dataset))
+    objective = training_loss(problem, dtype="float64")
+    shell = objective.shell("hessian", len(problem.dataset))
     tensors = [held for held in vars(shell).values() if isinstance(held, torch.Tensor)]
     staging = [tensor for tensor in tensors if tensor.device == CPU]
     assert len(staging) >= 2  # the vector and the sum

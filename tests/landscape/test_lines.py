@@ -14,17 +14,17 @@ from hessdist.config.job import ComputeSection
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import Found, best_steps, step_grid
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 
 EIGENVALUES = [-0.7, -0.01, 0.02, 0.3, 1.0, 5.0, 40.0, 250.0]
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-def total_of(problem: Problem, l2: float = 0.0, **compute: float) -> TrainingLoss:
+def total_of(problem: Problem, l2: float = 0.0, **compute: float) -> Objective:
     settings = ComputeSection(dtype="float64", batch_size=3, workers=0).model_copy(update=compute)
     count = len(problem.dataset)
-    return TrainingLoss(
+    return Objective(
         Ranks(), problem.model, problem.loss, problem.dataset, np.arange(count),
         compute=settings, l2=l2,
     )  # fmt: skip
@@ -94,13 +94,13 @@ def test_ranks_without_samples() -> None:
 
 def test_parameters_are_put_back_after_a_failure() -> None:
     problem = mlp_problem("tanh", "cross_entropy")
-    total = total_of(problem)
-    theta = total.local.parameters.flat()
-    span = LossInSpan(total, np.ones((1, len(theta))), 20)
+    objective = total_of(problem)
+    theta = objective.local.parameters.flat()
+    span = LossInSpan(objective, np.ones((1, len(theta))), 20)
     problem.model.fc1.forward = lambda inputs: 1 / 0
     with pytest.raises(Exception, match="away from θ"):
         span.losses(np.ones((2, 1)))
-    assert torch.equal(total.local.parameters.flat(), theta)
+    assert torch.equal(objective.local.parameters.flat(), theta)
 
 
 @pytest.mark.mpi(ranks=[1, 2, 3], timeout=60)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError, NumericalError, Stopped
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.optimizers.directions import LBFGS, NewtonCG
 from hessdist.optimizers.full_batch import METHODS, Ended, Iterate, Settings, minimize
 from hessdist.optimizers.training_problem import TrainingProblem
@@ -276,7 +276,7 @@ def test_negative_curvature_is_seen_and_left_behind(method: str) -> None:
 def training(
     workload: Workload, ranks: Ranks | None = None, l2: float = 0.0, **settings: Any
 ) -> TrainingProblem:
-    total = TrainingLoss(
+    objective = Objective(
         ranks or Ranks(),
         workload.model,
         workload.loss,
@@ -286,7 +286,7 @@ def training(
         l2=l2,
         layers=settings.pop("layers", ()),
     )
-    return TrainingProblem(total, len(workload.dataset), **settings)
+    return TrainingProblem(objective, len(workload.dataset), **settings)
 
 
 def logistic_regression() -> Workload:
@@ -321,7 +321,7 @@ def test_loss_gradient_and_hessian_are_those_of_the_training_loss() -> None:
     problem = training(mlp_problem("tanh", "cross_entropy"), l2=0.1)
     x = problem.start()
     loss, gradient = problem.loss_and_gradient(x)
-    there = problem._total.evaluate()
+    there = problem._objective.evaluate()
     assert loss == pytest.approx(there.loss, rel=1e-14)
     assert problem.loss(x) == loss
     assert gradient == pytest.approx(there.gradient, abs=1e-15)
@@ -501,7 +501,7 @@ def test_products_after_a_rejected_trial_are_at_the_point_of_the_hessian(kind: s
             return matrix
 
     plain = training(mlp_problem("tanh", "cross_entropy"))
-    problem = Watched(plain._total, plain._weight)
+    problem = Watched(plain._objective, plain._weight)
     with options({"tao_type": kind}):
         _, trace = solved(problem, problem.start(), iterations=10)
     assert trace[-1].loss < trace[0].loss

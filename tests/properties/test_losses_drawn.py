@@ -15,7 +15,7 @@ from properties.drawn import Dense, Drawn, Recipe, build, dense, recipes
 
 import hessdist
 from hessdist.config.job import ComputeSection
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 
 LARGEST, SMALLEST = 3, 2
@@ -86,7 +86,7 @@ def compare(found: NDArray[np.float64], exact: NDArray[np.float64], allowed: flo
 def by_columns(drawn: Drawn, recipe: Recipe, comm: Any) -> tuple[Any, NDArray[np.float64]]:
     """Loss and gradient, and the whole matrix by products with unit vectors."""
     ranks = Ranks(comm)
-    total = TrainingLoss(
+    objective = Objective(
         ranks,
         drawn.model,
         drawn.loss,
@@ -98,8 +98,8 @@ def by_columns(drawn: Drawn, recipe: Recipe, comm: Any) -> tuple[Any, NDArray[np
             batch_size=recipe.batch_size,
         ),
     )
-    here = total.evaluate()
-    shell = total.shell(recipe.operator, here.weight)
+    here = objective.evaluate()
+    shell = objective.shell(recipe.operator, here.weight)
     begin, end = ranks.shard(shell.size)
     columns = [shell.apply(np.eye(shell.size)[i, begin:end]) for i in range(shell.size)]
     parts = ranks.collect(np.array(columns))

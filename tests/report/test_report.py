@@ -42,7 +42,7 @@ import hessdist
 from hessdist.landscape.diagnosis import Point, findings
 from hessdist.present.data import data_of
 from hessdist.present.page import in_script, report, write_report
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.studies.singularity.spectra_figures import density_at, smoothing_width
 
 selenium = pytest.importorskip("selenium.webdriver")
@@ -111,7 +111,7 @@ def move_to(browser: Any, position: int) -> None:
 def written(browser: Any, tmp_path: Path) -> Callable[..., Any]:
     """Write a run with these studies, and open its page."""
 
-    def show(studies: dict[str, Section], steps: int = 0, title: str = "a run") -> Any:
+    def show(studies: dict[str, Measurements], steps: int = 0, title: str = "a run") -> Any:
         run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=steps, studies=studies))
         write_report(run, title, tmp_path / "run.html")
         opened(browser, tmp_path / "run.html")
@@ -265,7 +265,7 @@ def traces(browser: Any, view: str) -> list[dict[str, Any]]:
 def test_new_views_are_drawn_with_every_choice_and_no_checkpoint(
     browser: Any,
     written: Callable[..., Any],
-    studies: dict[str, Section],
+    studies: dict[str, Measurements],
     views: list[str],
     in_words: int,
 ) -> None:
@@ -360,7 +360,7 @@ def test_a_run_of_experiments_alone_has_no_slider(
 
 @pytest.mark.parametrize(("studies", "count"), [(sections(), len(NEW)), (training_sections(), 12)])
 def test_networks_that_diverged_break_no_view(
-    browser: Any, written: Callable[..., Any], studies: dict[str, Section], count: int
+    browser: Any, written: Callable[..., Any], studies: dict[str, Measurements], count: int
 ) -> None:
     ruined = {}
     for name, section in studies.items():
@@ -436,7 +436,7 @@ def test_a_diagnosis_follows_the_slider(browser: Any, written: Callable[..., Any
     assert complaints(browser) == []
 
 
-def lines_and_rates(browser: Any, section: Section) -> None:
+def lines_and_rates(browser: Any, section: Measurements) -> None:
     move_to(browser, 0)  # gᵀg = 1 and gᵀHg = 4 there
     loss, model, *marks = traces(browser, "descent")
     rate = section["rate"][0]

@@ -20,7 +20,7 @@ from hessdist.results import opening, seal
 from hessdist.results.files import replacing
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import TABLES
-from hessdist.results.units import Section, Variable, read_unit, write_unit
+from hessdist.results.units import Measurements, Variable, read_unit, write_unit
 from hessdist.results.writer import write_index
 
 FINGERPRINT, DIGEST = "0123456789ab", "d" * 64
@@ -92,7 +92,7 @@ def test_neither_is_a_study_s_file_nor_one_of_an_index(
 ) -> None:
     unit = part.with_name(f"study-lines.{FINGERPRINT}.h5")
     values = Variable(("x",), np.arange(3.0), "made up")
-    write_unit(unit, Section({"x": values}, {"settings": "s"}), {}, None)
+    write_unit(unit, Measurements({"x": values}, {"settings": "s"}), {}, None)
     index = part.with_name("run.h5")
     index.write_bytes(b"as it was")
     monkeypatch.setattr(h5py, "File", failing(h5py.File, errors(number)[0], times=np.inf))

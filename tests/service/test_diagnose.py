@@ -23,8 +23,8 @@ from hessdist.errors import CheckpointError, InputError, JobError, OutputError, 
 from hessdist.landscape.diagnosis import Point, findings, note_of
 from hessdist.parallel.ranks import Ranks
 from hessdist.present.tables import tables
-from hessdist.results.units import Section
-from hessdist.service.console import Report
+from hessdist.results.units import Measurements
+from hessdist.service.console import Console
 from hessdist.service.diagnose import DiagnosisResult, diagnose
 from hessdist.service.sweep import sweep
 from hessdist.service.train import train_job
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     try:
-        train_job(load_job(Path("job.toml"))[0], Report(speaks=False))
+        train_job(load_job(Path("job.toml"))[0], Console(speaks=False))
     finally:
         os.chdir(before)
         sys.path.remove(str(folder))
@@ -59,10 +59,10 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def diagnosed(*overrides: str, **options: Any) -> DiagnosisResult:
     job, text = load_job(Path("job.toml"), overrides)
-    return diagnose(job, text, Ranks(), Report(speaks=True), **options)
+    return diagnose(job, text, Ranks(), Console(speaks=True), **options)
 
 
-def stored() -> Section:
+def stored() -> Measurements:
     return hessdist.open_run("results/run.h5").studies["diagnosis"]
 
 
@@ -108,7 +108,7 @@ def test_eigenpairs_of_the_sweep_are_taken(folder: Path) -> None:
     alone = stored()
     assert alone["solved_here"].all()
     job, text = load_job(Path("job.toml"))
-    sweep(job, text, Ranks(), Report(speaks=False))
+    sweep(job, text, Ranks(), Console(speaks=False))
     assert list(stored()["step"]) == [0, 20]  # a sweep leaves it
     for unit in Path("results/run.checkpoints").glob("study-*"):
         unit.unlink()
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_is_not_finite_is_set_aside(folder: Path) -> None:
 
 
 def test_a_signal_ends_it_between_products(folder: Path) -> None:
-    class Interrupting(Report):
+    class Interrupting(Console):
         def note(self, text: str) -> None:
             if text.startswith("step 20: 3 products"):
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -222,6 +222,6 @@ def test_bad_input(folder: Path) -> None:
     with pytest.raises(OutputError, match="--json"):
         diagnosed(json_path=folder)
     job, text = load_job(Path("job.toml"), ["data.samples=30"])
-    sweep(job, text, Ranks(), Report(speaks=False))
+    sweep(job, text, Ranks(), Console(speaks=False))
     with pytest.raises(InputError, match="result of another job"):
         diagnosed()

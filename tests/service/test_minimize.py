@@ -28,9 +28,9 @@ from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.parallel.ranks import Ranks
 from hessdist.present.figures import figures
 from hessdist.present.tables import tables
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.service import minimize as service
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
 from hessdist.service.study import study
 from hessdist.spectrum import petsc
@@ -46,10 +46,10 @@ def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def minimized(job: Path, *words: str, **how: Any) -> MinimizeResult:
     loaded, text = load_job(job, (*WORDS, *words))
-    return minimize_job(loaded, text, Ranks(), Report(speaks=False), **how)
+    return minimize_job(loaded, text, Ranks(), Console(speaks=False), **how)
 
 
-def trace() -> Section:
+def trace() -> Measurements:
     return hessdist.open_run("results/digits.h5").studies["minimize"]
 
 
@@ -87,11 +87,11 @@ def test_the_trace_and_the_checkpoints(job: Path) -> None:
     loaded, _ = load_job(job)
     from hessdist.objective import Workload
 
-    total = Workload.of(loaded).on(Ranks(), loaded)
+    objective = Workload.of(loaded).on(Ranks(), loaded)
     for row in (0, 3, 7):
         state = read_state(Path("checkpoints") / checkpoint_name(row))
-        total.load(lambda model, state=state: model.load_state_dict(state))  # type: ignore[misc]
-        there = total.evaluate()
+        objective.load(lambda model, state=state: model.load_state_dict(state))  # type: ignore[misc]
+        there = objective.evaluate()
         assert section["loss"][row] == pytest.approx(there.loss, rel=1e-12)
         assert section["gradient_norm"][row] == pytest.approx(there.gradient_norm, rel=1e-10)
 
@@ -221,7 +221,7 @@ def test_studies_of_minimisers_count_taos_options(job: Path) -> None:
     loaded, text = load_job(job, small)
 
     def studied(*options: str) -> list[str]:
-        return study(loaded, text, Ranks(), Report(speaks=False), options=options).done
+        return study(loaded, text, Ranks(), Console(speaks=False), options=options).done
 
     with pytest.raises(JobError, match="-tao_type is one minimiser for all"):
         studied("-tao_type", "lmvm")

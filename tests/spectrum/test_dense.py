@@ -17,7 +17,7 @@ from oracles import PrescribedSpectrum
 import hessdist
 from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError, Stopped
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import dense as module
@@ -36,10 +36,10 @@ OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
 SHIFT = 0.25
 
 
-def loss_of(problem: Problem, comm: Any = None, **options: Any) -> TrainingLoss:
+def loss_of(problem: Problem, comm: Any = None, **options: Any) -> Objective:
     compute = ComputeSection(dtype="float64", batch_size=7, device="cpu")
     samples = np.arange(len(problem.dataset))
-    return TrainingLoss(
+    return Objective(
         Ranks(comm),
         problem.model,
         problem.loss,
@@ -76,11 +76,11 @@ def test_the_matrix_and_its_spectrum_on_any_number_of_ranks(mpi_ranks: int, comm
 
 def check_columns(comm: Any) -> None:
     for problem, operator in product((mlp_problem("relu", "mse"), conv_problem()), OPERATORS):
-        total = loss_of(problem, comm)
+        objective = loss_of(problem, comm)
         count = len(problem.dataset)
         whole = dense(problem, operator).detach().numpy() / count
-        shell = total.shell(operator, count)
-        begin, end = total.ranks.shard(shell.size)
+        shell = objective.shell(operator, count)
+        begin, end = objective.ranks.shard(shell.size)
         # Twice a block of one size: side by side, and one by one.
         for first, last in ((0, 5), (5, 10), (10, 15), (shell.size - 3, shell.size)):
             found = shell.columns(first, last)
@@ -204,8 +204,8 @@ def test_memory_of_several_ranks() -> None:
 def test_memory_that_is_free_is_below_what_there_is() -> None:
     free = available_bytes()
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
-    assert 0 < free <= total
+    objective = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    assert 0 < free <= objective
 
 
 PEAK = """

@@ -15,7 +15,7 @@ from test_densities import assert_calibrated
 
 from hessdist.config.job import ComputeSection
 from hessdist.errors import InputError
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.lanczos import (
@@ -57,8 +57,8 @@ def probe_of(seed: int, probe: int, size: int) -> np.ndarray:
 
 def loss_of(
     problem: Problem, layers: tuple[str, ...] = (), ranks: Ranks | None = None
-) -> TrainingLoss:
-    return TrainingLoss(
+) -> Objective:
+    return Objective(
         ranks or Ranks(),
         problem.model,
         problem.loss,

@@ -162,11 +162,11 @@ def test_it_beats_hutchinson_on_a_decaying_spectrum() -> None:
 def test_operators_of_a_network(operator: str) -> None:
     problem = mlp_problem("tanh", "cross_entropy")
     matrix = dense(problem, operator).detach().numpy() / 20
-    total = loss_of(problem)
+    objective = loss_of(problem)
     scale = np.abs(np.linalg.eigvalsh(matrix)).sum()
-    exact = xtrace(total.shell(operator, 20), products=106)
+    exact = xtrace(objective.shell(operator, 20), products=106)
     assert exact.value == pytest.approx(np.trace(matrix), abs=1e-11 * scale)
-    estimate = xtrace(total.shell(operator, 20), products=24)
+    estimate = xtrace(objective.shell(operator, 20), products=24)
     assert abs(estimate.value - np.trace(matrix)) < 4 * estimate.error
     assert estimate.error < 0.3 * scale
 

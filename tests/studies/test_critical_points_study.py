@@ -18,7 +18,7 @@ from hessdist.errors import InputError, Stopped
 from hessdist.landscape.index_energy import fit_three_halves
 from hessdist.parallel import memory
 from hessdist.parallel.ranks import Ranks
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.random_matrices import critical_points_figures as pictures
 from hessdist.studies.random_matrices import two_layer as of_two_layers
@@ -33,12 +33,12 @@ from hessdist.workload.models import mlp
 
 def experiment(ranks: Ranks | None = None, **given: Any) -> Experiment:
     """All that the two sections use of one."""
-    total = SimpleNamespace(ranks=Ranks() if ranks is None else ranks)
-    return Experiment(cast(Any, None), cast(Any, None), cast(Any, total), **given)
+    objective = SimpleNamespace(ranks=Ranks() if ranks is None else ranks)
+    return Experiment(cast(Any, None), cast(Any, None), cast(Any, objective), **given)
 
 
 @pytest.fixture(scope="module")
-def points() -> Section:
+def points() -> Measurements:
     settings = CriticalPointsSection(
         width=3,
         ratios=[0.5, 1.0],
@@ -52,14 +52,14 @@ def points() -> Section:
 
 
 @pytest.fixture(scope="module")
-def layers() -> Section:
+def layers() -> Measurements:
     return two_layer(experiment(), TwoLayerSection(sizes=[3, 4], ratios=[0.5], networks=2))
 
 
 # -- critical points -------------------------------------------------------------------------
 
 
-def test_what_is_found(points: Section) -> None:
+def test_what_is_found(points: Measurements) -> None:
     assert list(points["activation"]) == ["tanh", "identity"]
     assert points["ratio"].tolist() == [0.5, 1.0]
     assert points["samples"].tolist() == [12, 6]
@@ -76,7 +76,7 @@ def test_what_is_found(points: Section) -> None:
     assert (points["negative"][trivial] == 9).all()  # of 18: W1 and W2 move together
 
 
-def test_linear_networks_against_the_closed_form(points: Section) -> None:
+def test_linear_networks_against_the_closed_form(points: Measurements) -> None:
     found = points["found"][1]
     assert (points["closed_distance"][1][found] < 1e-6).all()
     same = points["closed_negative"][1][found] == points["negative"][1][found]
@@ -86,7 +86,7 @@ def test_linear_networks_against_the_closed_form(points: Section) -> None:
     assert (isolated & found).sum() <= points["trivial"][1].sum()  # else by GL(h), or idle units
 
 
-def test_the_stored_fit_is_of_the_stored_points(points: Section) -> None:
+def test_the_stored_fit_is_of_the_stored_points(points: Measurements) -> None:
     for place in np.ndindex(2, 2):
         used = points["found"][place] & ~points["trivial"][place]
         fit = fit_three_halves(points["index"][place][used], points["energy"][place][used], 0.3)
@@ -158,7 +158,7 @@ def test_settings_that_are_refused(section: type[Any], given: dict[str, Any], to
 def test_a_signal_is_heeded_between_steps(which: str) -> None:
     told: list[str] = []
     here = experiment(tell=told.append, stopped=lambda: len(told) > 3)
-    run: dict[str, Callable[[], Section]] = {
+    run: dict[str, Callable[[], Measurements]] = {
         "critical_points": partial(
             critical_points, here, CriticalPointsSection(width=3, ratios=[0.5])
         ),
@@ -195,7 +195,7 @@ def test_the_two_parts_against_autograd(activation: str) -> None:
     assert positive + residual == pytest.approx(hessian(loss)(theta).numpy(), abs=1e-12)
 
 
-def test_what_is_stored_of_two_layers(layers: Section) -> None:
+def test_what_is_stored_of_two_layers(layers: Measurements) -> None:
     assert layers["energy"].shape == (2, 2, 2, 1, 2)
     assert list(layers["moment"]) == ["AB", "A²B", "AB²", "A²B²", "ABAB"]
     values = layers["eigenvalues"]
@@ -268,7 +268,7 @@ def test_matrices_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -
         two_layer(experiment(), TwoLayerSection())
 
 
-def test_the_ratio_is_that_of_whole_numbers_of_samples(layers: Section) -> None:
+def test_the_ratio_is_that_of_whole_numbers_of_samples(layers: Measurements) -> None:
     assert layers["actual_ratio"].tolist() == [[0.5], [0.5]]
     settings = TwoLayerSection(
         sizes=[2, 3], ratios=[0.29], activations=["identity"], residuals=["drawn"], networks=1

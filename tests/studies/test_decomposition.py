@@ -17,10 +17,10 @@ import hessdist
 from hessdist.config.job import DecompositionSection, Job, WidthsSection, load_job
 from hessdist.curvature.output_residuals import output_residuals
 from hessdist.errors import InputError, Stopped
-from hessdist.objective import TrainingLoss, Workload
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
-from hessdist.results.units import Section
-from hessdist.service.console import Report
+from hessdist.results.units import Measurements
+from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.shell import ShellMatrix
@@ -50,16 +50,16 @@ def job_of(**sections: Any) -> Job:
     return Job.model_validate({**whole, **sections})
 
 
-def spread(problem: Problem, ranks: Ranks, job: Job) -> tuple[Workload, TrainingLoss]:
+def spread(problem: Problem, ranks: Ranks, job: Job) -> tuple[Workload, Objective]:
     workload = Workload(
         problem.model, problem.loss, problem.dataset, np.arange(len(problem.dataset))
     )
     return workload, workload.on(ranks, job)
 
 
-def looked_at(problem: Problem, ranks: Ranks, job: Job, **settings: Any) -> Section:
-    workload, total = spread(problem, ranks, job)
-    here = CheckpointUnderStudy(job, workload, total, None)
+def looked_at(problem: Problem, ranks: Ranks, job: Job, **settings: Any) -> Measurements:
+    workload, objective = spread(problem, ranks, job)
+    here = CheckpointUnderStudy(job, workload, objective, None)
     return decomposition(here, DecompositionSection(**settings))
 
 
@@ -102,8 +102,8 @@ def test_a_linear_model(mpi_ranks: int, comm: Any) -> None:
 def test_residuals_of_the_cross_entropy() -> None:
     problem = mlp_problem("tanh", "cross_entropy")
     job = job_of()
-    _, total = spread(problem, Ranks(), job)
-    found = output_residuals(total.local)
+    _, objective = spread(problem, Ranks(), job)
+    found = output_residuals(objective.local)
     inputs, labels = problem.dataset.tensors
     with torch.no_grad():
         slopes = torch.softmax(problem.model(inputs), 1) - nn.functional.one_hot(labels, 3)
@@ -133,12 +133,12 @@ def by_definition(problem: Problem) -> Tensor:
 )
 def test_s_is_residuals_times_curvatures_of_outputs(activation: str, loss: str) -> None:
     problem = mlp_problem(activation, loss)
-    _, total = spread(problem, Ranks(), job_of())
-    count = total.evaluate().num_samples
+    _, objective = spread(problem, Ranks(), job_of())
+    count = objective.evaluate().num_samples
     expected = by_definition(problem).numpy()
     size = len(expected)
     whole = {
-        operator: total.shell(operator, count).columns(0, size)
+        operator: objective.shell(operator, count).columns(0, size)
         for operator in ("hessian", "gauss_newton", "residual")
     }
     assert whole["residual"] == pytest.approx(expected, abs=1e-12)
@@ -244,7 +244,7 @@ def test_widths_against_networks_by_hand(studied: Path) -> None:
             optimizer.step()
 
 
-def compare(found: Section, at: tuple[int, int, int], problem: Problem) -> None:
+def compare(found: Measurements, at: tuple[int, int, int], problem: Problem) -> None:
     exact = at[0] == 0  # 23 parameters
     whole, part = (dense(problem, o).detach().numpy() / 60 for o in ("hessian", "gauss_newton"))
     for place, operator in enumerate(OPERATORS[:3]):
@@ -259,9 +259,9 @@ def compare(found: Section, at: tuple[int, int, int], problem: Problem) -> None:
             assert found["null_count"][*at, place] == null
 
 
-def of_widths(problem: Problem, job: Job, **settings: Any) -> Section:
-    workload, total = spread(problem, Ranks(), job)
-    return widths(Experiment(job, workload, total), WidthsSection(**settings))
+def of_widths(problem: Problem, job: Job, **settings: Any) -> Measurements:
+    workload, objective = spread(problem, Ranks(), job)
+    return widths(Experiment(job, workload, objective), WidthsSection(**settings))
 
 
 def test_networks_that_diverge_are_marked() -> None:
@@ -280,9 +280,11 @@ def test_networks_that_diverge_are_marked() -> None:
 def test_a_signal_ends_the_descent() -> None:
     job = job_of(model={"factory": "mlp", "arguments": {"widths": [5, 4, 2]}})
     problem = linear(6)
-    workload, total = spread(problem, Ranks(), job)
+    workload, objective = spread(problem, Ranks(), job)
     told: list[str] = []
-    experiment = Experiment(job, workload, total, tell=told.append, stopped=lambda: len(told) > 5)
+    experiment = Experiment(
+        job, workload, objective, tell=told.append, stopped=lambda: len(told) > 5
+    )
     with pytest.raises(Stopped):
         widths(experiment, WidthsSection(hidden=[[3]], at=[10**9]))
     assert len(told) == 6
@@ -327,5 +329,5 @@ def test_bad_input_is_named(
     monkeypatch.chdir(studied)
     monkeypatch.syspath_prepend(studied)
     out = f'output.path="{tmp_path}/run.h5"'
-    with Report(speaks=False) as report, pytest.raises(InputError, match=message):
-        study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), report, only=[only])
+    with Console(speaks=False) as console, pytest.raises(InputError, match=message):
+        study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), console, only=[only])

@@ -14,14 +14,14 @@ from hessdist.errors import NumericalError
 from hessdist.landscape.diagnosis import Kind, Point
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.studies.checkpoint import CheckpointUnderStudy
 from hessdist.studies.debugging.diagnosis import diagnosis
 
 VALUES = [0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
 
 
-def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Section:
+def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Measurements:
     sections: dict[str, dict[str, Any]] = {
         "model": {"factory": "mlp"},
         "data": {"dataset": "digits"},

@@ -23,7 +23,7 @@ from hessdist.objective import Workload
 from hessdist.optimizers.swag import SWAG
 from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.present.tables import tables
-from hessdist.results.units import Section
+from hessdist.results.units import Measurements
 from hessdist.spectrum import petsc
 from hessdist.studies.debugging.saddle import leave_a_saddle
 from hessdist.studies.eigenspaces import figures
@@ -79,7 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def once(text: str, name: str) -> Section:
+def once(text: str, name: str) -> Measurements:
     """A section of one rank, which several tests look at."""
     return section(text, name)
 
@@ -90,7 +90,7 @@ def section(
     comm: Any = None,
     edit: Callable[[str], str] = lambda text: text,
     **callbacks: Any,
-) -> Section:
+) -> Measurements:
     job, _ = parse_job(edit(text), "job")
     workload = Workload.of(job)
     ranks = Ranks(import_mpi().COMM_SELF if comm is None else comm)
@@ -103,7 +103,7 @@ class Studied:
 
     parameters = ()
 
-    def __init__(self, studies: dict[str, Section]) -> None:
+    def __init__(self, studies: dict[str, Measurements]) -> None:
         self.studies = studies
 
     def __len__(self) -> int:

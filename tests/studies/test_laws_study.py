@@ -18,8 +18,8 @@ from hessdist.errors import JobError, ResultError
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.present.histograms import density_at
-from hessdist.results.units import Section, Variable, stacked
-from hessdist.service.console import Report
+from hessdist.results.units import Measurements, Variable, stacked
+from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.outliers import outliers_sought
 from hessdist.studies.checkpoint import CheckpointUnderStudy
@@ -45,14 +45,14 @@ def made_spectrum() -> NDArray[np.float64]:
     return np.sort(np.r_[np.zeros(200), bulk, OUTLIERS])
 
 
-def exact_section(values: NDArray[np.float64]) -> Section:
-    return Section({
+def exact_section(values: NDArray[np.float64]) -> Measurements:
+    return Measurements({
         "operator": Variable(("operator",), np.array(["hessian"], dtype=object), "matrix"),
         "eigenvalues": Variable(("operator", "index"), values[None], "all eigenvalues"),
     })
 
 
-def fitted(ranks: Ranks, found: Section | None, **settings: Any) -> Section:
+def fitted(ranks: Ranks, found: Measurements | None, **settings: Any) -> Measurements:
     """Laws of a made section, at a checkpoint of five samples, two outputs."""
     job = Job.model_validate({
         "model": {"factory": "mlp", "arguments": {"widths": [3, 2]}},
@@ -62,13 +62,13 @@ def fitted(ranks: Ranks, found: Section | None, **settings: Any) -> Section:
     })
     data = Samples(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
     workload = Workload(mlp([3, 2]), LOSSES["cross_entropy"], data, np.arange(2))
-    total = workload.on(ranks, job)
+    objective = workload.on(ranks, job)
 
-    def stored(name: str) -> Section | None:
+    def stored(name: str) -> Measurements | None:
         assert ranks.is_root  # which alone reads files
         return found if name == "exact" else None
 
-    here = CheckpointUnderStudy(job, workload, total, None, stored=stored)
+    here = CheckpointUnderStudy(job, workload, objective, None, stored=stored)
     return laws(here, LawsSection(**{"laws": QUICK, **settings}))
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_fitted_is_kept_and_named(values: NDArray[np.float64], re
 
 
 @pytest.mark.parametrize("found", [None, exact_section(np.arange(30.0))])
-def test_without_a_spectrum_it_is_refused(found: Section | None) -> None:
+def test_without_a_spectrum_it_is_refused(found: Measurements | None) -> None:
     with pytest.raises(ResultError, match=r"study.laws has no spectrum .* add \[study.density\]"):
         fitted(Ranks(), found, operators=["residual"])
 
@@ -155,7 +155,7 @@ def test_spectra_that_steps_do_not_share_are_all_kept() -> None:
             values = np.concatenate([variable.values, other[name].values])
             both[name] = replace(variable, values=values)
     steps = zip((0, 50, 100), (whole.variables, both, other), strict=True)
-    section = stacked([Section(v, {"step": step, "settings": ""}) for step, v in steps])
+    section = stacked([Measurements(v, {"step": step, "settings": ""}) for step, v in steps])
     assert section["spectrum"].tolist() == ["exact, hessian", "density, hessian"]
     assert section["step"].tolist() == [0, 50, 100]
     assert section["source"].tolist() == [["exact", ""], ["exact", "density"], ["", "density"]]
@@ -219,7 +219,7 @@ def test_laws_follow_their_spectra(tmp_path: Path) -> None:
     def studied(sections: str, **how: Any) -> tuple[list[str], list[str]]:
         (tmp_path / "job.toml").write_text(base + sections, encoding="utf-8")
         job, text = load_job(tmp_path / "job.toml")
-        done = study(job, text, Ranks(), Report(lambda line: None), **how)
+        done = study(job, text, Ranks(), Console(lambda line: None), **how)
         return done.done, done.skipped
 
     with pytest.raises(JobError, match=r"has no spectrum to be fitted to; add \[study.density\]"):

@@ -22,8 +22,8 @@ import hessdist
 from hessdist.config.job import load_job
 from hessdist.errors import InputError, ResultError
 from hessdist.parallel.ranks import Ranks
-from hessdist.results.units import Section
-from hessdist.service.console import Report
+from hessdist.results.units import Measurements
+from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.workload.checkpoints import read_state
@@ -51,7 +51,7 @@ def at_step(folder: Path, step: int) -> Problem:
     return there
 
 
-def section(folder: Path, name: str) -> Section:
+def section(folder: Path, name: str) -> Measurements:
     return hessdist.open_run(folder / "results" / "run.h5").studies[name]
 
 
@@ -316,8 +316,8 @@ def test_bad_input_is_named(
     monkeypatch.chdir(studied)
     monkeypatch.syspath_prepend(studied)
     out = f'output.path="{tmp_path}/run.h5"'
-    with Report(speaks=False) as report, pytest.raises(InputError, match=message):
-        study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), report, only=[only])
+    with Console(speaks=False) as console, pytest.raises(InputError, match=message):
+        study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), console, only=[only])
     assert not (tmp_path / "run.h5").exists()
 
 

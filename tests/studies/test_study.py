@@ -23,7 +23,7 @@ from hessdist.errors import InputError
 from hessdist.landscape.step_size import Found
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.writer import write_index
-from hessdist.service.console import Report
+from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES
@@ -423,8 +423,8 @@ def study_job(path: Path, words: list[str]) -> None:
     given = dict(zip(words[::2], words[1::2], strict=True))
     job, text = load_job(path, [given["--set"]] if "--set" in given else [])
     only = given["--only"].split(",") if "--only" in given else []
-    with Report(speaks=False) as report:
-        study(job, text, Ranks(), report, only=only)
+    with Console(speaks=False) as console:
+        study(job, text, Ranks(), console, only=only)
 
 
 def test_a_fraction_with_fewer_samples_than_ranks(folder: Path, run: Run) -> None:

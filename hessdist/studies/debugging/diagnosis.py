@@ -23,7 +23,7 @@ from hessdist.landscape.step_size import Found, best_steps, step_grid
 from hessdist.objective import Evaluation, eigenpairs_as, full_vectors
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import End
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
@@ -32,7 +32,7 @@ _DECADES = 1e-4  # nearest point of the escape line, as a share of the farthest
 _FARTHEST = 1e3  # a best rate that is drawn, as a multiple of the other rates
 
 
-def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str) -> Section:
+def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str) -> Measurements:
     """Gradient, curvature along it, eigenpairs, and the loss along two lines. Collective.
 
     Args:
@@ -49,15 +49,15 @@ def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str
         ResultError: The run's eigenvectors cannot be read; on every rank.
     """
     start = time.perf_counter()
-    here = at.total.evaluate()
-    shell = at.total.shell("hessian", here.weight, at.on_product)
+    here = at.objective.evaluate()
+    shell = at.objective.shell("hessian", here.weight, at.on_product)
     known = _from_the_run(at) if at.has_pairs else _solved(at, shell, here)
     (curvature,) = at.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
     point = _unmeasured(at, settings, here, known, float(curvature))
     point, descent = _descend(at, settings, here, point)
     point, escape = _escape(at, settings, here, known, point)
     columns = {**_of_point(point), **_derived(point), **descent, **escape}
-    return Section({
+    return Measurements({
         **columns,
         "solved_here": Variable(
             (), np.array(not at.has_pairs), "whether eigenpairs were solved for"
@@ -118,11 +118,11 @@ def _unmeasured(
 ) -> Point:
     """The point before the loss is measured anywhere else."""
     training, nothing = at.job.training, float("nan")
-    layers = list(layers_of(at.total.layout.names))
+    layers = list(layers_of(at.objective.layout.names))
     return Point(
-        num_parameters=at.total.layout.size,
+        num_parameters=at.objective.layout.size,
         loss=here.loss,
-        rounding=torch.finfo(at.total.local.dtype).eps * abs(here.loss),
+        rounding=torch.finfo(at.objective.local.dtype).eps * abs(here.loss),
         gradient_norm=here.gradient_norm,
         gradient_curvature=curvature,
         eigenvalues_largest=known.values["largest"],
@@ -157,9 +157,9 @@ def _descend(
     rates = _rates(settings, point)
     losses = np.full(len(rates), np.nan)
     if point.gradient_norm:
-        whole = np.empty(at.total.layout.size)
+        whole = np.empty(at.objective.layout.size)
         at.ranks.gather_vector(here.gradient, whole)
-        down = LossInSpan(at.total, -whole[None] / point.gradient_norm, here.weight, at.on_pass)
+        down = LossInSpan(at.objective, -whole[None] / point.gradient_norm, here.weight, at.on_pass)
         special = np.nan_to_num([0.0, point.learning_rate, point.best_rate])
         found = down.losses(np.concatenate([special, rates])[:, None] * point.gradient_norm)
         # Against the loss by the same evaluation, so that a small change is no rounding.
@@ -200,15 +200,15 @@ def _escape(
     losses = np.full(len(grid), np.nan)
     model = losses
     if point.can_escape:
-        begin, end = at.ranks.shard(at.total.layout.size)
+        begin, end = at.ranks.shard(at.objective.layout.size)
         (uphill,) = at.ranks.sum(known.lowest[:, begin:end].astype(np.float64) @ here.gradient)
         slope = -abs(float(uphill))
         u = known.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
-        span = LossInSpan(at.total, u, at.weight, at.on_pass)
+        span = LossInSpan(at.objective, u, at.weight, at.on_pass)
         (start,) = span.losses(np.zeros((1, 1)))
         # As the step of a line with unit slope the distance is found where the slope is zero, too.
         lines = Lines(span, np.array([-1.0]))
-        precision = torch.finfo(at.total.local.dtype).eps
+        precision = torch.finfo(at.objective.local.dtype).eps
         best = best_steps(lines, grid, float(start), np.array([True]), precision)
         losses = best.scanned[0]
         model = start + grid * slope + grid**2 / 2 * point.lambda_min
@@ -217,7 +217,7 @@ def _escape(
             escape_best_distance=float(best.alpha[0]),
             escape_loss_change=float(best.loss[0] - start),
             escape_at_edge=bool(best.found[0] == Found.EDGE),
-            escape_share=_by_layer(at.total.layout, u[0]),
+            escape_share=_by_layer(at.objective.layout, u[0]),
         )
     return point, {
         "distance": Variable(("distance",), grid, "distance t along the escape direction u"),

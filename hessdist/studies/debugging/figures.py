@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _MEASURED, _MODEL, _MARK = "#c8501e", "#1f5fa8", "#444444"
 _BEST, _STABLE = "#2a8a4a", "#7a4fa0"
@@ -24,7 +24,7 @@ _EDGE = 1.0  # changes of the loss are drawn up to the loss itself
 _FAR = 4.0  # a loss is drawn up to so many times the greatest fall above the start
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """All figures of a diagnosis.
 
     Args:
@@ -49,7 +49,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
 # -- over the run ----------------------------------------------------------------------------
 
 
-def gradient(section: Section, title: str) -> Figure:
+def gradient(section: Measurements, title: str) -> Figure:
     """Loss, gradient norm with its tolerance, and where the gradient lies.
 
     Args:
@@ -88,7 +88,7 @@ def gradient(section: Section, title: str) -> Figure:
     return figure
 
 
-def rates(section: Section, title: str) -> Figure:
+def rates(section: Measurements, title: str) -> Figure:
     """2/λ_max and gᵀg/gᵀHg beside the job's learning rate.
 
     Args:
@@ -123,7 +123,7 @@ def rates(section: Section, title: str) -> Figure:
     return figure
 
 
-def changes(section: Section, title: str) -> Figure:
+def changes(section: Measurements, title: str) -> Figure:
     """Measured against predicted change of the loss, by a step of the job's rate and the best one.
 
     Args:
@@ -182,7 +182,7 @@ def _smallest(values: NDArray[np.float64]) -> float:
     return float(np.clip(sizes.min(), 1e-7, 0.1)) if sizes.size else 0.1
 
 
-def escape(section: Section, title: str) -> Figure:
+def escape(section: Measurements, title: str) -> Figure:
     """The smallest eigenvalue, and what its eigenvector's direction gains.
 
     Args:
@@ -228,7 +228,7 @@ def _panels(title: str) -> tuple[tuple[Axes, Axes], Figure]:
     return (upper, lower), figure
 
 
-def _steps(upper: Axes, lower: Axes, section: Section) -> NDArray[np.int64]:
+def _steps(upper: Axes, lower: Axes, section: Measurements) -> NDArray[np.int64]:
     """Training steps, on an axis that shows early ones apart."""
     steps: NDArray[np.int64] = section["step"]
     positive = steps[steps > 0]
@@ -248,7 +248,7 @@ def _seen(values: NDArray[np.float64]) -> NDArray[np.float64]:
 # -- at a checkpoint -------------------------------------------------------------------------
 
 
-def lines(section: Section, row: int, title: str) -> Figure:
+def lines(section: Measurements, row: int, title: str) -> Figure:
     """The loss along −g and along the escape direction, each beside its quadratic model.
 
     Args:
@@ -295,7 +295,7 @@ def lines(section: Section, row: int, title: str) -> Figure:
 
 
 def _line(
-    axes: Axes, x: NDArray[np.float64], section: Section, row: int, what: str, point: Point
+    axes: Axes, x: NDArray[np.float64], section: Measurements, row: int, what: str, point: Point
 ) -> None:
     """Losses along a line and their model, cut off where they are far above the start."""
     losses, model = section[f"loss_along_{what}"][row], section[f"model_along_{what}"][row]

@@ -12,7 +12,7 @@ from hessdist.present.panels import INK, line, picture, positive
 from hessdist.present.values import VIEW, evenly
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _NOTES = 100  # that a page has, at most
 _FALLS = (-1.6, 4.0)  # that an axis of the loss shows, times the greatest fall
@@ -21,7 +21,7 @@ _LINEAR = 1e-2  # of the farthest distance: linear up to there
 _RATES = (("of the job", INK), ("best, gᵀg / gᵀHg", 2), ("largest stable, 2 / λ_max", 3))
 
 
-def diagnosis(section: Section) -> dict[str, Any]:
+def diagnosis(section: Measurements) -> dict[str, Any]:
     """Notes in words; losses along two lines at each step; rates over steps.
 
     Args:
@@ -52,7 +52,7 @@ def diagnosis(section: Section) -> dict[str, Any]:
     return views
 
 
-def _note(section: Section, row: int) -> dict[str, Any]:
+def _note(section: Measurements, row: int) -> dict[str, Any]:
     """The words of `hessdist show`."""
     found = findings(Point.of(section, row))
     return {
@@ -61,7 +61,7 @@ def _note(section: Section, row: int) -> dict[str, Any]:
     }
 
 
-def _rates(section: Section) -> dict[str, Any]:
+def _rates(section: Measurements) -> dict[str, Any]:
     steps = section["step"]
     names = ("learning_rate", "best_rate", "stable_rate")
     symbols = (None, "square", "diamond")
@@ -87,7 +87,7 @@ def _rates(section: Section) -> dict[str, Any]:
     return {"choices": [drawn], "mark": steps.tolist()}
 
 
-def _descent(section: Section, row: int, point: Point) -> dict[str, Any]:
+def _descent(section: Measurements, row: int, point: Point) -> dict[str, Any]:
     rate, losses = section["rate"][row], section["loss_along_gradient"][row]
     seen = _seen(losses, point)
     lines = _beside_the_model(rate, losses, section["model_along_gradient"][row], point)
@@ -101,7 +101,7 @@ def _descent(section: Section, row: int, point: Point) -> dict[str, Any]:
     return picture("descent", where, "change of the loss", lines, logx=True, range=seen)
 
 
-def _escape(section: Section, row: int, point: Point) -> dict[str, Any]:
+def _escape(section: Measurements, row: int, point: Point) -> dict[str, Any]:
     distance, losses = section["distance"], section["loss_along_escape"][row]
     lines = _beside_the_model(distance, losses, section["model_along_escape"][row], point)
     if np.isfinite(point.escape_best_distance):

@@ -23,7 +23,7 @@ from hessdist.landscape.escape import expected_change, first_below, growth_facto
 from hessdist.objective import Evaluation, eigenpairs_as
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.parallel.ranks import one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.networks import Alone, shard_of
@@ -84,7 +84,7 @@ class _Run:
     gradient_norms: NDArray[np.float64]
 
 
-def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Section:
+def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Measurements:
     """SGD, SGD with momentum and noisy SGD from a strict saddle. Collective.
 
     Args:
@@ -106,7 +106,7 @@ def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Section:
     mine: dict[tuple[int, int], _Run] = {}
     with ranks.agreeing():
         samples = _samples(experiment, settings)
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
             experiment.heed(f"{ways[way].name}, seed {settings.seeds[seed]}")
             descent = _Descent(experiment, settings, ways[way], settings.seeds[seed], samples)
@@ -115,32 +115,32 @@ def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Section:
     runs: dict[tuple[int, int], _Run] = {}
     for theirs in ranks.collect(mine):
         runs |= theirs
-    return _section(job, settings, saddle, ways, runs, experiment.total.layout.size)
+    return _section(job, settings, saddle, ways, runs, experiment.objective.layout.size)
 
 
 def _saddle(experiment: Experiment) -> _Saddle:
     """The point, with its exact eigenvalues, if it is a strict saddle. Collective."""
-    total, ranks = experiment.total, experiment.ranks
-    theta = torch.zeros_like(total.local.parameters.flat())
-    total.local.parameters.assign(theta)
-    at = total.evaluate()
+    objective, ranks = experiment.objective, experiment.ranks
+    theta = torch.zeros_like(objective.local.parameters.flat())
+    objective.local.parameters.assign(theta)
+    at = objective.evaluate()
     remedy = "use an mlp with one hidden layer, activation = 'tanh' and bias = false"
     with ranks.agreeing():
-        if at.gradient_norm > _ROUNDING * torch.finfo(total.local.dtype).eps:
+        if at.gradient_norm > _ROUNDING * torch.finfo(objective.local.dtype).eps:
             raise WorkloadError(
                 f"study.saddle: with all parameters zero the gradient is not zero, its norm is "
                 f"{at.gradient_norm:.4g}",
                 remedy,
             )
-    shell = total.shell("hessian", at.weight, experiment.on_product)
-    if total.layout.size <= _DENSE:
+    shell = objective.shell("hessian", at.weight, experiment.on_product)
+    if objective.layout.size <= _DENSE:
         found = _Saddle(at, exact_spectrum(shell, plan(shell)).values, converged=True)
     else:
         pairs = eigenpairs_as(experiment.job.spectrum, shell, largest=1, smallest=1)
         ends = np.array([pairs.smallest.values[0], pairs.largest.values[0]])
         found = _Saddle(at, ends, pairs.converged)
     with ranks.agreeing():
-        if not found.smallest < -_ROUNDING * torch.finfo(total.local.dtype).eps:
+        if not found.smallest < -_ROUNDING * torch.finfo(objective.local.dtype).eps:
             raise WorkloadError(
                 f"study.saddle: with all parameters zero the smallest eigenvalue is "
                 f"{found.smallest:.4g}, so that this is no strict saddle",
@@ -151,7 +151,7 @@ def _saddle(experiment: Experiment) -> _Saddle:
 
 def _samples(experiment: Experiment, settings: SaddleSection) -> tuple[Shard, Shard]:
     """The job's samples in batches of the job's size, and as minibatches are drawn from them."""
-    job, workload, device = experiment.job, experiment.workload, experiment.total.device
+    job, workload, device = experiment.job, experiment.workload, experiment.objective.device
     whole = shard_of(job, device, workload.dataset, workload.indices)
     drawn = shard_of(job, device, workload.dataset, workload.indices, 0, job.training.batch_size)
     return whole, whole if settings.full_batch else drawn
@@ -171,12 +171,12 @@ class _Descent:
         job = experiment.job
         self._settings, self._heed, self._name = settings, experiment.heed, way.name
         whole, drawn = samples
-        self._network = Alone(job, experiment.workload, experiment.total.device, seed, drawn)
+        self._network = Alone(job, experiment.workload, experiment.objective.device, seed, drawn)
         self._parameters = Parameters(self._network.model)
         self._judged = self._network.local(whole)
         size = self._parameters.layout.size
         start = on_sphere([seed], size, way.displacement, 0)[0]
-        self._parameters.assign(start.to(experiment.total.device))
+        self._parameters.assign(start.to(experiment.objective.device))
         rate = job.training.learning_rate
         self._optimizer: torch.optim.Optimizer = (
             NoisySGD(
@@ -232,7 +232,7 @@ def _section(
     ways: Sequence[Way],
     runs: dict[tuple[int, int], _Run],
     size: int,
-) -> Section:
+) -> Measurements:
     seeds, rate = range(len(settings.seeds)), job.training.learning_rate
     iterations = np.arange(0, settings.iterations + 1, settings.evaluate_every)
     losses = np.array([[runs[way, seed].losses for seed in seeds] for way in range(len(ways))])
@@ -260,7 +260,7 @@ def _section(
     expected = np.array([_or_nan(first_below(change, fall)) for change in predicted])
     of_runs = ("run", "seed")
     names = np.array([way.name for way in ways], dtype=object)
-    return Section({
+    return Measurements({
         "run": Variable(("run",), names, "optimiser, and where it starts"),
         "seed": Variable(("seed",), np.array(settings.seeds), "seed of noise and direction"),
         "iteration": Variable(("iteration",), iterations, "steps so far"),

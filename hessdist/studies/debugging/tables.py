@@ -12,10 +12,10 @@ from hessdist.present.cells import new_table, number, percent
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
-def diagnosis(section: Section) -> Table:
+def diagnosis(section: Measurements) -> Table:
     """What kind of points checkpoints are, and what a gradient step does there.
 
     Args:
@@ -47,7 +47,7 @@ def diagnosis(section: Section) -> Table:
     return table
 
 
-def last_note(section: Section) -> Table:
+def last_note(section: Measurements) -> Table:
     """The doctor's note of the last checkpoint that was diagnosed.
 
     Args:

@@ -33,7 +33,7 @@ from hessdist.errors import NumericalError
 from hessdist.objective import DTYPES, eigenpairs_as
 from hessdist.parallel.ranks import Ranks, one_thread
 from hessdist.results.schema import ENDS
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.eigenpairs import End
 from hessdist.spectrum.lanczos import derived_seed
@@ -80,7 +80,7 @@ class _Matrix:
     seconds: float
 
 
-def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) -> Section:
+def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) -> Measurements:
     """H, G, S and F at a checkpoint: both ends, traces, norms, outliers, null space. Collective.
 
     Args:
@@ -94,20 +94,20 @@ def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) ->
         InputError: The loss is no criterion of (outputs, targets), more pairs are wanted than
             there are, or Krylov bases do not fit into memory; on every rank.
     """
-    total, ranks = here.total, here.ranks
-    require_memory(total, settings, "decomposition")
+    objective, ranks = here.objective, here.ranks
+    require_memory(objective, settings, "decomposition")
     with ranks.agreeing():
-        mine = output_residuals(total.local)
+        mine = output_residuals(objective.local)
     everyone = ranks.collect(mine)
-    at = total.evaluate()
-    begin, end = ranks.shard(total.layout.size)
+    at = objective.evaluate()
+    begin, end = ranks.shard(objective.layout.size)
     v = random_entries(derived_seed(settings.seed, 2), begin, end)
     found: dict[str, _Matrix] = {}
     for operator in (G, H, S, F):  # G's vectors are compared with, and S is measured by H
         start = time.perf_counter()
-        shell = total.shell(operator, at.weight, here.on_product)
+        shell = objective.shell(operator, at.weight, here.on_product)
         rounding = _ROUNDINGS * shell.epsilon * found[H].summary.largest if operator == S else 0.0
-        shift = total.l2 if operator in _PENALISED else 0.0
+        shift = objective.l2 if operator in _PENALISED else 0.0
         image = shell.apply(v)
         summary = summarise(shell, _effort(settings), shift=shift, rounding=rounding)
         pairs = _ends(here.job.spectrum, shell, settings, operator, summary.largest <= rounding)
@@ -133,7 +133,7 @@ def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) ->
             "loss": (at.loss, "loss"),
             "gradient_norm": (at.gradient_norm, "norm of the gradient"),
             "disagreement": (_disagreement(found, ranks), "‖Hv − Gv − Sv‖ / ‖Hv‖, v random"),
-            "parameters": (total.layout.size, "number of parameters in use, d"),
+            "parameters": (objective.layout.size, "number of parameters in use, d"),
             **_of_outputs(everyone, at.num_samples),
         },
     )
@@ -214,7 +214,7 @@ def _of_outputs(
 
 def _at_checkpoint(
     found: Mapping[str, _Matrix], numbers: Mapping[str, tuple[float, str]]
-) -> Section:
+) -> Measurements:
     of_each, in_order = ("operator",), [found[operator] for operator in _OPERATORS]
 
     def each(of: Callable[[_Matrix], object], *last: str) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -249,7 +249,7 @@ def _at_checkpoint(
         ):
             values = each(lambda one, end=end, a=attribute: getattr(one.ends[end], a), end)  # type: ignore[misc]
             variables[f"{name}_{end}"] = Variable(*values, f"{said}, {end} end")
-    return Section(variables)
+    return Measurements(variables)
 
 
 def _summaries(dimensions: tuple[str, ...], summaries: NDArray[Any]) -> dict[str, Variable]:
@@ -296,7 +296,7 @@ class _Look:
     extremes: Mapping[str, tuple[float, float, bool]]  # λ_1, λ_d, whether they converged
 
 
-def widths(experiment: Experiment, settings: WidthsSection) -> Section:
+def widths(experiment: Experiment, settings: WidthsSection) -> Measurements:
     """H, G and S of networks from narrow to wide, by gradient descent on all samples. Collective.
 
     Args:
@@ -318,7 +318,7 @@ def widths(experiment: Experiment, settings: WidthsSection) -> Section:
     _, alone = ranks.split(ranks.size)
     tasks = list(product(range(len(sizes)), range(settings.networks)))
     mine: dict[tuple[int, int], list[_Look]] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         for width, network in tasks[ranks.rank :: ranks.size]:
             model = _network(job, settings, settings.hidden[width], settings.seed + network)
             name = f"hidden widths {settings.hidden[width]}, network {network + 1}"
@@ -344,7 +344,7 @@ class _Descent:
 
     def __init__(self, experiment: Experiment, model: nn.Module) -> None:
         compute, workload = experiment.job.compute, experiment.workload
-        dtype, device = DTYPES[compute.dtype], experiment.total.device
+        dtype, device = DTYPES[compute.dtype], experiment.objective.device
         model = model.to(device, dtype).eval()
         shard = Shard(
             workload.dataset,
@@ -442,7 +442,7 @@ def _by_width(
     sizes: Sequence[int],
     looks: Mapping[tuple[int, int], Sequence[_Look]],
     num_samples: int,
-) -> Section:
+) -> Measurements:
     operators = (H, G, S)
     shape = len(sizes), settings.networks, len(settings.at)
     numbers = {name: np.full(shape, np.nan) for name in ("loss", "gradient_norm", "misfit")}
@@ -464,7 +464,7 @@ def _by_width(
     names = np.array(["-".join(map(str, hidden)) for hidden in settings.hidden], dtype=object)
     of_network = ("width", "network", "iteration")
     of_each = (*of_network, "operator")
-    return Section({
+    return Measurements({
         "width": Variable(("width",), names, "widths of the hidden layers"),
         "parameters": Variable(("width",), np.array(sizes), "number of parameters, d"),
         "rank_bound": Variable(("width",), bound, "N times the rank of ∇²_z ℓ"),

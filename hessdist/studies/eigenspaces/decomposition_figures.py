@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
 _STYLE = dict(zip(_SYMBOLS, SERIES, strict=True))
@@ -26,7 +26,7 @@ _APART = 0.11  # of the distance of two checkpoints: marks of different matrices
 _RIGHT = 90.0  # degrees
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """All figures of the sections "decomposition" and "widths" that a run has.
 
     Args:
@@ -49,7 +49,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
 # -- checkpoints -----------------------------------------------------------------------------
 
 
-def eigenvalues(section: Section, title: str) -> Figure:
+def eigenvalues(section: Measurements, title: str) -> Figure:
     """The large ends of H, G, S and F, and what S and the negative end of H do meanwhile.
 
     Args:
@@ -105,7 +105,7 @@ def eigenvalues(section: Section, title: str) -> Figure:
     return figure
 
 
-def traces(section: Section, title: str) -> Figure:
+def traces(section: Measurements, title: str) -> Figure:
     """Traces and Frobenius norms over checkpoints, with their errors.
 
     Args:
@@ -149,7 +149,7 @@ def traces(section: Section, title: str) -> Figure:
     return figure
 
 
-def alignment(section: Section, title: str) -> Figure:
+def alignment(section: Measurements, title: str) -> Figure:
     """How far the eigenvectors of H and of F are from the space of G's.
 
     Args:
@@ -188,7 +188,7 @@ def alignment(section: Section, title: str) -> Figure:
     return figure
 
 
-def _steps(axes: Axes, section: Section) -> None:
+def _steps(axes: Axes, section: Measurements) -> None:
     """Checkpoints side by side, whatever steps lie between them."""
     axes.set_xticks(np.arange(len(section["step"])), [str(step) for step in section["step"]])
     axes.set_xlabel("training step")
@@ -206,7 +206,7 @@ def _mark(mark: str, fill: str, label: str) -> Line2D:
 # -- from narrow to wide ---------------------------------------------------------------------
 
 
-def residual(section: Section, title: str) -> Figure:
+def residual(section: Measurements, title: str) -> Figure:
     """S against the width of the network, at several times of training.
 
     Args:
@@ -247,7 +247,7 @@ def residual(section: Section, title: str) -> Figure:
     return figure
 
 
-def training(section: Section, title: str) -> Figure:
+def training(section: Measurements, title: str) -> Figure:
     """The eigenvalues and traces of H and G in training, S beside the residuals, and ranks.
 
     Args:
@@ -285,7 +285,7 @@ def training(section: Section, title: str) -> Figure:
     return figure
 
 
-def _ranks(axes: Axes, section: Section) -> None:
+def _ranks(axes: Axes, section: Measurements) -> None:
     """Eigenvalues that are not zero at the last iteration, where they are counted exactly."""
     sizes = section["parameters"]
     for operator in ("hessian", "gauss_newton"):

@@ -30,7 +30,7 @@ from hessdist.objective import Workload
 from hessdist.optimizers.eigenspace import Eigenspace, Pairs, largest_magnitude
 from hessdist.optimizers.swag import SWAG
 from hessdist.parallel.ranks import Ranks, import_mpi, one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
@@ -97,7 +97,7 @@ class _Run:
     seconds: float = 0.0
 
 
-def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> Section:
+def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> Measurements:
     """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
 
     Args:
@@ -118,9 +118,9 @@ def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> 
     with ranks.agreeing():
         _check(experiment.workload, settings)
         samples = _Samples.of(experiment, settings)
-        Alone(experiment.job, experiment.workload, experiment.total.device, 0, samples.training)
+        Alone(experiment.job, experiment.workload, experiment.objective.device, 0, samples.training)
     mine: dict[tuple[int, int], _Run] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
             training = _Training(experiment, settings, ways[way], settings.seeds[seed], samples)
             mine[way, seed] = training.work()
@@ -157,7 +157,7 @@ class _Samples:
 
     @classmethod
     def of(cls, experiment: Experiment, settings: EigenspaceSection) -> _Samples:
-        job, workload, device = experiment.job, experiment.workload, experiment.total.device
+        job, workload, device = experiment.job, experiment.workload, experiment.objective.device
         data, shard = job.data, partial(shard_of, job, device)
         test = None
         if data.dataset in _WITH_TEST_SET and data.split == "train":
@@ -205,7 +205,7 @@ class _Training:
         self._what = f"{way.name}, seed {seed}"
         self._alone = Ranks(import_mpi().COMM_SELF)
         self._network = Alone(
-            job, experiment.workload, experiment.total.device, seed, samples.training
+            job, experiment.workload, experiment.objective.device, seed, samples.training
         )
         self._model = self._network.model
         base = build_optimizer(way.base, self._model, way.base_rate, job.training.momentum)
@@ -395,7 +395,7 @@ class _Training:
 
 def _section(
     settings: EigenspaceSection, ways: Sequence[Variant], runs: dict[tuple[int, int], _Run]
-) -> Section:
+) -> Measurements:
     seeds = settings.seeds
     rows = [[runs[way, seed] for seed in range(len(seeds))] for way in range(len(ways))]
     everything = [run for row in rows for run in row]
@@ -417,7 +417,7 @@ def _section(
 
     names = np.array([way.name for way in ways], dtype=object)
     largest = np.array([[run.largest for run in row] for row in rows]).swapaxes(1, 2)
-    return Section({
+    return Measurements({
         "run": Variable(
             ("run",), names, "optimiser and its learning rate, and that in the eigenspace"
         ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hessdist.present.axes import Colour
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _MARK = "0.35"
 _MARKERS = {"none": "o", "SWA": "s", "SWAG": "^"}
@@ -25,7 +25,7 @@ _WIDE = 10  # ratio of losses from which on an axis is logarithmic
 _LEAST = 1e-12  # of a change of the loss that is shown, as a share of the loss
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """Draw what there is.
 
     Args:
@@ -42,7 +42,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
         yield "saddle", saddle(studies["saddle"], title)
 
 
-def budget(section: Section, title: str) -> Figure:
+def budget(section: Measurements, title: str) -> Figure:
     """Loss over the job's samples and over the test set against gradients spent.
 
     Args:
@@ -95,7 +95,7 @@ def _band(
             axes.fill_between(at[some], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def at_the_end(section: Section, title: str) -> Figure:
+def at_the_end(section: Measurements, title: str) -> Figure:
     """Losses at the end of the budget: every seed, of weights, averages and draws.
 
     Args:
@@ -134,7 +134,7 @@ def at_the_end(section: Section, title: str) -> Figure:
     return figure
 
 
-def saddle(section: Section, title: str) -> Figure:
+def saddle(section: Measurements, title: str) -> Figure:
     """The loss, and how far it has fallen, beside the mean of the quadratic model.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _ROWS = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 _COLUMNS = {"iteration": "iteration", "cost": "work, in gradients over all samples"}
@@ -30,7 +30,7 @@ _CURVATURE: dict[str, Any] = {
 }
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """All figures of minimisations that a run has.
 
     Args:
@@ -46,7 +46,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
         yield "minimizers", comparison(studies["minimizers"], title)
 
 
-def progress(section: Section, title: str) -> Figure:
+def progress(section: Measurements, title: str) -> Figure:
     """Loss and norm of the gradient of one minimisation.
 
     Args:
@@ -66,7 +66,7 @@ def progress(section: Section, title: str) -> Figure:
     return figure
 
 
-def comparison(section: Section, title: str) -> Figure:
+def comparison(section: Measurements, title: str) -> Figure:
     """Loss and norm of the gradient by each method from each start.
 
     Args:

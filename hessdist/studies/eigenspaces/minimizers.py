@@ -14,7 +14,7 @@ from torch import nn
 from hessdist.config.job import MinimizersSection
 from hessdist.optimizers.full_batch import Ended, Iterate, minimize, settings_of
 from hessdist.optimizers.training_problem import TrainingProblem
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.studies.experiment import Experiment
 from hessdist.workload.models import build_model
 from hessdist.workload.training import initialise
@@ -32,7 +32,7 @@ _STORED = {"step": "step_length"}  # other names in the file
 _DIMENSIONS = ("method", "seed", "iteration")
 
 
-def minimizers(experiment: Experiment, settings: MinimizersSection) -> Section:
+def minimizers(experiment: Experiment, settings: MinimizersSection) -> Measurements:
     """Minimise by each method from each start. Collective.
 
     Args:
@@ -67,23 +67,23 @@ def minimizers(experiment: Experiment, settings: MinimizersSection) -> Section:
     both = ("method", "seed")
     variables["reached"] = Variable(both, reached, "norm of the gradient within the tolerance")
     variables["ended"] = Variable(both, reasons, "why it ended")
-    return Section(variables)
+    return Measurements(variables)
 
 
 def _run(
     experiment: Experiment, settings: MinimizersSection, method: str, seed: int
 ) -> tuple[list[Iterate], Ended]:
     """One minimisation. Collective."""
-    job, total = experiment.job, experiment.total
+    job, objective = experiment.job, experiment.objective
 
     def start(model: nn.Module) -> None:
         initialise(seed)
         model.load_state_dict(build_model(job.model.factory, job.model.arguments).state_dict())
 
-    total.load(start)
+    objective.load(start)
     problem = TrainingProblem(
-        total,
-        total.evaluate().weight,
+        objective,
+        objective.evaluate().weight,
         job.minimize.product,
         on_work=lambda: experiment.on_product(0),
     )

@@ -13,7 +13,7 @@ from hessdist.present.panels import INK, line, median, picture, positive, quanti
 from hessdist.present.values import VIEW, evenly
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
 _MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "star")
@@ -24,7 +24,7 @@ _LEAST = 1e-12  # of a fall of the loss that is shown, as a share of the loss
 _RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
 
 
-def curvature_in_training(studies: Mapping[str, Section]) -> dict[str, Any]:
+def curvature_in_training(studies: Mapping[str, Measurements]) -> dict[str, Any]:
     """The sections about decompositions and optimisers that a run has.
 
     Args:
@@ -33,7 +33,7 @@ def curvature_in_training(studies: Mapping[str, Section]) -> dict[str, Any]:
     Returns:
         Views by name.
     """
-    of: dict[str, Callable[[Section], dict[str, Any]]] = {
+    of: dict[str, Callable[[Measurements], dict[str, Any]]] = {
         "decomposition": _decomposition,
         "widths": _widths,
         "minimize": _minimize,
@@ -47,7 +47,7 @@ def curvature_in_training(studies: Mapping[str, Section]) -> dict[str, Any]:
 # -- H = G + S -------------------------------------------------------------------------------
 
 
-def _decomposition(section: Section) -> dict[str, Any]:
+def _decomposition(section: Measurements) -> dict[str, Any]:
     kept = evenly(len(section["step"]), VIEW // 100)
     places = np.arange(len(kept))
     operators = [str(name) for name in section["operator"]]
@@ -95,7 +95,7 @@ def _decomposition(section: Section) -> dict[str, Any]:
 
 
 def _residual_size(
-    section: Section, kept: NDArray[np.int64], places: NDArray[np.int64]
+    section: Measurements, kept: NDArray[np.int64], places: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
     operators = [str(name) for name in section["operator"]]
@@ -115,7 +115,7 @@ def _symbol(operator: str) -> str:
     return _SYMBOLS.get(operator, operator)
 
 
-def _widths(section: Section) -> dict[str, Any]:
+def _widths(section: Measurements) -> dict[str, Any]:
     operators = [str(name) for name in section["operator"]]
     place = {
         symbol: operators.index(name) for name, symbol in _SYMBOLS.items() if name in operators
@@ -146,7 +146,7 @@ def _widths(section: Section) -> dict[str, Any]:
 
 
 def _by_size(
-    section: Section, values: NDArray[Any], errors: NDArray[Any] | None, logarithmic: bool
+    section: Measurements, values: NDArray[Any], errors: NDArray[Any] | None, logarithmic: bool
 ) -> list[dict[str, Any]]:
     """A colour an iteration: a mark a network, and a line through medians."""
     sizes, iterations = section["parameters"], section["iteration"]
@@ -167,7 +167,7 @@ def _by_size(
     return lines
 
 
-def _ranks(section: Section, place: Mapping[str, int]) -> dict[str, Any] | None:
+def _ranks(section: Measurements, place: Mapping[str, int]) -> dict[str, Any] | None:
     """Eigenvalues that are not zero at the last iteration; None where none were counted."""
     sizes = section["parameters"]
     lines = []
@@ -193,7 +193,7 @@ def _ranks(section: Section, place: Mapping[str, int]) -> dict[str, Any] | None:
 # -- minimisation ----------------------------------------------------------------------------
 
 
-def _minimize(section: Section) -> dict[str, Any]:
+def _minimize(section: Measurements) -> dict[str, Any]:
     kept = evenly(len(section["iteration"]), VIEW // 12)
 
     def draw(across: str, what: str) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def _minimize(section: Section) -> dict[str, Any]:
     return {"choices": [*_progress(draw, logx=False)]}
 
 
-def _minimizers(section: Section) -> dict[str, Any]:
+def _minimizers(section: Measurements) -> dict[str, Any]:
     methods, seeds = len(section["method"]), len(section["seed"])
     most = VIEW // (12 * methods * seeds)
 
@@ -255,7 +255,7 @@ def _met(x: NDArray[Any], y: NDArray[Any], met: NDArray[np.bool_]) -> list[dict[
 # -- one budget, and a saddle ----------------------------------------------------------------
 
 
-def _eigenspace(section: Section) -> dict[str, Any]:
+def _eigenspace(section: Measurements) -> dict[str, Any]:
     names = [str(name).split(" + ", 1) for name in section["run"]]
     bases = list(dict.fromkeys(base for base, *_ in names))
     extras = list(dict.fromkeys(_extra(own) for own in names))
@@ -298,7 +298,7 @@ def _band(
     return line(name, at, middle, colour, dash=dash, low=low, high=high)
 
 
-def _at_the_end(section: Section, what: str, over: str) -> dict[str, Any]:
+def _at_the_end(section: Measurements, what: str, over: str) -> dict[str, Any]:
     """Every seed, of weights, averages and draws."""
     values = section[what][..., -1]  # run, average, seed
     kept = evenly(values.shape[2], VIEW // (8 * values.shape[0] * values.shape[1]))
@@ -319,7 +319,7 @@ def _at_the_end(section: Section, what: str, over: str) -> dict[str, Any]:
     return picture(f"at the end: {over}", title, "", lines, rows=names, logx=wide)
 
 
-def _saddle(section: Section) -> dict[str, Any]:
+def _saddle(section: Measurements) -> dict[str, Any]:
     kept = evenly(len(section["iteration"]), VIEW // (10 * len(section["run"])))
     at, start = section["iteration"][kept], float(section["start_loss"])
     left = -float(section["fall"])

@@ -10,10 +10,10 @@ from rich.table import Table
 from hessdist.present.cells import median, new_table, number, share
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
-def eigenspace(section: Section) -> Table:
+def eigenspace(section: Measurements) -> Table:
     """What a budget of gradients has bought, with and without eigenspaces and averages.
 
     Args:
@@ -46,7 +46,7 @@ def eigenspace(section: Section) -> Table:
     return table
 
 
-def saddle(section: Section) -> Table:
+def saddle(section: Measurements) -> Table:
     """How soon a saddle is left, beside the quadratic model.
 
     Args:
@@ -75,7 +75,7 @@ def saddle(section: Section) -> Table:
     return table
 
 
-def minimize(section: Section) -> Table:
+def minimize(section: Measurements) -> Table:
     """How a full-batch minimisation went, at iterates of which there is a checkpoint.
 
     Args:
@@ -103,7 +103,7 @@ def minimize(section: Section) -> Table:
     return table
 
 
-def minimizers(section: Section) -> Table:
+def minimizers(section: Measurements) -> Table:
     """Full-batch optimisers side by side, at the ends of their runs.
 
     Args:

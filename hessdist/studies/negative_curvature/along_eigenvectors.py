@@ -20,10 +20,10 @@ from hessdist.errors import DataError
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
-from hessdist.objective import TrainingLoss, eigenpairs_as
+from hessdist.objective import Objective, eigenpairs_as
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import angles_between, principal_angles
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
@@ -39,7 +39,7 @@ RULES = ("newton", "saddle_free", "measured")
 # -- section 2.2, figures 1 and 2 ------------------------------------------------------------
 
 
-def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Section:
+def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Measurements:
     """L(θ − α [gᵀv] v) over all samples, equation (1), beside its quadratic model. Collective.
 
     Args:
@@ -64,7 +64,7 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Sect
         quadratic_model(start, pair.slope, pair.value, alpha)
         for pair, start in zip(pairs, losses[:, alpha == 0][:, 0], strict=True)
     ]
-    return Section({
+    return Measurements({
         "alpha": Variable(("alpha",), alpha, "step size α along the eigenvector"),
         "span": Variable(("span",), spans, "largest |α| of a figure"),
         **_of_pairs(pairs),
@@ -77,7 +77,7 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Sect
 
 def _lines(at: CheckpointUnderStudy, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
     slopes = np.array([pair.slope for pair in pairs])
-    span = LossInSpan(at.total, vectors, at.weight, at.on_pass)
+    span = LossInSpan(at.objective, vectors, at.weight, at.on_pass)
     return Lines(span, np.nan_to_num(slopes))
 
 
@@ -99,7 +99,7 @@ def _of_pairs(pairs: Sequence[Pair]) -> dict[str, Variable]:
 # -- section 2.3, figures 3, 4, 7 and 8 ------------------------------------------------------
 
 
-def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Section:
+def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Measurements:
     """α* and L(α*) − L(0) for every pair, beside Newton's and the saddle-free step. Collective.
 
     Args:
@@ -119,7 +119,7 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Section:
     predicted = np.full(len(pairs), np.nan)
     predicted[values > 0] = -(slopes**2 / (2 * values))[values > 0]
     names = np.array(RULES, dtype=object), np.array(["all", *ENDS], dtype=object)
-    return Section({
+    return Measurements({
         "alpha": Variable(("alpha",), grid, "step size α of the scan"),
         "rule": Variable(("rule",), names[0], "step size: 1/λ, 1/|λ|, or α*"),
         "directions": Variable(("directions",), names[1], "pairs along which a joint step goes"),
@@ -147,10 +147,10 @@ def _searched(
     at: CheckpointUnderStudy, pairs: Sequence[Pair], grid: NDArray[np.float64], start: float
 ) -> tuple[BestSteps, NDArray[np.float64], NDArray[np.float32]]:
     """The best steps, the losses by rule (3, n), and the joint steps (rules times ends, d)."""
-    precision = torch.finfo(at.total.local.dtype).eps
+    precision = torch.finfo(at.objective.local.dtype).eps
     found: list[BestSteps] = []
     by_rule: list[NDArray[np.float64]] = []
-    together = np.zeros((len(RULES) * len(ENDS), at.total.layout.size), np.float32)
+    together = np.zeros((len(RULES) * len(ENDS), at.objective.layout.size), np.float32)
     for rows, vectors in at.in_blocks(pairs):
         some = pairs[rows]
         lines = _lines(at, some, vectors)
@@ -170,8 +170,8 @@ _MEANING = "what α* is: " + ", ".join(f"{one.value} {one.name.lower()}" for one
 
 
 def _loss_at_start(at: CheckpointUnderStudy) -> float:
-    nowhere = np.zeros((1, at.total.layout.size), np.float32)
-    return float(LossInSpan(at.total, nowhere, at.weight).losses(np.zeros((1, 1)))[0])
+    nowhere = np.zeros((1, at.objective.layout.size), np.float32)
+    return float(LossInSpan(at.objective, nowhere, at.weight).losses(np.zeros((1, 1)))[0])
 
 
 def _moves(pair: Pair, gradient_norm: float) -> bool:
@@ -199,14 +199,14 @@ def _joint_losses(at: CheckpointUnderStudy, together: NDArray[np.float32]) -> ND
     """The loss after the joint steps, by rule, of all pairs and of each end."""
     of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     points = np.kron(np.eye(len(RULES)), of_ends)  # (rules times 3, rules times ends)
-    losses = LossInSpan(at.total, together, at.weight, at.on_pass).losses(points)
+    losses = LossInSpan(at.objective, together, at.weight, at.on_pass).losses(points)
     return losses.reshape(len(RULES), len(of_ends))
 
 
 # -- appendix D ------------------------------------------------------------------------------
 
 
-def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> Section:
+def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> Measurements:
     """Eigenpairs over random subsets beside those of the run over all its samples. Collective.
 
     Args:
@@ -252,7 +252,7 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> S
             variables[f"{what}_{end}"] = Variable(
                 ("fraction", "seed", end), table, long_name, units
             )
-    return Section(variables)
+    return Measurements(variables)
 
 
 _COMPARED = {
@@ -294,9 +294,9 @@ def _over_subset(at: CheckpointUnderStudy, fraction: float, seed: int) -> tuple[
     everything, wanted = at.workload.indices, at.job.spectrum
     count = subset_size(len(everything), fraction, at.ranks.size)
     chosen = everything[choose_samples(len(everything), None, count, "random", seed)]
-    total = at.workload.on(at.ranks, at.job, chosen)
-    here = total.evaluate()
-    shell = total.shell(wanted.operator, here.weight, at.on_product)
+    objective = at.workload.on(at.ranks, at.job, chosen)
+    here = objective.evaluate()
+    shell = objective.shell(wanted.operator, here.weight, at.on_product)
     return eigenpairs_as(wanted, shell), count
 
 
@@ -327,7 +327,7 @@ def _compared(
 # -- section 2.1: single layers --------------------------------------------------------------
 
 
-def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
+def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Measurements:
     """Spectra of blocks of the Hessian, and the share of each layer in each eigenvector.
 
     Collective.
@@ -339,13 +339,13 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
     Returns:
         The section, with dimensions block, layer, pair, largest and smallest.
     """
-    layers = layers_of(at.total.layout.names)
+    layers = layers_of(at.objective.layout.names)
     blocks = {" + ".join(block): block for block in settings.blocks} or layers
-    parts = [at.total.of_layers(block) for block in blocks.values()]
+    parts = [at.objective.of_layers(block) for block in blocks.values()]
     solved = [_of_block(at, part, settings) for part in parts]
     pairs = at.pairs()
     shares = _layer_shares(at, pairs)
-    own = [at.total.of_layers(names).layout.size for names in layers.values()]
+    own = [at.objective.of_layers(names).layout.size for names in layers.values()]
 
     def counts(numbers: list[int], dimension: str, long_name: str) -> Variable:
         return Variable((dimension,), np.array(numbers), long_name)
@@ -356,7 +356,9 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
         "products": counts([one.products for one in solved], "block", "products of the solve"),
         "layer": Variable(("layer",), np.array(list(layers), dtype=object), "layer of the network"),
         "parameter_share": Variable(
-            ("layer",), np.array(own) / at.total.layout.size, "share of the layer in the parameters"
+            ("layer",),
+            np.array(own) / at.objective.layout.size,
+            "share of the layer in the parameters",
         ),
         **_of_pairs(pairs),
         "share": Variable(
@@ -374,7 +376,7 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Section:
                 row[: len(found)] = found
             name = "eigenvalues" if name == "values" else name
             variables[f"{name}_{end}"] = Variable(("block", end), rows, long_name)
-    return Section(variables)
+    return Measurements(variables)
 
 
 _OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
@@ -387,7 +389,7 @@ _OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
 }
 
 
-def _of_block(at: CheckpointUnderStudy, part: TrainingLoss, settings: BlocksSection) -> Eigenpairs:
+def _of_block(at: CheckpointUnderStudy, part: Objective, settings: BlocksSection) -> Eigenpairs:
     wanted = at.job.spectrum
     return eigenpairs_as(
         wanted,
@@ -403,5 +405,5 @@ def _layer_shares(at: CheckpointUnderStudy, pairs: Sequence[Pair]) -> NDArray[np
     shares = np.zeros(0)
     with at.ranks.agreeing():
         if at.ranks.is_root:
-            shares = by_layer(np.stack(list(at.tensor_shares(pairs))), at.total.layout.names)
+            shares = by_layer(np.stack(list(at.tensor_shares(pairs))), at.objective.layout.names)
     return np.asarray(at.ranks.broadcast(shares))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _EDGE = 1  # of `found`, which says so in its long_name
 _DECREASES = {"": 1.0, "-wide": 5.0, "-near-zero": 0.2}  # |λ|: figures 3 and 7
@@ -24,7 +24,7 @@ _STEPS = {"": 1.0, "-wide": 5.0, "-all": 100.0}  # figures 4 and 8
 _MEASURED, _MODEL, _MARK = "#c8501e", "#1f5fa8", "#444444"
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """All figures of the studies that a run has.
 
     Args:
@@ -56,7 +56,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
 # -- figures 1 and 2 -------------------------------------------------------------------------
 
 
-def _lines(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
+def _lines(section: Measurements, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(section["step"]):
         for column, pair in enumerate(section["pair"]):
             for span in section["span"]:
@@ -64,7 +64,9 @@ def _lines(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
                 yield name, along_eigenvector(section, row, column, span, title)
 
 
-def along_eigenvector(section: Section, row: int, column: int, span: float, title: str) -> Figure:
+def along_eigenvector(
+    section: Measurements, row: int, column: int, span: float, title: str
+) -> Figure:
     """L(θ − α [gᵀv] v) and its quadratic model on |α| ≤ span: figures 1 and 2.
 
     Args:
@@ -104,7 +106,7 @@ def along_eigenvector(section: Section, row: int, column: int, span: float, titl
 # -- figures 3, 4, 7 and 8 -------------------------------------------------------------------
 
 
-def best_decrease(section: Section, limit: float, title: str) -> Figure:
+def best_decrease(section: Measurements, limit: float, title: str) -> Figure:
     """L(α*) − L(0) against λ: figures 3 and 7.
 
     Args:
@@ -123,7 +125,7 @@ def best_decrease(section: Section, limit: float, title: str) -> Figure:
     return figure
 
 
-def inverse_step(section: Section, limit: float, title: str) -> Figure:
+def inverse_step(section: Measurements, limit: float, title: str) -> Figure:
     """1/α* against λ, with 1/α* = λ and 1/α* = |λ|: figures 4 and 8.
 
     Args:
@@ -151,7 +153,7 @@ def inverse_step(section: Section, limit: float, title: str) -> Figure:
 def _scatter(
     figure: Figure,
     axes: Axes,
-    section: Section,
+    section: Measurements,
     values: NDArray[np.float64],
     limit: float,
     colours: str,
@@ -178,7 +180,7 @@ def _scatter(
     step_bar(figure, axes, section["step"], chosen)
 
 
-def gains(section: Section, title: str) -> Figure:
+def gains(section: Measurements, title: str) -> Figure:
     """What steps along all eigenvectors at once gain, by rule: 1/λ, 1/|λ|, α*.
 
     Args:
@@ -206,7 +208,7 @@ def gains(section: Section, title: str) -> Figure:
 # -- appendix D ------------------------------------------------------------------------------
 
 
-def _subsets(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
+def _subsets(section: Measurements, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(section["step"]):
         for end in ENDS:
             count = section[f"eigenvalues_{end}_full"].shape[-1]
@@ -217,7 +219,7 @@ def _subsets(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
                 )
 
 
-def subset_against_full(section: Section, row: int, end: str, title: str) -> Figure:
+def subset_against_full(section: Measurements, row: int, end: str, title: str) -> Figure:
     """Relative differences of eigenvalues and angles of vectors, by rank: appendix D.
 
     Args:
@@ -265,13 +267,13 @@ def subset_against_full(section: Section, row: int, end: str, title: str) -> Fig
 # -- single layers ---------------------------------------------------------------------------
 
 
-def _blocks(section: Section, title: str) -> Iterator[tuple[str, Figure]]:
+def _blocks(section: Measurements, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(section["step"]):
         yield f"layer-shares-step-{step}", layer_shares(section, row, title)
         yield f"blocks-step-{step}", block_spectra(section, row, title)
 
 
-def layer_shares(section: Section, row: int, title: str) -> Figure:
+def layer_shares(section: Measurements, row: int, title: str) -> Figure:
     """How much of each eigenvector lies in each layer, beside gradient and parameters.
 
     Args:
@@ -303,7 +305,7 @@ def layer_shares(section: Section, row: int, title: str) -> Figure:
     return figure
 
 
-def block_spectra(section: Section, row: int, title: str) -> Figure:
+def block_spectra(section: Measurements, row: int, title: str) -> Figure:
     """Extreme eigenvalues of each block, beside those of the whole Hessian.
 
     Args:
@@ -335,7 +337,7 @@ def block_spectra(section: Section, row: int, title: str) -> Figure:
 # -- appendix E ------------------------------------------------------------------------------
 
 
-def optimizer_loss(section: Section, title: str) -> Figure:
+def optimizer_loss(section: Measurements, title: str) -> Figure:
     """Loss over all samples against minibatches, with and without steps along ṽ.
 
     Args:
@@ -361,7 +363,7 @@ def optimizer_loss(section: Section, title: str) -> Figure:
     return figure
 
 
-def tracking(section: Section, title: str) -> Figure:
+def tracking(section: Measurements, title: str) -> Figure:
     """Angle of ṽ to the exact eigenvector and to SA(m), and λ̃ beside λ_d.
 
     Args:

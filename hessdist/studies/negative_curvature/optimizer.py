@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from hessdist.config.job import Job, OptimizerSection
 from hessdist.errors import NumericalError
-from hessdist.objective import TrainingLoss, Workload, eigenpairs_as
+from hessdist.objective import Objective, Workload, eigenpairs_as
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.parallel.ranks import one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles
 from hessdist.studies.experiment import Experiment
 from hessdist.studies.networks import Alone, shard_of
@@ -73,7 +73,7 @@ class _Run:
     snapshots: dict[int, _Snapshot] = field(default_factory=dict)  # by iteration
 
 
-def track(experiment: Experiment, settings: OptimizerSection) -> Section:
+def track(experiment: Experiment, settings: OptimizerSection) -> Measurements:
     """Train, and compare ṽ with the exact eigenvectors. Collective.
 
     Args:
@@ -87,15 +87,15 @@ def track(experiment: Experiment, settings: OptimizerSection) -> Section:
     Raises:
         InputError: The model, the loss and the data do not fit together; on every rank.
     """
-    job, workload, total = experiment.job, experiment.workload, experiment.total
+    job, workload, objective = experiment.job, experiment.workload, experiment.objective
     tell, on_product, stopped = experiment.tell, experiment.on_product, experiment.stopped
-    ranks, ways = total.ranks, variants(settings)
+    ranks, ways = objective.ranks, variants(settings)
     tasks = list(product(range(len(ways)), range(len(settings.seeds))))
     mine: dict[tuple[int, int], _Run] = {}
     seconds = np.zeros((len(settings.base), 2))
     with ranks.agreeing():
-        trainer = _Trainer(job, workload, settings, total, stopped)
-    with ranks.asleep_until_all_are_done(), one_thread(total.device):
+        trainer = _Trainer(job, workload, settings, objective, stopped)
+    with ranks.asleep_until_all_are_done(), one_thread(objective.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
             tell(f"{ways[way].name}, seed {settings.seeds[seed]}")
             mine[way, seed] = trainer.train(ways[way], seed)
@@ -111,7 +111,7 @@ def track(experiment: Experiment, settings: OptimizerSection) -> Section:
     })
     runs = {task: everyone[owner][task] for task, owner in owners.items()}
     tracked = [way for way, one in enumerate(ways) if one.learning_rate is not None]
-    exact = _Exact(job, total, settings, len(tracked), on_product)
+    exact = _Exact(job, objective, settings, len(tracked), on_product)
     for row, way in enumerate(tracked):
         snapshots = mine[way, 0].snapshots if (way, 0) in mine else {}
         for column, iteration in enumerate(sorted(settings.exact_at)):
@@ -128,12 +128,12 @@ class _Trainer:
         job: Job,
         workload: Workload,
         settings: OptimizerSection,
-        total: TrainingLoss,
+        objective: Objective,
         stopped: Callable[[], bool],
     ) -> None:
         self._job, self._settings, self._stopped = job, settings, stopped
-        self._workload, self._device = workload, total.device
-        shard = partial(shard_of, job, total.device, workload.dataset)
+        self._workload, self._device = workload, objective.device
+        shard = partial(shard_of, job, objective.device, workload.dataset)
         self._shard = shard(memory=0, batch_size=job.training.batch_size)
         self._judged_by = shard(workload.indices)
 
@@ -229,12 +229,12 @@ class _Exact:
     def __init__(
         self,
         job: Job,
-        total: TrainingLoss,
+        objective: Objective,
         settings: OptimizerSection,
         rows: int,
         on_product: Callable[[int], None],
     ) -> None:
-        self._wanted, self._total, self._on_product = job.spectrum, total, on_product
+        self._wanted, self._objective, self._on_product = job.spectrum, objective, on_product
         shape = rows, len(settings.exact_at)
         self.angle, self.angle_to_space = np.full(shape, np.nan), np.full(shape, np.nan)
         self.curvature, self.estimate = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -244,28 +244,28 @@ class _Exact:
 
     def compare(self, row: int, column: int, snapshot: _Snapshot | None, owner: int) -> None:
         """Solve at a snapshot that one rank has. Collective."""
-        ranks, total = self._total.ranks, self._total
+        ranks, objective = self._objective.ranks, self._objective
         here = (row, column)
         known = None if snapshot is None else snapshot.curvature
         known = ranks.broadcast(known, owner)
         if known is None:  # the run had ended before
             return
-        direction = np.empty(total.layout.size, np.float32)
+        direction = np.empty(objective.layout.size, np.float32)
         with ranks.agreeing():
             if snapshot is not None:
-                total.model.load_state_dict(snapshot.state)
+                objective.model.load_state_dict(snapshot.state)
                 direction[:] = snapshot.direction
-        total.share_parameters(owner)
+        objective.share_parameters(owner)
         ranks.broadcast_array(direction, owner)
         try:
-            at = total.evaluate()
+            at = objective.evaluate()
         except NumericalError as error:
             if not error.agreed:
                 raise
             return
-        begin, end = ranks.shard(total.layout.size)
+        begin, end = ranks.shard(objective.layout.size)
         v = direction[begin:end].astype(np.float64)
-        shell = total.shell("hessian", at.weight, self._on_product)
+        shell = objective.shell("hessian", at.weight, self._on_product)
         smallest = self.smallest.shape[-1]
         solved = eigenpairs_as(self._wanted, shell, largest=1, smallest=smallest)
         vectors = solved.smallest.vectors
@@ -284,7 +284,7 @@ def _section(
     runs: dict[tuple[int, int], _Run],
     seconds: NDArray[np.float64],
     exact: _Exact,
-) -> Section:
+) -> Measurements:
     shape = len(ways), len(settings.seeds)
     iterations = np.arange(0, settings.iterations + 1, settings.evaluate_every)
     losses = np.full((*shape, len(iterations)), np.nan)
@@ -300,7 +300,7 @@ def _section(
     def exactly(values: NDArray[np.float64], long_name: str, units: str = "1") -> Variable:
         return Variable((*at, "smallest")[: values.ndim], values, long_name, units)
 
-    return Section({
+    return Measurements({
         "run": Variable(("run",), names, "optimiser, and learning rate along the estimate"),
         "seed": Variable(("seed",), np.array(settings.seeds), "seed of the training run"),
         "iteration": Variable(("iteration",), iterations, "minibatches so far"),

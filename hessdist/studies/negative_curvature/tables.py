@@ -11,10 +11,10 @@ from hessdist.present.cells import new_table
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
-def gains(section: Section) -> Table:
+def gains(section: Measurements) -> Table:
     """What the steps 1/λ (Newton), 1/|λ| (saddle-free) and α* change the loss by.
 
     Args:
@@ -38,7 +38,7 @@ def gains(section: Section) -> Table:
     return table
 
 
-def subsets(section: Section) -> Table:
+def subsets(section: Measurements) -> Table:
     """How far eigenpairs over subsets are from those over all samples, the worst of the seeds.
 
     Args:
@@ -71,7 +71,7 @@ def subsets(section: Section) -> Table:
     return table
 
 
-def optimizer(section: Section) -> Table:
+def optimizer(section: Measurements) -> Table:
     """Final losses over seeds, with and without steps along the estimate.
 
     Args:

@@ -27,7 +27,7 @@ from hessdist.landscape.index_energy import (
 )
 from hessdist.parallel.memory import require_room
 from hessdist.parallel.ranks import one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.studies.experiment import Experiment
 from hessdist.theory.loss_model import critical_energy
 from hessdist.workload.two_layer import TwoLayerNetworks
@@ -38,7 +38,7 @@ _TRIVIAL = 10.0  # times the norm that the gradient allows for: weights below ar
 _MOST_DIRECTIONS = 12  # of a linear network whose critical points are listed
 
 
-def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> Section:
+def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> Measurements:
     """Find critical points, and fit the 3/2 law to their index against energy. Collective.
 
     Args:
@@ -291,7 +291,7 @@ _FITTED = {
 
 def _section(
     settings: CriticalPointsSection, samples: list[int], tables: dict[str, NDArray[np.float64]]
-) -> Section:
+) -> Measurements:
     parameters = 2 * _hidden(settings) * settings.width
     of_each = ("activation", "ratio")
     ratios = np.array([2 * _hidden(settings) / count for count in samples])
@@ -334,4 +334,4 @@ def _section(
     variables["wishart_wigner"] = Variable(
         ("ratio",), theory, "ε_c of the Wishart and Wigner model"
     )
-    return Section(variables)
+    return Measurements(variables)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _CURVE = 400  # points of a curve
 _BINS = 60
@@ -42,7 +42,7 @@ _INDEX_SHOWN = 0.55
 _WORDS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """All figures of the sections "critical_points" and "two_layer" that a run has.
 
     Args:
@@ -68,7 +68,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
 # -- critical points -------------------------------------------------------------------------
 
 
-def index_against_energy(section: Section, title: str) -> Figure:
+def index_against_energy(section: Measurements, title: str) -> Figure:
     """The index of critical points against their energy: figure 6a of Pennington and Bahri (2017).
 
     Args:
@@ -114,7 +114,7 @@ def index_against_energy(section: Section, title: str) -> Figure:
 
 
 def _draw_points(
-    axes: Axes, section: Section, place: tuple[int, int], colour: Any, most: float
+    axes: Axes, section: Measurements, place: tuple[int, int], colour: Any, most: float
 ) -> None:
     """One ratio: its points, means, and curve."""
     used = section["found"][place] & ~section["trivial"][place]
@@ -137,7 +137,7 @@ def _draw_points(
         axes.plot(critical * (1 + (alpha / factor) ** (2 / 3)), alpha, color=colour, linewidth=1.3)
 
 
-def critical_energies(section: Section, title: str) -> Figure:
+def critical_energies(section: Measurements, title: str) -> Figure:
     """ε_c against φ: figure 6b of Pennington and Bahri (2017).
 
     Args:
@@ -191,7 +191,7 @@ def critical_energies(section: Section, title: str) -> Figure:
 # -- random weights --------------------------------------------------------------------------
 
 
-def spectra(section: Section, which: int, how: int, title: str) -> Figure:
+def spectra(section: Measurements, which: int, how: int, title: str) -> Figure:
     """Measured spectra of H₀, H₁ and H of the largest network, and the laws.
 
     Args:
@@ -311,7 +311,7 @@ _DISTANCES = {
 }
 
 
-def distances(section: Section, title: str) -> Figure:
+def distances(section: Measurements, title: str) -> Figure:
     """Kolmogorov-Smirnov distances against the size of the network.
 
     Args:
@@ -346,7 +346,7 @@ def distances(section: Section, title: str) -> Figure:
     return figure
 
 
-def freeness(section: Section, title: str) -> Figure:
+def freeness(section: Measurements, title: str) -> Figure:
     """Mixed moments of centred H₀ and H₁ against what freeness predicts.
 
     Args:
@@ -386,7 +386,7 @@ def freeness(section: Section, title: str) -> Figure:
     return figure
 
 
-def _by_kind(section: Section, heading: str) -> tuple[Figure, NDArray[Any]]:
+def _by_kind(section: Measurements, heading: str) -> tuple[Figure, NDArray[Any]]:
     """Panels, a row an activation and kind of residuals and a column a ratio."""
     kinds, columns = int(np.prod(section["energy"].shape[:2])), len(section["ratio"])
     figure, grid = panels(
@@ -395,7 +395,9 @@ def _by_kind(section: Section, heading: str) -> tuple[Figure, NDArray[Any]]:
     return figure, grid
 
 
-def _cells(section: Section, grid: NDArray[Any]) -> Iterator[tuple[tuple[int, int], int, Axes]]:
+def _cells(
+    section: Measurements, grid: NDArray[Any]
+) -> Iterator[tuple[tuple[int, int], int, Axes]]:
     """Each panel with its indices, and its title."""
     kinds = list(np.ndindex(section["energy"].shape[:2]))
     for row, column in np.ndindex(grid.shape):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hessdist.config.job import LawsSection
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import ResultError
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import PER_OUTPUT
 from hessdist.studies.checkpoint import CheckpointUnderStudy
@@ -42,7 +42,7 @@ class _Measured:
         return ", ".join(word for word in whole if word and word != "all")
 
 
-def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Section:
+def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Measurements:
     """Fit laws to the spectra of the sections "exact" and "density". Collective.
 
     Rank 0, which alone reads files, fits, and the others wait.
@@ -80,7 +80,7 @@ def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Section:
     with here.ranks.agreeing():
         if here.ranks.is_root:
             section = _section(found, fits, settings, here)
-    shared: Section = here.ranks.broadcast(section)
+    shared: Measurements = here.ranks.broadcast(section)
     return shared
 
 
@@ -128,7 +128,7 @@ def _parts(
 
 def _outputs(here: CheckpointUnderStudy) -> int:
     """Of the network: rows of its last parameter, such as a bias."""
-    shape = Parameters(here.total.model).layout.shapes[-1]
+    shape = Parameters(here.objective.model).layout.shapes[-1]
     return shape[0] if shape else 1
 
 
@@ -171,7 +171,7 @@ def _section(
     fits: Sequence[Sequence[Fit]],
     settings: LawsSection,
     here: CheckpointUnderStudy,
-) -> Section:
+) -> Measurements:
     of_each, both = ("spectrum",), ("spectrum", "law")
     sizes = np.array([one.parts.spectrum.size if one.parts else 0 for one in found])
     data = here.num_samples * _outputs(here)
@@ -213,7 +213,7 @@ def _section(
     variables["law_cumulative"] = Variable(
         ("spectrum", "law", "point"), curves, "share up to it of the law outside of the spike"
     )
-    return Section(variables)
+    return Measurements(variables)
 
 
 def _text(values: Sequence[object]) -> NDArray[Any]:

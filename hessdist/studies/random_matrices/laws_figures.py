@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 # Okabe and Ito's colours, and a line each.
 _SERIES = (
@@ -39,7 +39,7 @@ _BIN = 10  # grid points of a bar
 _FLOOR = 1e-4  # share of the bulk in a bar
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """A figure a measured spectrum and step.
 
     Args:
@@ -58,7 +58,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
                     yield f"laws-{name}-step-{step}", laws(section, (row, column), title)
 
 
-def laws(section: Section, place: tuple[int, int], title: str) -> Figure:
+def laws(section: Measurements, place: tuple[int, int], title: str) -> Figure:
     """Fitted laws laid over the bulk of a spectrum: its density, and its cumulative share.
 
     Args:
@@ -115,14 +115,14 @@ def _draw_density(
     axes.stairs(np.maximum(shares, 0), edges, color=colour, linestyle=line, linewidth=1.3)
 
 
-def _name(section: Section, place: tuple[int, int]) -> str:
+def _name(section: Measurements, place: tuple[int, int]) -> str:
     source, operator, *block = str(section["spectrum"][place[1]]).split(", ")
     kind = "eigenvalues" if source == "exact" else "density"
     of = f"{kind} of the {words(operator)}"
     return f"{of}, {', '.join(block)}" if block else of
 
 
-def _told(section: Section, place: tuple[int, int]) -> str:
+def _told(section: Measurements, place: tuple[int, int]) -> str:
     spike, negative = (section[name][place] for name in ("spike", "negative"))
     outliers = section["outliers"][place]
     word = "outlier" if outliers == 1 else "outliers"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import LossModelSection
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.studies.experiment import Experiment
 from hessdist.theory.loss_model import (
     LossModel,
@@ -43,7 +43,7 @@ class _Curves:
     law: NDArray[np.float64]  # (I,) α by the 3/2 law
 
 
-def loss_model(experiment: Experiment, settings: LossModelSection) -> Section:
+def loss_model(experiment: Experiment, settings: LossModelSection) -> Measurements:
     """Densities and index of the model, with and without a ReLU. Collective.
 
     Args:
@@ -102,14 +102,14 @@ def _grid(model: LossModel, count: int) -> NDArray[np.float64]:
     return np.concatenate([[low - margin], low + (high - low) * inside, [high + margin]])
 
 
-def _section(settings: LossModelSection, found: list[list[_Curves]]) -> Section:
+def _section(settings: LossModelSection, found: list[list[_Curves]]) -> Measurements:
     of_each = ("model", "ratio")
 
     def each(name: str, long_name: str, *last: str) -> Variable:
         values = np.array([[getattr(one, name) for one in row] for row in found])
         return Variable((*of_each, *last), values, long_name)
 
-    return Section({
+    return Measurements({
         "model": Variable(
             ("model",), np.array(settings.models, dtype=object), "law of H₁: Wigner's, or a ReLU's"
         ),

@@ -13,13 +13,13 @@ from hessdist.studies.singularity.spectra_figures import panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _HIGHEST = 1.2  # density shown: at ε = 0 and φ near 1 it has no bound
 _WORDS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
 
 
-def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, Figure]]:
+def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
     """The figures of the section "loss_model", where a run has it.
 
     Args:
@@ -35,7 +35,7 @@ def figures(studies: Mapping[str, Section], title: str) -> Iterator[tuple[str, F
         yield "loss-model-index", index(section, title)
 
 
-def densities(section: Section, title: str) -> Figure:
+def densities(section: Measurements, title: str) -> Figure:
     """ρ_H(λ; ε, φ), a row a model and a column a ratio: figure 1 of Pennington and Bahri (2017).
 
     Args:
@@ -75,7 +75,7 @@ def densities(section: Section, title: str) -> Figure:
     return figure
 
 
-def index(section: Section, title: str) -> Figure:
+def index(section: Measurements, title: str) -> Figure:
     """α against ε, and against the excess over ε_c beside the 3/2 law.
 
     Args:

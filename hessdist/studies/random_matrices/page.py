@@ -12,7 +12,7 @@ from hessdist.present.panels import INK, line, median, picture, positive, shades
 from hessdist.present.values import VIEW, evenly
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _WORDS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
@@ -37,7 +37,7 @@ _DISTANCES = {
 }
 
 
-def random_matrices(studies: Mapping[str, Section]) -> dict[str, Any]:
+def random_matrices(studies: Mapping[str, Measurements]) -> dict[str, Any]:
     """The sections about random matrices that a run has.
 
     Args:
@@ -46,7 +46,7 @@ def random_matrices(studies: Mapping[str, Section]) -> dict[str, Any]:
     Returns:
         Views by name.
     """
-    of: dict[str, Callable[[Section], dict[str, Any]]] = {
+    of: dict[str, Callable[[Measurements], dict[str, Any]]] = {
         "loss_model": _loss_model,
         "laws": _laws,
         "two_layer": _two_layer,
@@ -55,7 +55,7 @@ def random_matrices(studies: Mapping[str, Section]) -> dict[str, Any]:
     return {name: draw(studies[name]) for name, draw in of.items() if name in studies}
 
 
-def _loss_model(section: Section) -> dict[str, Any]:
+def _loss_model(section: Measurements) -> dict[str, Any]:
     """Densities by energy, and the index against the excess over the critical energy."""
     cells = [(i, j) for i in range(len(section["model"])) for j in range(len(section["ratio"]))]
     energies = section["energy"]
@@ -85,12 +85,12 @@ def _loss_model(section: Section) -> dict[str, Any]:
     return {"choices": pictures}
 
 
-def _model(section: Section, i: int) -> str:
+def _model(section: Measurements, i: int) -> str:
     model = str(section["model"][i])
     return _MODELS.get(model, model)
 
 
-def _laws(section: Section) -> dict[str, Any]:
+def _laws(section: Measurements) -> dict[str, Any]:
     steps = section["step"]
     columns = evenly(section["grid"].shape[-1], _STEP)
     each = (len(section["law"]) + 1) * 2 * len(columns) * len(section["spectrum"])
@@ -101,7 +101,7 @@ def _laws(section: Section) -> dict[str, Any]:
     return {"steps": steps[kept].tolist(), "shown": shown}
 
 
-def _law(section: Section, row: int, i: int, columns: NDArray[np.int64]) -> dict[str, Any]:
+def _law(section: Measurements, row: int, i: int, columns: NDArray[np.int64]) -> dict[str, Any]:
     """Cumulative shares of a bulk and of the laws that were fitted to it."""
     x = section["grid"][row, i, columns]
     lines = [line("measured", x, section["cumulative"][row, i, columns], INK)]
@@ -117,7 +117,7 @@ def _law(section: Section, row: int, i: int, columns: NDArray[np.int64]) -> dict
     return picture(name, where, "share of the bulk up to λ", lines, bent=bent)
 
 
-def _two_layer(section: Section) -> dict[str, Any]:
+def _two_layer(section: Measurements) -> dict[str, Any]:
     sizes, pictures = section["size"], []
     cells = section["energy"].shape
     kept = evenly(cells[-1], 2 * VIEW // (12 * int(np.prod(cells[:-1]))))
@@ -139,7 +139,7 @@ def _two_layer(section: Section) -> dict[str, Any]:
     return {"choices": pictures}
 
 
-def _critical_points(section: Section) -> dict[str, Any]:
+def _critical_points(section: Measurements) -> dict[str, Any]:
     pictures = []
     for row, activation in enumerate(section["activation"]):
         name = _WORDS.get(str(activation), str(activation))
@@ -149,7 +149,7 @@ def _critical_points(section: Section) -> dict[str, Any]:
     return {"choices": pictures}
 
 
-def _index_against_energy(section: Section, row: int) -> list[dict[str, Any]]:
+def _index_against_energy(section: Measurements, row: int) -> list[dict[str, Any]]:
     """Points, and the 3/2 law that was fitted to small indices."""
     cells = section["critical_energy"].size
     points, curves = [], []
@@ -169,7 +169,7 @@ def _index_against_energy(section: Section, row: int) -> list[dict[str, Any]]:
     return points + curves
 
 
-def _critical_energy(section: Section) -> dict[str, Any]:
+def _critical_energy(section: Measurements) -> dict[str, Any]:
     """ε_c against φ, beside the two closed forms of Pennington and Bahri (2017), figure 6b."""
     ratios, lines = section["ratio"], []
     for row, activation in enumerate(section["activation"]):

@@ -13,10 +13,10 @@ from hessdist.present.cells import cut, new_table, number, percent
 from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of, where_it_fails
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
-def laws(section: Section) -> Table:
+def laws(section: Measurements) -> Table:
     """Fitted laws in numbers.
 
     Args:
@@ -46,7 +46,7 @@ def laws(section: Section) -> Table:
     return table
 
 
-def law_failures(section: Section) -> Table:
+def law_failures(section: Measurements) -> Table:
     """Where fitted laws fail, in words.
 
     Args:
@@ -66,12 +66,12 @@ def law_failures(section: Section) -> Table:
     return table
 
 
-def _fits(section: Section) -> Iterator[tuple[int, ...]]:
+def _fits(section: Measurements) -> Iterator[tuple[int, ...]]:
     """Places of fits: a step, a spectrum that was measured there, and a law."""
     return (at for at in np.ndindex(section["misfit"].shape) if is_measured(section, at[:-1]))
 
 
-def critical_points(section: Section) -> Table:
+def critical_points(section: Measurements) -> Table:
     """Critical points of two-layer networks, and the 3/2 law fitted to them.
 
     Args:
@@ -108,7 +108,7 @@ def critical_points(section: Section) -> Table:
     return table
 
 
-def two_layer(section: Section) -> Table:
+def two_layer(section: Measurements) -> Table:
     """Hessians of two-layer networks against the laws, and their distance from freeness.
 
     Args:
@@ -140,7 +140,7 @@ def two_layer(section: Section) -> Table:
     return table
 
 
-def loss_model(section: Section) -> Table:
+def loss_model(section: Measurements) -> Table:
     """Critical energies of the model of the loss, in closed form and found again.
 
     Args:

@@ -25,7 +25,7 @@ from hessdist.curvature.products import LocalProduct
 from hessdist.errors import HessdistError, InputError
 from hessdist.parallel.memory import require_room
 from hessdist.parallel.ranks import one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.studies.experiment import Experiment
 from hessdist.theory.freeness import (
     MOMENTS,
@@ -50,7 +50,7 @@ _ROUNDED = 0.05  # by which a whole number of samples may change a ratio
 _NULL = 1e-9  # of the largest |λ|: rounding of a zero eigenvalue
 
 
-def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Section:
+def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Measurements:
     """Spectra of H₀, H₁ and H against the laws, and their distance from freeness. Collective.
 
     Args:
@@ -265,7 +265,7 @@ def _section(
     samples: NDArray[np.int64],
     shape: tuple[int, ...],
     seen: dict[tuple[int, ...], _Seen],
-) -> Section:
+) -> Measurements:
     sizes = np.array(settings.sizes)
     names = ("activation", "residuals", "size", "ratio", "network")
 
@@ -302,4 +302,4 @@ def _section(
     variables["eigenvalues"] = Variable(
         (*names[:-1], "part", "index"), eigenvalues, "of the first network, ascending"
     )
-    return Section(variables)
+    return Measurements(variables)

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
-    Drawing = Callable[[Section, str], Figure]
+    Drawing = Callable[[Measurements, str], Figure]
 
 _START, _END = 0, 1  # of training: indices of a stage
 _WIDE = 30.0  # a ratio of loss values from which its colours are logarithmic
@@ -51,7 +51,9 @@ _TOP = 2  # eigenvalues of figure 7
 _VIEW = (28, 118)  # elevation and azimuth of a surface, degrees
 
 
-def figures(studies: Mapping[str, Section], title: str, most: int) -> Iterator[tuple[str, Figure]]:
+def figures(
+    studies: Mapping[str, Measurements], title: str, most: int
+) -> Iterator[tuple[str, Figure]]:
     """All figures of the experiments that a run has.
 
     Args:
@@ -83,7 +85,7 @@ def figures(studies: Mapping[str, Section], title: str, most: int) -> Iterator[t
 # -- networks of growing width: figures 1, 2, 4 and 5 ----------------------------------------
 
 
-def profiles(section: Section, title: str) -> Figure:
+def profiles(section: Measurements, title: str) -> Figure:
     """Eigenvalues by rank for growing networks, before and after training: figure 1, on the right.
 
     Args:
@@ -130,7 +132,7 @@ def _stage(stage: int) -> str:
     return "before training" if stage == _START else "after training"
 
 
-def spectra(section: Section, title: str, most: int) -> Figure:
+def spectra(section: Measurements, title: str, most: int) -> Figure:
     """Histograms of all eigenvalues for growing networks: figures 2 and 4.
 
     Args:
@@ -169,7 +171,7 @@ def spectra(section: Section, title: str, most: int) -> Figure:
     return figure
 
 
-def matrices(section: Section, title: str) -> Figure:
+def matrices(section: Measurements, title: str) -> Figure:
     """The first network's Hessians in colours: figure 5, not rotated.
 
     Args:
@@ -199,7 +201,7 @@ def matrices(section: Section, title: str) -> Figure:
     return figure
 
 
-def singularity(section: Section, title: str, most: int) -> Figure:
+def singularity(section: Measurements, title: str, most: int) -> Figure:
     """The share of eigenvalues near zero, and the number of outliers, against the network's size.
 
     Args:
@@ -292,7 +294,7 @@ def _quartiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 # -- many starts: figure 6 -------------------------------------------------------------------
 
 
-def initialisations(section: Section, title: str) -> Figure:
+def initialisations(section: Measurements, title: str) -> Figure:
     """The top eigenvalue over starts: figure 6.
 
     Args:
@@ -369,7 +371,7 @@ def _about(end: NDArray[np.float64]) -> str:
 # -- harder data: figure 7 -------------------------------------------------------------------
 
 
-def spreads(section: Section, title: str) -> Figure:
+def spreads(section: Measurements, title: str) -> Figure:
     """The two top eigenvalues against an argument of the data set: figure 7.
 
     Args:
@@ -406,7 +408,7 @@ def spreads(section: Section, title: str) -> Figure:
     return figure
 
 
-def _draw_spread(axes: Axes, section: Section, top: int, room: float) -> None:
+def _draw_spread(axes: Axes, section: Measurements, top: int, room: float) -> None:
     """One of the top eigenvalues; networks lie left of their value, the quartiles right of it."""
     found, reached = section["eigenvalues"][..., top], section["reached"]
     if not np.isfinite(found).any():
@@ -439,7 +441,7 @@ def _draw_spread(axes: Axes, section: Section, top: int, room: float) -> None:
 # -- between two networks: figure 8 ----------------------------------------------------------
 
 
-def interpolation(section: Section, row: int, title: str) -> Figure:
+def interpolation(section: Measurements, row: int, title: str) -> Figure:
     """The loss on the lines between two networks in training: figure 8.
 
     Args:
@@ -482,7 +484,9 @@ def _loss_norm(good: NDArray[np.float64]) -> Normalize:
     return Normalize(low, high if high > low else low + 1)
 
 
-def _draw_surface(figure: Figure, place: Axes, section: Section, row: int, norm: Normalize) -> None:
+def _draw_surface(
+    figure: Figure, place: Axes, section: Measurements, row: int, norm: Normalize
+) -> None:
     """The surface in three dimensions."""
     spot = place.get_subplotspec()
     place.remove()
@@ -520,7 +524,7 @@ def _draw_surface(figure: Figure, place: Axes, section: Section, row: int, norm:
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
 
 
-def _draw_lines(axes: Axes, section: Section, row: int, norm: Normalize) -> None:
+def _draw_lines(axes: Axes, section: Measurements, row: int, norm: Normalize) -> None:
     """The losses as they are, a row a step; at the left its step, at the right the distance."""
     losses, steps = section["loss"][row], section["step"]
     axes.grid(False)

@@ -29,7 +29,7 @@ from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import InputError, WorkloadError
 from hessdist.objective import DTYPES, Workload
 from hessdist.parallel.ranks import one_thread
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.studies.experiment import Experiment, mlp_of_widths
 from hessdist.workload.datasets import build_dataset, choose_samples
@@ -49,7 +49,7 @@ Settings = ArchitecturesSection | InitialisationsSection | SpreadsSection
 # -- sections 2 and 3: networks of growing width ---------------------------------------------
 
 
-def architectures(experiment: Experiment, settings: ArchitecturesSection) -> Section:
+def architectures(experiment: Experiment, settings: ArchitecturesSection) -> Measurements:
     """Exact spectra of networks of growing width, before and after training: figures 1 to 5.
 
     Collective.
@@ -104,14 +104,14 @@ def _spectra(
     job, ranks = experiment.job, experiment.ranks
     whole = replace(experiment.workload, model=model)
     of_all_layers = job.spectrum.model_copy(update={"layers": []})
-    total = whole.on(ranks, job.model_copy(update={"spectrum": of_all_layers}))
+    objective = whole.on(ranks, job.model_copy(update={"spectrum": of_all_layers}))
     number, size = networks.end.parameters.shape
     values = np.empty((number, len(_STAGES), size))
     drawn: list[NDArray[np.float64]] = []
     planned: Plan | None = None  # all are of one size
     for network, (stage, descent) in product(range(number), enumerate(networks.stages)):
-        total.local.parameters.assign(descent.parameters[network].to(total.device))
-        shell = total.shell("hessian", total.weight(), experiment.on_product)
+        objective.local.parameters.assign(descent.parameters[network].to(objective.device))
+        shell = objective.shell("hessian", objective.weight(), experiment.on_product)
         if planned is None:
             planned = plan(shell)
             experiment.say(str(planned))
@@ -130,7 +130,7 @@ def _architectures_section(
     trained: Sequence[Trained],
     spectra: Sequence[NDArray[np.float64]],
     pictures: Sequence[NDArray[np.float64]],
-) -> Section:
+) -> Measurements:
     names = ["-".join(map(str, hidden)) for hidden in settings.hidden]
     sizes = [values.shape[-1] for values in spectra]
     variables = {
@@ -158,7 +158,7 @@ def _architectures_section(
             _filled(pictures).astype(np.float32),
             "the first network's Hessian: the entry of largest magnitude in each tile",
         )
-    return Section(variables)
+    return Measurements(variables)
 
 
 def _filled(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -173,7 +173,7 @@ def _filled(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 # -- section 3: many starts ------------------------------------------------------------------
 
 
-def initialisations(experiment: Experiment, settings: InitialisationsSection) -> Section:
+def initialisations(experiment: Experiment, settings: InitialisationsSection) -> Measurements:
     """The top eigenvalues at the end of training from many starts: figure 6. Collective.
 
     Args:
@@ -187,10 +187,10 @@ def initialisations(experiment: Experiment, settings: InitialisationsSection) ->
         InputError: The loss is no criterion, or the network too large; on every rank.
     """
     found = _many(experiment, experiment.workload, settings)
-    return Section(_of_many(("network",), [found], squeeze=True))
+    return Measurements(_of_many(("network",), [found], squeeze=True))
 
 
-def spreads(experiment: Experiment, settings: SpreadsSection) -> Section:
+def spreads(experiment: Experiment, settings: SpreadsSection) -> Measurements:
     """The top eigenvalues against an argument of the data set: figure 7. Collective.
 
     Args:
@@ -211,7 +211,7 @@ def spreads(experiment: Experiment, settings: SpreadsSection) -> Section:
         found.append(_many(experiment, workload, settings))
     name = f"{settings.argument} of the data set"
     values = Variable(("value",), np.array(settings.values), name)
-    return Section({"value": values, **_of_many(("value", "network"), found)})
+    return Measurements({"value": values, **_of_many(("value", "network"), found)})
 
 
 def _with_argument(
@@ -253,7 +253,7 @@ def _many(
     begin, end = ranks.shard(settings.networks)
     (trained,) = _trained(experiment, [(ensemble, range(begin, end))], settings)
     mine: list[NDArray[np.float64]] = []
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         parts = [one.parameters[begin:end].to(ensemble.device) for one in trained.stages]
         mine = [_eigenvalues(ensemble, part) for part in parts]
     experiment.on_product(0)
@@ -332,20 +332,20 @@ def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> E
     Raises:
         WorkloadError: The loss is a callable of (model, batch).
     """
-    total, job = experiment.total, experiment.job
+    objective, job = experiment.objective, experiment.job
     dtype = DTYPES[job.compute.dtype]
     samples = len(workload.indices)
     shard = Shard(
         workload.dataset,
         workload.indices,
         batch_size=samples,
-        device=total.device,
+        device=objective.device,
         dtype=dtype,
         memory=0,
         collate=workload.collate,
     )
     inputs, targets = shard.head(samples)
-    loss = as_summed_loss(workload.loss, model.to(total.device, dtype).eval(), shard.head(3))
+    loss = as_summed_loss(workload.loss, model.to(objective.device, dtype).eval(), shard.head(3))
     if not isinstance(loss, CriterionLoss):
         raise WorkloadError(
             "networks trained many at once need a loss of (outputs, targets), and this one takes "
@@ -374,7 +374,7 @@ def _trained(
     """
     ranks = experiment.ranks
     mine: list[Trained] = []
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         for ensemble, networks in tasks:
             mine.append(_train(experiment, ensemble, networks, settings))
     experiment.on_product(0)
@@ -446,7 +446,7 @@ _COMPARISONS = {
 }
 
 
-def interpolation(experiment: Experiment, settings: InterpolationSection) -> Section:
+def interpolation(experiment: Experiment, settings: InterpolationSection) -> Measurements:
     """The loss on straight lines between two networks in training: figure 8. Collective.
 
     Networks are trained on ranks of their own; then the ranks share the lines.
@@ -466,7 +466,7 @@ def interpolation(experiment: Experiment, settings: InterpolationSection) -> Sec
         ensemble = _ensemble(experiment, workload.model, workload)
     ways = list(dict.fromkeys(way for pair in _COMPARISONS.values() for way in pair))
     mine: dict[_Way, NDArray[np.float64]] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         for way in ways[ranks.rank :: ranks.size]:
             how = "gradient descent" if way.shuffling is None else "SGD"
             experiment.tell(f"training by {how} from start {way.start}")
@@ -482,7 +482,7 @@ def interpolation(experiment: Experiment, settings: InterpolationSection) -> Sec
     steps = np.arange(0, settings.steps + 1, settings.every)
     names = np.array(list(_COMPARISONS), dtype=object)
     by_line = ("comparison", "step")
-    return Section({
+    return Measurements({
         "comparison": Variable(("comparison",), names, "two networks in training"),
         "step": Variable(("step",), steps, "steps of training"),
         "fraction": Variable(("fraction",), fractions, "way from the first to the second network"),
@@ -495,7 +495,7 @@ def _path(
     experiment: Experiment, ensemble: Ensemble, way: _Way, settings: InterpolationSection
 ) -> NDArray[np.float64]:
     """Parameters every so many steps, (lines, d)."""
-    job, device = experiment.job, experiment.total.device
+    job, device = experiment.job, experiment.objective.device
     dtype = DTYPES[job.compute.dtype]
     seed = settings.seed + way.start
     initialise(seed)
@@ -526,11 +526,11 @@ def _along_lines(
     """Losses, (lines, fractions), each rank some lines. Collective."""
     ranks = experiment.ranks
     found = np.empty((0, len(fractions)))
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.total.device):
+    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
         rows = []
         for line in range(*ranks.shard(len(first))):
             points = first[line] + fractions[:, None] * (second[line] - first[line])
-            theta = torch.from_numpy(points).to(experiment.total.device)
+            theta = torch.from_numpy(points).to(experiment.objective.device)
             dtype = DTYPES[experiment.job.compute.dtype]
             rows.append(ensemble.losses(theta.to(dtype)).double().cpu().numpy())
         if rows:

@@ -23,7 +23,7 @@ from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 _RANKS = 80  # eigenvalues of a spectrum that is shown by rank, about
 _GRID = 160  # points of a density
@@ -48,7 +48,7 @@ def whole_spectra(run: Run) -> dict[str, Any]:
     return data
 
 
-def _exact(section: Section, most: int) -> dict[str, Any]:
+def _exact(section: Measurements, most: int) -> dict[str, Any]:
     of_each = section["eigenvalues"].swapaxes(0, 1)  # operator, step, index
     size = of_each.shape[-1]
     ranks = _ranks(size)
@@ -97,7 +97,7 @@ def _counts(values: NDArray[np.float64], edges: NDArray[np.float64]) -> list[int
     return counts
 
 
-def _density(section: Section, exact: Section | None) -> dict[str, Any]:
+def _density(section: Measurements, exact: Measurements | None) -> dict[str, Any]:
     shape = section["size"].shape
     rows = evenly(shape[0], VIEW // (2 * _GRID * shape[1] * shape[2]))
     return {
@@ -116,7 +116,7 @@ def _density(section: Section, exact: Section | None) -> dict[str, Any]:
 
 
 def _one_density(
-    section: Section, place: tuple[int, ...], exact: Section | None
+    section: Measurements, place: tuple[int, ...], exact: Measurements | None
 ) -> dict[str, Any] | None:
     """A density and its standard error on a grid, and estimates in words; None where all is NaN."""
     found = density_at(section, place)
@@ -142,7 +142,7 @@ def _one_density(
     return shown
 
 
-def _told(section: Section, place: tuple[int, ...]) -> str:
+def _told(section: Measurements, place: tuple[int, ...]) -> str:
     """The better of the two traces, and the effective rank, with their standard errors."""
     trace = "xtrace" if np.isfinite(section["xtrace"][place]) else "trace"
     parts = []
@@ -156,7 +156,7 @@ def _told(section: Section, place: tuple[int, ...]) -> str:
 # -- the singular Hessian --------------------------------------------------------------------
 
 
-def _architectures(section: Section, most: int) -> dict[str, Any]:
+def _architectures(section: Measurements, most: int) -> dict[str, Any]:
     sizes, values = section["parameters"], section["eigenvalues"]
     count, networks, stages = values.shape[:3]
     ranks = [_ranks(int(size)) for size in sizes]
@@ -183,7 +183,7 @@ def _architectures(section: Section, most: int) -> dict[str, Any]:
     }
 
 
-def _initialisations(section: Section) -> dict[str, Any]:
+def _initialisations(section: Measurements) -> dict[str, Any]:
     start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
     reached = section["reached"]
     data: dict[str, Any] = {"networks": len(end)}
@@ -200,7 +200,7 @@ def _initialisations(section: Section) -> dict[str, Any]:
     return data
 
 
-def _spreads(section: Section) -> dict[str, Any]:
+def _spreads(section: Measurements) -> dict[str, Any]:
     values, found = section["value"], section["eigenvalues"]
     tops = min(2, found.shape[-1])
     kept = evenly(found.shape[1], VIEW // (3 * max(1, len(values))))
@@ -219,7 +219,7 @@ def _spreads(section: Section) -> dict[str, Any]:
     }
 
 
-def _interpolation(section: Section) -> dict[str, Any]:
+def _interpolation(section: Measurements) -> dict[str, Any]:
     losses = section["loss"]
     columns = evenly(losses.shape[2], 41)
     rows = evenly(losses.shape[1], VIEW // (len(losses) * len(columns)))

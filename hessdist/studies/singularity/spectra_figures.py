@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import ColorType
     from numpy.typing import NDArray
 
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 BARS, EMPHASIS, MARK, PALE = "#1f5fa8", "#c8501e", "#444444", "#b8b8b8"
 _INTERVAL = "#fbf7cf"
@@ -55,7 +55,9 @@ _WIDE = 30.0  # a ratio of values from which their axis is logarithmic
 _TICKS = 6
 
 
-def figures(studies: Mapping[str, Section], title: str, most: int) -> Iterator[tuple[str, Figure]]:
+def figures(
+    studies: Mapping[str, Measurements], title: str, most: int
+) -> Iterator[tuple[str, Figure]]:
     """All figures of the sections "exact" and "density" that a run has.
 
     Args:
@@ -72,7 +74,7 @@ def figures(studies: Mapping[str, Section], title: str, most: int) -> Iterator[t
         yield from _density(studies["density"], studies.get("exact"), title)
 
 
-def _exact(section: Section, title: str, most: int) -> Iterator[tuple[str, Figure]]:
+def _exact(section: Measurements, title: str, most: int) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(section["step"]):
         yield f"exact-step-{step}", histograms(section, row, title, most)
     for column, operator in enumerate(section["operator"]):
@@ -83,7 +85,9 @@ def _exact(section: Section, title: str, most: int) -> Iterator[tuple[str, Figur
                 yield f"exact-matrix-{name}-step-{step}", matrix(section, row, column, title)
 
 
-def _density(section: Section, exact: Section | None, title: str) -> Iterator[tuple[str, Figure]]:
+def _density(
+    section: Measurements, exact: Measurements | None, title: str
+) -> Iterator[tuple[str, Figure]]:
     blocks = file_parts(section["block"], "block")
     for place in np.ndindex(section["size"].shape):
         row, column, block = place
@@ -231,7 +235,7 @@ def histogram_key(figure: Figure) -> None:
     figure.legend([rug, near], names, loc="outside lower center", ncols=2, frameon=False)
 
 
-def histograms(section: Section, row: int, title: str, most: int) -> Figure:
+def histograms(section: Measurements, row: int, title: str, most: int) -> Figure:
     """All eigenvalues at a step, a panel an operator.
 
     Args:
@@ -300,7 +304,7 @@ def profile_labels(axes: Axes) -> None:
     axes.set_ylabel(f"|λ|, cut off at {_FLOOR:.0e} max |λ|")
 
 
-def profile(section: Section, column: int, title: str) -> Figure:
+def profile(section: Measurements, column: int, title: str) -> Figure:
     """Eigenvalues by rank at all steps: figure 1 of Sagun et al. (2016).
 
     Args:
@@ -383,7 +387,7 @@ def entry_bar(figure: Figure, axes: Any, norm: SymLogNorm, label: str, **place: 
     bar.minorticks_off()
 
 
-def matrix(section: Section, row: int, column: int, title: str) -> Figure:
+def matrix(section: Measurements, row: int, column: int, title: str) -> Figure:
     """A dense matrix in colours: figure 1 of Sagun et al. (2016), on the left.
 
     Args:
@@ -415,7 +419,7 @@ Place = tuple[int, ...]
 
 
 def density(
-    section: Section, place: Place, title: str, exact: NDArray[Any] | None = None
+    section: Measurements, place: Place, title: str, exact: NDArray[Any] | None = None
 ) -> Figure:
     """The smoothed density with its standard error, over the exact histogram where there is one.
 
@@ -459,7 +463,7 @@ def density(
     return figure
 
 
-def interval(section: Section, place: Place, title: str) -> Figure:
+def interval(section: Measurements, place: Place, title: str) -> Figure:
     """The density between the bounds of the interval alone, and the nodes in it.
 
     Args:
@@ -497,7 +501,9 @@ def interval(section: Section, place: Place, title: str) -> Figure:
     return figure
 
 
-def _density_page(section: Section, place: Place, title: str, what: str) -> tuple[Figure, Axes]:
+def _density_page(
+    section: Measurements, place: Place, title: str, what: str
+) -> tuple[Figure, Axes]:
     row, column, block = place
     name = textwrap.shorten(str(section["block"][block]), 2 * _NAME, placeholder=" …")
     heading = f"{title}: {what} the {words(section['operator'][column])}, {name}, step "
@@ -539,7 +545,7 @@ _ESTIMATES = {
 }
 
 
-def estimates(section: Section, block: int, title: str) -> Figure:
+def estimates(section: Measurements, block: int, title: str) -> Figure:
     """Traces and ranks with their standard errors against the step, a colour an operator.
 
     Args:
@@ -577,7 +583,7 @@ def estimates(section: Section, block: int, title: str) -> Figure:
     return figure
 
 
-def _draw_estimate(axes: Axes, section: Section, block: int, name: str) -> None:
+def _draw_estimate(axes: Axes, section: Measurements, block: int, name: str) -> None:
     """One estimate of all operators; steps are places, operators side by side in each."""
     steps, count = section["step"], len(section["operator"])
     drawn = [name, "xtrace"] if name == "trace" else [name]

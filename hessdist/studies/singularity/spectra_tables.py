@@ -13,13 +13,13 @@ from hessdist.results.schema import ENDS
 from hessdist.spectrum.outliers import in_numbers
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
 _WHOLE = ("trace", "frobenius_norm")
 
 
-def exact(section: Section, most: int) -> Table:
+def exact(section: Measurements, most: int) -> Table:
     """Ends of whole spectra, and how singular the matrices are.
 
     Args:
@@ -51,7 +51,7 @@ def exact(section: Section, most: int) -> Table:
     return table
 
 
-def density(section: Section) -> Table:
+def density(section: Measurements) -> Table:
     """Traces and ranks by random vectors, each with its standard error.
 
     Args:
@@ -80,7 +80,7 @@ def density(section: Section) -> Table:
     return table
 
 
-def decomposition(section: Section) -> Table:
+def decomposition(section: Measurements) -> Table:
     """H, G, S and the empirical Fisher matrix side by side.
 
     Args:
@@ -108,7 +108,7 @@ def decomposition(section: Section) -> Table:
     return table
 
 
-def widths(section: Section) -> Table:
+def widths(section: Measurements) -> Table:
     """H = G + S for networks from narrow to wide.
 
     Args:

@@ -12,10 +12,10 @@ from hessdist.present.cells import median, new_table, share, told
 from hessdist.spectrum.outliers import in_numbers
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Section
+    from hessdist.results.units import Measurements
 
 
-def architectures(section: Section, most: int) -> Table:
+def architectures(section: Measurements, most: int) -> Table:
     """How singular Hessians of growing networks are, before and after training.
 
     Args:
@@ -45,7 +45,7 @@ def architectures(section: Section, most: int) -> Table:
     return table
 
 
-def initialisations(section: Section) -> Table:
+def initialisations(section: Measurements) -> Table:
     """The top eigenvalue over starts.
 
     Args:
@@ -75,7 +75,7 @@ def initialisations(section: Section) -> Table:
     return table
 
 
-def spreads(section: Section) -> Table:
+def spreads(section: Measurements) -> Table:
     """The two top eigenvalues against an argument of the data set.
 
     Args:
@@ -101,7 +101,7 @@ def spreads(section: Section) -> Table:
     return table
 
 
-def interpolation(section: Section) -> Table:
+def interpolation(section: Measurements) -> Table:
     """The loss between two networks at the end of training, and the highest barrier before it.
 
     Args:

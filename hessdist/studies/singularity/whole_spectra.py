@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from hessdist.config.job import DecompositionSection, DensitySection, ExactSection
 from hessdist.errors import InputError
-from hessdist.objective import TrainingLoss, sign_of
+from hessdist.objective import Objective, sign_of
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
-from hessdist.results.units import Section, Variable
+from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import ExactSpectrum, exact_spectrum, picture, plan
 from hessdist.spectrum.densities import Estimate, SpectralDensity
 from hessdist.spectrum.lanczos import basis_bytes, lanczos_quadrature
@@ -29,7 +29,7 @@ _SHIFT = 0.01  # of the largest |λ|: the default of the log-determinant
 # -- exact -----------------------------------------------------------------------------------
 
 
-def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Section:
+def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Measurements:
     """All eigenvalues of the dense matrices. Collective.
 
     Args:
@@ -46,9 +46,9 @@ def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Section:
     operators = settings.operators or [here.job.spectrum.operator]
     pictures: list[NDArray[np.float64]] = []
     found, vectors = [], []
-    weight = here.total.evaluate().weight
+    weight = here.objective.evaluate().weight
     for operator in operators:
-        shell = here.total.shell(operator, weight, here.on_product)
+        shell = here.objective.shell(operator, weight, here.on_product)
         planned = plan(
             shell,
             eigenvectors=settings.eigenvectors,
@@ -91,7 +91,7 @@ def _exact_section(
     found: Sequence[ExactSpectrum],
     pictures: Sequence[NDArray[np.float64]],
     vectors: Sequence[NDArray[np.float32]],
-) -> Section:
+) -> Measurements:
     of_each = ("operator",)
 
     def column(name: str, long_name: str, units: str = "1") -> Variable:
@@ -117,7 +117,7 @@ def _exact_section(
         variables["eigenvectors"] = Variable(
             (*of_each, "index", "parameter"), np.array(vectors), "all eigenvectors", apart=True
         )
-    return Section(variables)
+    return Measurements(variables)
 
 
 # -- densities -------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class _Seen:
     seconds: float
 
 
-def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
+def density(here: CheckpointUnderStudy, settings: DensitySection) -> Measurements:
     """Densities of all eigenvalues, and what else the same products tell. Collective.
 
     Args:
@@ -150,9 +150,9 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
     operators = settings.operators or [here.job.spectrum.operator]
     blocks = settings.blocks or [here.job.spectrum.layers]
     seen: list[list[_Seen]] = [[] for _ in operators]
-    weight = here.total.evaluate().weight
+    weight = here.objective.evaluate().weight
     for block in blocks:
-        part = here.total.of_layers(block) if settings.blocks else here.total
+        part = here.objective.of_layers(block) if settings.blocks else here.objective
         require_memory(part, settings, "density")
         for row, operator in enumerate(operators):
             shell = part.shell(operator, weight, here.on_product)
@@ -162,7 +162,7 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Section:
 
 
 def require_memory(
-    part: TrainingLoss, settings: DensitySection | DecompositionSection, section: str
+    part: Objective, settings: DensitySection | DecompositionSection, section: str
 ) -> None:
     """Refuse Krylov bases that do not fit into memory, before anything is computed. Collective.
 
@@ -208,7 +208,7 @@ def _density_section(
     blocks: Sequence[str],
     seen: Sequence[Sequence[_Seen]],
     settings: DensitySection,
-) -> Section:
+) -> Measurements:
     of_each = ("operator", "block")
 
     def each(of: Callable[[_Seen], object], long_name: str, units: str = "1") -> Variable:
@@ -238,7 +238,7 @@ def _density_section(
     if settings.interval is not None:
         bounds = np.array(settings.interval)
         variables["interval"] = Variable(("bound",), bounds, "eigenvalues that are counted")
-    return Section(variables)
+    return Measurements(variables)
 
 
 def _estimates(

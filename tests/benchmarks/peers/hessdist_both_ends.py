@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from hessdist.config.job import ComputeSection
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
@@ -30,7 +30,7 @@ class BothEnds:
         petsc.initialise()  # an import, as those of the peers are
 
     def solve(self, products: worker.Products) -> worker.Pairs:
-        total = TrainingLoss(
+        objective = Objective(
             Ranks(),
             self.problem.model,
             cross_entropy,
@@ -39,9 +39,9 @@ class BothEnds:
             compute=self.compute,
         )
         seconds = products.seconds.setdefault("both", [])
-        shell = total.shell(
+        shell = objective.shell(
             "hessian",
-            total.evaluate().num_samples,
+            objective.evaluate().num_samples,
             # The shell adds its seconds up; what was added last is the latest product's.
             lambda count: seconds.append(sum(shell.seconds.values()) - sum(seconds)),
         )

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from worker import Products
 
 from hessdist.config.job import ComputeSection
-from hessdist.objective import TrainingLoss
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.shell import ShellMatrix
@@ -30,7 +30,7 @@ class Hessdist:
         self.dataset = TensorDataset(problem.images, problem.labels)
 
     def _shell(self, products: Products) -> ShellMatrix:
-        total = TrainingLoss(
+        objective = Objective(
             Ranks(),
             self.problem.model,
             cross_entropy,
@@ -39,9 +39,9 @@ class Hessdist:
             compute=self.compute,
         )
         seconds = products.seconds.setdefault("all", [])
-        shell = total.shell(
+        shell = objective.shell(
             "hessian",
-            total.evaluate().num_samples,
+            objective.evaluate().num_samples,
             # The shell adds its seconds up; what was added last is the latest product's.
             lambda count: seconds.append(sum(shell.seconds.values()) - sum(seconds)),
         )
