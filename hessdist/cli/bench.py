@@ -138,7 +138,7 @@ def bench(
     Args:
         job: The job.
         ranks: The ranks.
-        report: Where it is told.
+        console: Where it is told.
         step: The checkpoint; the last one when None, the initial parameters where there is none.
         repeat: Repetitions of gradient and products.
         solve: Whether both ends are solved for.

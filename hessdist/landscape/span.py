@@ -24,7 +24,7 @@ class LossInSpan:
     Args:
         total: The training loss at θ, which must not move while this is used.
         directions: v, (n, d), whole and the same on every rank.
-        weight: Σ w, from `TrainingLoss.evaluate`.
+        weight: Σ w, from `Objective.evaluate`.
         on_pass: Called after every pass with the number of evaluations so far, on all ranks; it may
             raise `Stopped` on all of them.
     """

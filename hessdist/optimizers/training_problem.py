@@ -31,7 +31,7 @@ class TrainingProblem:
 
     Args:
         total: The training loss.
-        weight: Σ w, from `TrainingLoss.evaluate`.
+        weight: Σ w, from `Objective.evaluate`.
         product: "exact", or "finite_difference" of two gradients.
         on_work: Called before every evaluation, and with every product; it may raise `Stopped`, on
             all ranks at once.

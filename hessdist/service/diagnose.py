@@ -93,7 +93,7 @@ def diagnose(
         job: The job.
         text: Its TOML text.
         ranks: The ranks.
-        report: Where the note is told.
+        console: Where the note is told.
         options: PETSc's options.
         step: The checkpoint; None: the last.
         everything: All checkpoints.

@@ -69,7 +69,7 @@ class Outcomes:
             merged.left |= one.left
             merged.stopped |= one.stopped
         merged.skipped -= merged.solved
-        merged.left -= objective.finished
+        merged.left -= merged.finished
         return merged
 
 
@@ -92,7 +92,7 @@ class Group:
         ranks: The ranks of this one.
         index: Of this group.
         total: The training loss.
-        report: Where rank 0 of all speaks.
+        console: Where rank 0 of all speaks.
         stop: The mark that a signal sets.
         keep_index: Whether the index is another job's, which stays until this one is complete.
 
@@ -386,7 +386,7 @@ class _Standing:
     Args:
         step: Of the checkpoint.
         wanted: What the job asks for.
-        report: For the person.
+        console: For the person.
         metrics: For who plots it.
         claim: For `hessdist status`.
         expected: Products of the solve before, the best guess until the first restart.

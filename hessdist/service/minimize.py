@@ -118,7 +118,7 @@ def minimize_job(
         job: The job.
         text: Its TOML text.
         ranks: The ranks.
-        report: Where progress is told.
+        console: Where progress is told.
         options: PETSc's options, those of TAO among them.
         overwrite: Replace what was done with other settings, its checkpoints included.
 

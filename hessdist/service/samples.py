@@ -31,7 +31,7 @@ def require_samples_of_before(ranks: Ranks, job: Job, digests: Mapping[int, str]
     Args:
         ranks: All ranks, of whatever groups.
         job: The job.
-        digests: Of the samples that were looked at on this rank (`TrainingLoss.sample_digests`).
+        digests: Of the samples that were looked at on this rank (`Objective.sample_digests`).
 
     Raises:
         DataError: They differ, on whichever rank; on every rank.

@@ -140,7 +140,7 @@ def study(
         job: The job; its result has to be there where a section looks at eigenpairs.
         text: Its TOML text.
         ranks: The ranks.
-        report: Where progress is told.
+        console: Where progress is told.
         options: PETSc's options.
         only: Names of sections; empty: all that the job has.
         overwrite: Replace what was done with other settings.

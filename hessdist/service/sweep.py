@@ -58,7 +58,7 @@ def sweep(
         job: The job.
         text: Its TOML text.
         ranks: The ranks.
-        report: Where progress is told.
+        console: Where progress is told.
         options: PETSc's options.
         overwrite: Replace a result of another job; it stays until the new one is complete.
         selection: Steps, as `select_checkpoints` has them; None: all.
@@ -96,7 +96,7 @@ def watch(
         job: The job.
         text: Its TOML text.
         ranks: The ranks.
-        report: Where progress is told.
+        console: Where progress is told.
         options: PETSc's options.
         settle: Seconds for which a checkpoint stays as it is before it is taken.
         idle: Seconds without work after which it ends; None: never.

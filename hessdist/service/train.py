@@ -21,7 +21,7 @@ def train_job(job: Job, console: Console) -> None:
 
     Args:
         job: The job.
-        report: Where progress is told.
+        console: Where progress is told.
 
     Raises:
         InputError: Anything that a user can get wrong.

@@ -119,7 +119,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is printed, by name."""
     device = torch.device(options.device)
     if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True  # as TrainingLoss has it
+        torch.backends.cudnn.deterministic = True  # as Objective has it
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         name = torch.cuda.get_device_name(device)
         free, _ = torch.cuda.mem_get_info(device)
