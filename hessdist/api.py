@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hessdist.config.job import ComputeSection, Operator
+from hessdist.config.sections import ComputeSection
+from hessdist.config.base import Operator
 from hessdist.errors import WorkloadError
 from hessdist.objective import Objective, full_vectors
 from hessdist.parallel.ranks import Ranks

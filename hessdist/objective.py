@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hessdist.config.job import ComputeSection, Job, SpectrumSection
+from hessdist.config.sections import ComputeSection
+from hessdist.config.job import Job
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
@@ -25,8 +26,6 @@ from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.memory import keep_freed_memory
 from hessdist.parallel.ranks import Ranks, choose_device, use_threads
-from hessdist.spectrum.eigenpairs import Eigenpairs
-from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate, find_collate
@@ -472,24 +471,6 @@ def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]
     with ranks.agreeing():
         require_same_samples(everyone)
     return digests
-
-
-def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -> Eigenpairs:
-    """Compute the eigenpairs that a job asks for. Collective.
-
-    Args:
-        wanted: The job's section: numbers of pairs, tolerance, seed, residuals.
-        shell: The matrix.
-        options: Arguments of `extreme_eigenpairs`, beside these or in their place.
-
-    Returns:
-        The pairs; those that did not converge are there, and marked.
-
-    Raises:
-        InputError: The numbers do not fit the matrix; on every rank.
-    """
-    settings = wanted.model_dump(include={"largest", "smallest", "tolerance", "seed", "residuals"})
-    return extreme_eigenpairs(shell, **settings | options)
 
 
 def full_vectors(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from conftest import DIGITS_JOB, ROOT
 
-from hessdist.config.job import Job, changed_fields, load_job, parse_job
+from hessdist.config.job import Job, changed_fields
+from hessdist.config.loader import load_job, parse_job
 from hessdist.errors import JobError
 
 LINE = DIGITS_JOB[: DIGITS_JOB.index("largest = 4")].count("\n") + 1

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessdist import __version__
-from hessdist.config.job import Job, load_job
+from hessdist.config.job import Job
+from hessdist.config.loader import load_job
 from hessdist.errors import DependencyError, HessdistError, InputError
 from hessdist.parallel.ranks import Ranks, launched_rank
 from hessdist.results.reader import open_run
@@ -212,7 +213,7 @@ def study(
             )
             if result.unconverged:
                 report.line(
-                    f"unconverged pairs in {', '.join(result.unconverged)}: stored and marked; "
+                    f"unconverged pairs in {', '.join(u.name for u in result.unconverged)}: stored and marked; "
                     "raise -eps_max_it or -eps_ncv, or spectrum.tolerance"
                 )
     raise typer.Exit(3 if result.unconverged else 0)
@@ -270,8 +271,8 @@ def diagnose(
             )
             if result.unconverged:
                 report.line(
-                    f"unconverged pairs at steps {', '.join(map(str, result.unconverged))}: stored "
-                    "and marked; raise -eps_max_it or -eps_ncv, or spectrum.tolerance"
+                    f"unconverged pairs at steps {', '.join(str(u.step) for u in result.unconverged)}: "
+                    "stored and marked; raise -eps_max_it or -eps_ncv, or spectrum.tolerance"
                 )
     raise typer.Exit(3 if result.unconverged else 0)
 
@@ -303,17 +304,21 @@ def minimize(
             result = service.minimize_job(
                 loaded, text, ranks, report, options=context.obj, overwrite=overwrite
             )
-            last, ended = result.last, result.ended
             report.line(
-                f"{last.number} iterations, {last.gradients} gradients and {last.products} "
-                f"products: loss {last.loss:.8g}, norm of the gradient {last.gradient_norm:.3g}"
+                f"{result.iterations} iterations, {result.gradients} gradients and "
+                f"{result.products} products: loss {result.loss:.8g}, norm of the gradient "
+                f"{result.gradient_norm:.3g}"
             )
-            if not ended.converged:
-                report.line(
-                    f"not converged: {ended.reason}; {service.remedy(ended, loaded.compute.dtype)}"
+            if not result.converged:
+                remedy = service.remedy(
+                    converged=result.converged,
+                    reason=result.reason,
+                    dtype=loaded.compute.dtype,
+                    can_continue=result.can_continue,
                 )
+                report.line(f"not converged: {result.reason}; {remedy}")
             report.line(f"result: {result.path}{' (done before)' if result.done_before else ''}")
-    raise typer.Exit(0 if ended.converged else 3)
+    raise typer.Exit(0 if result.converged else 3)
 
 
 @app.command()
@@ -470,7 +475,7 @@ def show(context: typer.Context, run: RunFile) -> None:
         return
     from rich.console import Console
 
-    from hessdist.present.tables import tables
+    from hessdist.studies.shows import tables
 
     opened = open_run(run)
     console = Console(highlight=False, width=None if is_terminal() else 140)
@@ -512,8 +517,8 @@ def plot(
     _refuse_petsc_options(context)
     if launched_rank():
         return
-    from hessdist.config.job import parse_job
-    from hessdist.present.figures import figures
+    from hessdist.config.loader import parse_job
+    from hessdist.studies.shows import figures
     from hessdist.present.look import Look
 
     look = Look(width, font_size, style, formats.split(","), title)
@@ -545,7 +550,7 @@ def report(
     _refuse_petsc_options(context)
     if launched_rank():
         return
-    from hessdist.config.job import parse_job
+    from hessdist.config.loader import parse_job
     from hessdist.present.page import write_report
 
     opened = open_run(run)

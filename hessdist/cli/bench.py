@@ -23,7 +23,8 @@ from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.errors import InputError, OutputError
-from hessdist.objective import Objective, Workload, eigenpairs_as, library_versions
+from hessdist.objective import Objective, Workload, library_versions
+from hessdist.studies.context import eigenpairs_as
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks, set_threads
 from hessdist.service.console import Console

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hessdist.config.job import MinimizeSection
+from hessdist.config.sections import MinimizeSection
 from hessdist.errors import InputError, NumericalError, Stopped
 from hessdist.optimizers.directions import (
     LBFGS,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessdist.config.job import Job, parse_job
+from hessdist.config.job import Job
+from hessdist.config.loader import parse_job
 from hessdist.errors import DependencyError, OutputError
 from hessdist.present.data import data_of
 from hessdist.results.files import write_text

@@ -8,13 +8,26 @@ A view has one picture of several that can be chosen, or of several for each ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hessdist.present.values import cut, numbers
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of the page: a heading, a caption, and pictures or words."""
+
+    name: str  # unique on the page
+    title: str
+    caption: str
+    data: Mapping[str, Any]  # of JSON's types
+    kind: Literal["plot", "words"] = "plot"
+
 
 INK = -1
 """The colour of text; from 0 on, colours are of a list that the colour-blind can tell apart."""

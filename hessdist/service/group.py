@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.config.job import Job, SpectrumSection
+from hessdist.config.job import Job
+from hessdist.config.sections import SpectrumSection
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
-from hessdist.objective import Evaluation, Objective, eigenpairs_as
+from hessdist.objective import Evaluation, Objective
 from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
@@ -34,6 +35,7 @@ from hessdist.service.stop import Stop
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.krylov_schur import Progress
 from hessdist.spectrum.shell import ShellMatrix
+from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, Signature, signature
 

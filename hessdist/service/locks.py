@@ -1,9 +1,10 @@
-"""Who works on what: locks of the file system, which a process that dies lets go of.
+"""Locks of the file system: which process works on which file.
 
-A lock is `flock` on an open file. There is nothing to clean up after a kill, no clock in it and no
-process number that another host might reuse. It holds between nodes wherever the file system hands
-locks on: NFS, GPFS, Lustre mounted with `flock`. With Lustre's `localflock` nodes do not see each
-other's locks, and may solve a checkpoint twice; what is written is whole all the same.
+A lock is `flock` on an open file. It ends with the process that holds it, so a kill leaves nothing
+to clean up, and neither a clock nor a process number takes part. A lock holds between nodes
+wherever the file system passes locks on: NFS, GPFS, and Lustre mounted with `flock`. With Lustre's
+`localflock`, nodes do not see the locks of other nodes and may solve a checkpoint twice; the files
+are complete in any case.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from hessdist.results.files import parts_folder
 from hessdist.results.opening import NO_LOCKS
 from hessdist.results.schema import group_name
 
-_ATTEMPTS = 3  # since `holder` takes a lock for a moment to see whether it is free
-_INFORMATION = 1024  # bytes; always written whole
+_RECORD = 1024  # bytes about the holder; always written whole
 
 
 class NoLocksError(OutputError):
@@ -32,10 +32,10 @@ class NoLocksError(OutputError):
 
 
 class Lock:
-    """A lock that this process holds, until `release` or its end.
+    """A lock that this process holds, until `release` or the end of the process.
 
     Args:
-        path: Of the lock's file.
+        path: The file of the lock.
         handle: The open file; None where the file system has no locks, and nothing is locked.
     """
 
@@ -43,84 +43,95 @@ class Lock:
         self.path = path
         self._handle = handle
 
-    def say(self, **about: Any) -> None:
-        """Write down what the holder is at, for `holder`; a full disk is no matter."""
+    def describe_holder(self, **progress: Any) -> None:
+        """Write host, process, Slurm job and progress into the file, for `holder`."""
         if self._handle is None:
             return
-        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job(), **about})
-        with suppress(OSError):
-            os.pwrite(self._handle, text.encode().ljust(_INFORMATION), 0)
+        record = {"host": socket.gethostname(), "pid": os.getpid(), **_slurm_job(), **progress}
+        with suppress(OSError):  # a full disk must not end the work
+            os.pwrite(self._handle, json.dumps(record).encode().ljust(_RECORD), 0)
 
     def release(self, remove: bool = False) -> None:
-        """Let go; `remove` takes the file away as well."""
+        """Release the lock; `remove` deletes its file as well."""
         if self._handle is None:
             return
         if remove:
-            with suppress(OSError):  # an empty file that stays is in nobody's way
+            with suppress(OSError):  # an empty file does no harm
                 self.path.unlink(missing_ok=True)
         os.close(self._handle)
         self._handle = None
 
 
-def _job() -> dict[str, str]:
+def _slurm_job() -> dict[str, str]:
     names = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "task": "SLURM_ARRAY_TASK_ID"}
     return {
         name: os.environ[variable] for name, variable in names.items() if variable in os.environ
     }
 
 
-def acquire(path: Path, shared: bool = False, wait: bool = False) -> Lock | None:
+def acquire(
+    path: Path, shared: bool = False, wait: bool = False, attempts: int = 3
+) -> Lock | None:
     """Take a lock. Not collective.
 
     Args:
-        path: Of its file, made if missing.
-        shared: Beside others that share it.
-        wait: Until it can be had.
+        path: The file of the lock; it is created if it is missing.
+        shared: Let other processes hold the lock as well, if they share it too.
+        wait: Wait until the lock is free.
+        attempts: How often a lock that is not free is tried. `holder` takes a lock for a moment,
+            so one attempt is not enough.
 
     Returns:
-        The lock; None where another process holds it.
+        The lock; None if another process holds it.
 
     Raises:
-        NoLocksError: The file system has none.
-        OutputError: The file cannot be made, or locked for another reason.
+        NoLocksError: The file system has no locks.
+        OutputError: The file cannot be created, or locked for another reason.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    attempts = _ATTEMPTS
     while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise OutputError(
-                f"the lock {path} cannot be made ({error.strerror})",
-                "change output.path or the folder's permissions",
-            ) from error
+        handle = _open(path)
         try:
             fcntl.flock(handle, kind)
-        except BlockingIOError:
+        except OSError as error:
             os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                raise _refused(path, error) from error
             attempts -= 1
             if not attempts:
                 return None
             time.sleep(0.02)
             continue
-        except OSError as error:
-            os.close(handle)
-            if error.errno in NO_LOCKS:
-                raise NoLocksError(
-                    f"the file system of {path.parent} has no locks ({error.strerror})",
-                    "put output.path on one that has them (Lustre: mounted with flock)",
-                ) from error
-            raise OutputError(
-                f"the lock {path} cannot be had ({error.strerror})",
-                "see to the file system, or put output.path on another one",
-            ) from error
-        if _is_still(path, handle):
+        if _is_current(path, handle):
             return Lock(path, handle)
-        os.close(handle)  # its last holder has removed the file: it locks nothing
+        os.close(handle)  # its last holder has removed the file, so it locks nothing
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(
+            f"the lock {path} cannot be created ({error.strerror})",
+            "change output.path or the permissions of the folder",
+        ) from error
+
+
+def _refused(path: Path, error: OSError) -> OutputError:
+    if error.errno in NO_LOCKS:
+        return NoLocksError(
+            f"the file system of {path.parent} has no locks ({error.strerror})",
+            "put output.path on one that has locks (Lustre: mounted with flock)",
+        )
+    return OutputError(
+        f"{path} cannot be locked ({error.strerror})",
+        "check the file system, or put output.path on another one",
+    )
+
+
+def _is_current(path: Path, handle: int) -> bool:
+    """Whether the open file is still the one at this path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
@@ -131,12 +142,15 @@ def _is_still(path: Path, handle: int) -> bool:
 def holding(path: Path) -> Iterator[None]:
     """Wait for a lock, and hold it for a moment. Not collective.
 
+    Without locks in the file system this does nothing: commands that share a result have refused
+    such a file system before.
+
     Yields:
         Nothing.
     """
     try:
         lock = acquire(path, wait=True)
-    except NoLocksError:  # who may share a result has been told before
+    except NoLocksError:
         lock = None
     try:
         yield
@@ -145,52 +159,82 @@ def holding(path: Path) -> Iterator[None]:
             lock.release()
 
 
-def holder(path: Path) -> dict[str, Any] | None:
-    """What the holder of a lock has said; None where nobody holds it. Not collective.
+def exclusive(path: Path, warn: Callable[[str], None] = lambda text: None) -> Iterator[Lock]:
+    """Take the locks that exclude other studies of a run, and its sweeps. Not collective.
+
+    A sweep is excluded because it removes partial files from the folder of the run.
 
     Args:
-        path: Of the lock's file.
+        path: The file of the run.
+        warn: Receives a warning if the file system has no locks.
+
+    Yields:
+        The locks, which the caller releases.
+
+    Raises:
+        OutputError: Another study or a sweep works on the run.
+    """
+    for what, lock_path, shared in (
+        ("study", study_lock(path), False),
+        ("sweep", run_lock(path), True),
+    ):
+        try:
+            lock = acquire(lock_path, shared=shared)
+        except NoLocksError as error:
+            warn(f"warning: {error}; make sure that nothing else works on {path}")
+            return
+        if lock is None:
+            raise OutputError(f"another {what} is at work on {path}", "wait for it, or stop it")
+        lock.describe_holder()
+        yield lock
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Read what the holder of a lock has written about itself. Not collective.
+
+    Args:
+        path: The file of the lock.
 
     Returns:
-        At least "host" and "pid", where it has said anything.
+        At least "host" and "pid", or nothing if the holder has not written yet; None if nobody
+        holds the lock.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            try:
-                return dict(json.loads(os.pread(handle, _INFORMATION, 0) or b"{}"))
-            except (OSError, ValueError):
-                return {}
-        except OSError:  # no locks, no holder
-            return None
+            return dict(json.loads(os.pread(handle, _RECORD, 0) or b"{}"))
+        except (OSError, ValueError):
+            return {}
+    except OSError:  # a file system without locks has no holders
         return None
     finally:
         os.close(handle)
+    return None
 
 
 # -- the locks of a run ----------------------------------------------------------------------
 
 
 def run_lock(path: Path) -> Path:
-    """Held by a sweep as long as it works; shared by the tasks of an array."""
+    """The lock that a sweep holds while it works; the tasks of an array share it."""
     return parts_folder(path) / ".run.lock"
 
 
 def index_lock(path: Path) -> Path:
-    """Held while the index is written."""
+    """The lock that is held while the index is written."""
     return parts_folder(path) / ".index.lock"
 
 
 def study_lock(path: Path) -> Path:
-    """Held by a study as long as it works."""
+    """The lock that a study holds while it works."""
     return parts_folder(path) / ".study.lock"
 
 
 def claim_of(path: Path, step: int) -> Path:
-    """Held by whoever solves a checkpoint."""
+    """The lock of the group that solves a checkpoint."""
     return parts_folder(path) / f".{group_name(step)}.claim"

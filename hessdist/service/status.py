@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hessdist.config.job import Job, parse_job
+from hessdist.config.job import Job
+from hessdist.config.loader import parse_job
 from hessdist.errors import ResultError
 from hessdist.results.files import parts_folder
-from hessdist.results.opening import open_hdf5, patiently
+from hessdist.results.opening import open_hdf5, with_retries
 from hessdist.results.reader import open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import parts_of
@@ -152,7 +153,7 @@ def _row(part: Path) -> tuple[float, bool, float] | None:
             return part.stat().st_mtime, bool(good), float(file["seconds"][()])
 
     try:
-        return patiently(read, part)
+        return with_retries(read, part)
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hessdist.config.job import Job, changed_fields, parse_job
+from hessdist.config.job import Job, changed_fields
+from hessdist.config.loader import parse_job
 from hessdist.errors import HessdistError, OutputError, ReadingError, ResultError, Stopped
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
-from hessdist.errors import NumericalError
+from hessdist.errors import NumericalError, WorkloadError
 from hessdist.objective import DTYPES, Workload
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import MapDataset
@@ -162,3 +163,34 @@ def judged(
 
 def _is_cross_entropy(loss: CriterionLoss) -> bool:
     return loss.name == "cross_entropy"
+
+
+def mlp_of_widths(job: Job, hidden: Sequence[int], section: str, **arguments: Any) -> nn.Module:
+    """The job's mlp with other hidden layers. Not collective.
+
+    Args:
+        job: Its model is an mlp.
+        hidden: Widths of the hidden layers.
+        section: Of the study, for messages.
+        arguments: Of the mlp, in place of the job's.
+
+    Returns:
+        The network, newly initialised.
+
+    Raises:
+        WorkloadError: The model is no mlp, or cannot be built.
+    """
+    if job.model.factory != "mlp":
+        raise WorkloadError(
+            f"study.{section} varies the hidden widths of an mlp, and model.factory is "
+            f"'{job.model.factory}'",
+            "use model.factory = 'mlp'",
+        )
+    widths = job.model.arguments.get("widths", ())
+    if len(widths) < 2:
+        raise WorkloadError(
+            f"model.arguments.widths = {list(widths)} names no inputs and outputs",
+            "give at least two numbers",
+        )
+    given = {**job.model.arguments, "widths": [widths[0], *hidden, widths[-1]], **arguments}
+    return build_model("mlp", given)

@@ -14,7 +14,7 @@ import argparse
 
 import numpy as np
 
-from hessdist.config.job import parse_job
+from hessdist.config.loader import parse_job
 from hessdist.objective import Workload
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from oracles import full_lanczos
 
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from hessdist.config.job import parse_job
+from hessdist.config.loader import parse_job
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import step_grid

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc

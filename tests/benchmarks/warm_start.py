@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc

@@ -13,8 +13,8 @@ from written import write_run
 
 import hessdist
 from hessdist.errors import InputError
-from hessdist.present.figures import figures
 from hessdist.present.look import Look
+from hessdist.studies.shows import figures
 
 
 def draw(look: Look, path: Path, folder: Path, count: int | None = None) -> list[Path]:

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
+from shown import figures_of
 from written import (
     architectures_section,
     changed,
@@ -27,11 +28,10 @@ from written import (
 
 import hessdist
 from hessdist.present import histograms
-from hessdist.present.figures import figures
 from hessdist.present.look import Look
-from hessdist.present.tables import tables
 from hessdist.results.units import Measurements
-from hessdist.spectrum.outliers import in_numbers, outliers_sought
+from hessdist.spectrum.outliers import PER_OUTPUT, in_numbers, outliers_sought
+from hessdist.studies.shows import figures, tables
 from hessdist.studies.singularity import figures as singularity
 from hessdist.studies.singularity import spectra_figures as whole_spectra
 
@@ -39,8 +39,7 @@ MOST = 6
 
 
 def all_figures(studies: dict[str, Measurements]) -> Iterator[tuple[str, Figure]]:
-    for of in (whole_spectra, singularity):
-        yield from of.figures(studies, "a run", MOST)
+    yield from figures_of(studies, "a run", MOST // PER_OUTPUT)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -491,10 +490,9 @@ def overlapping(figure: Figure) -> list[tuple[str, ...]]:
 @pytest.mark.filterwarnings("error")
 def test_no_text_lies_on_another() -> None:
     title = "a run with a name that says all about it, as those of large studies do"
-    for of in (whole_spectra, singularity):
-        for name, figure in of.figures(few(), title, MOST):
-            if name in NAMES:
-                assert overlapping(figure) == [], name
+    for name, figure in figures_of(few(), title, MOST // PER_OUTPUT):
+        if name in NAMES:
+            assert overlapping(figure) == [], name
 
 
 def ruined(section: Measurements) -> Measurements:

@@ -16,7 +16,7 @@ import torch
 from networks import Problem, conv_problem, mlp_problem
 
 import hessdist
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct

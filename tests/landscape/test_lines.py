@@ -10,7 +10,7 @@ import torch
 from networks import Problem, conv_problem, mlp_problem, quadratic
 from torch.func import functional_call
 
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import Found, best_steps, step_grid

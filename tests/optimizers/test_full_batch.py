@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError, NumericalError, Stopped
 from hessdist.objective import Objective
 from hessdist.optimizers.directions import LBFGS, NewtonCG

@@ -12,7 +12,7 @@ from conftest import DIGITS_JOB
 from networks import mlp_problem, quadratic
 from torch import Tensor, nn
 
-from hessdist.config.job import parse_job
+from hessdist.config.loader import parse_job
 from hessdist.errors import JobError
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
 from hessdist.optimizers.noisy_sgd import NoisySGD

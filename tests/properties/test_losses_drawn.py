@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from properties.drawn import Dense, Drawn, Recipe, build, dense, recipes
 
 import hessdist
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 

@@ -18,16 +18,17 @@ from conftest import Run
 from studied import JOB, MODULE
 
 import hessdist
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.errors import CheckpointError, InputError, JobError, OutputError, Stopped
 from hessdist.landscape.diagnosis import Point, findings, note_of
 from hessdist.parallel.ranks import Ranks
-from hessdist.present.tables import tables
 from hessdist.results.units import Measurements
 from hessdist.service.console import Console
-from hessdist.service.diagnose import DiagnosisResult, diagnose
+from hessdist.service.diagnose import diagnose
 from hessdist.service.sweep import sweep
 from hessdist.service.train import train_job
+from hessdist.service.units import Outcome, Unit
+from hessdist.studies.shows import tables
 
 DIAGNOSIS = "[diagnosis]\npoints = 8\n"
 
@@ -57,7 +58,11 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def diagnosed(*overrides: str, **options: Any) -> DiagnosisResult:
+def steps_of(units: list[Unit]) -> list[int | None]:
+    return [unit.step for unit in units]
+
+
+def diagnosed(*overrides: str, **options: Any) -> Outcome:
     job, text = load_job(Path("job.toml"), overrides)
     return diagnose(job, text, Ranks(), Console(speaks=True), **options)
 
@@ -93,9 +98,9 @@ def test_end_to_end(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) 
     assert np.allclose(numbers["loss_along_gradient"], section["loss_along_gradient"][0])
     # The same command tells it again without a solve.
     again = diagnosed()
-    assert (again.done, again.skipped) == ([], [20])
+    assert (steps_of(again.done), steps_of(again.skipped)) == ([], [20])
     assert lines[begin : begin + count] == capsys.readouterr().out.splitlines()[1 : 1 + count]
-    assert diagnosed('output.path="results/alone.h5"').done == [20]
+    assert steps_of(diagnosed('output.path="results/alone.h5"').done) == [20]
     alone = hessdist.open_run("results/alone.h5").studies["diagnosis"]
     for name, values in alone.items():
         if values.dtype.kind == "f" and name != "seconds":
@@ -104,7 +109,7 @@ def test_end_to_end(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) 
 
 def test_eigenpairs_of_the_sweep_are_taken(folder: Path) -> None:
     solved = diagnosed(everything=True)
-    assert (solved.done, solved.skipped) == ([0, 20], [])
+    assert (steps_of(solved.done), steps_of(solved.skipped)) == ([0, 20], [])
     alone = stored()
     assert alone["solved_here"].all()
     job, text = load_job(Path("job.toml"))
@@ -124,7 +129,7 @@ def test_eigenpairs_of_the_sweep_are_taken(folder: Path) -> None:
                 assert np.array_equal(values, taken[name]), name
     # Of another content of the checkpoint, they are not.
     shutil.copy("checkpoints/step-00000000.pt", "checkpoints/step-00000020.pt")
-    assert diagnosed(step=20).done == [20]
+    assert steps_of(diagnosed(step=20).done) == [20]
     assert stored()["solved_here"][list(stored()["step"]).index(0)] == False  # noqa: E712
 
 
@@ -140,7 +145,7 @@ def test_a_step_too_long_is_predicted_and_measured_to_raise_the_loss(
     assert "measured to raise the loss" in told
     with pytest.raises(OutputError, match="other settings"):
         diagnosed()
-    assert diagnosed(overwrite=True).done == [20]
+    assert steps_of(diagnosed(overwrite=True).done) == [20]
     assert stored()["loss_change"][0] < 0
 
 
@@ -160,7 +165,7 @@ def test_the_table_and_the_note_in_show(folder: Path) -> None:
 
 
 def test_figures(folder: Path) -> None:
-    from hessdist.present.figures import figures
+    from hessdist.studies.shows import figures
 
     diagnosed(everything=True)
     made = dict(figures(hessdist.open_run("results/run.h5"), "title"))
@@ -186,7 +191,7 @@ def test_pairs_that_did_not_converge_are_said(
     finally:
         options.delValue("eps_max_it")
         options.delValue("eps_ncv")
-    assert found.unconverged == [20]
+    assert steps_of(found.unconverged) == [20]
     assert "have not converged" in capsys.readouterr().out
 
 
@@ -211,7 +216,7 @@ def test_a_signal_ends_it_between_products(folder: Path) -> None:
     assert stopped.value.exit_status == 75
     assert list(stored()["step"]) == [0]
     again = diagnosed(everything=True)
-    assert (again.done, again.skipped) == ([20], [0])
+    assert (steps_of(again.done), steps_of(again.skipped)) == ([20], [0])
 
 
 def test_bad_input(folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_lock_that_fails_otherwise_is_one_line(
 ) -> None:
     path = tmp_path / "lock"
     flock_fails(monkeypatch, number)
-    with pytest.raises(OutputError, match="cannot be had") as caught:
+    with pytest.raises(OutputError, match="cannot be locked") as caught:
         locks.acquire(path)
     assert not isinstance(caught.value, locks.NoLocksError)
     assert str(path) in caught.value.what

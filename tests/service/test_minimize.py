@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 
 import hessdist
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import (
     CheckpointError,
@@ -26,14 +25,13 @@ from hessdist.errors import (
 from hessdist.optimizers.full_batch import Ended
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.parallel.ranks import Ranks
-from hessdist.present.figures import figures
-from hessdist.present.tables import tables
 from hessdist.results.units import Measurements
 from hessdist.service import minimize as service
 from hessdist.service.console import Console
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
 from hessdist.service.study import study
 from hessdist.spectrum import petsc
+from hessdist.studies.shows import figures, tables
 from hessdist.workload.checkpoints import checkpoint_name, read_state
 
 WORDS = ("minimize.tolerance=1e-9", "minimize.checkpoint_every=3", "minimize.cg_iterations=8")
@@ -63,12 +61,13 @@ def iterations(count: int) -> str:
 
 def test_the_trace_and_the_checkpoints(job: Path) -> None:
     result = minimized(job, iterations(7))
-    assert result.ended == Ended(False, "all 7 iterations are done", limited=True)
+    assert (result.converged, result.reason) == (False, "all 7 iterations are done")
+    assert result.can_continue
     section = trace()
     assert list(section["iteration"]) == list(range(8))
     assert list(section["checkpoint"]) == steps() == [0, 3, 6, 7]
     assert (np.diff(section["loss"]) < 0).all()
-    assert section["loss"][-1] == result.last.loss
+    assert section["loss"][-1] == result.loss
     assert np.isnan(section["step_length"][0])
     assert (section["step_length"][1:] == 0.5 ** (section["trials"][1:] - 1)).all()
     assert (np.diff(section["products"]) == section["cg_iterations"][1:]).all()
@@ -99,7 +98,7 @@ def test_the_trace_and_the_checkpoints(job: Path) -> None:
 def test_it_goes_on_with_more_iterations_as_if_it_had_never_ended(job: Path) -> None:
     minimized(job, iterations(4))
     early = trace()
-    assert minimized(job, iterations(9)).ended.reason == "all 9 iterations are done"
+    assert minimized(job, iterations(9)).reason == "all 9 iterations are done"
     late = trace()
     assert list(late["checkpoint"]) == [0, 3, 4, 6, 9]
     for name in ("loss", "trials", "products"):
@@ -122,11 +121,12 @@ def test_what_is_done_is_not_done_again(job: Path) -> None:
     first = minimized(job, iterations(3))
     again = minimized(job, iterations(3))
     assert (first.done_before, again.done_before) == (False, True)
-    assert again.ended == Ended(False, "all 3 iterations are done", limited=True)
-    assert again.last.loss == first.last.loss
+    assert (again.converged, again.reason) == (False, "all 3 iterations are done")
+    assert again.can_continue
+    assert again.loss == first.loss
     loose = minimized(job, iterations(3), "minimize.tolerance=10")
     assert loose.done_before
-    assert loose.ended.converged
+    assert loose.converged
     assert trace()["converged"]  # and the file says so
     assert str(trace()["ended"]) == "the norm of the gradient is within 10"
     minimized(job, iterations(3))
@@ -186,10 +186,10 @@ def test_what_cannot_go_on_does_so_without_its_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(service, "minimize", stuck)
         minimized(job, iterations(4))
-    assert minimized(job, iterations(6)).ended.reason == "the line search found no decrease"
+    assert minimized(job, iterations(6)).reason == "the line search found no decrease"
     assert minimized(job, iterations(6)).done_before
     (Path("checkpoints") / checkpoint_name(4)).unlink()  # as a kill before it leaves it
-    assert minimized(job, iterations(6)).ended.reason == "all 6 iterations are done"
+    assert minimized(job, iterations(6)).reason == "all 6 iterations are done"
     assert list(trace()["iteration"]) == list(range(7))
 
 
@@ -253,7 +253,7 @@ def test_fewer_iterations_by_taos_option_are_no_end_of_all(job: Path) -> None:
     known = petsc.initialise()[0].Options()
     known["tao_max_it"] = 2
     try:
-        reasons = [minimized(job, iterations(5)).ended.reason for _ in range(3)]
+        reasons = [minimized(job, iterations(5)).reason for _ in range(3)]
     finally:
         known.delValue("tao_max_it")
     assert reasons[:2] == ["the 2 iterations of -tao_max_it are done"] * 2
@@ -286,31 +286,15 @@ def test_a_signal_leaves_the_iterate_and_the_same_command_goes_on(
 
 
 def test_remedies() -> None:
-    flat = Ended(False, "the line search found no decrease in 34 trials")
-    assert "compute.dtype = 'float64' with minimize.start" in remedy(flat, "float32")
-    assert "raise minimize.tolerance" in remedy(flat, "float64")
+    flat = {"converged": False, "reason": "the line search found no decrease in 34 trials"}
+    assert "compute.dtype = 'float64' with minimize.start" in remedy(**flat, dtype="float32")
+    assert "raise minimize.tolerance" in remedy(**flat, dtype="float64")
     for dtype in ("float32", "float64"):
-        assert remedy(flat, dtype).endswith("another output.path and checkpoints.directory")
-    limited = Ended(False, "all 6 iterations are done", limited=True)
-    assert remedy(limited, "float64").startswith("raise minimize.iterations and start")
-    limited = Ended(False, "the 2 iterations of -tao_max_it are done", limited=True)
-    assert remedy(limited, "float64").startswith("start the same command again")
-    assert remedy(Ended(True, "small"), "float64") == ""
-
-
-def test_the_command_on_three_ranks(job: Path, run: Run) -> None:
-    words = [part for word in (*WORDS, iterations(4)) for part in ("--set", word)]
-    done = run("minimize", "job.toml", *words, ranks=3)
-    assert done.returncode == 3, done.stderr
-    assert "not converged: all 4 iterations are done; raise minimize.iterations" in done.stdout
-    on_three = trace()
-    Path("results").rename("results3")
-    Path("checkpoints").rename("checkpoints3")
-    minimized(job, iterations(4))
-    alone = trace()
-    assert on_three["loss"] == pytest.approx(alone["loss"], rel=1e-10)
-    assert (on_three["cg_iterations"] == alone["cg_iterations"]).all()
-    one, three = (
-        read_state(Path(folder) / checkpoint_name(4)) for folder in ("checkpoints", "checkpoints3")
-    )
-    torch.testing.assert_close(one, three, rtol=1e-8, atol=1e-10)
+        end = "another output.path and checkpoints.directory"
+        assert remedy(**flat, dtype=dtype).endswith(end)
+    limited = {"converged": False, "can_continue": True, "dtype": "float64"}
+    found = remedy(reason="all 6 iterations are done", **limited)
+    assert found.startswith("raise minimize.iterations and start")
+    found = remedy(reason="the 2 iterations of -tao_max_it are done", **limited)
+    assert found.startswith("start the same command again")
+    assert remedy(converged=True, reason="small", dtype="float64") == ""

@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import hessdist
-from hessdist.config.job import Job, parse_job
+from hessdist.config.job import Job
+from hessdist.config.loader import parse_job
 from hessdist.errors import DataError, InputError
 from hessdist.parallel.ranks import Ranks
 from hessdist.service.samples import (

@@ -15,7 +15,7 @@ from networks import Problem, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum
 
 import hessdist
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError, Stopped
 from hessdist.objective import Objective
 from hessdist.parallel.memory import available_bytes

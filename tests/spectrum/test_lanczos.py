@@ -13,7 +13,7 @@ from oracles import PrescribedSpectrum, lanczos, outliers_and_bulk
 from scipy.stats import norm
 from test_densities import assert_calibrated
 
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError
 from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks

@@ -11,30 +11,28 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from shown import figures_of, tables_of
 from torch.func import functional_call, hessian, jacrev
 
-from hessdist.config.job import CriticalPointsSection, TwoLayerSection
+from hessdist.config.studies import registry
 from hessdist.errors import InputError, Stopped
 from hessdist.landscape.index_energy import fit_three_halves
 from hessdist.parallel import memory
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
-from hessdist.studies.experiment import Experiment
-from hessdist.studies.random_matrices import critical_points_figures as pictures
+from hessdist.studies.context import Context
 from hessdist.studies.random_matrices import two_layer as of_two_layers
 from hessdist.studies.random_matrices.critical_points import critical_points
-from hessdist.studies.random_matrices.tables import critical_points as points_table
-from hessdist.studies.random_matrices.tables import two_layer as layers_table
+from hessdist.studies.random_matrices.settings import CriticalPointsSection, TwoLayerSection
 from hessdist.studies.random_matrices.two_layer import two_layer
-from hessdist.studies.remarks import remarks
 from hessdist.theory.laws import Semicircle
 from hessdist.workload.models import mlp
 
 
-def experiment(ranks: Ranks | None = None, **given: Any) -> Experiment:
+def experiment(ranks: Ranks | None = None, **given: Any) -> Context:
     """All that the two sections use of one."""
     objective = SimpleNamespace(ranks=Ranks() if ranks is None else ranks)
-    return Experiment(cast(Any, None), cast(Any, None), cast(Any, objective), **given)
+    return Context(cast(Any, None), cast(Any, None), cast(Any, objective), **given)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +99,12 @@ def test_too_few_points_are_said() -> None:
     )
     section = critical_points(experiment(), settings)
     assert np.isnan(section["critical_energy"]).all()
-    (line,) = remarks("critical_points", section)
+    (line,) = registry()["critical_points"].remarks_on(section)
     assert "3 of 3 searches found a point" in line
     assert "too few for a fit" in line
-    assert points_table(section).row_count == 1
-    for _, figure in pictures.figures({"critical_points": section}, "few"):
+    (table,) = tables_of({"critical_points": section})
+    assert table.row_count == 1
+    for _, figure in figures_of({"critical_points": section}, "few"):
         assert figure.axes
 
 
@@ -157,7 +156,7 @@ def test_settings_that_are_refused(section: type[Any], given: dict[str, Any], to
 @pytest.mark.parametrize("which", ["critical_points", "two_layer"])
 def test_a_signal_is_heeded_between_steps(which: str) -> None:
     told: list[str] = []
-    here = experiment(tell=told.append, stopped=lambda: len(told) > 3)
+    here = experiment(note=told.append, is_stopped=lambda: len(told) > 3)
     run: dict[str, Callable[[], Measurements]] = {
         "critical_points": partial(
             critical_points, here, CriticalPointsSection(width=3, ratios=[0.5])
@@ -233,9 +232,10 @@ def test_scales_in_the_mean_over_networks() -> None:
     # Turned matrices are freer than the network's own.
     own, turned = (np.abs(section[name][..., 3] - 1).mean() for name in ("mixed", "mixed_rotated"))
     assert turned < own
-    assert layers_table(section).row_count == 2
-    assert len(list(remarks("two_layer", section))) == 2
-    names = [name for name, _ in pictures.figures({"two_layer": section}, "small")]
+    (table,) = tables_of({"two_layer": section})
+    assert table.row_count == 2
+    assert len(list(registry()["two_layer"].remarks_on(section))) == 2
+    names = [name for name, _ in figures_of({"two_layer": section}, "small")]
     assert names == [
         "two-layer-identity-drawn",
         "two-layer-relu-drawn",
@@ -257,7 +257,9 @@ def test_a_law_that_cannot_be_computed_is_no_number(monkeypatch: pytest.MonkeyPa
     section = two_layer(experiment(), settings)
     assert np.isnan(section["distance_residual"]).all()
     assert np.isfinite(section["distance_positive"]).all()
-    assert any("H1 not to be computed" in line for line in remarks("two_layer", section))
+    assert any(
+        "H1 not to be computed" in line for line in registry()["two_layer"].remarks_on(section)
+    )
 
 
 def test_matrices_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +297,9 @@ def test_a_pole_and_extreme_energies(ratio: float, energy: float) -> None:
     section = two_layer(experiment(), settings)
     assert np.isfinite(section["distance_positive"]).all()
     assert np.isnan(section["distance_bilinear"]).all() == (ratio == 2)
-    told = " ".join(remarks("two_layer", section))
+    told = " ".join(registry()["two_layer"].remarks_on(section))
     assert ("has a pole at zero" in told) == (ratio == 2)
-    drawn = dict(pictures.figures({"two_layer": section}, "a pole"))
+    drawn = dict(figures_of({"two_layer": section}, "a pole"))
     words = [text.get_text() for text in drawn["two-layer-distances"].axes[0].texts]
     assert words == ["not to be computed"] * (ratio == 2)
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import hessdist
-from hessdist.config.job import DecompositionSection, Job, WidthsSection, load_job
+from hessdist.config.job import Job
+from hessdist.config.loader import load_job
+from hessdist.config.studies import registry
 from hessdist.curvature.output_residuals import output_residuals
 from hessdist.errors import InputError, Stopped
 from hessdist.objective import Objective, Workload
@@ -25,10 +27,9 @@ from hessdist.service.study import study
 from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.summary import Effort, summarise
-from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.decomposition import decomposition, widths
-from hessdist.studies.experiment import Experiment
-from hessdist.studies.remarks import remarks
+from hessdist.studies.eigenspaces.settings import DecompositionSection, WidthsSection
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
@@ -59,7 +60,7 @@ def spread(problem: Problem, ranks: Ranks, job: Job) -> tuple[Workload, Objectiv
 
 def looked_at(problem: Problem, ranks: Ranks, job: Job, **settings: Any) -> Measurements:
     workload, objective = spread(problem, ranks, job)
-    here = CheckpointUnderStudy(job, workload, objective, None)
+    here = Context(job, workload, objective)
     return decomposition(here, DecompositionSection(**settings))
 
 
@@ -261,7 +262,7 @@ def compare(found: Measurements, at: tuple[int, int, int], problem: Problem) -> 
 
 def of_widths(problem: Problem, job: Job, **settings: Any) -> Measurements:
     workload, objective = spread(problem, Ranks(), job)
-    return widths(Experiment(job, workload, objective), WidthsSection(**settings))
+    return widths(Context(job, workload, objective), WidthsSection(**settings))
 
 
 def test_networks_that_diverge_are_marked() -> None:
@@ -274,7 +275,7 @@ def test_networks_that_diverge_are_marked() -> None:
     assert np.isnan(found["loss"][..., 1]).all()
     assert np.isnan(found["trace"][..., 1, :]).all()
     assert found["converged"].all()
-    assert "2 of 2 networks diverged" in "".join(remarks("widths", found))
+    assert "2 of 2 networks diverged" in "".join(registry()["widths"].remarks_on(found))
 
 
 def test_a_signal_ends_the_descent() -> None:
@@ -282,8 +283,8 @@ def test_a_signal_ends_the_descent() -> None:
     problem = linear(6)
     workload, objective = spread(problem, Ranks(), job)
     told: list[str] = []
-    experiment = Experiment(
-        job, workload, objective, tell=told.append, stopped=lambda: len(told) > 5
+    experiment = Context(
+        job, workload, objective, note=told.append, is_stopped=lambda: len(told) > 5
     )
     with pytest.raises(Stopped):
         widths(experiment, WidthsSection(hidden=[[3]], at=[10**9]))

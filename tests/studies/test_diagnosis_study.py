@@ -15,7 +15,7 @@ from hessdist.landscape.diagnosis import Kind, Point
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
-from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.context import Context
 from hessdist.studies.debugging.diagnosis import diagnosis
 
 VALUES = [0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
@@ -38,8 +38,8 @@ def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Me
     job = Job.model_validate(sections)
     indices = np.arange(len(problem.dataset))
     workload = Workload(problem.model, problem.loss, problem.dataset, indices)
-    at = CheckpointUnderStudy(job, workload, workload.on(Ranks(), job), None)
-    return diagnosis(at, job.diagnosis, "here")
+    at = Context(job, workload, workload.on(Ranks(), job))
+    return diagnosis(at, job.diagnosis)
 
 
 def at_rest(eigenvalues: list[float]) -> tuple[Problem, np.ndarray, np.ndarray]:

@@ -13,23 +13,22 @@ import numpy as np
 import pytest
 import torch
 from networks import Problem, Samples, dense
+from shown import figures_of, tables_of
 from studied import JOB, MODULE
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from hessdist.config.job import parse_job
+from hessdist.config.loader import parse_job
+from hessdist.config.studies import registry
 from hessdist.errors import InputError, Stopped
 from hessdist.objective import Workload
 from hessdist.optimizers.swag import SWAG
 from hessdist.parallel.ranks import Ranks, import_mpi
-from hessdist.present.tables import tables
 from hessdist.results.units import Measurements
 from hessdist.spectrum import petsc
+from hessdist.studies.context import Context
 from hessdist.studies.debugging.saddle import leave_a_saddle
-from hessdist.studies.eigenspaces import figures
 from hessdist.studies.eigenspaces.eigenspace import compare_on_a_budget
-from hessdist.studies.experiment import Experiment
-from hessdist.studies.remarks import remarks
 from hessdist.workload.models import build_model, mlp
 from hessdist.workload.training import initialise, minibatches
 
@@ -94,20 +93,8 @@ def section(
     job, _ = parse_job(edit(text), "job")
     workload = Workload.of(job)
     ranks = Ranks(import_mpi().COMM_SELF if comm is None else comm)
-    experiment = Experiment(job, workload, workload.on(ranks, job), **callbacks)
+    experiment = Context(job, workload, workload.on(ranks, job), **callbacks)
     return SECTIONS[name](experiment, getattr(job.study, name))
-
-
-class Studied:
-    """A result without checkpoints, for tables."""
-
-    parameters = ()
-
-    def __init__(self, studies: dict[str, Measurements]) -> None:
-        self.studies = studies
-
-    def __len__(self) -> int:
-        return 0
 
 
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,7 +220,7 @@ def test_a_run_that_diverges_is_kept_and_marked() -> None:
     assert np.isfinite(found["loss"][:2, 0]).all()
     assert np.isfinite(found["loss"][2:, 0, :, 0]).all()
     assert np.isnan(found["loss"][2:, :, :, -1]).all()
-    assert any("diverged" in line for line in remarks("eigenspace", found))
+    assert any("diverged" in line for line in registry()["eigenspace"].remarks_on(found))
 
 
 def test_averages_have_batch_statistics_of_their_own() -> None:
@@ -349,7 +336,7 @@ def test_bad_input(change: tuple[str, str], expected: str) -> None:
 def test_a_signal_ends_it(text: str, name: str) -> None:
     told: list[str] = []
     with pytest.raises(Stopped):
-        section(text, name, tell=told.append, stopped=lambda: len(told) >= 20)
+        section(text, name, note=told.append, is_stopped=lambda: len(told) >= 20)
     assert len(told) == 20
 
 
@@ -375,12 +362,12 @@ def test_three_ranks_give_the_numbers_of_one(mpi_ranks: int, comm: Any) -> None:
 )
 def test_figures_tables_and_remarks(text: str, name: str, count: int) -> None:
     found = once(text, name)
-    assert len(list(remarks(name, found))) >= 2
-    drawn = dict(figures.figures({name: found}, "a title"))
+    assert len(list(registry()[name].remarks_on(found))) >= 2
+    drawn = dict(figures_of({name: found}, "a title"))
     assert len(drawn) == count
     for figure in drawn.values():
         figure.canvas.draw()
         assert figure.axes[0].get_lines()
 
-    (table,) = tables(Studied({name: found}))  # type: ignore[arg-type]
+    (table,) = tables_of({name: found})
     assert list(dict.fromkeys(table.columns[0].cells)) == list(found["run"])

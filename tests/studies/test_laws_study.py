@@ -11,9 +11,12 @@ import pytest
 import torch
 from networks import Samples
 from numpy.typing import NDArray
+from shown import figures_of, tables_of
 
 import hessdist
-from hessdist.config.job import Job, LawsSection, load_job
+from hessdist.config.job import Job
+from hessdist.config.loader import load_job
+from hessdist.config.studies import registry
 from hessdist.errors import JobError, ResultError
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
@@ -22,12 +25,9 @@ from hessdist.results.units import Measurements, Variable, stacked
 from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.outliers import outliers_sought
-from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.laws import laws
-from hessdist.studies.random_matrices.laws_figures import figures
-from hessdist.studies.random_matrices.tables import law_failures
-from hessdist.studies.random_matrices.tables import laws as table_of
-from hessdist.studies.remarks import remarks
+from hessdist.studies.random_matrices.settings import LawsSection
 from hessdist.theory.fit import fit
 from hessdist.theory.laws import MarchenkoPastur
 from hessdist.theory.measured import Measured, split
@@ -68,7 +68,7 @@ def fitted(ranks: Ranks, found: Measurements | None, **settings: Any) -> Measure
         assert ranks.is_root  # which alone reads files
         return found if name == "exact" else None
 
-    here = CheckpointUnderStudy(job, workload, objective, None, stored=stored)
+    here = Context(job, workload, objective, stored=stored)
     return laws(here, LawsSection(**{"laws": QUICK, **settings}))
 
 
@@ -113,7 +113,7 @@ def test_where_a_law_fails_is_said() -> None:
     assert f"up to {OUTLIERS[0]:.3g}" in told
     assert "near zero 39.8% measured, 0.0% by the law" in told
     assert "negative 0.0% measured, 0.0% by the law" in told
-    lines = list(remarks("laws", section))
+    lines = list(registry()["laws"].remarks_on(section))
     assert lines[0] == "exact, hessian: 39.84% near zero, 2 outliers, 300 points left"
     assert lines[2].startswith("exact, hessian, Marchenko-Pastur: σ ")
     assert told in lines[2]
@@ -133,7 +133,10 @@ def test_what_cannot_be_fitted_is_kept_and_named(values: NDArray[np.float64], re
     for name in ("kolmogorov_smirnov", "scale", "high", "law_cumulative"):
         assert np.isnan(section[name]).all(), name
     assert section["converged"].all()  # no iteration was begun
-    assert f"no fit: {where_it_fails(section, (0, 0))[8:]}" in list(remarks("laws", section))[1]
+    assert (
+        f"no fit: {where_it_fails(section, (0, 0))[8:]}"
+        in list(registry()["laws"].remarks_on(section))[1]
+    )
 
 
 @pytest.mark.parametrize("found", [None, exact_section(np.arange(30.0))])
@@ -165,8 +168,8 @@ def test_spectra_that_steps_do_not_share_are_all_kept() -> None:
     assert section["kolmogorov_smirnov"][there] == pytest.approx(
         np.tile(whole["kolmogorov_smirnov"][0], (4, 1))
     )
-    assert table_of(section).row_count == law_failures(section).row_count == 4 * len(QUICK)
-    drawn = [name for name, _ in figures({"laws": section}, "made")]
+    assert [one.row_count for one in tables_of({"laws": section})] == [4 * len(QUICK)] * 2
+    drawn = [name for name, _ in figures_of({"laws": section}, "made")]
     assert [name.rsplit("-step-", 1)[1] for name in drawn] == ["0", "50", "50", "100"]
 
 
@@ -193,7 +196,7 @@ def test_a_run_has_them_after_its_spectra(studied: Path) -> None:
                 expected = getattr(found, name)
                 stored = section[name][0, row, column]
                 assert stored == pytest.approx(expected, rel=1e-6, nan_ok=True), (law, name)
-    assert table_of(section).row_count == law_failures(section).row_count == 9
+    assert [one.row_count for one in tables_of({"laws": section})] == [9, 9]
 
 
 JOB = """
@@ -220,7 +223,7 @@ def test_laws_follow_their_spectra(tmp_path: Path) -> None:
         (tmp_path / "job.toml").write_text(base + sections, encoding="utf-8")
         job, text = load_job(tmp_path / "job.toml")
         done = study(job, text, Ranks(), Console(lambda line: None), **how)
-        return done.done, done.skipped
+        return [u.name for u in done.done], [u.name for u in done.skipped]
 
     with pytest.raises(JobError, match=r"has no spectrum to be fitted to; add \[study.density\]"):
         studied(wanted)

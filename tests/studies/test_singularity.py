@@ -19,7 +19,7 @@ from torch.func import hessian
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import hessdist
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.errors import InputError, ResultError
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements

@@ -18,7 +18,7 @@ from service.sweeps import completed, started, until
 from studied import JOB, prepare
 
 import hessdist
-from hessdist.config.job import load_job
+from hessdist.config.loader import load_job
 from hessdist.errors import InputError
 from hessdist.landscape.step_size import Found
 from hessdist.parallel.ranks import Ranks

@@ -8,37 +8,56 @@ give every rank the same numbers.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hessdist.config.job import DiagnosisSection
+from hessdist.config.job import Job
+from hessdist.config.sections import DiagnosisSection
 from hessdist.curvature.parameters import ParameterLayout
 from hessdist.landscape.diagnosis import Point, note
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import Found, best_steps, step_grid
-from hessdist.objective import Evaluation, eigenpairs_as, full_vectors
+from hessdist.objective import Evaluation, full_vectors
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import End
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
+from hessdist.studies.context import Context, Pair, eigenpairs_as
 
 _DECADES = 1e-4  # nearest point of the escape line, as a share of the farthest
 _FARTHEST = 1e3  # a best rate that is drawn, as a multiple of the other rates
 
 
-def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str) -> Measurements:
+def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) -> Any:
+    """Everything that determines a diagnosis, apart from the run and the checkpoint.
+
+    Args:
+        job: The job; the optimiser of its training section is part of the diagnosis.
+        settings: The section diagnosis.
+        options: PETSc's options, which do not matter.
+
+    Returns:
+        Values of JSON's types.
+    """
+    of_training = {"optimizer", "learning_rate", "momentum"}
+    return settings.model_dump(mode="json") | job.training.model_dump(
+        mode="json", include=of_training
+    )
+
+
+def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
     """Gradient, curvature along it, eigenpairs, and the loss along two lines. Collective.
 
     Args:
-        at: The checkpoint; its eigenpairs are solved for where it has none.
+        context: The checkpoint; its eigenpairs are solved for where it has none.
         settings: Tolerances and lines.
-        heading: What the note begins with.
 
     Returns:
         The section, with dimensions largest, smallest, layer, point and distance; NaN where
@@ -49,22 +68,22 @@ def diagnosis(at: CheckpointUnderStudy, settings: DiagnosisSection, heading: str
         ResultError: The run's eigenvectors cannot be read; on every rank.
     """
     start = time.perf_counter()
-    here = at.objective.evaluate()
-    shell = at.objective.shell("hessian", here.weight, at.on_product)
-    known = _from_the_run(at) if at.has_pairs else _solved(at, shell, here)
-    (curvature,) = at.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
-    point = _unmeasured(at, settings, here, known, float(curvature))
-    point, descent = _descend(at, settings, here, point)
-    point, escape = _escape(at, settings, here, known, point)
+    here = context.objective.evaluate()
+    shell = context.objective.shell("hessian", here.weight, context.on_product)
+    known = _from_the_run(context) if context.has_pairs else _solved(context, shell, here)
+    (curvature,) = context.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
+    point = _unmeasured(context, settings, here, known, float(curvature))
+    point, descent = _descend(context, settings, here, point)
+    point, escape = _escape(context, settings, here, known, point)
     columns = {**_of_point(point), **_derived(point), **descent, **escape}
     return Measurements({
         **columns,
         "solved_here": Variable(
-            (), np.array(not at.has_pairs), "whether eigenpairs were solved for"
+            (), np.array(not context.has_pairs), "whether eigenpairs were solved for"
         ),
         "products": Variable((), np.array(shell.products), "Hessian-vector products"),
         "seconds": Variable((), np.array(time.perf_counter() - start), "wall time", "s"),
-        "note": _text("\n".join(note(point, heading)), "the note, line by line"),
+        "note": _text("\n".join(note(point, f"step {context.step}")), "the note, line by line"),
     })
 
 
@@ -81,26 +100,28 @@ class _Known:
     lowest: NDArray[np.float32]  # (n, d) with n = 1, or 0 where no smallest was asked for
 
 
-def _from_the_run(at: CheckpointUnderStudy) -> _Known:
-    pairs = at.pairs()
+def _from_the_run(context: Context) -> _Known:
+    pairs = context.pairs()
     of: dict[str, list[Pair]] = {end: [pair for pair in pairs if pair.end == end] for end in ENDS}
     return _Known(
         {end: np.array([pair.value for pair in some]) for end, some in of.items()},
         {end: np.array([pair.converged for pair in some], bool) for end, some in of.items()},
         {end: np.abs([pair.slope for pair in some]) for end, some in of.items()},
-        at.vectors(of["smallest"][:1]),
+        context.vectors(of["smallest"][:1]),
     )
 
 
-def _solved(at: CheckpointUnderStudy, shell: ShellMatrix, here: Evaluation) -> _Known:
-    at.say(f"no eigenpairs of this checkpoint in {at.job.output.path}: they are solved for")
-    pairs = eigenpairs_as(at.job.spectrum, shell)
+def _solved(context: Context, shell: ShellMatrix, here: Evaluation) -> _Known:
+    context.line(
+        f"no eigenpairs of this checkpoint in {context.job.output.path}: they are solved for"
+    )
+    pairs = eigenpairs_as(context.job.spectrum, shell)
     ends: dict[str, End] = {"largest": pairs.largest, "smallest": pairs.smallest}
     slopes = {
-        end: np.abs(at.ranks.sum(some.vectors.astype(np.float64) @ here.gradient))
+        end: np.abs(context.ranks.sum(some.vectors.astype(np.float64) @ here.gradient))
         for end, some in ends.items()
     }
-    lowest = full_vectors(at.ranks, pairs.smallest.vectors[:1], shell.size)
+    lowest = full_vectors(context.ranks, pairs.smallest.vectors[:1], shell.size)
     return _Known(
         {end: some.values for end, some in ends.items()},
         {end: some.converged for end, some in ends.items()},
@@ -110,19 +131,19 @@ def _solved(at: CheckpointUnderStudy, shell: ShellMatrix, here: Evaluation) -> _
 
 
 def _unmeasured(
-    at: CheckpointUnderStudy,
+    context: Context,
     settings: DiagnosisSection,
     here: Evaluation,
     known: _Known,
     curvature: float,
 ) -> Point:
     """The point before the loss is measured anywhere else."""
-    training, nothing = at.job.training, float("nan")
-    layers = list(layers_of(at.objective.layout.names))
+    training, nothing = context.job.training, float("nan")
+    layers = list(layers_of(context.objective.layout.names))
     return Point(
-        num_parameters=at.objective.layout.size,
+        num_parameters=context.objective.layout.size,
         loss=here.loss,
-        rounding=torch.finfo(at.objective.local.dtype).eps * abs(here.loss),
+        rounding=torch.finfo(context.objective.local.dtype).eps * abs(here.loss),
         gradient_norm=here.gradient_norm,
         gradient_curvature=curvature,
         eigenvalues_largest=known.values["largest"],
@@ -151,15 +172,20 @@ def _unmeasured(
 
 
 def _descend(
-    at: CheckpointUnderStudy, settings: DiagnosisSection, here: Evaluation, point: Point
+    context: Context, settings: DiagnosisSection, here: Evaluation, point: Point
 ) -> tuple[Point, dict[str, Variable]]:
     """L(θ − εg) for rates ε around the job's, the best and the largest stable one. Collective."""
     rates = _rates(settings, point)
     losses = np.full(len(rates), np.nan)
     if point.gradient_norm:
-        whole = np.empty(at.objective.layout.size)
-        at.ranks.gather_vector(here.gradient, whole)
-        down = LossInSpan(at.objective, -whole[None] / point.gradient_norm, here.weight, at.on_pass)
+        whole = np.empty(context.objective.layout.size)
+        context.ranks.gather_vector(here.gradient, whole)
+        down = LossInSpan(
+            context.objective,
+            -whole[None] / point.gradient_norm,
+            here.weight,
+            context.on_evaluation,
+        )
         special = np.nan_to_num([0.0, point.learning_rate, point.best_rate])
         found = down.losses(np.concatenate([special, rates])[:, None] * point.gradient_norm)
         # Against the loss by the same evaluation, so that a small change is no rounding.
@@ -189,7 +215,7 @@ def _rates(settings: DiagnosisSection, point: Point) -> NDArray[np.float64]:
 
 
 def _escape(
-    at: CheckpointUnderStudy,
+    context: Context,
     settings: DiagnosisSection,
     here: Evaluation,
     known: _Known,
@@ -200,15 +226,15 @@ def _escape(
     losses = np.full(len(grid), np.nan)
     model = losses
     if point.can_escape:
-        begin, end = at.ranks.shard(at.objective.layout.size)
-        (uphill,) = at.ranks.sum(known.lowest[:, begin:end].astype(np.float64) @ here.gradient)
+        begin, end = context.ranks.shard(context.objective.layout.size)
+        (uphill,) = context.ranks.sum(known.lowest[:, begin:end].astype(np.float64) @ here.gradient)
         slope = -abs(float(uphill))
         u = known.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
-        span = LossInSpan(at.objective, u, at.weight, at.on_pass)
+        span = LossInSpan(context.objective, u, context.weight, context.on_evaluation)
         (start,) = span.losses(np.zeros((1, 1)))
         # As the step of a line with unit slope the distance is found where the slope is zero, too.
         lines = Lines(span, np.array([-1.0]))
-        precision = torch.finfo(at.objective.local.dtype).eps
+        precision = torch.finfo(context.objective.local.dtype).eps
         best = best_steps(lines, grid, float(start), np.array([True]), precision)
         losses = best.scanned[0]
         model = start + grid * slope + grid**2 / 2 * point.lambda_min
@@ -217,7 +243,7 @@ def _escape(
             escape_best_distance=float(best.alpha[0]),
             escape_loss_change=float(best.loss[0] - start),
             escape_at_edge=bool(best.found[0] == Found.EDGE),
-            escape_share=_by_layer(at.objective.layout, u[0]),
+            escape_share=_by_layer(context.objective.layout, u[0]),
         )
     return point, {
         "distance": Variable(("distance",), grid, "distance t along the escape direction u"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _MEASURED, _MODEL, _MARK = "#c8501e", "#1f5fa8", "#444444"
@@ -24,19 +25,9 @@ _EDGE = 1.0  # changes of the loss are drawn up to the loss itself
 _FAR = 4.0  # a loss is drawn up to so many times the greatest fall above the start
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of a diagnosis.
-
-    Args:
-        studies: Sections by name.
-        title: Of the run.
-
-    Yields:
-        The name of a file and its figure.
-    """
-    if "diagnosis" not in studies:
-        return
-    section = studies["diagnosis"]
+def draw_diagnosis(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the diagnosis over the run and at each checkpoint."""
+    section = run.studies["diagnosis"]
     if len(section["step"]) > 1:
         yield "diagnosis-gradient", gradient(section, title)
         yield "diagnosis-rates", rates(section, title)

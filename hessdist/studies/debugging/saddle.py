@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdist.config.job import Job, SaddleSection
+from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
-from hessdist.objective import Evaluation, eigenpairs_as
+from hessdist.objective import Evaluation
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import exact_spectrum, plan
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context, eigenpairs_as
+from hessdist.studies.debugging.settings import SaddleSection
 from hessdist.studies.networks import Alone, shard_of
 from hessdist.workload.ensemble import on_sphere
 from hessdist.workload.shard import Shard
@@ -84,11 +85,11 @@ class _Run:
     gradient_norms: NDArray[np.float64]
 
 
-def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Measurements:
+def leave_a_saddle(context: Context, settings: SaddleSection) -> Measurements:
     """SGD, SGD with momentum and noisy SGD from a strict saddle. Collective.
 
     Args:
-        experiment: Its job's training section says learning rate and batch size; its model is left
+        context: Its job's training section says learning rate and batch size; its model is left
             with all parameters zero.
         settings: The runs.
 
@@ -99,28 +100,28 @@ def leave_a_saddle(experiment: Experiment, settings: SaddleSection) -> Measureme
         WorkloadError: All parameters zero are no strict saddle of this network; on every rank.
         Stopped: A signal came; on every rank.
     """
-    ranks, job = experiment.ranks, experiment.job
-    saddle = _saddle(experiment)
+    ranks, job = context.ranks, context.job
+    saddle = _saddle(context)
     ways = ways_of(settings)
     tasks = [(way, seed) for way in range(len(ways)) for seed in range(len(settings.seeds))]
     mine: dict[tuple[int, int], _Run] = {}
     with ranks.agreeing():
-        samples = _samples(experiment, settings)
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+        samples = _samples(context, settings)
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
-            experiment.heed(f"{ways[way].name}, seed {settings.seeds[seed]}")
-            descent = _Descent(experiment, settings, ways[way], settings.seeds[seed], samples)
+            context.local_progress(f"{ways[way].name}, seed {settings.seeds[seed]}")
+            descent = _Descent(context, settings, ways[way], settings.seeds[seed], samples)
             mine[way, seed] = descent.work()
-    experiment.on_product(0)
+    context.check_stop()
     runs: dict[tuple[int, int], _Run] = {}
     for theirs in ranks.collect(mine):
         runs |= theirs
-    return _section(job, settings, saddle, ways, runs, experiment.objective.layout.size)
+    return _section(job, settings, saddle, ways, runs, context.objective.layout.size)
 
 
-def _saddle(experiment: Experiment) -> _Saddle:
+def _saddle(context: Context) -> _Saddle:
     """The point, with its exact eigenvalues, if it is a strict saddle. Collective."""
-    objective, ranks = experiment.objective, experiment.ranks
+    objective, ranks = context.objective, context.ranks
     theta = torch.zeros_like(objective.local.parameters.flat())
     objective.local.parameters.assign(theta)
     at = objective.evaluate()
@@ -132,11 +133,11 @@ def _saddle(experiment: Experiment) -> _Saddle:
                 f"{at.gradient_norm:.4g}",
                 remedy,
             )
-    shell = objective.shell("hessian", at.weight, experiment.on_product)
+    shell = objective.shell("hessian", at.weight, context.on_product)
     if objective.layout.size <= _DENSE:
         found = _Saddle(at, exact_spectrum(shell, plan(shell)).values, converged=True)
     else:
-        pairs = eigenpairs_as(experiment.job.spectrum, shell, largest=1, smallest=1)
+        pairs = eigenpairs_as(context.job.spectrum, shell, largest=1, smallest=1)
         ends = np.array([pairs.smallest.values[0], pairs.largest.values[0]])
         found = _Saddle(at, ends, pairs.converged)
     with ranks.agreeing():
@@ -149,9 +150,9 @@ def _saddle(experiment: Experiment) -> _Saddle:
     return found
 
 
-def _samples(experiment: Experiment, settings: SaddleSection) -> tuple[Shard, Shard]:
+def _samples(context: Context, settings: SaddleSection) -> tuple[Shard, Shard]:
     """The job's samples in batches of the job's size, and as minibatches are drawn from them."""
-    job, workload, device = experiment.job, experiment.workload, experiment.objective.device
+    job, workload, device = context.job, context.workload, context.objective.device
     whole = shard_of(job, device, workload.dataset, workload.indices)
     drawn = shard_of(job, device, workload.dataset, workload.indices, 0, job.training.batch_size)
     return whole, whole if settings.full_batch else drawn
@@ -162,21 +163,21 @@ class _Descent:
 
     def __init__(
         self,
-        experiment: Experiment,
+        context: Context,
         settings: SaddleSection,
         way: Way,
         seed: int,
         samples: tuple[Shard, Shard],
     ) -> None:
-        job = experiment.job
-        self._settings, self._heed, self._name = settings, experiment.heed, way.name
+        job = context.job
+        self._settings, self._heed, self._name = settings, context.local_progress, way.name
         whole, drawn = samples
-        self._network = Alone(job, experiment.workload, experiment.objective.device, seed, drawn)
+        self._network = Alone(job, context.workload, context.objective.device, seed, drawn)
         self._parameters = Parameters(self._network.model)
         self._judged = self._network.local(whole)
         size = self._parameters.layout.size
         start = on_sphere([seed], size, way.displacement, 0)[0]
-        self._parameters.assign(start.to(experiment.objective.device))
+        self._parameters.assign(start.to(context.objective.device))
         rate = job.training.learning_rate
         self._optimizer: torch.optim.Optimizer = (
             NoisySGD(

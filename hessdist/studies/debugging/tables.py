@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from hessdist.landscape.diagnosis import Point, findings, note_of
-from hessdist.present.cells import new_table, number, percent
+from hessdist.present.cells import median, new_table, number, percent, share
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Measurements
+    from hessdist.results.reader import Run
 
 
-def diagnosis(section: Measurements) -> Table:
-    """What kind of points checkpoints are, and what a gradient step does there.
-
-    Args:
-        section: The section "diagnosis".
-
-    Returns:
-        One line a checkpoint.
-    """
+def diagnosis_summary(run: Run) -> Iterator[Table]:
+    """What kind of points checkpoints are, and what a gradient step does there."""
+    section = run.studies["diagnosis"]
     columns = ["step", "point", "‖g‖", "λ_max", "λ_min", "negative", "rate", "best", "2/λ_max"]
     columns += ["predicted", "measured", "top share", "escape"]
     title = "\ndiagnosis; changes of the loss by a gradient step of the rate, and along the escape"
@@ -44,18 +40,12 @@ def diagnosis(section: Measurements) -> Table:
             percent(section["share_largest"][row]),
             number(section["escape_loss_change"][row]),
         )
-    return table
+    yield table
 
 
-def last_note(section: Measurements) -> Table:
-    """The doctor's note of the last checkpoint that was diagnosed.
-
-    Args:
-        section: The section "diagnosis".
-
-    Returns:
-        A line a finding, with its source.
-    """
+def last_note(run: Run) -> Iterator[Table]:
+    """The doctor's note of the last checkpoint that was diagnosed."""
+    section = run.studies["diagnosis"]
     heading, *_ = note_of(section, -1)
     table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
     table.title = escape(f"\n{heading}")
@@ -63,4 +53,33 @@ def last_note(section: Measurements) -> Table:
     table.add_column()
     for finding in findings(Point.of(section, -1)):
         table.add_row(finding.topic, escape(f"{finding.text} [{finding.source}]"))
-    return table
+    yield table
+
+
+def diagnosis(run: Run) -> Iterator[Table]:
+    """All tables of the study."""
+    yield from diagnosis_summary(run)
+    yield from last_note(run)
+
+
+def saddle(run: Run) -> Iterator[Table]:
+    """How soon a saddle is left, beside the quadratic model."""
+    section = run.studies["saddle"]
+    columns = ["optimiser", "left", "after steps", "quadratic model", "growth a step", "model"]
+    heading = f"\nfrom a saddle with λ_d = {section['eigenvalues'][0]:.4g}"
+    table = new_table([*columns, "loss at the end"], heading)
+    for row, name in enumerate(section["run"]):
+        escapes = section["escape"][row]
+        numbers = (
+            median(escapes),
+            section["predicted_escape"][row],
+            median(section["growth"][row]),
+            section["predicted_growth"][row],
+            median(section["loss"][row, :, -1]),
+        )
+        table.add_row(
+            str(name),
+            share(np.isfinite(escapes)),
+            *("" if np.isnan(number) else f"{number:.5g}" for number in numbers),
+        )
+    yield table

@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from hessdist.config.job import DecompositionSection, Job, SpectrumSection, WidthsSection
+from hessdist.config.job import Job
+from hessdist.config.sections import SpectrumSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.output_residuals import OutputResiduals, output_residuals
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import NumericalError
-from hessdist.objective import DTYPES, eigenpairs_as
+from hessdist.objective import DTYPES
 from hessdist.parallel.ranks import Ranks, one_thread
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
@@ -41,8 +42,9 @@ from hessdist.spectrum.outliers import in_numbers
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 from hessdist.spectrum.summary import Effort, MatrixSummary, summarise
-from hessdist.studies.checkpoint import CheckpointUnderStudy
-from hessdist.studies.experiment import Experiment, mlp_of_widths
+from hessdist.studies.context import Context, eigenpairs_as
+from hessdist.studies.eigenspaces.settings import DecompositionSection, WidthsSection
+from hessdist.studies.networks import mlp_of_widths
 from hessdist.studies.singularity.whole_spectra import require_memory
 from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.shard import Shard
@@ -80,11 +82,11 @@ class _Matrix:
     seconds: float
 
 
-def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) -> Measurements:
+def decomposition(context: Context, settings: DecompositionSection) -> Measurements:
     """H, G, S and F at a checkpoint: both ends, traces, norms, outliers, null space. Collective.
 
     Args:
-        here: The checkpoint; no eigenpair of a sweep is looked at.
+        context: The checkpoint; no eigenpair of a sweep is looked at.
         settings: What is wanted.
 
     Returns:
@@ -94,7 +96,7 @@ def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) ->
         InputError: The loss is no criterion of (outputs, targets), more pairs are wanted than
             there are, or Krylov bases do not fit into memory; on every rank.
     """
-    objective, ranks = here.objective, here.ranks
+    objective, ranks = context.objective, context.ranks
     require_memory(objective, settings, "decomposition")
     with ranks.agreeing():
         mine = output_residuals(objective.local)
@@ -105,12 +107,12 @@ def decomposition(here: CheckpointUnderStudy, settings: DecompositionSection) ->
     found: dict[str, _Matrix] = {}
     for operator in (G, H, S, F):  # G's vectors are compared with, and S is measured by H
         start = time.perf_counter()
-        shell = objective.shell(operator, at.weight, here.on_product)
+        shell = objective.shell(operator, at.weight, context.on_product)
         rounding = _ROUNDINGS * shell.epsilon * found[H].summary.largest if operator == S else 0.0
         shift = objective.l2 if operator in _PENALISED else 0.0
         image = shell.apply(v)
         summary = summarise(shell, _effort(settings), shift=shift, rounding=rounding)
-        pairs = _ends(here.job.spectrum, shell, settings, operator, summary.largest <= rounding)
+        pairs = _ends(context.job.spectrum, shell, settings, operator, summary.largest <= rounding)
         most = _PER_OUTPUT * max(one.outputs for one in everyone)
         outliers = _count(pairs["largest"].values, most)
         reference = found[G] if operator != G else None
@@ -296,11 +298,11 @@ class _Look:
     extremes: Mapping[str, tuple[float, float, bool]]  # λ_1, λ_d, whether they converged
 
 
-def widths(experiment: Experiment, settings: WidthsSection) -> Measurements:
+def widths(context: Context, settings: WidthsSection) -> Measurements:
     """H, G and S of networks from narrow to wide, by gradient descent on all samples. Collective.
 
     Args:
-        experiment: Its job's model is an mlp, whose hidden widths are varied.
+        context: Its job's model is an mlp, whose hidden widths are varied.
         settings: The networks.
 
     Returns:
@@ -310,23 +312,23 @@ def widths(experiment: Experiment, settings: WidthsSection) -> Measurements:
     Raises:
         InputError: The model is no mlp, or its loss no criterion; on every rank.
     """
-    ranks, job = experiment.ranks, experiment.job
+    ranks, job = context.ranks, context.job
     with ranks.agreeing():
         models = [_network(job, settings, hidden, settings.seed) for hidden in settings.hidden]
         sizes = [Parameters(model).layout.size for model in models]
-        _Descent(experiment, models[0]).outputs()
+        _Descent(context, models[0]).outputs()
     _, alone = ranks.split(ranks.size)
     tasks = list(product(range(len(sizes)), range(settings.networks)))
     mine: dict[tuple[int, int], list[_Look]] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         for width, network in tasks[ranks.rank :: ranks.size]:
             model = _network(job, settings, settings.hidden[width], settings.seed + network)
             name = f"hidden widths {settings.hidden[width]}, network {network + 1}"
-            descent = _Descent(experiment, model)
+            descent = _Descent(context, model)
             mine[width, network] = descent.looks(alone, settings, name)
-    experiment.on_product(0)  # all stop here if one was told to
+    context.check_stop()  # all stop here if one was told to
     looks = {task: row for of_rank in ranks.collect(mine) for task, row in of_rank.items()}
-    return _by_width(settings, sizes, looks, len(experiment.workload.indices))
+    return _by_width(settings, sizes, looks, len(context.workload.indices))
 
 
 def _network(job: Job, settings: WidthsSection, hidden: Sequence[int], seed: int) -> nn.Module:
@@ -342,9 +344,9 @@ class _Descent:
         model: The network at its start.
     """
 
-    def __init__(self, experiment: Experiment, model: nn.Module) -> None:
-        compute, workload = experiment.job.compute, experiment.workload
-        dtype, device = DTYPES[compute.dtype], experiment.objective.device
+    def __init__(self, context: Context, model: nn.Module) -> None:
+        compute, workload = context.job.compute, context.workload
+        dtype, device = DTYPES[compute.dtype], context.objective.device
         model = model.to(device, dtype).eval()
         shard = Shard(
             workload.dataset,
@@ -355,11 +357,11 @@ class _Descent:
             memory=compute.data_gib * 2**30,
             workers=compute.workers,
             collate=workload.collate,
-            quiet=not experiment.ranks.is_root,
+            quiet=not context.ranks.is_root,
         )
         loss = as_summed_loss(workload.loss, model, shard.head(3))
-        self._experiment, self._samples = experiment, shard.num_samples
-        self._local = LocalLoss(model, loss, shard, Parameters(model), experiment.ranks.rank)
+        self._experiment, self._samples = context, shard.num_samples
+        self._local = LocalLoss(model, loss, shard, Parameters(model), context.ranks.rank)
 
     def outputs(self) -> OutputResiduals:
         """Residuals of the outputs, over all samples."""
@@ -380,7 +382,7 @@ class _Descent:
         theta = local.parameters.flat().double()
         try:
             for iteration in range(settings.at[-1] + 1):
-                self._experiment.heed(f"{name}, iteration {iteration}")
+                self._experiment.local_progress(f"{name}, iteration {iteration}")
                 sums = local.loss_and_gradient()
                 gradient = sums.gradient / sums.weight
                 if iteration in settings.at:
@@ -408,7 +410,7 @@ class _Descent:
                 alone,
                 scale=1 / self._samples,
                 asymmetry=math.inf if operator == S else None,  # S of a linear model is rounding
-                on_product=lambda done, what=operator: self._experiment.heed(  # type: ignore[misc]
+                on_product=lambda done, what=operator: self._experiment.local_progress(  # type: ignore[misc]
                     f"{name}, {what}: {done} products"
                 ),
             )

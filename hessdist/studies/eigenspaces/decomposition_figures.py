@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
@@ -26,24 +27,19 @@ _APART = 0.11  # of the distance of two checkpoints: marks of different matrices
 _RIGHT = 90.0  # degrees
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of the sections "decomposition" and "widths" that a run has.
+def draw_decomposition(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw eigenvalues, traces and the alignment of H, G, S and F."""
+    section = run.studies["decomposition"]
+    yield "decomposition-eigenvalues", eigenvalues(section, title)
+    yield "decomposition-traces", traces(section, title)
+    yield "decomposition-alignment", alignment(section, title)
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "decomposition" in studies:
-        section = studies["decomposition"]
-        yield "decomposition-eigenvalues", eigenvalues(section, title)
-        yield "decomposition-traces", traces(section, title)
-        yield "decomposition-alignment", alignment(section, title)
-    if "widths" in studies:
-        yield "widths-residual", residual(studies["widths"], title)
-        yield "widths-training", training(studies["widths"], title)
+def draw_widths(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the residual matrix and the training of networks by width."""
+    section = run.studies["widths"]
+    yield "widths-residual", residual(section, title)
+    yield "widths-training", training(section, title)
 
 
 # -- checkpoints -----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from hessdist.config.job import EigenspaceSection, Job
+from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import JobError, NumericalError, WorkloadError
@@ -34,7 +34,8 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context
+from hessdist.studies.eigenspaces.settings import EigenspaceSection
 from hessdist.studies.networks import Alone, judged, shard_of
 from hessdist.workload.datasets import build_dataset
 from hessdist.workload.losses import is_summed_loss
@@ -97,11 +98,11 @@ class _Run:
     seconds: float = 0.0
 
 
-def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> Measurements:
+def compare_on_a_budget(context: Context, settings: EigenspaceSection) -> Measurements:
     """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
 
     Args:
-        experiment: Its job's training section says batch size, learning rate and momentum.
+        context: Its job's training section says batch size, learning rate and momentum.
         settings: The training runs.
 
     Returns:
@@ -112,19 +113,19 @@ def compare_on_a_budget(experiment: Experiment, settings: EigenspaceSection) -> 
             than `curvature_samples`; on every rank.
         Stopped: A signal came; on every rank.
     """
-    ranks = experiment.ranks
-    ways = variants(experiment.job, settings)
+    ranks = context.ranks
+    ways = variants(context.job, settings)
     tasks = list(product(range(len(ways)), range(len(settings.seeds))))
     with ranks.agreeing():
-        _check(experiment.workload, settings)
-        samples = _Samples.of(experiment, settings)
-        Alone(experiment.job, experiment.workload, experiment.objective.device, 0, samples.training)
+        _check(context.workload, settings)
+        samples = _Samples.of(context, settings)
+        Alone(context.job, context.workload, context.objective.device, 0, samples.training)
     mine: dict[tuple[int, int], _Run] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         for way, seed in tasks[ranks.rank :: ranks.size]:
-            training = _Training(experiment, settings, ways[way], settings.seeds[seed], samples)
+            training = _Training(context, settings, ways[way], settings.seeds[seed], samples)
             mine[way, seed] = training.work()
-    experiment.on_product(0)
+    context.check_stop()
     runs: dict[tuple[int, int], _Run] = {}
     for theirs in ranks.collect(mine):
         runs |= theirs
@@ -156,8 +157,8 @@ class _Samples:
     test: Shard | None
 
     @classmethod
-    def of(cls, experiment: Experiment, settings: EigenspaceSection) -> _Samples:
-        job, workload, device = experiment.job, experiment.workload, experiment.objective.device
+    def of(cls, context: Context, settings: EigenspaceSection) -> _Samples:
+        job, workload, device = context.job, context.workload, context.objective.device
         data, shard = job.data, partial(shard_of, job, device)
         test = None
         if data.dataset in _WITH_TEST_SET and data.split == "train":
@@ -193,19 +194,19 @@ class _Training:
 
     def __init__(
         self,
-        experiment: Experiment,
+        context: Context,
         settings: EigenspaceSection,
         way: Variant,
         seed: int,
         samples: _Samples,
     ) -> None:
-        job = experiment.job
+        job = context.job
         self._job, self._settings, self._samples, self._seed = job, settings, samples, seed
-        self._heed = experiment.heed
+        self._heed = context.local_progress
         self._what = f"{way.name}, seed {seed}"
         self._alone = Ranks(import_mpi().COMM_SELF)
         self._network = Alone(
-            job, experiment.workload, experiment.objective.device, seed, samples.training
+            job, context.workload, context.objective.device, seed, samples.training
         )
         self._model = self._network.model
         base = build_optimizer(way.base, self._model, way.base_rate, job.training.momentum)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _ROWS = {"loss": "loss", "gradient_norm": "norm of the gradient"}
@@ -30,20 +31,16 @@ _CURVATURE: dict[str, Any] = {
 }
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of minimisations that a run has.
+def draw_minimize(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw loss and gradient norm of a minimisation."""
+    section = run.studies["minimize"]
+    yield "minimize", progress(section, title)
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "minimize" in studies:
-        yield "minimize", progress(studies["minimize"], title)
-    if "minimizers" in studies:
-        yield "minimizers", comparison(studies["minimizers"], title)
+def draw_minimizers(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the minimisers from the same starts."""
+    section = run.studies["minimizers"]
+    yield "minimizers", comparison(section, title)
 
 
 def progress(section: Measurements, title: str) -> Figure:

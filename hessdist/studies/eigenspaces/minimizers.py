@@ -6,16 +6,19 @@ work. All ranks work on one run after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from hessdist.config.job import MinimizersSection
+from hessdist.config.job import Job
+from hessdist.errors import JobError
 from hessdist.optimizers.full_batch import Ended, Iterate, minimize, settings_of
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context
+from hessdist.studies.eigenspaces.settings import MinimizersSection
 from hessdist.workload.models import build_model
 from hessdist.workload.training import initialise
 
@@ -32,11 +35,29 @@ _STORED = {"step": "step_length"}  # other names in the file
 _DIMENSIONS = ("method", "seed", "iteration")
 
 
-def minimizers(experiment: Experiment, settings: MinimizersSection) -> Measurements:
+def check_options(job: Job, settings: MinimizersSection, options: Sequence[str]) -> None:
+    """Refuse an option that makes all methods one. Not collective.
+
+    Args:
+        job: The job.
+        settings: The methods.
+        options: PETSc's options.
+
+    Raises:
+        JobError: -tao_type is among them.
+    """
+    if "-tao_type" in options:
+        raise JobError(
+            "-tao_type replaces every method of study.minimizers by one",
+            "leave it out, or name the other sections with --only",
+        )
+
+
+def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
     """Minimise by each method from each start. Collective.
 
     Args:
-        experiment: Its job's section minimize says line search and products; its model is left at
+        context: Its job's section minimize says line search and products; its model is left at
             the end of the last run.
         settings: Methods, starts and ends.
 
@@ -47,7 +68,7 @@ def minimizers(experiment: Experiment, settings: MinimizersSection) -> Measureme
         NumericalError: The loss at a start is not finite; on every rank.
         Stopped: A signal came; on every rank.
     """
-    runs = [[_run(experiment, settings, m, s) for s in settings.seeds] for m in settings.methods]
+    runs = [[_run(context, settings, m, s) for s in settings.seeds] for m in settings.methods]
     longest = max(len(trace) for row in runs for trace, _ in row)
     shape = (len(settings.methods), len(settings.seeds))
     variables = {
@@ -71,10 +92,10 @@ def minimizers(experiment: Experiment, settings: MinimizersSection) -> Measureme
 
 
 def _run(
-    experiment: Experiment, settings: MinimizersSection, method: str, seed: int
+    context: Context, settings: MinimizersSection, method: str, seed: int
 ) -> tuple[list[Iterate], Ended]:
     """One minimisation. Collective."""
-    job, objective = experiment.job, experiment.objective
+    job, objective = context.job, context.objective
 
     def start(model: nn.Module) -> None:
         initialise(seed)
@@ -85,7 +106,7 @@ def _run(
         objective,
         objective.evaluate().weight,
         job.minimize.product,
-        on_work=lambda: experiment.on_product(0),
+        on_work=lambda: context.check_stop(),
     )
     limits = replace(
         settings_of(job.minimize),
@@ -98,7 +119,7 @@ def _run(
 
     def on_iterate(one: Iterate) -> None:
         trace.append(replace(one, x=np.empty(0)))
-        experiment.tell(
+        context.note(
             f"{method}, seed {seed}: iteration {one.number}, loss {one.loss:.4g}, "
             f"{one.cost:.0f} gradients"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,18 +11,12 @@ from rich.table import Table
 from hessdist.present.cells import median, new_table, number, share
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Measurements
+    from hessdist.results.reader import Run
 
 
-def eigenspace(section: Measurements) -> Table:
-    """What a budget of gradients has bought, with and without eigenspaces and averages.
-
-    Args:
-        section: The section "eigenspace".
-
-    Returns:
-        One line a way to train and an average of its weights: medians over seeds.
-    """
+def eigenspace(run: Run) -> Iterator[Table]:
+    """What a budget of gradients has bought, with and without eigenspaces and averages."""
+    section = run.studies["eigenspace"]
     columns = ["optimiser", "average", "loss", "least", "most", "test loss", "accuracy", "λ_1"]
     columns += ["minibatches", "products", "diverged"]
     table = new_table(columns, "\none budget of gradients: medians over seeds")
@@ -43,47 +38,12 @@ def eigenspace(section: Measurements) -> Table:
                 f"{np.median(section['products'][row]):g}",
                 str(section["loss"].shape[2] - len(good)),
             )
-    return table
+    yield table
 
 
-def saddle(section: Measurements) -> Table:
-    """How soon a saddle is left, beside the quadratic model.
-
-    Args:
-        section: The section "saddle".
-
-    Returns:
-        One line a way: medians over seeds.
-    """
-    columns = ["optimiser", "left", "after steps", "quadratic model", "growth a step", "model"]
-    heading = f"\nfrom a saddle with λ_d = {section['eigenvalues'][0]:.4g}"
-    table = new_table([*columns, "loss at the end"], heading)
-    for row, name in enumerate(section["run"]):
-        escapes = section["escape"][row]
-        numbers = (
-            median(escapes),
-            section["predicted_escape"][row],
-            median(section["growth"][row]),
-            section["predicted_growth"][row],
-            median(section["loss"][row, :, -1]),
-        )
-        table.add_row(
-            str(name),
-            share(np.isfinite(escapes)),
-            *("" if np.isnan(number) else f"{number:.5g}" for number in numbers),
-        )
-    return table
-
-
-def minimize(section: Measurements) -> Table:
-    """How a full-batch minimisation went, at iterates of which there is a checkpoint.
-
-    Args:
-        section: The section "minimize".
-
-    Returns:
-        One line a checkpoint.
-    """
+def minimize(run: Run) -> Iterator[Table]:
+    """How a full-batch minimisation went, at iterates of which there is a checkpoint."""
+    section = run.studies["minimize"]
     end = "converged" if section["converged"] else f"not converged, {section['ended']}"
     columns = ["iteration", "loss", "‖g‖", "α", "trials", "CG", "negative curvature"]
     table = new_table([*columns, "products", "work", "seconds"], f"\nminimisation: {end}")
@@ -100,18 +60,12 @@ def minimize(section: Measurements) -> Table:
             f"{section['cost'][row]:.0f}",
             f"{section['seconds'][row]:.1f}",
         )
-    return table
+    yield table
 
 
-def minimizers(section: Measurements) -> Table:
-    """Full-batch optimisers side by side, at the ends of their runs.
-
-    Args:
-        section: The section "minimizers".
-
-    Returns:
-        One line a method: medians over starts.
-    """
+def minimizers(run: Run) -> Iterator[Table]:
+    """Full-batch optimisers side by side, at the ends of their runs."""
+    section = run.studies["minimizers"]
     columns = ["method", "reached", "loss", "least", "most", "‖g‖", "iterations", "work"]
     columns.append("negative curvature")
     table = new_table(columns, "\nfull-batch optimisers: medians over starts")
@@ -128,4 +82,4 @@ def minimizers(section: Measurements) -> Table:
             f"{median(section['cost'][row][at]):.0f}",
             f"{median(np.nansum(section['negative_curvature'][row], axis=1)):g}",
         )
-    return table
+    yield table

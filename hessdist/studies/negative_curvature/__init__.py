@@ -1,1 +1,63 @@
 """Negative curvature and step sizes: Alain, Le Roux and Manzagol (2018)."""
+
+from hessdist.studies.base import Needs, Study
+from hessdist.studies.negative_curvature.settings import (
+    BlocksSection,
+    LinesSection,
+    OptimizerSection,
+    StepSizesSection,
+    SubsetsSection,
+)
+
+_HERE = "hessdist.studies.negative_curvature"
+
+STUDIES = (
+    Study(
+        name="lines",
+        settings=LinesSection,
+        compute=f"{_HERE}.along_eigenvectors:along_eigenvectors",
+        needs=Needs(checkpoints=True, eigenpairs="required", hessian=True),
+        check=f"{_HERE}.along_eigenvectors:check_pairs",
+        remarks=f"{_HERE}.remarks:lines",
+        figures=f"{_HERE}.figures:draw_lines",
+    ),
+    Study(
+        name="step_sizes",
+        settings=StepSizesSection,
+        compute=f"{_HERE}.along_eigenvectors:step_sizes",
+        needs=Needs(checkpoints=True, eigenpairs="required", hessian=True),
+        remarks=f"{_HERE}.remarks:step_sizes",
+        figures=f"{_HERE}.figures:draw_step_sizes",
+        tables=f"{_HERE}.tables:gains",
+    ),
+    Study(
+        name="subsets",
+        settings=SubsetsSection,
+        compute=f"{_HERE}.along_eigenvectors:subset_against_full",
+        needs=Needs(checkpoints=True, eigenpairs="required"),
+        prepare=f"{_HERE}.along_eigenvectors:check_subsets",
+        remarks=f"{_HERE}.remarks:subsets",
+        figures=f"{_HERE}.figures:draw_subsets",
+        tables=f"{_HERE}.tables:subsets",
+    ),
+    Study(
+        name="blocks",
+        settings=BlocksSection,
+        compute=f"{_HERE}.along_eigenvectors:layer_blocks",
+        needs=Needs(checkpoints=True, eigenpairs="required"),
+        prepare=f"{_HERE}.along_eigenvectors:check_blocks",
+        remarks=f"{_HERE}.remarks:blocks",
+        figures=f"{_HERE}.figures:draw_blocks",
+    ),
+    Study(
+        name="optimizer",
+        settings=OptimizerSection,
+        compute=f"{_HERE}.optimizer:track",
+        needs=Needs(
+            all_layers=True,
+            keys=("training.batch_size", "training.learning_rate", "training.momentum"),
+        ),
+        figures=f"{_HERE}.figures:draw_optimizer",
+        tables=f"{_HERE}.tables:optimizer",
+    ),
+)

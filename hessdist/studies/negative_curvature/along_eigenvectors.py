@@ -15,18 +15,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hessdist.config.job import BlocksSection, LinesSection, StepSizesSection, SubsetsSection
-from hessdist.errors import DataError
+from hessdist.config.job import Job
+from hessdist.curvature.parameters import Parameters
+from hessdist.errors import DataError, JobError
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
-from hessdist.objective import Objective, eigenpairs_as
+from hessdist.objective import Objective
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import angles_between, principal_angles
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
-from hessdist.studies.checkpoint import CheckpointUnderStudy, Pair
+from hessdist.studies.context import Context, Pair, eigenpairs_as
+from hessdist.studies.negative_curvature.settings import (
+    BlocksSection,
+    LinesSection,
+    StepSizesSection,
+    SubsetsSection,
+)
 from hessdist.workload.datasets import choose_samples
 
 # Stored vectors are float32: a component of the gradient below this is rounding.
@@ -39,25 +46,44 @@ RULES = ("newton", "saddle_free", "measured")
 # -- section 2.2, figures 1 and 2 ------------------------------------------------------------
 
 
-def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Measurements:
+def check_pairs(job: Job, settings: LinesSection, options: Sequence[str]) -> None:
+    """Refuse pairs that the job does not ask for. Not collective.
+
+    Args:
+        job: The job.
+        settings: The pairs.
+        options: PETSc's options, which do not matter.
+
+    Raises:
+        JobError: A pair is beyond those of the section spectrum.
+    """
+    for pair in settings.pairs:
+        end, rank = pair.split()
+        if int(rank) > getattr(job.spectrum, end):
+            raise JobError(
+                f"study.lines.pairs: the job has no pair '{pair}'", f"raise spectrum.{end}"
+            )
+
+
+def along_eigenvectors(context: Context, settings: LinesSection) -> Measurements:
     """L(θ − α [gᵀv] v) over all samples, equation (1), beside its quadratic model. Collective.
 
     Args:
-        at: The checkpoint.
+        context: The checkpoint.
         settings: Pairs and step sizes.
 
     Returns:
         The section, with dimensions pair, alpha and span; NaN for a pair that was not found.
     """
-    pairs = at.pairs(settings.pairs)
+    pairs = context.pairs(settings.pairs)
     spans = np.sort(settings.spans)
     inside = [np.linspace(-span, span, settings.points) for span in spans]
     unit = spans[0] * 1e-12  # spans meet in some step sizes, but for rounding
     alpha = np.unique(np.round(np.concatenate([*inside, [0.0]]) / unit)) * unit
     alpha[np.abs(alpha) < unit] = 0.0
     losses = np.empty((len(pairs), len(alpha)))
-    for rows, vectors in at.in_blocks(pairs):
-        lines = _lines(at, pairs[rows], vectors)
+    for rows, vectors in context.in_blocks(pairs):
+        lines = _lines(context, pairs[rows], vectors)
         losses[rows] = lines.losses(np.tile(alpha, (len(vectors), 1)))
     losses[np.isnan([pair.value for pair in pairs])] = np.nan
     models = [
@@ -75,9 +101,9 @@ def along_eigenvectors(at: CheckpointUnderStudy, settings: LinesSection) -> Meas
     })
 
 
-def _lines(at: CheckpointUnderStudy, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
+def _lines(context: Context, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
     slopes = np.array([pair.slope for pair in pairs])
-    span = LossInSpan(at.objective, vectors, at.weight, at.on_pass)
+    span = LossInSpan(context.objective, vectors, context.weight, context.on_evaluation)
     return Lines(span, np.nan_to_num(slopes))
 
 
@@ -99,22 +125,22 @@ def _of_pairs(pairs: Sequence[Pair]) -> dict[str, Variable]:
 # -- section 2.3, figures 3, 4, 7 and 8 ------------------------------------------------------
 
 
-def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Measurements:
+def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
     """α* and L(α*) − L(0) for every pair, beside Newton's and the saddle-free step. Collective.
 
     Args:
-        at: The checkpoint.
+        context: The checkpoint.
         settings: The scan.
 
     Returns:
         The section, with dimensions pair, alpha, rule and directions.
     """
-    pairs = at.pairs()
+    pairs = context.pairs()
     values = np.array([pair.value for pair in pairs])
     slopes = np.array([pair.slope for pair in pairs])
     grid = step_grid(settings.smallest, settings.largest, settings.count)
-    start = _loss_at_start(at)
-    best, by_rule, together = _searched(at, pairs, grid, start)
+    start = _loss_at_start(context)
+    best, by_rule, together = _searched(context, pairs, grid, start)
     found = np.where(np.isnan(values), Found.NO_PAIR, best.found).astype("i1")
     predicted = np.full(len(pairs), np.nan)
     predicted[values > 0] = -(slopes**2 / (2 * values))[values > 0]
@@ -135,7 +161,7 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Measurem
         "loss_change": Variable(("rule", "pair"), by_rule - start, "L(α) - L(0) by rule"),
         "joint_loss_change": Variable(
             ("rule", "directions"),
-            _joint_losses(at, together) - start,
+            _joint_losses(context, together) - start,
             "change of the loss by the steps along several eigenvectors at once",
         ),
         "scanned_loss": Variable(("pair", "alpha"), best.scanned, "loss of the scan"),
@@ -144,17 +170,17 @@ def step_sizes(at: CheckpointUnderStudy, settings: StepSizesSection) -> Measurem
 
 
 def _searched(
-    at: CheckpointUnderStudy, pairs: Sequence[Pair], grid: NDArray[np.float64], start: float
+    context: Context, pairs: Sequence[Pair], grid: NDArray[np.float64], start: float
 ) -> tuple[BestSteps, NDArray[np.float64], NDArray[np.float32]]:
     """The best steps, the losses by rule (3, n), and the joint steps (rules times ends, d)."""
-    precision = torch.finfo(at.objective.local.dtype).eps
+    precision = torch.finfo(context.objective.local.dtype).eps
     found: list[BestSteps] = []
     by_rule: list[NDArray[np.float64]] = []
-    together = np.zeros((len(RULES) * len(ENDS), at.objective.layout.size), np.float32)
-    for rows, vectors in at.in_blocks(pairs):
+    together = np.zeros((len(RULES) * len(ENDS), context.objective.layout.size), np.float32)
+    for rows, vectors in context.in_blocks(pairs):
         some = pairs[rows]
-        lines = _lines(at, some, vectors)
-        moves = np.array([_moves(pair, at.gradient_norm) for pair in some])
+        lines = _lines(context, some, vectors)
+        moves = np.array([_moves(pair, context.gradient_norm) for pair in some])
         found.append(best_steps(lines, grid, start, moves, precision))
         steps = _steps_by_rule(some, found[-1])
         losses = lines.losses(np.nan_to_num(steps.T)).T
@@ -169,9 +195,9 @@ def _searched(
 _MEANING = "what α* is: " + ", ".join(f"{one.value} {one.name.lower()}" for one in Found)
 
 
-def _loss_at_start(at: CheckpointUnderStudy) -> float:
-    nowhere = np.zeros((1, at.objective.layout.size), np.float32)
-    return float(LossInSpan(at.objective, nowhere, at.weight).losses(np.zeros((1, 1)))[0])
+def _loss_at_start(context: Context) -> float:
+    nowhere = np.zeros((1, context.objective.layout.size), np.float32)
+    return float(LossInSpan(context.objective, nowhere, context.weight).losses(np.zeros((1, 1)))[0])
 
 
 def _moves(pair: Pair, gradient_norm: float) -> bool:
@@ -195,22 +221,39 @@ def _all_at_once(pairs: Sequence[Pair], steps: NDArray[np.float64]) -> NDArray[n
     return np.asarray(np.concatenate([-(rule * slopes) * chosen for rule in steps]))
 
 
-def _joint_losses(at: CheckpointUnderStudy, together: NDArray[np.float32]) -> NDArray[np.float64]:
+def _joint_losses(context: Context, together: NDArray[np.float32]) -> NDArray[np.float64]:
     """The loss after the joint steps, by rule, of all pairs and of each end."""
     of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     points = np.kron(np.eye(len(RULES)), of_ends)  # (rules times 3, rules times ends)
-    losses = LossInSpan(at.objective, together, at.weight, at.on_pass).losses(points)
+    losses = LossInSpan(context.objective, together, context.weight, context.on_evaluation).losses(
+        points
+    )
     return losses.reshape(len(RULES), len(of_ends))
 
 
 # -- appendix D ------------------------------------------------------------------------------
 
 
-def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> Measurements:
+def check_subsets(context: Context, settings: SubsetsSection) -> None:
+    """Refuse fractions that leave a rank without samples. Collective.
+
+    Args:
+        context: The samples and the ranks.
+        settings: The fractions.
+
+    Raises:
+        DataError: A fraction is too small; on every rank.
+    """
+    with context.ranks.agreeing():
+        for fraction in settings.fractions:
+            subset_size(context.num_samples, fraction, context.ranks.size)
+
+
+def subset_against_full(context: Context, settings: SubsetsSection) -> Measurements:
     """Eigenpairs over random subsets beside those of the run over all its samples. Collective.
 
     Args:
-        at: The checkpoint.
+        context: The checkpoint.
         settings: Fractions and seeds.
 
     Returns:
@@ -219,10 +262,10 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> M
     Raises:
         DataError: A fraction leaves fewer samples than there are ranks; on every rank.
     """
-    pairs = at.pairs()
+    pairs = context.pairs()
     of = {end: [pair for pair in pairs if pair.end == end] for end in ENDS}
     values = {end: np.array([pair.value for pair in some]) for end, some in of.items()}
-    full = {end: at.spread(some) for end, some in of.items()}
+    full = {end: context.spread(some) for end, some in of.items()}
     shape = len(settings.fractions), len(settings.seeds)
     tables = {
         f"{what}_{end}": np.full((*shape, len(values[end])), np.nan)
@@ -232,9 +275,9 @@ def subset_against_full(at: CheckpointUnderStudy, settings: SubsetsSection) -> M
     counts = np.zeros(shape, np.int64)
     for i, fraction in enumerate(settings.fractions):
         for j, seed in enumerate(settings.seeds):
-            solved, counts[i, j] = _over_subset(at, fraction, seed)
+            solved, counts[i, j] = _over_subset(context, fraction, seed)
             for end in ENDS:
-                compared = _compared(at, values[end], full[end], getattr(solved, end))
+                compared = _compared(context, values[end], full[end], getattr(solved, end))
                 for what, numbers in compared.items():
                     tables[f"{what}_{end}"][i, j] = numbers
     variables = {
@@ -290,29 +333,29 @@ def subset_size(num_samples: int, fraction: float, num_ranks: int) -> int:
     return count
 
 
-def _over_subset(at: CheckpointUnderStudy, fraction: float, seed: int) -> tuple[Eigenpairs, int]:
-    everything, wanted = at.workload.indices, at.job.spectrum
-    count = subset_size(len(everything), fraction, at.ranks.size)
+def _over_subset(context: Context, fraction: float, seed: int) -> tuple[Eigenpairs, int]:
+    everything, wanted = context.workload.indices, context.job.spectrum
+    count = subset_size(len(everything), fraction, context.ranks.size)
     chosen = everything[choose_samples(len(everything), None, count, "random", seed)]
-    objective = at.workload.on(at.ranks, at.job, chosen)
+    objective = context.workload.on(context.ranks, context.job, chosen)
     here = objective.evaluate()
-    shell = objective.shell(wanted.operator, here.weight, at.on_product)
+    shell = objective.shell(wanted.operator, here.weight, context.on_product)
     return eigenpairs_as(wanted, shell), count
 
 
 def _compared(
-    at: CheckpointUnderStudy, values: NDArray[np.float64], vectors: NDArray[Any], other: End
+    context: Context, values: NDArray[np.float64], vectors: NDArray[Any], other: End
 ) -> dict[str, NDArray[Any]]:
     """What `_COMPARED` names, for one end of the spectrum."""
     from scipy.optimize import linear_sum_assignment
 
-    between = angles_between(vectors, other.vectors, at.ranks.sum)
+    between = angles_between(vectors, other.vectors, context.ranks.sum)
     rows, columns = linear_sum_assignment(-np.cos(np.nan_to_num(between, nan=np.pi / 2)))
     matched = np.full(len(values), np.nan)
     matched[rows] = between[rows, columns]
     spaces = np.full(len(values), np.nan)
     if np.isfinite(values).all() and np.isfinite(other.values).all():
-        spaces = principal_angles(vectors, other.vectors, at.ranks.sum)
+        spaces = principal_angles(vectors, other.vectors, context.ranks.sum)
     return {
         "eigenvalues": other.values,
         "residuals": other.residuals,
@@ -327,25 +370,40 @@ def _compared(
 # -- section 2.1: single layers --------------------------------------------------------------
 
 
-def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Measurements:
+def check_blocks(context: Context, settings: BlocksSection) -> None:
+    """Refuse unknown names of layers. Collective.
+
+    Args:
+        context: The model.
+        settings: The blocks.
+
+    Raises:
+        WorkloadError: The model has no such layer; on every rank.
+    """
+    with context.ranks.agreeing():
+        for block in settings.blocks:
+            Parameters(context.workload.model, block, "study.blocks.blocks")
+
+
+def layer_blocks(context: Context, settings: BlocksSection) -> Measurements:
     """Spectra of blocks of the Hessian, and the share of each layer in each eigenvector.
 
     Collective.
 
     Args:
-        at: The checkpoint.
+        context: The checkpoint.
         settings: The blocks, and how many pairs of each.
 
     Returns:
         The section, with dimensions block, layer, pair, largest and smallest.
     """
-    layers = layers_of(at.objective.layout.names)
+    layers = layers_of(context.objective.layout.names)
     blocks = {" + ".join(block): block for block in settings.blocks} or layers
-    parts = [at.objective.of_layers(block) for block in blocks.values()]
-    solved = [_of_block(at, part, settings) for part in parts]
-    pairs = at.pairs()
-    shares = _layer_shares(at, pairs)
-    own = [at.objective.of_layers(names).layout.size for names in layers.values()]
+    parts = [context.objective.of_layers(block) for block in blocks.values()]
+    solved = [_of_block(context, part, settings) for part in parts]
+    pairs = context.pairs()
+    shares = _layer_shares(context, pairs)
+    own = [context.objective.of_layers(names).layout.size for names in layers.values()]
 
     def counts(numbers: list[int], dimension: str, long_name: str) -> Variable:
         return Variable((dimension,), np.array(numbers), long_name)
@@ -357,7 +415,7 @@ def layer_blocks(at: CheckpointUnderStudy, settings: BlocksSection) -> Measureme
         "layer": Variable(("layer",), np.array(list(layers), dtype=object), "layer of the network"),
         "parameter_share": Variable(
             ("layer",),
-            np.array(own) / at.objective.layout.size,
+            np.array(own) / context.objective.layout.size,
             "share of the layer in the parameters",
         ),
         **_of_pairs(pairs),
@@ -389,21 +447,23 @@ _OF_BLOCKS: dict[str, tuple[float | bool, str]] = {
 }
 
 
-def _of_block(at: CheckpointUnderStudy, part: Objective, settings: BlocksSection) -> Eigenpairs:
-    wanted = at.job.spectrum
+def _of_block(context: Context, part: Objective, settings: BlocksSection) -> Eigenpairs:
+    wanted = context.job.spectrum
     return eigenpairs_as(
         wanted,
-        part.shell(wanted.operator, at.weight, at.on_product),
+        part.shell(wanted.operator, context.weight, context.on_product),
         largest=min(settings.largest, part.layout.size),
         smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,
     )
 
 
-def _layer_shares(at: CheckpointUnderStudy, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+def _layer_shares(context: Context, pairs: Sequence[Pair]) -> NDArray[np.float64]:
     """Shares of layers in the vectors, and in the gradient as the last row, (n + 1, layers)."""
     shares = np.zeros(0)
-    with at.ranks.agreeing():
-        if at.ranks.is_root:
-            shares = by_layer(np.stack(list(at.tensor_shares(pairs))), at.objective.layout.names)
-    return np.asarray(at.ranks.broadcast(shares))
+    with context.ranks.agreeing():
+        if context.ranks.is_root:
+            shares = by_layer(
+                np.stack(list(context.tensor_shares(pairs))), context.objective.layout.names
+            )
+    return np.asarray(context.ranks.broadcast(shares))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _EDGE = 1  # of `found`, which says so in its long_name
@@ -24,33 +25,40 @@ _STEPS = {"": 1.0, "-wide": 5.0, "-all": 100.0}  # figures 4 and 8
 _MEASURED, _MODEL, _MARK = "#c8501e", "#1f5fa8", "#444444"
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of the studies that a run has.
+def draw_lines(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the loss along the eigenvectors, one figure a pair and span."""
+    section = run.studies["lines"]
+    yield from _lines(section, title)
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "lines" in studies:
-        yield from _lines(studies["lines"], title)
-    if "step_sizes" in studies:
-        section = studies["step_sizes"]
-        for suffix, limit in _DECREASES.items():
-            yield f"best-decrease{suffix}", best_decrease(section, limit, title)
-        for suffix, limit in _STEPS.items():
-            yield f"inverse-step{suffix}", inverse_step(section, limit, title)
-        yield "gains", gains(section, title)
-    if "subsets" in studies:
-        yield from _subsets(studies["subsets"], title)
-    if "blocks" in studies:
-        yield from _blocks(studies["blocks"], title)
-    if "optimizer" in studies:
-        yield "optimizer-loss", optimizer_loss(studies["optimizer"], title)
-        if len(studies["optimizer"]["exact_at"]):
-            yield "optimizer-tracking", tracking(studies["optimizer"], title)
+def draw_step_sizes(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the best decrease and the inverse of the best step."""
+    section = run.studies["step_sizes"]
+    for suffix, limit in _DECREASES.items():
+        yield f"best-decrease{suffix}", best_decrease(section, limit, title)
+    for suffix, limit in _STEPS.items():
+        yield f"inverse-step{suffix}", inverse_step(section, limit, title)
+    yield "gains", gains(section, title)
+
+
+def draw_subsets(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw eigenvalues and angles of the subsets."""
+    section = run.studies["subsets"]
+    yield from _subsets(section, title)
+
+
+def draw_blocks(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the spectra of the blocks and the shares of the layers."""
+    section = run.studies["blocks"]
+    yield from _blocks(section, title)
+
+
+def draw_optimizer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the training losses and the quality of the estimate."""
+    section = run.studies["optimizer"]
+    yield "optimizer-loss", optimizer_loss(section, title)
+    if len(section["exact_at"]):
+        yield "optimizer-tracking", tracking(section, title)
 
 
 # -- figures 1 and 2 -------------------------------------------------------------------------

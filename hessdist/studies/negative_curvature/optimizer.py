@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hessdist.config.job import Job, OptimizerSection
+from hessdist.config.job import Job
 from hessdist.errors import NumericalError
-from hessdist.objective import Objective, Workload, eigenpairs_as
+from hessdist.objective import Objective, Workload
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context, eigenpairs_as
+from hessdist.studies.negative_curvature.settings import OptimizerSection
 from hessdist.studies.networks import Alone, shard_of
 from hessdist.workload.training import build_optimizer, penalty
 
@@ -73,11 +74,11 @@ class _Run:
     snapshots: dict[int, _Snapshot] = field(default_factory=dict)  # by iteration
 
 
-def track(experiment: Experiment, settings: OptimizerSection) -> Measurements:
+def track(context: Context, settings: OptimizerSection) -> Measurements:
     """Train, and compare ṽ with the exact eigenvectors. Collective.
 
     Args:
-        experiment: Its job's training section says batch size, learning rate and momentum; its
+        context: Its job's training section says batch size, learning rate and momentum; its
             model is left as the last exact solve has it.
         settings: The training runs.
 
@@ -87,8 +88,8 @@ def track(experiment: Experiment, settings: OptimizerSection) -> Measurements:
     Raises:
         InputError: The model, the loss and the data do not fit together; on every rank.
     """
-    job, workload, objective = experiment.job, experiment.workload, experiment.objective
-    tell, on_product, stopped = experiment.tell, experiment.on_product, experiment.stopped
+    job, workload, objective = context.job, context.workload, context.objective
+    tell, on_product, stopped = context.note, context.on_product, context.is_stopped
     ranks, ways = objective.ranks, variants(settings)
     tasks = list(product(range(len(ways)), range(len(settings.seeds))))
     mine: dict[tuple[int, int], _Run] = {}

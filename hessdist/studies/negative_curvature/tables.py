@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,19 +12,12 @@ from hessdist.present.cells import new_table
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Measurements
+    from hessdist.results.reader import Run
 
 
-def gains(section: Measurements) -> Table:
-    """What the steps 1/λ (Newton), 1/|λ| (saddle-free) and α* change the loss by.
-
-    Args:
-        section: The section "step_sizes".
-
-    Returns:
-        For each checkpoint and end of the spectrum, the sum over single eigenvectors and the joint
-        step along all of them.
-    """
+def gains(run: Run) -> Iterator[Table]:
+    """What the steps 1/λ (Newton), 1/|λ| (saddle-free) and α* change the loss by."""
+    section = run.studies["step_sizes"]
     rules = ("1/λ", "1/|λ|", "α*")
     columns = ["step", "pairs", *(f"Σ {rule}" for rule in rules), *(f"joint {r}" for r in rules)]
     table = new_table(columns, "\nchange of the loss along eigenvectors, by step size")
@@ -35,18 +29,12 @@ def gains(section: Measurements) -> Table:
             joint = section["joint_loss_change"][row][:, column]
             numbers = (f"{number:.4g}" for number in (*single, *joint))
             table.add_row(str(step), f"{(ends == end).sum()} {end}", *numbers)
-    return table
+    yield table
 
 
-def subsets(section: Measurements) -> Table:
-    """How far eigenpairs over subsets are from those over all samples, the worst of the seeds.
-
-    Args:
-        section: The section "subsets".
-
-    Returns:
-        For each checkpoint, fraction and end: differences and angles.
-    """
+def subsets(run: Run) -> Iterator[Table]:
+    """How far eigenpairs over subsets are from those over all samples, the worst of the seeds."""
+    section = run.studies["subsets"]
     columns = ["step", "fraction", "pairs", "λ: worst", "median", "angle: worst", "median"]
     columns += ["spaces"]
     table = new_table(columns, "\nsubsets against all samples; angles in degrees")
@@ -68,18 +56,12 @@ def subsets(section: Measurements) -> Table:
                     f"{np.nanmedian(angle):.1f}",
                     f"{np.nanmax(spaces):.1f}",
                 )
-    return table
+    yield table
 
 
-def optimizer(section: Measurements) -> Table:
-    """Final losses over seeds, with and without steps along the estimate.
-
-    Args:
-        section: The section "optimizer".
-
-    Returns:
-        One line a way to train.
-    """
+def optimizer(run: Run) -> Iterator[Table]:
+    """Final losses over seeds, with and without steps along the estimate."""
+    section = run.studies["optimizer"]
     columns = ["optimiser", "final loss: median", "least", "most", "steps along ṽ", "diverged"]
     table = new_table(columns, "\nsteps along the running estimate of the most negative curvature")
     for row, name in enumerate(section["run"]):
@@ -92,4 +74,4 @@ def optimizer(section: Measurements) -> Table:
             str(section["steps_along"][row].max()),
             str(len(final) - len(good)),
         )
-    return table
+    yield table

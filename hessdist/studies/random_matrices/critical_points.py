@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdist.config.job import CriticalPointsSection
 from hessdist.errors import InputError
 from hessdist.landscape.critical_points import CriticalPoints, counts, find
 from hessdist.landscape.index_energy import (
@@ -28,7 +27,8 @@ from hessdist.landscape.index_energy import (
 from hessdist.parallel.memory import require_room
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context
+from hessdist.studies.random_matrices.settings import CriticalPointsSection
 from hessdist.theory.loss_model import critical_energy
 from hessdist.workload.two_layer import TwoLayerNetworks
 
@@ -38,11 +38,11 @@ _TRIVIAL = 10.0  # times the norm that the gradient allows for: weights below ar
 _MOST_DIRECTIONS = 12  # of a linear network whose critical points are listed
 
 
-def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> Measurements:
+def critical_points(context: Context, settings: CriticalPointsSection) -> Measurements:
     """Find critical points, and fit the 3/2 law to their index against energy. Collective.
 
     Args:
-        experiment: For ranks and progress; its job's model and data are not used. All is computed
+        context: For ranks and progress; its job's model and data are not used. All is computed
             in float64 on CPUs.
         settings: The networks.
 
@@ -53,7 +53,7 @@ def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> 
         InputError: A ratio leaves fewer samples than inputs, or what ranks search together does
             not fit into memory; on every rank.
     """
-    ranks = experiment.ranks
+    ranks = context.ranks
     _, neighbours, _ = ranks.node()
     with ranks.agreeing():
         samples = [_samples(settings, ratio) for ratio in settings.ratios]
@@ -66,9 +66,9 @@ def critical_points(experiment: Experiment, settings: CriticalPointsSection) -> 
     own = tasks[ranks.rank :: ranks.size]
     with ranks.asleep_until_all_are_done(), one_thread(torch.device("cpu")):
         for done, task in enumerate(own):
-            experiment.heed(f"critical points: {done} of {len(own)} batches")
-            mine[task] = _search(experiment, settings, task, samples[task[1]])
-    experiment.on_product(0)
+            context.local_progress(f"critical points: {done} of {len(own)} batches")
+            mine[task] = _search(context, settings, task, samples[task[1]])
+    context.check_stop()
     found = {task: one for part in ranks.collect(mine) for task, one in part.items()}
     shape = len(settings.activations), len(settings.ratios)
     tables = {
@@ -130,7 +130,7 @@ class _Found:
 
 
 def _search(
-    experiment: Experiment,
+    context: Context,
     settings: CriticalPointsSection,
     task: tuple[int, int, int],
     samples: int,
@@ -145,7 +145,7 @@ def _search(
     what = f"critical points: {activation}, ratio {settings.ratios[row]:g}, from {begin}"
 
     def on_step() -> None:
-        experiment.heed(what)
+        context.local_progress(what)
 
     scales, lengths = _starts_of(draws, settings)
     normal = np.array([draw.standard_normal(networks.size) for draw in draws])

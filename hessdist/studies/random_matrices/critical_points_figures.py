@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _CURVE = 400  # points of a curve
@@ -42,27 +43,21 @@ _INDEX_SHOWN = 0.55
 _WORDS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of the sections "critical_points" and "two_layer" that a run has.
+def draw_critical_points(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw index against energy, and the critical energies."""
+    section = run.studies["critical_points"]
+    yield "critical-points", index_against_energy(section, title)
+    yield "critical-points-energy", critical_energies(section, title)
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "critical_points" in studies:
-        section = studies["critical_points"]
-        yield "critical-points", index_against_energy(section, title)
-        yield "critical-points-energy", critical_energies(section, title)
-    if "two_layer" in studies:
-        section = studies["two_layer"]
-        for which, how in np.ndindex(section["energy"].shape[:2]):
-            name = f"{section['activation'][which]}-{section['residuals'][how]}"
-            yield f"two-layer-{name}", spectra(section, which, how, title)
-        yield "two-layer-distances", distances(section, title)
-        yield "two-layer-freeness", freeness(section, title)
+def draw_two_layer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the spectra of two-layer networks and their distances from the laws."""
+    section = run.studies["two_layer"]
+    for which, how in np.ndindex(section["energy"].shape[:2]):
+        name = f"{section['activation'][which]}-{section['residuals'][how]}"
+        yield f"two-layer-{name}", spectra(section, which, how, title)
+    yield "two-layer-distances", distances(section, title)
+    yield "two-layer-freeness", freeness(section, title)
 
 
 # -- critical points -------------------------------------------------------------------------

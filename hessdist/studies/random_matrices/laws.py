@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.config.job import LawsSection
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import ResultError
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import PER_OUTPUT
-from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.context import Context
+from hessdist.studies.random_matrices.settings import LawsSection
 from hessdist.theory.families import PARAMETERS
 from hessdist.theory.fit import Fit, drawn, drawn_grid, fit
 from hessdist.theory.measured import FitError, Measured, Parts, split
@@ -42,13 +42,13 @@ class _Measured:
         return ", ".join(word for word in whole if word and word != "all")
 
 
-def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Measurements:
+def laws(context: Context, settings: LawsSection) -> Measurements:
     """Fit laws to the spectra of the sections "exact" and "density". Collective.
 
     Rank 0, which alone reads files, fits, and the others wait.
 
     Args:
-        here: The checkpoint.
+        context: The checkpoint.
         settings: What is wanted.
 
     Returns:
@@ -59,28 +59,28 @@ def laws(here: CheckpointUnderStudy, settings: LawsSection) -> Measurements:
             rank.
     """
     found: list[_Measured] = []
-    with here.ranks.agreeing():
-        if here.ranks.is_root:
-            found = list(_measured(here, settings))
+    with context.ranks.agreeing():
+        if context.ranks.is_root:
+            found = list(_measured(context, settings))
             if not found:
                 raise ResultError(
                     "study.laws has no spectrum to be fitted to",
                     "correct study.laws.operators, or add [study.density], or run "
                     "`hessdist study --only density` first",
                 )
-    names: list[str] = here.ranks.broadcast([one.name for one in found])
+    names: list[str] = context.ranks.broadcast([one.name for one in found])
     fits: list[list[Fit]] = [[] for _ in found]
     for row, name in enumerate(names):
         for law in settings.laws:
-            here.on_fit(f"{law} for {name}")
-            with here.ranks.agreeing():
-                if here.ranks.is_root:
+            context.progress(f"{law} for {name}")
+            with context.ranks.agreeing():
+                if context.ranks.is_root:
                     fits[row].append(_fitted(found[row], law))
     section = None
-    with here.ranks.agreeing():
-        if here.ranks.is_root:
-            section = _section(found, fits, settings, here)
-    shared: Measurements = here.ranks.broadcast(section)
+    with context.ranks.agreeing():
+        if context.ranks.is_root:
+            section = _section(found, fits, settings, context)
+    shared: Measurements = context.ranks.broadcast(section)
     return shared
 
 
@@ -90,16 +90,16 @@ def _fitted(measured: _Measured, law: str) -> Fit:
     return fit(measured.parts, law)
 
 
-def _measured(here: CheckpointUnderStudy, settings: LawsSection) -> Iterator[_Measured]:
+def _measured(context: Context, settings: LawsSection) -> Iterator[_Measured]:
     """All spectra that are wanted, in parts."""
     most = settings.outliers
     if most is None:
-        most = PER_OUTPUT * _outputs(here)
+        most = PER_OUTPUT * _outputs(context)
 
     def wanted(operator: str) -> bool:
         return not settings.operators or operator in settings.operators
 
-    exact, density = (here.stored(source) for source in SOURCES)
+    exact, density = (context.stored(source) for source in SOURCES)
     if exact is not None:
         for operator, values in zip(exact["operator"], exact["eigenvalues"], strict=True):
             if wanted(operator):
@@ -126,9 +126,9 @@ def _parts(
         return None
 
 
-def _outputs(here: CheckpointUnderStudy) -> int:
+def _outputs(context: Context) -> int:
     """Of the network: rows of its last parameter, such as a bias."""
-    shape = Parameters(here.objective.model).layout.shapes[-1]
+    shape = Parameters(context.objective.model).layout.shapes[-1]
     return shape[0] if shape else 1
 
 
@@ -170,11 +170,11 @@ def _section(
     found: Sequence[_Measured],
     fits: Sequence[Sequence[Fit]],
     settings: LawsSection,
-    here: CheckpointUnderStudy,
+    context: Context,
 ) -> Measurements:
     of_each, both = ("spectrum",), ("spectrum", "law")
     sizes = np.array([one.parts.spectrum.size if one.parts else 0 for one in found])
-    data = here.num_samples * _outputs(here)
+    data = context.num_samples * _outputs(context)
     variables = {
         "spectrum": Variable(of_each, _text([one.name for one in found]), "measured spectrum"),
         "law": Variable(("law",), _text(settings.laws), "law that is fitted"),

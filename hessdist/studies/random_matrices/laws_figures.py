@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 # Okabe and Ito's colours, and a line each.
@@ -39,23 +40,14 @@ _BIN = 10  # grid points of a bar
 _FLOOR = 1e-4  # share of the bulk in a bar
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """A figure a measured spectrum and step.
-
-    Args:
-        studies: Sections by name.
-        title: Of the run.
-
-    Yields:
-        The name of a file and its figure.
-    """
-    if "laws" in studies:
-        section = studies["laws"]
-        names = file_parts(section["spectrum"], "spectrum")
-        for row, step in enumerate(section["step"]):
-            for column, name in enumerate(names):
-                if is_measured(section, (row, column)):
-                    yield f"laws-{name}-step-{step}", laws(section, (row, column), title)
+def draw_laws(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the fitted laws, one figure a measured spectrum and step."""
+    section = run.studies["laws"]
+    names = file_parts(section["spectrum"], "spectrum")
+    for row, step in enumerate(section["step"]):
+        for column, name in enumerate(names):
+            if is_measured(section, (row, column)):
+                yield f"laws-{name}-step-{step}", laws(section, (row, column), title)
 
 
 def laws(section: Measurements, place: tuple[int, int], title: str) -> Figure:

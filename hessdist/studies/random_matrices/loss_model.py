@@ -12,9 +12,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.config.job import LossModelSection
 from hessdist.results.units import Measurements, Variable
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context
+from hessdist.studies.random_matrices.settings import LossModelSection
 from hessdist.theory.loss_model import (
     LossModel,
     critical_energy,
@@ -43,11 +43,11 @@ class _Curves:
     law: NDArray[np.float64]  # (I,) α by the 3/2 law
 
 
-def loss_model(experiment: Experiment, settings: LossModelSection) -> Measurements:
+def loss_model(context: Context, settings: LossModelSection) -> Measurements:
     """Densities and index of the model, with and without a ReLU. Collective.
 
     Args:
-        experiment: For ranks and progress; its job's model and data are not used.
+        context: For ranks and progress; its job's model and data are not used.
         settings: Ratios and energies.
 
     Returns:
@@ -57,17 +57,17 @@ def loss_model(experiment: Experiment, settings: LossModelSection) -> Measuremen
         NumericalError: An integral does not reach its tolerance, or a branch cannot be followed;
             on every rank.
     """
-    ranks = experiment.ranks
+    ranks = context.ranks
     places = list(product(range(len(settings.models)), range(len(settings.ratios))))
     mine: dict[tuple[int, int], _Curves] = {}
     with ranks.asleep_until_all_are_done():
         for which, column in places[ranks.rank :: ranks.size]:
             rectified = settings.models[which] == "relu"
-            experiment.heed(
+            context.local_progress(
                 f"model of the loss, {settings.models[which]}, φ = {settings.ratios[column]:g}"
             )
             mine[which, column] = _curves(settings, settings.ratios[column], rectified)
-    experiment.on_product(0)
+    context.check_stop()
     found = {place: one for part in ranks.collect(mine) for place, one in part.items()}
     return _section(
         settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,26 +13,18 @@ from hessdist.studies.singularity.spectra_figures import panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 _HIGHEST = 1.2  # density shown: at ε = 0 and φ near 1 it has no bound
 _WORDS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
 
 
-def figures(studies: Mapping[str, Measurements], title: str) -> Iterator[tuple[str, Figure]]:
-    """The figures of the section "loss_model", where a run has it.
-
-    Args:
-        studies: Sections by name.
-        title: Of the run.
-
-    Yields:
-        The name of a file and its figure.
-    """
-    if "loss_model" in studies:
-        section = studies["loss_model"]
-        yield "loss-model", densities(section, title)
-        yield "loss-model-index", index(section, title)
+def draw_loss_model(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the densities and the index of the model."""
+    section = run.studies["loss_model"]
+    yield "loss-model", densities(section, title)
+    yield "loss-model-index", index(section, title)
 
 
 def densities(section: Measurements, title: str) -> Figure:

@@ -13,19 +13,13 @@ from hessdist.present.cells import cut, new_table, number, percent
 from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of, where_it_fails
 
 if TYPE_CHECKING:
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 
-def laws(section: Measurements) -> Table:
-    """Fitted laws in numbers.
-
-    Args:
-        section: The section "laws".
-
-    Returns:
-        One line a checkpoint, spectrum and law; the distances are of the bulk, or of bulk and
-        spike; shares of eigenvalues are those by the law beside the measured ones.
-    """
+def laws_summary(run: Run) -> Iterator[Table]:
+    """Fitted laws in numbers."""
+    section = run.studies["laws"]
     columns = ["step", "spectrum", "law", "parameters", "KS", "Wasserstein"]
     columns += ["near zero", "measured", "negative", "measured"]
     table = new_table(columns, "\nlaws of random matrices, fitted to measured spectra")
@@ -43,18 +37,12 @@ def laws(section: Measurements) -> Table:
             *(number(section[n][at]) for n in ("kolmogorov_smirnov", "wasserstein")),
             *shares,
         )
-    return table
+    yield table
 
 
-def law_failures(section: Measurements) -> Table:
-    """Where fitted laws fail, in words.
-
-    Args:
-        section: The section "laws".
-
-    Returns:
-        A sentence a checkpoint, spectrum and law.
-    """
+def law_failures(run: Run) -> Iterator[Table]:
+    """Where fitted laws fail, in words."""
+    section = run.studies["laws"]
     table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
     table.title = "\nwhere fitted laws fail"
     table.add_column(no_wrap=True)
@@ -63,7 +51,7 @@ def law_failures(section: Measurements) -> Table:
         spectrum, law = cut(str(section["spectrum"][at[1]]), 24), LAWS[str(section["law"][at[2]])]
         what = f"{section['step'][at[0]]}: {spectrum}, {law}"
         table.add_row(escape(what), escape(where_it_fails(section, at)))
-    return table
+    yield table
 
 
 def _fits(section: Measurements) -> Iterator[tuple[int, ...]]:
@@ -71,15 +59,9 @@ def _fits(section: Measurements) -> Iterator[tuple[int, ...]]:
     return (at for at in np.ndindex(section["misfit"].shape) if is_measured(section, at[:-1]))
 
 
-def critical_points(section: Measurements) -> Table:
-    """Critical points of two-layer networks, and the 3/2 law fitted to them.
-
-    Args:
-        section: The section "critical_points".
-
-    Returns:
-        One line an activation and ratio; ε₀ is the mean energy of those of index 0.
-    """
+def critical_points(run: Run) -> Iterator[Table]:
+    """Critical points of two-layer networks, and the 3/2 law fitted to them."""
+    section = run.studies["critical_points"]
     columns = ["units", "φ", "found", "θ = 0", "ε₀", "ε_c", "α₀", "exponent", "χ²/ν"]
     columns += ["points", "½(1 − φ)²", "½(1 − φ)"]
     table = new_table(columns, "\ncritical points")
@@ -105,19 +87,12 @@ def critical_points(section: Measurements) -> Table:
             f"{max(1 - ratio, 0) ** 2 / 2:.3f}",
             f"{max(1 - ratio, 0) / 2:.3f}",
         )
-    return table
+    yield table
 
 
-def two_layer(section: Measurements) -> Table:
-    """Hessians of two-layer networks against the laws, and their distance from freeness.
-
-    Args:
-        section: The section "two_layer".
-
-    Returns:
-        One line an activation, kind of residuals, ratio and size, means over networks: distances
-        of Kolmogorov and Smirnov, mixed moments, and shares of negative eigenvalues.
-    """
+def two_layer(run: Run) -> Iterator[Table]:
+    """Hessians of two-layer networks against the laws, and their distance from freeness."""
+    section = run.studies["two_layer"]
     columns = ["units", "residuals", "φ", "n", "ε", "H0", "H1", "H1 indep.", "H", "H turned"]
     columns += ["A²B²", "ABAB", "λ < 0", "by law"]
     title = "\ntwo layers: distances from the laws; mixed moments (free: 1 and 0)"
@@ -137,18 +112,12 @@ def two_layer(section: Measurements) -> Table:
             str(section["size"][size]),
             *(f"{number:.3f}" if np.isfinite(number) else "" for number in numbers),
         )
-    return table
+    yield table
 
 
-def loss_model(section: Measurements) -> Table:
-    """Critical energies of the model of the loss, in closed form and found again.
-
-    Args:
-        section: The section "loss_model".
-
-    Returns:
-        One line a model and ratio.
-    """
+def loss_model(run: Run) -> Iterator[Table]:
+    """Critical energies of the model of the loss, in closed form and found again."""
+    section = run.studies["loss_model"]
     columns = ["model", "φ", "ε_c", "ε_c where the edge passes zero", "α₀", "largest α computed"]
     table = new_table(columns, "\nmodel of the loss: Wishart + H₁, H₁ Wigner's or a ReLU's")
     for i, j in np.ndindex(section["critical_energy"].shape):
@@ -160,4 +129,10 @@ def loss_model(section: Measurements) -> Table:
             f"{section['index_coefficient'][i, j]:.5g}",
             f"{section['index'][i, j].max():.4f}",
         )
-    return table
+    yield table
+
+
+def laws(run: Run) -> Iterator[Table]:
+    """All tables of the study."""
+    yield from laws_summary(run)
+    yield from law_failures(run)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from hessdist.config.job import TwoLayerSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
@@ -26,7 +25,8 @@ from hessdist.errors import HessdistError, InputError
 from hessdist.parallel.memory import require_room
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
-from hessdist.studies.experiment import Experiment
+from hessdist.studies.context import Context
+from hessdist.studies.random_matrices.settings import TwoLayerSection
 from hessdist.theory.freeness import (
     MOMENTS,
     distance_to_law,
@@ -50,11 +50,11 @@ _ROUNDED = 0.05  # by which a whole number of samples may change a ratio
 _NULL = 1e-9  # of the largest |λ|: rounding of a zero eigenvalue
 
 
-def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Measurements:
+def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
     """Spectra of H₀, H₁ and H against the laws, and their distance from freeness. Collective.
 
     Args:
-        experiment: For ranks and progress; its job's model and data are not used. All is computed
+        context: For ranks and progress; its job's model and data are not used. All is computed
             in float64 on CPUs.
         settings: The networks.
 
@@ -66,7 +66,7 @@ def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Measurements
         InputError: No whole number of samples is near a ratio, or the matrices of the largest
             network do not fit into memory; on every rank.
     """
-    ranks = experiment.ranks
+    ranks = context.ranks
     _, neighbours, _ = ranks.node()
     with ranks.agreeing():
         samples = np.array([[_samples(n, phi) for phi in settings.ratios] for n in settings.sizes])
@@ -87,9 +87,9 @@ def two_layer(experiment: Experiment, settings: TwoLayerSection) -> Measurements
     own = places[ranks.rank :: ranks.size]
     with ranks.asleep_until_all_are_done(), one_thread(torch.device("cpu")):
         for done, place in enumerate(own):
-            experiment.heed(f"two layers: {done} of {len(own)} networks")
-            mine[place] = _look(experiment, settings, place, int(samples[place[2:4]]))
-    experiment.on_product(0)
+            context.local_progress(f"two layers: {done} of {len(own)} networks")
+            mine[place] = _look(context, settings, place, int(samples[place[2:4]]))
+    context.check_stop()
     seen = {place: one for part in ranks.collect(mine) for place, one in part.items()}
     return _section(settings, samples, shape, seen)
 
@@ -131,7 +131,7 @@ class _Seen:
 
 
 def _look(
-    experiment: Experiment, settings: TwoLayerSection, place: tuple[int, ...], samples: int
+    context: Context, settings: TwoLayerSection, place: tuple[int, ...], samples: int
 ) -> _Seen:
     """One network, on this rank. Not collective."""
     which, how, by_size, _, number = place
@@ -150,12 +150,12 @@ def _look(
         targets = noise
     energy = float((outputs - targets).square().mean()) / 2
     what = f"two layers: {activation}, {n} units, ratio {ratio:g}, network {number}"
-    positive, residual = _parts(experiment, model, inputs, targets, what)
+    positive, residual = _parts(context, model, inputs, targets, what)
     turned = rotated(residual, rng)
     moments = np.array([mixed_moments(positive, one) for one in (residual, turned)])
     values = []
     for matrix in (positive, residual, positive + residual, positive + turned):
-        experiment.heed(f"{what}, eigenvalues")
+        context.local_progress(f"{what}, eigenvalues")
         values.append(without_rounding(np.linalg.eigvalsh(matrix), _NULL))
     theory = LossModel(energy, ratio, rectified)
     exact = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
@@ -192,7 +192,7 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _parts(
-    experiment: Experiment, model: nn.Module, inputs: Tensor, targets: Tensor, what: str
+    context: Context, model: nn.Module, inputs: Tensor, targets: Tensor, what: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """H₀ and H₁ by products of the operators G and S, (d, d) each."""
     samples = len(inputs)
@@ -210,7 +210,7 @@ def _parts(
         units = torch.eye(multiply.size, dtype=torch.float64)
         columns = []
         for block in torch.split(units, _BLOCK):
-            experiment.heed(what)
+            context.local_progress(what)
             columns.append(multiply.of_block(block).numpy())
         matrix = np.concatenate(columns) / samples
         found.append((matrix + matrix.T) / 2)

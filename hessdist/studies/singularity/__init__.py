@@ -1,1 +1,71 @@
 """Whole spectra of small and large networks: Sagun, Bottou and LeCun (2016)."""
+
+from hessdist.studies.base import Needs, Study
+from hessdist.studies.singularity.settings import (
+    ArchitecturesSection,
+    DensitySection,
+    ExactSection,
+    InitialisationsSection,
+    InterpolationSection,
+    SpreadsSection,
+)
+
+_HERE = "hessdist.studies.singularity"
+
+STUDIES = (
+    Study(
+        name="exact",
+        settings=ExactSection,
+        compute=f"{_HERE}.whole_spectra:exact",
+        needs=Needs(checkpoints=True),
+        prepare=f"{_HERE}.whole_spectra:require_room",
+        remarks=f"{_HERE}.remarks:exact",
+        figures=f"{_HERE}.spectra_figures:draw_exact",
+        tables=f"{_HERE}.spectra_tables:exact",
+    ),
+    Study(
+        name="density",
+        settings=DensitySection,
+        compute=f"{_HERE}.whole_spectra:density",
+        needs=Needs(checkpoints=True),
+        prepare=f"{_HERE}.whole_spectra:check_blocks",
+        remarks=f"{_HERE}.remarks:density",
+        figures=f"{_HERE}.spectra_figures:draw_density",
+        tables=f"{_HERE}.spectra_tables:density",
+    ),
+    Study(
+        name="architectures",
+        settings=ArchitecturesSection,
+        compute=f"{_HERE}.networks:architectures",
+        needs=Needs(no_penalty=True),
+        remarks=f"{_HERE}.remarks:trained",
+        figures=f"{_HERE}.figures:draw_architectures",
+        tables=f"{_HERE}.tables:architectures",
+    ),
+    Study(
+        name="initialisations",
+        settings=InitialisationsSection,
+        compute=f"{_HERE}.networks:initialisations",
+        needs=Needs(no_penalty=True),
+        remarks=f"{_HERE}.remarks:trained",
+        figures=f"{_HERE}.figures:draw_initialisations",
+        tables=f"{_HERE}.tables:initialisations",
+    ),
+    Study(
+        name="spreads",
+        settings=SpreadsSection,
+        compute=f"{_HERE}.networks:spreads",
+        needs=Needs(no_penalty=True),
+        remarks=f"{_HERE}.remarks:trained",
+        figures=f"{_HERE}.figures:draw_spreads",
+        tables=f"{_HERE}.tables:spreads",
+    ),
+    Study(
+        name="interpolation",
+        settings=InterpolationSection,
+        compute=f"{_HERE}.networks:interpolation",
+        needs=Needs(no_penalty=True),
+        figures=f"{_HERE}.figures:draw_interpolation",
+        tables=f"{_HERE}.tables:interpolation",
+    ),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hessdist.present.axes import colours_of
 from hessdist.present.histograms import bin_edges, largest_of, nearly_all, top_edges
-from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
+from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
 from hessdist.studies.singularity.spectra_figures import (
     BARS,
     EMPHASIS,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
     Drawing = Callable[[Measurements, str], Figure]
@@ -51,35 +52,35 @@ _TOP = 2  # eigenvalues of figure 7
 _VIEW = (28, 118)  # elevation and azimuth of a surface, degrees
 
 
-def figures(
-    studies: Mapping[str, Measurements], title: str, most: int
-) -> Iterator[tuple[str, Figure]]:
-    """All figures of the experiments that a run has.
+def draw_architectures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the spectra of networks of growing width."""
+    section = run.studies["architectures"]
+    most = outliers_sought(run)
+    yield "architectures-profile", profiles(section, title)
+    yield "architectures-spectra", spectra(section, title, most)
+    if "picture" in section:
+        yield "architectures-matrices", matrices(section, title)
+    yield "architectures-singularity", singularity(section, title, most)
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
-        most: Outliers that are looked for in a spectrum.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "architectures" in studies:
-        section = studies["architectures"]
-        yield "architectures-profile", profiles(section, title)
-        yield "architectures-spectra", spectra(section, title, most)
-        if "picture" in section:
-            yield "architectures-matrices", matrices(section, title)
-        yield "architectures-singularity", singularity(section, title, most)
-    known: dict[str, Drawing] = {"initialisations": initialisations, "spreads": spreads}
-    for name, draw in known.items():
-        if name in studies:
-            yield name, draw(studies[name], title)
-    if "interpolation" in studies:
-        section = studies["interpolation"]
-        before_comma = [str(name).split(",", maxsplit=1)[0] for name in section["comparison"]]
-        for row, name in enumerate(file_parts(before_comma, "comparison")):
-            yield f"interpolation-{name}", interpolation(section, row, title)
+def draw_initialisations(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the distribution of the largest eigenvalue over starts."""
+    section = run.studies["initialisations"]
+    yield "initialisations", initialisations(section, title)
+
+
+def draw_spreads(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the largest eigenvalues against the argument of the data set."""
+    section = run.studies["spreads"]
+    yield "spreads", spreads(section, title)
+
+
+def draw_interpolation(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the loss between two networks, one figure a comparison."""
+    section = run.studies["interpolation"]
+    before_comma = [str(name).split(",", maxsplit=1)[0] for name in section["comparison"]]
+    for row, name in enumerate(file_parts(before_comma, "comparison")):
+        yield f"interpolation-{name}", interpolation(section, row, title)
 
 
 # -- networks of growing width: figures 1, 2, 4 and 5 ----------------------------------------

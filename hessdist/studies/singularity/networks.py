@@ -15,13 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hessdist.config.job import (
-    ArchitecturesSection,
-    InitialisationsSection,
-    InterpolationSection,
-    Job,
-    SpreadsSection,
-)
+from hessdist.config.job import Job
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
@@ -31,7 +25,14 @@ from hessdist.objective import DTYPES, Workload
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
-from hessdist.studies.experiment import Experiment, mlp_of_widths
+from hessdist.studies.context import Context
+from hessdist.studies.networks import mlp_of_widths
+from hessdist.studies.singularity.settings import (
+    ArchitecturesSection,
+    InitialisationsSection,
+    InterpolationSection,
+    SpreadsSection,
+)
 from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.ensemble import Descent, Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, as_summed_loss
@@ -49,13 +50,13 @@ Settings = ArchitecturesSection | InitialisationsSection | SpreadsSection
 # -- sections 2 and 3: networks of growing width ---------------------------------------------
 
 
-def architectures(experiment: Experiment, settings: ArchitecturesSection) -> Measurements:
+def architectures(context: Context, settings: ArchitecturesSection) -> Measurements:
     """Exact spectra of networks of growing width, before and after training: figures 1 to 5.
 
     Collective.
 
     Args:
-        experiment: Its job's model is an mlp, whose hidden widths are varied.
+        context: Its job's model is an mlp, whose hidden widths are varied.
         settings: The networks.
 
     Returns:
@@ -65,20 +66,18 @@ def architectures(experiment: Experiment, settings: ArchitecturesSection) -> Mea
         InputError: The model is no mlp, or its loss no criterion; a Hessian does not fit into
             memory; on every rank.
     """
-    ranks = experiment.ranks
+    ranks = context.ranks
     with ranks.agreeing():
-        models = [
-            mlp_of_widths(experiment.job, hidden, "architectures") for hidden in settings.hidden
-        ]
-        ensembles = [_ensemble(experiment, model, experiment.workload) for model in models]
+        models = [mlp_of_widths(context.job, hidden, "architectures") for hidden in settings.hidden]
+        ensembles = [_ensemble(context, model, context.workload) for model in models]
     # All ranks are busy where there are fewer networks of one width than ranks.
     tasks = list(product(range(len(models)), range(settings.networks)))[ranks.rank :: ranks.size]
     mine = [[network for row, network in tasks if row == wanted] for wanted in range(len(models))]
-    trained = _trained(experiment, list(zip(ensembles, mine, strict=True)), settings)
+    trained = _trained(context, list(zip(ensembles, mine, strict=True)), settings)
     spectra, pictures = [], []
     for hidden, model, networks in zip(settings.hidden, models, trained, strict=True):
-        experiment.tell(f"exact spectra of hidden widths {hidden}")
-        values, drawn = _spectra(experiment, model, networks, settings.picture)
+        context.note(f"exact spectra of hidden widths {hidden}")
+        values, drawn = _spectra(context, model, networks, settings.picture)
         spectra.append(values)
         pictures.append(drawn)
     return _architectures_section(settings, models, trained, spectra, pictures)
@@ -98,11 +97,11 @@ class Trained:
 
 
 def _spectra(
-    experiment: Experiment, model: nn.Module, networks: Trained, cells: int
+    context: Context, model: nn.Module, networks: Trained, cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """All eigenvalues, (networks, stages, d), and pictures of the first network. Collective."""
-    job, ranks = experiment.job, experiment.ranks
-    whole = replace(experiment.workload, model=model)
+    job, ranks = context.job, context.ranks
+    whole = replace(context.workload, model=model)
     of_all_layers = job.spectrum.model_copy(update={"layers": []})
     objective = whole.on(ranks, job.model_copy(update={"spectrum": of_all_layers}))
     number, size = networks.end.parameters.shape
@@ -111,10 +110,10 @@ def _spectra(
     planned: Plan | None = None  # all are of one size
     for network, (stage, descent) in product(range(number), enumerate(networks.stages)):
         objective.local.parameters.assign(descent.parameters[network].to(objective.device))
-        shell = objective.shell("hessian", objective.weight(), experiment.on_product)
+        shell = objective.shell("hessian", objective.weight(), context.on_product)
         if planned is None:
             planned = plan(shell)
-            experiment.say(str(planned))
+            context.line(str(planned))
 
         def draw(columns: NDArray[np.float64], shown: bool = network == 0 and cells > 0) -> None:
             if shown:
@@ -173,11 +172,11 @@ def _filled(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 # -- section 3: many starts ------------------------------------------------------------------
 
 
-def initialisations(experiment: Experiment, settings: InitialisationsSection) -> Measurements:
+def initialisations(context: Context, settings: InitialisationsSection) -> Measurements:
     """The top eigenvalues at the end of training from many starts: figure 6. Collective.
 
     Args:
-        experiment: Its job's model and data are used.
+        context: Its job's model and data are used.
         settings: The networks.
 
     Returns:
@@ -186,15 +185,15 @@ def initialisations(experiment: Experiment, settings: InitialisationsSection) ->
     Raises:
         InputError: The loss is no criterion, or the network too large; on every rank.
     """
-    found = _many(experiment, experiment.workload, settings)
+    found = _many(context, context.workload, settings)
     return Measurements(_of_many(("network",), [found], squeeze=True))
 
 
-def spreads(experiment: Experiment, settings: SpreadsSection) -> Measurements:
+def spreads(context: Context, settings: SpreadsSection) -> Measurements:
     """The top eigenvalues against an argument of the data set: figure 7. Collective.
 
     Args:
-        experiment: Its job's model is used, and its data with the argument varied.
+        context: Its job's model is used, and its data with the argument varied.
         settings: The networks.
 
     Returns:
@@ -203,12 +202,12 @@ def spreads(experiment: Experiment, settings: SpreadsSection) -> Measurements:
     Raises:
         InputError: As of `initialisations`, or the data set takes no such argument; on every rank.
     """
-    job, found = experiment.job, []
-    with experiment.ranks.agreeing():
-        varied = [_with_argument(experiment.workload, job, settings, v) for v in settings.values]
+    job, found = context.job, []
+    with context.ranks.agreeing():
+        varied = [_with_argument(context.workload, job, settings, v) for v in settings.values]
     for value, workload in zip(settings.values, varied, strict=True):
-        experiment.tell(f"{settings.argument} {value:g}")
-        found.append(_many(experiment, workload, settings))
+        context.note(f"{settings.argument} {value:g}")
+        found.append(_many(context, workload, settings))
     name = f"{settings.argument} of the data set"
     values = Variable(("value",), np.array(settings.values), name)
     return Measurements({"value": values, **_of_many(("value", "network"), found)})
@@ -234,12 +233,12 @@ class _Many:
 
 
 def _many(
-    experiment: Experiment,
+    context: Context,
     workload: Workload,
     settings: InitialisationsSection | SpreadsSection,
 ) -> _Many:
     """Train from many starts, and compute all eigenvalues of each. Collective."""
-    ranks = experiment.ranks
+    ranks = context.ranks
     model = workload.model
     with ranks.agreeing():
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -249,14 +248,14 @@ def _many(
                 f"model has {size:,}",
                 "use a smaller model, or [study.architectures]",
             )
-        ensemble = _ensemble(experiment, model, workload)
+        ensemble = _ensemble(context, model, workload)
     begin, end = ranks.shard(settings.networks)
-    (trained,) = _trained(experiment, [(ensemble, range(begin, end))], settings)
+    (trained,) = _trained(context, [(ensemble, range(begin, end))], settings)
     mine: list[NDArray[np.float64]] = []
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         parts = [one.parameters[begin:end].to(ensemble.device) for one in trained.stages]
         mine = [_eigenvalues(ensemble, part) for part in parts]
-    experiment.on_product(0)
+    context.check_stop()
     everyone = [np.concatenate(ranks.collect(values)) for values in mine]
     top = tuple(values[:, ::-1][:, : settings.top] for values in everyone)
     return _Many(trained, (top[0], top[1]), everyone[1][:, 0])
@@ -318,11 +317,11 @@ def _ended(dimensions: tuple[str, ...], ends: Sequence[Descent]) -> dict[str, Va
 # -- training, over ranks --------------------------------------------------------------------
 
 
-def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> Ensemble:
+def _ensemble(context: Context, model: nn.Module, workload: Workload) -> Ensemble:
     """Networks of an architecture on all of a workload's samples, on this rank.
 
     Args:
-        experiment: For device and dtype.
+        context: For device and dtype.
         model: The architecture.
         workload: Loss, data and samples.
 
@@ -332,7 +331,7 @@ def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> E
     Raises:
         WorkloadError: The loss is a callable of (model, batch).
     """
-    objective, job = experiment.objective, experiment.job
+    objective, job = context.objective, context.job
     dtype = DTYPES[job.compute.dtype]
     samples = len(workload.indices)
     shard = Shard(
@@ -359,12 +358,12 @@ def _ensemble(experiment: Experiment, model: nn.Module, workload: Workload) -> E
 
 
 def _trained(
-    experiment: Experiment, tasks: Sequence[tuple[Ensemble, Sequence[int]]], settings: Settings
+    context: Context, tasks: Sequence[tuple[Ensemble, Sequence[int]]], settings: Settings
 ) -> list[Trained]:
     """Train networks of some architectures. Collective.
 
     Args:
-        experiment: For device, dtype and progress.
+        context: For device, dtype and progress.
         tasks: Ensembles, the same on every rank, and the numbers of the networks of each that this
             rank trains.
         settings: How.
@@ -372,12 +371,12 @@ def _trained(
     Returns:
         The networks of each architecture, by number.
     """
-    ranks = experiment.ranks
+    ranks = context.ranks
     mine: list[Trained] = []
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         for ensemble, networks in tasks:
-            mine.append(_train(experiment, ensemble, networks, settings))
-    experiment.on_product(0)
+            mine.append(_train(context, ensemble, networks, settings))
+    context.check_stop()
     whole = []
     for (_, networks), one in zip(tasks, mine, strict=True):
         order = np.argsort(np.concatenate(ranks.collect(np.array(networks, int))))
@@ -387,7 +386,7 @@ def _trained(
 
 
 def _train(
-    experiment: Experiment, ensemble: Ensemble, networks: Sequence[int], settings: Settings
+    context: Context, ensemble: Ensemble, networks: Sequence[int], settings: Settings
 ) -> Trained:
     """Train networks on this rank. Not collective.
 
@@ -412,7 +411,7 @@ def _train(
         learning_rate=settings.learning_rate,
         tolerance=settings.tolerance,
         max_steps=settings.max_steps,
-        on_step=lambda ended: experiment.heed(
+        on_step=lambda ended: context.local_progress(
             f"{size} parameters, {ended} of {len(networks)} networks trained, step {next(steps)}"
         ),
     )
@@ -446,13 +445,13 @@ _COMPARISONS = {
 }
 
 
-def interpolation(experiment: Experiment, settings: InterpolationSection) -> Measurements:
+def interpolation(context: Context, settings: InterpolationSection) -> Measurements:
     """The loss on straight lines between two networks in training: figure 8. Collective.
 
     Networks are trained on ranks of their own; then the ranks share the lines.
 
     Args:
-        experiment: Its job's model and data are used.
+        context: Its job's model and data are used.
         settings: The runs.
 
     Returns:
@@ -461,24 +460,24 @@ def interpolation(experiment: Experiment, settings: InterpolationSection) -> Mea
     Raises:
         InputError: The loss is no criterion; on every rank.
     """
-    ranks, workload = experiment.ranks, experiment.workload
+    ranks, workload = context.ranks, context.workload
     with ranks.agreeing():
-        ensemble = _ensemble(experiment, workload.model, workload)
+        ensemble = _ensemble(context, workload.model, workload)
     ways = list(dict.fromkeys(way for pair in _COMPARISONS.values() for way in pair))
     mine: dict[_Way, NDArray[np.float64]] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         for way in ways[ranks.rank :: ranks.size]:
             how = "gradient descent" if way.shuffling is None else "SGD"
-            experiment.tell(f"training by {how} from start {way.start}")
-            mine[way] = _path(experiment, ensemble, way, settings)
-    experiment.on_product(0)
+            context.note(f"training by {how} from start {way.start}")
+            mine[way] = _path(context, ensemble, way, settings)
+    context.check_stop()
     paths = {way: path for of_rank in ranks.collect(mine) for way, path in of_rank.items()}
     fractions = np.linspace(0, 1, settings.points)
     losses, distances = [], []
     for one, other in _COMPARISONS.values():
         first, second = paths[one], paths[other]
         distances.append(np.linalg.norm(second - first, axis=1))
-        losses.append(_along_lines(experiment, ensemble, first, second, fractions))
+        losses.append(_along_lines(context, ensemble, first, second, fractions))
     steps = np.arange(0, settings.steps + 1, settings.every)
     names = np.array(list(_COMPARISONS), dtype=object)
     by_line = ("comparison", "step")
@@ -492,10 +491,10 @@ def interpolation(experiment: Experiment, settings: InterpolationSection) -> Mea
 
 
 def _path(
-    experiment: Experiment, ensemble: Ensemble, way: _Way, settings: InterpolationSection
+    context: Context, ensemble: Ensemble, way: _Way, settings: InterpolationSection
 ) -> NDArray[np.float64]:
     """Parameters every so many steps, (lines, d)."""
-    job, device = experiment.job, experiment.objective.device
+    job, device = context.job, context.objective.device
     dtype = DTYPES[job.compute.dtype]
     seed = settings.seed + way.start
     initialise(seed)
@@ -517,23 +516,23 @@ def _path(
 
 
 def _along_lines(
-    experiment: Experiment,
+    context: Context,
     ensemble: Ensemble,
     first: NDArray[np.float64],
     second: NDArray[np.float64],
     fractions: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Losses, (lines, fractions), each rank some lines. Collective."""
-    ranks = experiment.ranks
+    ranks = context.ranks
     found = np.empty((0, len(fractions)))
-    with ranks.asleep_until_all_are_done(), one_thread(experiment.objective.device):
+    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         rows = []
         for line in range(*ranks.shard(len(first))):
             points = first[line] + fractions[:, None] * (second[line] - first[line])
-            theta = torch.from_numpy(points).to(experiment.objective.device)
-            dtype = DTYPES[experiment.job.compute.dtype]
+            theta = torch.from_numpy(points).to(context.objective.device)
+            dtype = DTYPES[context.job.compute.dtype]
             rows.append(ensemble.losses(theta.to(dtype)).double().cpu().numpy())
         if rows:
             found = np.stack(rows)
-    experiment.on_product(0)
+    context.check_stop()
     return np.concatenate(ranks.collect(found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from hessdist.present.histograms import (
     words,
 )
 from hessdist.spectrum.densities import SpectralDensity
-from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
+from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import ColorType
     from numpy.typing import NDArray
 
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
 BARS, EMPHASIS, MARK, PALE = "#1f5fa8", "#c8501e", "#444444", "#b8b8b8"
@@ -55,23 +56,16 @@ _WIDE = 30.0  # a ratio of values from which their axis is logarithmic
 _TICKS = 6
 
 
-def figures(
-    studies: Mapping[str, Measurements], title: str, most: int
-) -> Iterator[tuple[str, Figure]]:
-    """All figures of the sections "exact" and "density" that a run has.
+def draw_exact(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw all eigenvalues, one figure a matrix and step."""
+    section = run.studies["exact"]
+    yield from _exact(section, title, outliers_sought(run))
 
-    Args:
-        studies: Sections by name.
-        title: Of the run.
-        most: Outliers that are looked for in a spectrum.
 
-    Yields:
-        The name of a file and its figure.
-    """
-    if "exact" in studies:
-        yield from _exact(studies["exact"], title, most)
-    if "density" in studies:
-        yield from _density(studies["density"], studies.get("exact"), title)
+def draw_density(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
+    """Draw the densities, with the exact eigenvalues where the run has them."""
+    section = run.studies["density"]
+    yield from _density(section, run.studies.get("exact"), title)
 
 
 def _exact(section: Measurements, title: str, most: int) -> Iterator[tuple[str, Figure]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,22 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from hessdist.present.cells import median, new_table, share, told
-from hessdist.spectrum.outliers import in_numbers
+from hessdist.spectrum.outliers import in_numbers, outliers_sought
 
 if TYPE_CHECKING:
-    from hessdist.results.units import Measurements
+    from hessdist.results.reader import Run
 
 
-def architectures(section: Measurements, most: int) -> Table:
-    """How singular Hessians of growing networks are, before and after training.
-
-    Args:
-        section: The section "architectures".
-        most: Outliers that are looked for.
-
-    Returns:
-        One line an architecture and stage; medians over its networks.
-    """
+def architectures(run: Run) -> Iterator[Table]:
+    """How singular Hessians of growing networks are, before and after training."""
+    section = run.studies["architectures"]
+    most = outliers_sought(run)
     columns = ["hidden", "d", "stage", "loss", "‖g‖", "λ_1", "λ_2", "λ_d"]
     columns += ["near zero", "negative", "outliers", "reached"]
     table = new_table(columns, "\nnetworks of growing width; medians over starts")
@@ -42,18 +37,12 @@ def architectures(section: Measurements, most: int) -> Table:
                 *told(in_numbers(values, most)),
                 share(section["reached"][row]) if stage == section["stage"][-1] else "",
             )
-    return table
+    yield table
 
 
-def initialisations(section: Measurements) -> Table:
-    """The top eigenvalue over starts.
-
-    Args:
-        section: The section "initialisations".
-
-    Returns:
-        A line before training, one after it, and one for networks that did not reach the norm.
-    """
+def initialisations(run: Run) -> Iterator[Table]:
+    """The top eigenvalue over starts."""
+    section = run.studies["initialisations"]
     columns = ["networks", "number", "λ_1: median", "quartiles", "least", "most", "deviation"]
     table = new_table(columns, "\nthe top eigenvalue over starts")
     start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
@@ -72,18 +61,12 @@ def initialisations(section: Measurements) -> Table:
             table.add_row(name, f"{good.size} of {len(start)}", *numbers)
         else:
             table.add_row(name, f"0 of {len(start)}", *[""] * 5)
-    return table
+    yield table
 
 
-def spreads(section: Measurements) -> Table:
-    """The two top eigenvalues against an argument of the data set.
-
-    Args:
-        section: The section "spreads".
-
-    Returns:
-        One line a value of the argument: medians and quartiles over starts.
-    """
+def spreads(run: Run) -> Iterator[Table]:
+    """The two top eigenvalues against an argument of the data set."""
+    section = run.studies["spreads"]
     tops = range(min(2, section["eigenvalues"].shape[-1]))
     named = [name for top in tops for name in (f"λ_{top + 1}: median", "quartiles")]
     argument = section.variables["value"].long_name.split()[0]
@@ -98,18 +81,12 @@ def spreads(section: Measurements) -> Table:
             cells += [f"{median(found):.4g}", f"{low:.4g} to {high:.4g}"]
         cells += [f"{median(section['loss'][row]):.4g}", share(section["reached"][row])]
         table.add_row(*cells)
-    return table
+    yield table
 
 
-def interpolation(section: Measurements) -> Table:
-    """The loss between two networks at the end of training, and the highest barrier before it.
-
-    Args:
-        section: The section "interpolation".
-
-    Returns:
-        One line a comparison; a barrier is the loss on the line above that at its worse end.
-    """
+def interpolation(run: Run) -> Iterator[Table]:
+    """The loss between two networks at the end of training, and the highest barrier before it."""
+    section = run.studies["interpolation"]
     columns = ["networks", "step", "distance", "loss: first", "halfway", "second", "barrier"]
     table = new_table([*columns, "highest", "at step"], "\nstraight lines between two networks")
     for row, name in enumerate(section["comparison"]):
@@ -125,4 +102,4 @@ def interpolation(section: Measurements) -> Table:
             *(f"{number:.4g}" for number in [*numbers, barriers[highest]]),
             str(section["step"][highest]),
         )
-    return table
+    yield table

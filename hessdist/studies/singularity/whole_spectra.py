@@ -9,18 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.config.job import DecompositionSection, DensitySection, ExactSection
+from hessdist.curvature.parameters import Parameters
 from hessdist.errors import InputError
 from hessdist.objective import Objective, sign_of
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements, Variable
-from hessdist.spectrum.dense import ExactSpectrum, exact_spectrum, picture, plan
+from hessdist.spectrum.dense import ExactSpectrum, choose_solver, exact_spectrum, picture, plan
 from hessdist.spectrum.densities import Estimate, SpectralDensity
 from hessdist.spectrum.lanczos import basis_bytes, lanczos_quadrature
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.trace import xtrace
-from hessdist.studies.checkpoint import CheckpointUnderStudy
+from hessdist.studies.context import Context
+from hessdist.studies.eigenspaces.settings import DecompositionSection
+from hessdist.studies.singularity.settings import DensitySection, ExactSection
 
 _MOMENTS = 4
 _SHIFT = 0.01  # of the largest |λ|: the default of the log-determinant
@@ -29,11 +31,26 @@ _SHIFT = 0.01  # of the largest |λ|: the default of the log-determinant
 # -- exact -----------------------------------------------------------------------------------
 
 
-def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Measurements:
+def require_room(context: Context, settings: ExactSection) -> None:
+    """Refuse a dense matrix that does not fit into memory. Collective.
+
+    Args:
+        context: The loss.
+        settings: The solver, and whether eigenvectors are wanted.
+
+    Raises:
+        InputError: It does not fit; on every rank.
+    """
+    solver = None if settings.solver == "auto" else settings.solver
+    size = context.objective.layout.size
+    choose_solver(context.ranks, size, eigenvectors=settings.eigenvectors, solver=solver)
+
+
+def exact(context: Context, settings: ExactSection) -> Measurements:
     """All eigenvalues of the dense matrices. Collective.
 
     Args:
-        here: The checkpoint.
+        context: The checkpoint.
         settings: What is wanted.
 
     Returns:
@@ -43,26 +60,26 @@ def exact(here: CheckpointUnderStudy, settings: ExactSection) -> Measurements:
         InputError: A matrix does not fit into memory, or the workload is not deterministic; on
             every rank.
     """
-    operators = settings.operators or [here.job.spectrum.operator]
+    operators = settings.operators or [context.job.spectrum.operator]
     pictures: list[NDArray[np.float64]] = []
     found, vectors = [], []
-    weight = here.objective.evaluate().weight
+    weight = context.objective.evaluate().weight
     for operator in operators:
-        shell = here.objective.shell(operator, weight, here.on_product)
+        shell = context.objective.shell(operator, weight, context.on_product)
         planned = plan(
             shell,
             eigenvectors=settings.eigenvectors,
             solver=None if settings.solver == "auto" else settings.solver,
         )
-        here.say(f"{operator}: {planned}")
+        context.line(f"{operator}: {planned}")
 
         def draw(columns: NDArray[np.float64]) -> None:
             if settings.picture:
-                pictures.append(picture(here.ranks, columns, settings.picture))
+                pictures.append(picture(context.ranks, columns, settings.picture))
 
         spectrum = exact_spectrum(shell, planned, on_matrix=draw)
         if spectrum.vectors is not None:
-            vectors.append(_whole(here.ranks, spectrum.vectors))
+            vectors.append(_whole(context.ranks, spectrum.vectors))
         found.append(spectrum)
     return _exact_section(operators, found, pictures, vectors)
 
@@ -134,11 +151,26 @@ class _Seen:
     seconds: float
 
 
-def density(here: CheckpointUnderStudy, settings: DensitySection) -> Measurements:
+def check_blocks(context: Context, settings: DensitySection) -> None:
+    """Refuse unknown names of layers. Collective.
+
+    Args:
+        context: The model.
+        settings: The blocks.
+
+    Raises:
+        WorkloadError: The model has no such layer; on every rank.
+    """
+    with context.ranks.agreeing():
+        for block in settings.blocks:
+            Parameters(context.workload.model, block, "study.density.blocks")
+
+
+def density(context: Context, settings: DensitySection) -> Measurements:
     """Densities of all eigenvalues, and what else the same products tell. Collective.
 
     Args:
-        here: The checkpoint.
+        context: The checkpoint.
         settings: What is wanted.
 
     Returns:
@@ -147,15 +179,15 @@ def density(here: CheckpointUnderStudy, settings: DensitySection) -> Measurement
     Raises:
         InputError: The Krylov basis does not fit into memory; on every rank.
     """
-    operators = settings.operators or [here.job.spectrum.operator]
-    blocks = settings.blocks or [here.job.spectrum.layers]
+    operators = settings.operators or [context.job.spectrum.operator]
+    blocks = settings.blocks or [context.job.spectrum.layers]
     seen: list[list[_Seen]] = [[] for _ in operators]
-    weight = here.objective.evaluate().weight
+    weight = context.objective.evaluate().weight
     for block in blocks:
-        part = here.objective.of_layers(block) if settings.blocks else here.objective
+        part = context.objective.of_layers(block) if settings.blocks else context.objective
         require_memory(part, settings, "density")
         for row, operator in enumerate(operators):
-            shell = part.shell(operator, weight, here.on_product)
+            shell = part.shell(operator, weight, context.on_product)
             seen[row].append(_look(shell, settings))
     names = [" + ".join(block) or "all" for block in blocks]
     return _density_section(operators, names, seen, settings)

@@ -14,7 +14,7 @@ from problem import LARGEST, SMALLEST, TOLERANCE, Problem
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc

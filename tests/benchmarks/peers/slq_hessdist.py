@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 from worker import Products
 
-from hessdist.config.job import ComputeSection
+from hessdist.config.sections import ComputeSection
 from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.lanczos import lanczos_quadrature

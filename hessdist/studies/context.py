@@ -1,20 +1,27 @@
-"""A checkpoint under study: its parameters are in the model, its eigenpairs in the run's file."""
+"""What a study works with: the job, the loss over all ranks, a checkpoint, the console."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.config.job import Job
+from hessdist.config.sections import SpectrumSection
+from hessdist.errors import Stopped
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import CheckpointResult
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
+from hessdist.spectrum.eigenpairs import Eigenpairs
+from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import ShellMatrix
+
+if TYPE_CHECKING:
+    from hessdist.config.job import Job
 
 
 @dataclass(frozen=True)
@@ -33,23 +40,28 @@ class Pair:
         return f"{self.end} {self.rank}"
 
 
-class CheckpointUnderStudy:
-    """What the sections of a study need of a checkpoint. Making it is collective.
+class Context:
+    """The vocabulary of all studies. Making it is collective.
 
     Args:
         job: The job.
-        workload: What it differentiates.
-        total: The training loss; the parameters of the checkpoint are in its model.
-        result: What the sweep found there; on rank 0, which alone reads files. None there as well:
-            the section looks at no eigenpair.
-        on_progress: Told after every product of a solve, and between eigenvectors, how far it is;
-            on all ranks, and it may raise `Stopped` on all of them.
-        say: Tells a person a line.
-        stored: Sections that were found at this checkpoint before, by name; None where there is
-            none. Called on rank 0 alone.
+        workload: The model, the loss and the data of the job.
+        objective: The loss over all ranks. The parameters of the checkpoint are in its model.
+        step: The step of the checkpoint; None for a study that is not about one.
+        result: The stored eigenpairs of the checkpoint, on rank 0, which alone reads files. None
+            on the other ranks, and for a study that uses none.
+        options: PETSc's options of the command line.
+        settings_hash: The hash of what determines the numbers of the study.
+        note: Writes a progress note. Not collective.
+        line: Writes a line for the user. Not collective.
+        check_stop: Raises `Stopped` on all ranks after a signal. Collective.
+        is_stopped: Tells whether a signal came to this rank. Not collective.
+        stored: Reads the result of another study at this checkpoint; None where there is none. It
+            is called on rank 0 alone.
+        store: Writes the present result of a study that can continue. Collective.
 
     Raises:
-        ResultError: The result cannot be read; on every rank.
+        ResultError: The stored result cannot be read; on every rank.
     """
 
     def __init__(
@@ -57,30 +69,100 @@ class CheckpointUnderStudy:
         job: Job,
         workload: Workload,
         objective: Objective,
-        result: CheckpointResult | None,
-        on_progress: Callable[[str], None] = lambda text: None,
-        say: Callable[[str], None] = lambda text: None,
+        *,
+        step: int | None = None,
+        result: CheckpointResult | None = None,
+        options: Sequence[str] = (),
+        settings_hash: str = "",
+        note: Callable[[str], None] = lambda text: None,
+        line: Callable[[str], None] = lambda text: None,
+        check_stop: Callable[[], None] = lambda: None,
+        is_stopped: Callable[[], bool] = lambda: False,
         stored: Callable[[str], Measurements | None] = lambda name: None,
+        store: Callable[[Measurements], None] = lambda measured: None,
     ) -> None:
         self.job, self.workload, self.objective = job, workload, objective
-        self.say, self.stored = say, stored
-        self._on_progress = on_progress
+        self.step, self.options, self.settings_hash = step, options, settings_hash
+        self.note, self.line = note, line
+        self.stored, self.store = stored, store
+        self.check_stop, self.is_stopped = check_stop, is_stopped
+        self.was_done = False  # set by a study that continues, where nothing was left to do
         self._where = ""
         self._result = result
         found: tuple[Any, ...] = (None, float("nan"), {})
         with self.ranks.agreeing():
             if result is not None:
                 found = result.run.weight, float(result.gradient_norm), _pairs(result)
-        self.num_samples = len(workload.indices)
         self.gradient_norm: float
         self._values: dict[str, tuple[float, bool]]
-        weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
-        self.weight: float = objective.weight() if weight is None else weight
+        self._weight: float | None
+        self._weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples over all ranks."""
+        return len(self.workload.indices)
+
+    @property
+    def weight(self) -> float:
+        """The sum of all weights, which the sum of the losses is divided by. Collective."""
+        if self._weight is None:
+            self._weight = self.objective.weight()
+        return self._weight
+
+    def eigenpairs(self, shell: ShellMatrix, **options: Any) -> Eigenpairs:
+        """Compute the eigenpairs that the job's section spectrum asks for. Collective.
+
+        Args:
+            shell: The matrix.
+            options: Arguments of `extreme_eigenpairs` that replace those of the job.
+
+        Returns:
+            The eigenpairs; those that did not converge are marked.
+        """
+        return eigenpairs_as(self.job.spectrum, shell, **options)
 
     @property
     def ranks(self) -> Ranks:
         """The ranks."""
         return self.objective.ranks
+
+    # -- progress and signals ----------------------------------------------------------------
+
+    def on_product(self, products: int) -> None:
+        """Report the products of a solve, and stop after a signal. Collective."""
+        self.progress(f"{products} products")
+
+    def on_evaluation(self, evaluations: int) -> None:
+        """Report evaluations of the loss, and stop after a signal. Collective."""
+        self.progress(f"{self._where}{evaluations} evaluations")
+
+    def progress(self, text: str) -> None:
+        """Write a progress note, and stop after a signal. Collective.
+
+        Args:
+            text: How far the work is.
+
+        Raises:
+            Stopped: A signal came; on every rank.
+        """
+        self.note(text)
+        self.check_stop()
+
+    def local_progress(self, text: str) -> None:
+        """Write a progress note, and stop this rank after a signal. Not collective.
+
+        Args:
+            text: How far the work of this rank is.
+
+        Raises:
+            Stopped: A signal came to this rank.
+        """
+        self.note(text)
+        if self.is_stopped():
+            raise Stopped("stopped on a signal", "run the same command again")
+
+    # -- eigenpairs of the sweep -------------------------------------------------------------
 
     @property
     def has_pairs(self) -> bool:
@@ -172,18 +254,6 @@ class CheckpointUnderStudy:
             yield rows, self.vectors(pairs[rows])
         self._where = ""
 
-    def on_product(self, products: int) -> None:
-        """Count the products of a solve. Collective."""
-        self._on_progress(f"{products} products")
-
-    def on_fit(self, what: str) -> None:
-        """Say what is fitted. Collective."""
-        self._on_progress(what)
-
-    def on_pass(self, evaluations: int) -> None:
-        """Count evaluations of the loss. Collective."""
-        self._on_progress(f"{self._where}{evaluations} evaluations")
-
     def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
         """Shares of the parameter tensors in each eigenvector, and last in the gradient.
 
@@ -201,6 +271,24 @@ class CheckpointUnderStudy:
         assert self._result is not None
         end, rank = name.split()
         return self._result.eigenvector(end, int(rank))
+
+
+def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -> Eigenpairs:
+    """Compute the eigenpairs that a job asks for. Collective.
+
+    Args:
+        wanted: The job's section: numbers of pairs, tolerance, seed, residuals.
+        shell: The matrix.
+        options: Arguments of `extreme_eigenpairs`, beside these or in their place.
+
+    Returns:
+        The pairs; those that did not converge are there, and marked.
+
+    Raises:
+        InputError: The numbers do not fit the matrix; on every rank.
+    """
+    settings = wanted.model_dump(include={"largest", "smallest", "tolerance", "seed", "residuals"})
+    return extreme_eigenpairs(shell, **settings | options)
 
 
 def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool]]:

@@ -1,0 +1,107 @@
+"""The job file: TOML, read and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from tomlkit.exceptions import TOMLKitError
+
+from hessdist.config.job import Job, job_model
+from hessdist.errors import JobError
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
+    """Read a job file.
+
+    Args:
+        path: The TOML file.
+        overrides: "section.key=value" each, the value in TOML or a bare string.
+
+    Returns:
+        The job, and the TOML text with the overrides in it.
+
+    Raises:
+        JobError: The file is missing or no TOML, or a key or value is wrong; the first of them.
+    """
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(
+            f"the job file {path} cannot be read ({error.strerror})",
+            "give the path of a TOML file, such as jobs/lenet_mnist.toml",
+        ) from error
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not TOML ({error})", "correct that place") from error
+    for override in overrides:
+        _override(document, override)
+    return parse_job(document.as_string(), str(path))
+
+
+def parse_job(text: str, where: str) -> tuple[Job, str]:
+    """Validate the TOML text of a job.
+
+    Args:
+        text: TOML.
+        where: The file it comes from, for messages.
+
+    Returns:
+        The job and the text.
+
+    Raises:
+        JobError: A key or value is wrong; the first of them.
+    """
+    try:
+        return job_model().model_validate(tomlkit.parse(text).unwrap()), text
+    except ValidationError as error:
+        raise JobError(*_complaint(error, where)) from error
+
+
+def _override(document: tomlkit.TOMLDocument, override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise JobError(f"--set {override} sets nothing", "write --set section.key=value")
+    try:
+        value: Any = tomlkit.parse(f"x = {text.strip()}")["x"]
+    except TOMLKitError:
+        value = text.strip()  # a bare word is a string
+    table: Any = document
+    for section in sections:
+        if section not in table:
+            table[section] = tomlkit.table()
+        table = table[section]
+        if not hasattr(table, "keys"):
+            raise JobError(f"--set {override}: '{section}' is no section", "see docs/job-file.md")
+    table[last] = value
+
+
+def _complaint(error: ValidationError, where: str) -> tuple[str, str]:
+    """The first complaint of pydantic: what is wrong, and the remedy."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key '{key}'", hint
+    if first["type"] == "missing":
+        what = "section" if len(location) == 1 else "key"
+        return f"{where}: the {what} '{key}' is missing", "add it; see docs/job-file.md"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | BaseModel) else f" (it is {first['input']!r})"
+    return f"{where}: {key or 'job'}: {message}{given}", "correct it; see docs/job-file.md"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = job_model()
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        section = next((one for one in get_args(annotation) if one is not NoneType), annotation)
+    return list(section.model_fields)

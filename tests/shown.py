@@ -1,0 +1,32 @@
+"""Results without a file, as figures and tables see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from hessdist.config.studies import registry
+from hessdist.results.reader import Run
+from hessdist.results.units import Measurements
+
+
+def run_of(studies: Mapping[str, Measurements], outputs: int = 1) -> Run:
+    """A run that has these studies alone, of a network with so many outputs."""
+    parameters = [SimpleNamespace(name="bias", shape=(outputs,))]
+    return cast(Any, SimpleNamespace(studies=dict(studies), parameters=parameters))
+
+
+def figures_of(
+    studies: Mapping[str, Measurements], title: str, outputs: int = 1
+) -> Iterator[tuple[str, Figure]]:
+    for study in registry().values():
+        yield from study.figures_of(run_of(studies, outputs), title)
+
+
+def tables_of(studies: Mapping[str, Measurements], outputs: int = 1) -> Iterator[Table]:
+    for study in registry().values():
+        yield from study.tables_of(run_of(studies, outputs))
