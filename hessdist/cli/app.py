@@ -99,7 +99,7 @@ def train(context: typer.Context, job: JobFile, overrides: Overrides = None) -> 
     if launched_rank():  # under mpirun, rank 0 trains
         return
     loaded, _ = load_job(job, overrides or ())
-    with Console(speaks=True) as report:
+    with Console(enabled=True) as report:
         _needing_torch("hessdist.service.train").train_job(loaded, report)
 
 
@@ -202,7 +202,7 @@ def study(
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.study").study
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Console(speaks=ranks.is_root) as report:
+        with Console(enabled=ranks.is_root) as report:
             sections = only.split(",") if only else ()
             result = begin(
                 loaded, text, ranks, report, options=context.obj, only=sections, overwrite=overwrite
@@ -253,7 +253,7 @@ def diagnose(
         with ranks.agreeing():
             begin = _needing_torch("hessdist.service.diagnose").diagnose
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Console(speaks=ranks.is_root) as report:
+        with Console(enabled=ranks.is_root) as report:
             result = begin(
                 loaded,
                 text,
@@ -300,7 +300,7 @@ def minimize(
         with ranks.agreeing():
             service = _needing_torch("hessdist.service.minimize")
         loaded, text = _agreed_job(ranks, context, job, overrides or ())
-        with Console(speaks=ranks.is_root) as report:
+        with Console(enabled=ranks.is_root) as report:
             result = service.minimize_job(
                 loaded, text, ranks, report, options=context.obj, overwrite=overwrite
             )
@@ -454,7 +454,7 @@ def bench(
         with ranks.agreeing():
             measure = _needing_torch("hessdist.cli.bench").bench
         loaded, _ = _agreed_job(ranks, context, job, overrides or ())
-        with Console(speaks=ranks.is_root) as report:
+        with Console(enabled=ranks.is_root) as report:
             measure(
                 loaded,
                 ranks,
@@ -689,7 +689,7 @@ def _serve(
         with ranks.agreeing():
             serve = getattr(_needing_torch("hessdist.service.sweep"), how)
         loaded, text = _agreed_job(ranks, context, job, overrides)
-        with Console(speaks=ranks.is_root) as report:
+        with Console(enabled=ranks.is_root) as report:
             result = serve(loaded, text, ranks, report, options=context.obj, **options)
             status = _conclude(result, report)
     raise typer.Exit(status)

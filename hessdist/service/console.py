@@ -1,4 +1,4 @@
-"""What a person sees of a run: rank 0 alone speaks, a bar on a terminal, plain lines in a log."""
+"""The output of a run for the user: progress bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from rich.progress import (
 
 from hessdist.parallel.ranks import launched_size
 
-_LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "hydra_pmi_proxy")
-
 
 def is_terminal() -> bool:
-    """Whether a person looks at standard output: a terminal, mpirun's own included.
+    """Whether standard output goes to a terminal, through mpirun or directly.
 
-    Open MPI gives a rank a pseudo-terminal even where mpirun itself writes to a file, so what
-    counts under a launcher is where the launcher writes.
+    Open MPI gives a rank a pseudo-terminal even if mpirun itself writes to a file, so under a
+    launcher the output of the launcher counts.
 
     Returns:
-        False where that cannot be found out.
+        False if that cannot be found out.
     """
     if not launched_size():
         return sys.stdout.isatty()
@@ -41,20 +39,21 @@ def is_terminal() -> bool:
         target = str((parent / "fd" / "1").readlink())
     except OSError:
         return False
-    return launcher in _LAUNCHERS and target.startswith(("/dev/pts/", "/dev/tty"))
+    launchers = ("mpirun", "mpiexec", "orterun", "prterun", "hydra_pmi_proxy")
+    return launcher in launchers and target.startswith(("/dev/pts/", "/dev/tty"))
 
 
 class Console:
-    """Lines and progress on standard output; silent where it is not to speak.
+    """Lines and progress on standard output.
 
     Args:
-        speaks: Whether this rank is the one that speaks.
-        pace: Seconds between progress lines where output is not a terminal.
+        enabled: Whether this rank writes; usually rank 0 does.
+        interval: Seconds between progress lines if the output is not a terminal.
     """
 
-    def __init__(self, speaks: bool, pace: float = 30.0) -> None:
-        self._speaks = speaks
-        self._pace = pace
+    def __init__(self, enabled: bool, interval: float = 30.0) -> None:
+        self._enabled = enabled
+        self._interval = interval
         terminal = is_terminal()
         # A log is not wrapped to the width of a terminal.
         width = None if terminal else 10_000
@@ -66,12 +65,12 @@ class Console:
         self._solve: TaskID | None = None
         self._total = 0
         self._done = 0
-        self._before = 0  # of them, those that took no time
+        self._before = 0  # items done before this run, which took no time
         self._what = ""
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Console:
-        if self._speaks and self._console.is_terminal:
+        if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -95,25 +94,25 @@ class Console:
             self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Say a line; markup in it is text."""
-        if self._speaks:
+        """Write a line. Markup in it is written as it is."""
+        if self._enabled:
             self._console.print(text, markup=False)
             sys.stdout.flush()
 
     def begin(self, what: str, total: int) -> None:
-        """Start counting towards a total: checkpoints, or minibatches."""
+        """Start to count items, such as checkpoints, towards a total."""
         self._what, self._total, self._done, self._before = what, total, 0, 0
         self._start = self._last = time.monotonic()
         if self._bar is not None:
             self._task = self._bar.add_task(what, total=total, note="")
 
     def advance(self, done: int, before: int = 0, total: int | None = None) -> None:
-        """Say how far the count is.
+        """Update the count.
 
         Args:
-            done: Items done.
-            before: Of them, those that were done before this run.
-            total: Of items, where it has changed.
+            done: Number of items done.
+            before: Number of these items that were done before this run.
+            total: Number of all items; None: it has not changed.
         """
         self._done, self._before = done, before
         self._total = self._total if total is None else total
@@ -121,41 +120,41 @@ class Console:
             self._bar.update(self._task, completed=done, total=self._total)
 
     def solving(self, what: str) -> None:
-        """Begin a solve: a bar of its own below the other one."""
+        """Begin a solve, which has a second progress bar."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note="")
             self._solve = self._bar.add_task(what, total=None, note="")
 
-    def solve(self, what: str, products: int, expected: int | None, standing: str) -> None:
-        """Say where the solve stands.
+    def solve(self, what: str, products: int, expected: int | None, status: str) -> None:
+        """Update the progress of the solve.
 
         Args:
-            what: The solve.
-            products: Products so far.
-            expected: Products in all, where they can be told.
-            standing: What has converged.
+            what: Name of the solve.
+            products: Number of products so far.
+            expected: Estimated number of all products; None: unknown.
+            status: Text about what has converged.
         """
         if self._bar is not None and self._solve is not None:
-            self._bar.update(self._solve, completed=products, total=expected, note=standing)
+            self._bar.update(self._solve, completed=products, total=expected, note=status)
             return
         more = f" of about {expected}" if expected else ""
-        self.note(", ".join(filter(None, [f"{what}: {products}{more} products", standing])))
+        self.note(", ".join(filter(None, [f"{what}: {products}{more} products", status])))
 
     def solved(self) -> None:
-        """End the bar of a solve."""
+        """End the solve and remove its bar."""
         if self._bar is not None and self._solve is not None:
             self._bar.remove_task(self._solve)
             self._solve = None
 
     def note(self, text: str) -> None:
-        """Say where the present item stands; in a log only now and then."""
-        if not self._speaks:
+        """Write the progress of the present item; in a log once in an interval."""
+        if not self._enabled:
             return
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=text)
             return
         now = time.monotonic()
-        if now - self._last >= self._pace:
+        if now - self._last >= self._interval:
             self._last = now
             self.line(f"{self._what} {self._done}/{self._total}, {text}, {self._times(now)}")
 
@@ -168,7 +167,7 @@ class Console:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:05 or 2:00:00."""
+    """Format seconds as 1:05 or 2:00:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -30,8 +30,8 @@ from hessdist.service.console import Console
 from hessdist.service.journal import Journal
 from hessdist.service.metrics import Metrics
 from hessdist.service.queue import Source
-from hessdist.service.results import Writer
 from hessdist.service.stop import Stop
+from hessdist.service.storing import RunStore
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.krylov_schur import Progress
 from hessdist.spectrum.shell import ShellMatrix
@@ -115,7 +115,7 @@ class Group:
         keep_index: bool,
     ) -> None:
         self.job, self.ranks, self.fingerprint = job, ranks, job.fingerprint()
-        self.writer = Writer(job, text, ranks, objective, world.size, keep_index)
+        self.store = RunStore(job, text, ranks, objective, world.size, keep_index)
         self.outcomes = Outcomes()
         self._world, self._objective, self._console, self._stop = world, objective, console, stop
         self._roots = [
@@ -197,7 +197,7 @@ class Group:
                     return task, False
             self._let_go()
             self.read_mail()
-        return None, bool(self._stop.caught) or source.over(self._finished(), busy)
+        return None, bool(self._stop.caught) or source.is_over(self._finished(), busy)
 
     def _needs_nothing(self, checkpoint: Checkpoint) -> bool:
         aside = self._set_aside.get(checkpoint.step)
@@ -231,7 +231,7 @@ class Group:
         place = self.job.checkpoints.place()
         load_into(self._objective.model, read_whole(checkpoint.path), checkpoint.path, **place)
         digest = self._objective.digest()
-        part = self.writer.part(checkpoint.step)
+        part = self.store.part(checkpoint.step)
         state = part_state(part, self.fingerprint, digest)
         if state is PartState.COMPLETE:
             self._line(f"step {checkpoint.step}: already done")
@@ -287,7 +287,7 @@ class Group:
             pairs = eigenpairs_as(
                 wanted, shell, guesses=self._guesses, on_restart=standing.after_restart
             )
-            self.writer.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
+            self.store.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
         finally:
             self._console.solved()
             if journal is not None:
@@ -375,7 +375,7 @@ class Group:
                 self._elsewhere.add(value)
                 self._advance()
             else:
-                self._stop.tell()
+                self._stop.request()
 
     def _advance(self) -> None:
         done = len(self._finished())
@@ -421,7 +421,7 @@ class _Standing:
         now = time.monotonic()
         if self._claim is not None and now - self._told >= _PACE:
             self._told = now
-            self._claim.say(step=self._step, products=products)
+            self._claim.describe_holder(step=self._step, products=products)
 
     def _tell(self, products: int) -> None:
         words = ""

@@ -1,9 +1,10 @@
 """The product journal: finished products of an unfinished checkpoint, on disk.
 
-It sits at the shell matrix and knows nothing of the solver. A record is the hash of a vector and
-the product that was made of it, one file a rank; a solve that starts again asks for the same
-vectors in the same order, and takes the same products, bit for bit, up to the first record that is
-missing, damaged on any rank, or of another vector. From there on it computes, and writes.
+The shell matrix uses it, and it knows nothing of the solver. Each rank has a file of records; a
+record is the hash of a vector and the product with that vector. A solve that starts again asks for
+the same vectors in the same order, and takes the same products, bit for bit. It does so up to the
+first record that is missing, damaged on any rank, or of another vector. From there on it computes
+products and appends them.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.schema import group_name
 
-_HEADER = 1024  # bytes
-_HASH = 32
-_ATTEMPTS = 5
+_HEADER = 1024  # bytes of a file that come before its records
+_HASH = 32  # bytes of a SHA-256
 
 
 class Journal:
     """This rank's journal of one checkpoint. Making it is collective.
 
     Args:
-        path: The run's file; the journals lie in a folder `journal` beside its checkpoints' files.
-        step: The checkpoint's step.
+        path: The file of the run. Journals are in the folder `journal` next to the files of the
+            checkpoints.
+        step: The step of the checkpoint.
         ranks: The ranks of the solve.
-        identity: What the products depend on, by name, JSON types; a journal of anything else is
-            ignored.
-        limit: Bytes that this rank's journal may take.
-        say: Tells rank 0's person a line.
+        identity: What the products depend on, by name, as JSON types. A journal with another
+            identity is ignored.
+        limit: The most bytes that the journal of this rank may take.
+        line: Writes a line for the user.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Journal:
         ranks: Ranks,
         identity: Mapping[str, Any],
         limit: float,
-        say: Callable[[str], None],
+        line: Callable[[str], None],
     ) -> None:
-        self._ranks, self._limit, self._say = ranks, limit, say
+        self._ranks, self._limit, self._line = ranks, limit, line
         self._step = step
         self._identity = {**identity, "ranks": ranks.size, "rank": ranks.rank}
         self.path = _folder(path) / f"{group_name(step)}.rank-{ranks.rank}"
@@ -71,26 +72,26 @@ class Journal:
         self._replaying = all(difference == "" for difference in others)
         wrong = next((difference for difference in others if difference), None)
         if wrong is not None:
-            say(f"step {step}: the journal is ignored: it is of another {wrong}")
+            line(f"step {step}: the journal is ignored: it is of another {wrong}")
 
-    # -- of an earlier solve -----------------------------------------------------------------
+    # -- products of an earlier solve -----------------------------------------------------------------
 
     def replay(self, x: Tensor, y: Tensor) -> bool:
-        """Put the next product into y if it is one of x. Collective, and the same on all ranks.
+        """Copy the next product into y if it is a product with x. Collective.
 
         Args:
             x: This rank's entries of the vector, (d_local,), on any device.
-            y: Output, this rank's entries of the product, (d_local,).
+            y: Output: this rank's entries of the product, (d_local,).
 
         Returns:
-            Whether it was there on all ranks.
+            Whether all ranks have the product; the same on all ranks.
         """
         if not self._replaying:
             return False
         product, here = self._read(x, y)
         if self._ranks.any(not here):
             self._replaying = False
-            self._tell(product is not None and not here)
+            self._report_end(product is not None and not here)
             return False
         assert product is not None
         y.copy_(torch.from_numpy(product).view(y.dtype))
@@ -98,7 +99,7 @@ class Journal:
         return True
 
     def _read(self, x: Tensor, y: Tensor) -> tuple[NDArray[np.uint8] | None, bool]:
-        """The next record's product where it is whole, and whether it is one of x."""
+        """The product of the next record if it is intact, and whether its vector is x."""
         size = y.numel() * y.element_size()
         record = np.empty(2 * _HASH + size, np.uint8)
         try:
@@ -113,25 +114,26 @@ class Journal:
             return None, False
         return product, record[:_HASH].tobytes() == _hash(x)
 
-    def _tell(self, differs: bool) -> None:
+    def _report_end(self, differs: bool) -> None:
+        """Write how many products came from the journal. Collective."""
         if self._ranks.any(differs):
-            self._say(
+            self._line(
                 f"step {self._step}: the solve asks for another product than the journal's number "
                 f"{self._position + 1}; computed from there on"
             )
         elif self._position:
-            self._say(f"step {self._step}: {self._position} products from the journal")
+            self._line(f"step {self._step}: {self._position} products from the journal")
 
-    # -- of this one -------------------------------------------------------------------------
+    # -- products of this solve --------------------------------------------------------------
 
     def append(self, x: Tensor, y: Tensor) -> None:
-        """Keep a product that was computed. Not collective.
+        """Append a product that was computed. Not collective.
 
-        A journal that cannot be written ends here, and the solve goes on without it.
+        If the journal cannot be written, it ends here, and the solve goes on without it.
 
         Args:
             x: This rank's entries of the vector, (d_local,).
-            y: Of the product, (d_local,).
+            y: This rank's entries of the product, (d_local,).
         """
         if self._file is None:
             return
@@ -148,7 +150,7 @@ class Journal:
         except OSError as error:
             self._give_up(error)
             return
-        if written < 2 * _HASH + len(product):  # what a disk does with the last bytes that it has
+        if written < 2 * _HASH + len(product):  # a disk that is nearly full writes a part
             self._give_up("no space left on the device")
             return
         self._position += 1
@@ -158,16 +160,16 @@ class Journal:
 
     def _give_up(self, why: object) -> None:
         if self._ranks.is_root:
-            self._say(f"step {self._step}: the journal ends here ({why}); the solve goes on")
+            self._line(f"step {self._step}: the journal ends here ({why}); the solve goes on")
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
         self._file = None
 
-    # -- its end -----------------------------------------------------------------------------
+    # -- end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Flush it to disk and close it, so that the next run goes on from it."""
+        """Flush the journal to disk and close it, so that the next run can continue from it."""
         if self._file is not None:
             with suppress(OSError):
                 os.fsync(self._file.fileno())
@@ -175,10 +177,10 @@ class Journal:
             self._file = None
 
     def drop(self) -> None:
-        """Remove it: its checkpoint is complete."""
+        """Remove the journal, because its checkpoint is complete."""
         self.close()
         self.path.unlink(missing_ok=True)
-        if self._ranks.is_root:  # of more ranks than there are now
+        if self._ranks.is_root:  # those of a run on more ranks
             with suppress(FileNotFoundError):
                 for other in self.path.parent.glob(f"{group_name(self._step)}.rank-*"):
                     if int(other.name.rsplit("-", 1)[1]) >= self._ranks.size:
@@ -186,10 +188,10 @@ class Journal:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove the folder of a run's journals, if none is left in it.
+    """Remove the folder of a run's journals if it is empty.
 
     Args:
-        path: The run's file.
+        path: The file of the run.
     """
     with suppress(OSError):
         _folder(path).rmdir()
@@ -200,8 +202,8 @@ def _folder(path: Path) -> Path:
 
 
 def _opened(path: Path, mode: str) -> FileIO:
-    """Open a journal; another sweep may remove the folder while it is empty."""
-    for _ in range(_ATTEMPTS):
+    """Open a journal, several times if need be: another sweep removes the folder when empty."""
+    for _ in range(5):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return FileIO(path, mode)
@@ -209,14 +211,14 @@ def _opened(path: Path, mode: str) -> FileIO:
 
 
 def _difference(path: Path, identity: Mapping[str, Any]) -> str | None:
-    """The first name in which a journal is of something else; "": none, None: no journal."""
+    """The first name in which the identities differ; "": none, None: there is no journal."""
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER)
     except FileNotFoundError:
         return None
     if len(header) < _HEADER:
-        return None  # killed while it was begun
+        return None  # the process was killed while it wrote the header
     try:
         found = dict(json.loads(header))
     except (ValueError, TypeError):

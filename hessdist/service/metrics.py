@@ -1,4 +1,4 @@
-"""A line of JSON for every product, for who wants to plot a solve while it runs."""
+"""A line of JSON for every product, for plotting a solve while it runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from hessdist.spectrum.shell import ShellMatrix
 
 
 class Metrics:
-    """Appends to a file; groups and tasks of an array may share it, since a line is one write.
+    """Appends lines to a file.
+
+    Groups and tasks of an array may share the file, because each line is a single write.
 
     Args:
         path: The file; None: nothing is written.
-        about: What is the same in all lines.
+        fields: Fields that are the same in all lines.
 
     Raises:
         OutputError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path | None, **about: Any) -> None:
-        self._about = about
+    def __init__(self, path: Path | None, **fields: Any) -> None:
+        self._fields = fields
         self._handle: int | None = None
         self.begin(0)
         if path is None:
@@ -42,30 +44,31 @@ class Metrics:
             ) from error
 
     def begin(self, step: int) -> None:
-        """Begin a solve."""
-        self._about["step"] = step
-        self._last, self._seconds = time.monotonic(), dict.fromkeys(_PARTS, 0.0)
+        """Begin the solve of a step."""
+        self._fields["step"] = step
+        self._last = time.monotonic()
+        self._seconds: dict[str, float] = {}
         self._replayed = 0
 
-    def product(self, shell: ShellMatrix, **standing: Any) -> None:
-        """Write the line of a product; a full disk is no matter."""
+    def product(self, shell: ShellMatrix, **progress: Any) -> None:
+        """Write the line of a product. A full disk does not end the solve."""
         if self._handle is None:
             return
         now = time.monotonic()
-        parts = {name: round(shell.seconds[name] - self._seconds[name], 6) for name in _PARTS}
+        parts = {
+            f"{name}_seconds": round(shell.seconds[name] - self._seconds.get(name, 0.0), 6)
+            for name in ("gather", "product", "reduction", "journal")
+        }
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **self._about,
+            **self._fields,
             "product": shell.products,
             "replayed": shell.replayed > self._replayed,
             "seconds": round(now - self._last, 6),  # since the product before, algebra included
-            **{f"{name}_seconds": seconds for name, seconds in parts.items()},
-            **standing,
+            **parts,
+            **progress,
         }
         self._last, self._seconds = now, dict(shell.seconds)
         self._replayed = shell.replayed
         with suppress(OSError):
             os.write(self._handle, (json.dumps(line) + "\n").encode())
-
-
-_PARTS = ("gather", "product", "reduction", "journal")

@@ -1,4 +1,4 @@
-"""Which checkpoint comes next: of a sweep, or of a training run that is still going on."""
+"""The next checkpoint, of a sweep or of a training run that still writes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from hessdist.workload.steps import Checkpoint, Signature, scan_checkpoints, sig
 
 
 class Source(Protocol):
-    """Where checkpoints come from. Rank 0 of a group asks it."""
+    """A source of checkpoints. Rank 0 of a group asks it."""
 
     gives_up: bool
-    """Whether it is over when the first few checkpoints have all been set aside."""
+    """Whether the work ends when the first few checkpoints have all been set aside."""
 
     def look(self) -> Sequence[Checkpoint]:
-        """Those that can be taken now, by increasing step, whether they are done or not."""
+        """List the checkpoints that are ready, by increasing step, done or not."""
 
-    def over(self, finished: set[int], busy: bool) -> bool:
-        """Whether no more will come, when all that can be taken are finished, or others' work.
+    def is_over(self, finished: set[int], busy: bool) -> bool:
+        """Decide whether no more checkpoints will come.
+
+        It is asked when all checkpoints that are ready are finished, or solved elsewhere.
 
         Args:
             finished: Steps that are done or set aside.
-            busy: Whether others are at work on some.
+            busy: Whether other processes are solving some of them.
         """
 
 
@@ -42,25 +44,26 @@ class Listed:
         self._checkpoints = checkpoints
 
     def look(self) -> Sequence[Checkpoint]:
-        """All of them."""
+        """List all checkpoints."""
         return self._checkpoints
 
-    def over(self, finished: set[int], busy: bool) -> bool:
-        """At once: what others are at work on is theirs."""
+    def is_over(self, finished: set[int], busy: bool) -> bool:
+        """Return True: a sweep does not wait for what others solve."""
         return True
 
 
 class Watched:
-    """Checkpoints of a folder, each from when it has settled: unchanged for a while.
+    """The checkpoints of a folder, each as soon as it has not changed for a while.
 
-    Times are monotonic, so that a clock that jumps changes nothing.
+    Times are monotonic, so that a clock that is set back or forth changes nothing.
 
     Args:
-        directory: The folder; it need not be there yet.
-        settle: Seconds for which size, time and inode of a file stay the same before it is taken.
-        idle: Seconds without work after which it is over; None: never.
-        last: The step after which it is over; None: none.
-        pattern: Where the step is in a name, as `scan_checkpoints` takes it.
+        directory: The folder; it need not exist yet.
+        settle: Seconds during which size, time and inode of a file stay the same before it is
+            taken.
+        idle: Seconds without work after which the watch is over; None: never.
+        last: The step after which the watch is over; None: no step.
+        pattern: A regular expression for the step in a name, as in `scan_checkpoints`.
     """
 
     gives_up = False
@@ -80,13 +83,13 @@ class Watched:
         self._finished = 0
 
     def look(self) -> Sequence[Checkpoint]:
-        """Those that have settled."""
+        """List the checkpoints that have settled."""
         now = time.monotonic()
         settled = []
         for checkpoint in scan_checkpoints(self._directory, self._pattern):
             try:
                 present = signature(checkpoint.path)
-            except CheckpointError:  # gone meanwhile
+            except CheckpointError:  # removed since the folder was read
                 continue
             before, since = self._seen.get(checkpoint, (None, now))
             if before != present:
@@ -96,8 +99,8 @@ class Watched:
                 settled.append(checkpoint)
         return settled
 
-    def over(self, finished: set[int], busy: bool) -> bool:
-        """After the last step, or an idle time, and with all that has settled finished."""
+    def is_over(self, finished: set[int], busy: bool) -> bool:
+        """Return whether the last step is done, or the folder has been idle for too long."""
         now = time.monotonic()
         if busy or len(finished) > self._finished:
             self._active, self._finished = now, len(finished)

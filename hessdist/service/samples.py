@@ -1,4 +1,4 @@
-"""The samples that checkpoints and results are of: a few digests beside them, compared later."""
+"""Digests of a few samples, stored with checkpoints and results and compared later."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from hessdist.workload.sample_digests import (
 
 
 def require_samples_of_before(ranks: Ranks, job: Job, digests: Mapping[int, str]) -> None:
-    """Refuse a data set that is drawn anew on some ranks or at every start. Collective.
+    """Refuse a data set that differs between ranks or between runs. Collective.
 
-    They are compared with what the training of the same data set left beside its checkpoints, and
-    with an earlier start of the job on its result; the first start writes them there.
+    The digests are compared with those that the training run has stored with its checkpoints, and
+    with those of the first run of the job, which stores them with the result.
 
     Args:
-        ranks: All ranks, of whatever groups.
+        ranks: The ranks of all groups.
         job: The job.
-        digests: Of the samples that were looked at on this rank (`Objective.sample_digests`).
+        digests: Digests of the samples that this rank has read (`Objective.sample_digests`).
 
     Raises:
-        DataError: They differ, on whichever rank; on every rank.
+        DataError: The digests of any rank differ; on every rank.
     """
     everyone = ranks.collect(dict(digests))
     with ranks.agreeing():
@@ -45,14 +45,14 @@ def require_samples_of_before(ranks: Ranks, job: Job, digests: Mapping[int, str]
 
 
 def write_training_samples(job: Job, dataset: MapDataset) -> None:
-    """Leave digests of a data set beside the checkpoints that were trained on it.
+    """Store digests of a data set with the checkpoints that were trained on it.
 
     Args:
         job: The job.
-        dataset: Its data set.
+        dataset: The data set of the job.
 
     Raises:
-        OutputError: They cannot be written.
+        OutputError: The digests cannot be written.
     """
     data = job.data
     try:
@@ -61,24 +61,24 @@ def write_training_samples(job: Job, dataset: MapDataset) -> None:
         probed = {*probe_positions(count, 0).tolist()}
         probed |= {*used[probe_positions(len(used), 0)].tolist()}
         digests = read_digests(dataset, sorted(probed))
-    except InputError:  # training itself read what it needed
+    except InputError:  # the training run itself could read all it needed
         return
     text = json.dumps({"data": _source(job), "digests": to_text(digests)})
     write_text(training_path(job), text)
 
 
 def digests_path(job: Job) -> Path:
-    """Where the digests of a job's samples lie, beside the files of its checkpoints."""
+    """The file with the digests of a job's samples, next to the files of its checkpoints."""
     return parts_folder(job.output.path) / f"samples.{job.fingerprint()}.json"
 
 
 def training_path(job: Job) -> Path:
-    """Where the digests of the training samples lie, hidden among the checkpoints."""
+    """The file with the digests of the training samples, hidden in the folder of checkpoints."""
     return job.checkpoints.directory / ".samples.json"
 
 
 def _source(job: Job) -> str:
-    """What names a data set; another part of it, or another folder, is other data."""
+    """The settings that identify a data set; another split or folder is other data."""
     data = job.data.model_dump(mode="json", include={"dataset", "arguments", "split", "root"})
     return json.dumps(data, sort_keys=True, default=str)
 
@@ -115,7 +115,7 @@ def _compare_with_result(job: Job, digests: Mapping[int, str]) -> None:
 
 
 def _read(path: Path) -> str:
-    """A file's text; nothing where there is none, or no one can read it."""
+    """The text of a file; empty if there is none, or it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

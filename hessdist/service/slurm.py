@@ -1,7 +1,7 @@
 """Slurm: the text of a batch script, and its submission.
 
-The script asks for a signal ahead of the time limit and hands it to the ranks, which stop at the
-next product and end with status 75; on that it puts itself back into the queue.
+The script asks Slurm for a signal ahead of the time limit and passes it to the ranks. They stop at
+the next product and end with status 75, and the script then puts itself back into the queue.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from pathlib import Path
 
 from hessdist.errors import DependencyError, InputError
 
-_TIMEOUT = 60  # seconds for sbatch to answer
-_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
-_ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
-
 
 @dataclass(frozen=True)
 class Batch:
-    """What a batch script is made of."""
+    """The values of a batch script."""
 
     job: Path  # the job file
     name: str
@@ -52,13 +48,13 @@ class Batch:
 
 
 def batch_script(batch: Batch) -> str:
-    """The script, a pure function of what it is made of.
+    """Write the text of a batch script. This is a pure function.
 
     Args:
-        batch: What to ask for and to run.
+        batch: The resources and the command.
 
     Returns:
-        Its text.
+        The text.
     """
     share = ["--share"] if batch.array else []
     words = [batch.command, "spectrum", str(batch.job), *share, *batch.arguments]
@@ -126,7 +122,7 @@ exit "$status"
 
 
 def in_words(batch: Batch) -> str:
-    """What will be submitted, in a line."""
+    """Describe in one line what will be submitted."""
     parts = [
         f"{batch.name}: {batch.ranks} ranks on {batch.nodes} node{'s' * (batch.nodes > 1)}",
         f"{batch.cpus_per_task} cores a rank",
@@ -139,37 +135,39 @@ def in_words(batch: Batch) -> str:
 
 
 def check(batch: Batch) -> None:
-    """Refuse what sbatch would refuse, or understand differently.
+    """Refuse values that sbatch would refuse, or understand differently.
 
     Args:
-        batch: What to ask for.
+        batch: The values.
 
     Raises:
         InputError: A value is wrong.
     """
-    if not _TIME.fullmatch(batch.time):
-        raise InputError(f"--time {batch.time} is no time", "write minutes, H:MM:SS or D-HH:MM:SS")
-    if batch.array and not _ARRAY.fullmatch(batch.array):
+    if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", batch.time):
+        raise InputError(f"--time {batch.time} is not a time", "write minutes, H:MM:SS or D-HH:MM:SS")
+    one = r"\d+(-\d+(:\d+)?)?"
+    if batch.array and not re.fullmatch(rf"{one}(,{one})*(%[1-9]\d*)?", batch.array):
         raise InputError(
-            f"--array {batch.array} is no range",
+            f"--array {batch.array} is not a range",
             "write a number of tasks, or a range such as 0-7%2",
         )
     for word in (batch.name, batch.partition, batch.account, batch.qos, batch.memory):
         if re.search(r"\s", word):
-            raise InputError(f"'{word}' has a space in it", "Slurm takes names without")
+            raise InputError(f"'{word}' has a space in it", "use a name without spaces for Slurm")
 
 
-def submit(script: str) -> str:
-    """Hand a script to sbatch.
+def submit(script: str, timeout: float = 60) -> str:
+    """Submit a script with sbatch.
 
     Args:
-        script: Its text.
+        script: The text of the script.
+        timeout: Seconds to wait for an answer of sbatch.
 
     Returns:
-        The job's number.
+        The number of the Slurm job.
 
     Raises:
-        DependencyError: There is no Slurm here.
+        DependencyError: This machine has no Slurm.
         InputError: Slurm refuses the script, or does not answer.
     """
     program = shutil.which("sbatch")
@@ -177,16 +175,16 @@ def submit(script: str) -> str:
         raise DependencyError(
             "there is no sbatch on this machine", "submit from a login node, or use --dry-run"
         )
-    # A job within a job: the outer one's variables are not for the inner one.
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    # Within a Slurm job, the variables of that job must not reach the new one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
     try:
         done = subprocess.run(  # noqa: S603 - no word of the command is the user's
-            [program, "--parsable"], input=script, env=ours, capture_output=True, text=True,
-            timeout=_TIMEOUT, check=False,
+            [program, "--parsable"], input=script, env=environment, capture_output=True, text=True,
+            timeout=timeout, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"sbatch has not answered for {_TIMEOUT} s", "see whether `sinfo` does"
+            f"sbatch has not answered for {timeout:g} s", "check whether `sinfo` answers"
         ) from error
     if done.returncode:
         raise InputError(

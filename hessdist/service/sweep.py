@@ -199,7 +199,7 @@ def _alone(
                         f"another sweep{_whose(path)} is at work on {path}",
                         "wait for it, or stop it; several share a result if all have --share",
                     )
-                lock.say()
+                lock.describe_holder()
     try:
         yield
     finally:
@@ -262,7 +262,7 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
             mine = parts_of(path, group.fingerprint)
             if mine and (complete or not replaces):
                 if outcomes.solved or not _is_current(path, mine):
-                    group.writer.write_index()
+                    group.store.write_index()
                 if replaces:
                     _drop_others(path, set(mine))
                 unconverged = _unconverged(open_run(path))

@@ -1,4 +1,4 @@
-"""The training run of a job: the checkpoints that the sweep reads."""
+"""The training run of a job, which writes the checkpoints that a sweep reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hessdist.workload.training import build_optimizer, initialise, train
 
 
 def train_job(job: Job, console: Console) -> None:
-    """Train the job's model on its whole data set, on this process, and write its checkpoints.
+    """Train the model of a job on its whole data set, on this process, and write checkpoints.
 
     Args:
         job: The job.
-        console: Where progress is told.
+        console: Where progress is written.
 
     Raises:
         InputError: Anything that a user can get wrong.

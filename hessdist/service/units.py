@@ -44,9 +44,9 @@ from hessdist.results.units import (
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.console import Console
-from hessdist.service.results import describe
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
+from hessdist.service.storing import describe
 from hessdist.spectrum import petsc
 from hessdist.studies.base import Study
 from hessdist.studies.context import Context

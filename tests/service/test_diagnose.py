@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     try:
-        train_job(load_job(Path("job.toml"))[0], Console(speaks=False))
+        train_job(load_job(Path("job.toml"))[0], Console(enabled=False))
     finally:
         os.chdir(before)
         sys.path.remove(str(folder))
@@ -64,7 +64,7 @@ def steps_of(units: list[Unit]) -> list[int | None]:
 
 def diagnosed(*overrides: str, **options: Any) -> Outcome:
     job, text = load_job(Path("job.toml"), overrides)
-    return diagnose(job, text, Ranks(), Console(speaks=True), **options)
+    return diagnose(job, text, Ranks(), Console(enabled=True), **options)
 
 
 def stored() -> Measurements:
@@ -113,7 +113,7 @@ def test_eigenpairs_of_the_sweep_are_taken(folder: Path) -> None:
     alone = stored()
     assert alone["solved_here"].all()
     job, text = load_job(Path("job.toml"))
-    sweep(job, text, Ranks(), Console(speaks=False))
+    sweep(job, text, Ranks(), Console(enabled=False))
     assert list(stored()["step"]) == [0, 20]  # a sweep leaves it
     for unit in Path("results/run.checkpoints").glob("study-*"):
         unit.unlink()
@@ -212,7 +212,7 @@ def test_a_signal_ends_it_between_products(folder: Path) -> None:
 
     job, text = load_job(Path("job.toml"))
     with pytest.raises(Stopped, match="1 of 2 checkpoints left") as stopped:
-        diagnose(job, text, Ranks(), Interrupting(speaks=False), everything=True)
+        diagnose(job, text, Ranks(), Interrupting(enabled=False), everything=True)
     assert stopped.value.exit_status == 75
     assert list(stored()["step"]) == [0]
     again = diagnosed(everything=True)
@@ -227,6 +227,6 @@ def test_bad_input(folder: Path) -> None:
     with pytest.raises(OutputError, match="--json"):
         diagnosed(json_path=folder)
     job, text = load_job(Path("job.toml"), ["data.samples=30"])
-    sweep(job, text, Ranks(), Console(speaks=False))
+    sweep(job, text, Ranks(), Console(enabled=False))
     with pytest.raises(InputError, match="result of another job"):
         diagnosed()

@@ -44,7 +44,7 @@ def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def minimized(job: Path, *words: str, **how: Any) -> MinimizeResult:
     loaded, text = load_job(job, (*WORDS, *words))
-    return minimize_job(loaded, text, Ranks(), Console(speaks=False), **how)
+    return minimize_job(loaded, text, Ranks(), Console(enabled=False), **how)
 
 
 def trace() -> Measurements:
@@ -221,7 +221,7 @@ def test_studies_of_minimisers_count_taos_options(job: Path) -> None:
     loaded, text = load_job(job, small)
 
     def studied(*options: str) -> list[str]:
-        return study(loaded, text, Ranks(), Console(speaks=False), options=options).done
+        return study(loaded, text, Ranks(), Console(enabled=False), options=options).done
 
     with pytest.raises(JobError, match="-tao_type is one minimiser for all"):
         studied("-tao_type", "lmvm")

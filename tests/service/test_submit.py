@@ -135,8 +135,8 @@ def test_a_dry_run_prints_the_script_and_needs_no_slurm(run: Run, job: Path) -> 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--time", "soon"), "--time soon is no time"),
-        (("--array", "a-b"), "--array a-b is no range"),
+        (("--time", "soon"), "--time soon is not a time"),
+        (("--array", "a-b"), "--array a-b is not a range"),
         (("--partition", "a b"), "'a b' has a space in it"),
         (("--nodes", "0"), "--nodes"),
         (("--set", "spectrum.larges=3"), "did you mean 'largest'"),

@@ -26,7 +26,7 @@ from hessdist.spectrum.eigenpairs import Eigenpairs, End
 from hessdist.workload.steps import Checkpoint
 
 
-class Writer:
+class RunStore:
     """Writes checkpoints' files, and the run's index over them.
 
     Args:
