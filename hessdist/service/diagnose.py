@@ -79,7 +79,14 @@ def diagnose(
             _check_writable(json_path)
     which = "all checkpoints" if everything else "a checkpoint"
     studies = [(registry()["diagnosis"], job.diagnosis)]
-    work = Work(f"diagnosis of {which}", studies, choose, sets_aside=True, repeats_remarks=True)
+    work = Work(
+        f"diagnosis of {which}",
+        studies,
+        choose,
+        sets_aside=True,
+        counted="checkpoints",
+        repeats_remarks=True,
+    )
     outcome = work_through(work, job, text, ranks, console, options=options, overwrite=overwrite)
     if json_path is not None:
         with ranks.agreeing():

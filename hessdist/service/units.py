@@ -35,8 +35,8 @@ from hessdist.results.reader import CheckpointResult, Run, open_run
 from hessdist.results.units import (
     Digests,
     Measurements,
-    drop_others,
     read_unit,
+    remove_outdated,
     unit_path,
     units_of,
     write_unit,
@@ -64,6 +64,7 @@ class Work:
     """Selects steps of checkpoints; None: those of the settings, or all."""
     sets_aside: bool = False
     """A checkpoint that cannot be read, or whose loss is not finite, does not end the work."""
+    counted: str = "units of the study"
     repeats_remarks: bool = False
     """Remarks are written again for what is stored already."""
 
@@ -283,7 +284,7 @@ class _Planner:
         for unit in map(read_unit, there):
             if unit is not None and unit.attributes["settings"] != settings:
                 raise OutputError(
-                    f"{self._path} has the {study.name} with other settings of [{_place(study)}]",
+                    f"{self._path} has results with other settings of [{_place(study)}]",
                     "use --overwrite to replace it, or change output.path",
                 )
 
@@ -319,7 +320,7 @@ class _Planner:
             steps |= {int(one.attributes["step"]) for one in read if one is not None}
         if not steps:
             raise JobError(
-                f"{_place(study)} needs a result of {' or '.join(first)}, and there is none",
+                f"{_place(study)} reads results of {' or '.join(first)}, and there are none",
                 f"add {' or '.join(f'[study.{name}]' for name in first)}",
             )
         return sorted(steps)
@@ -388,7 +389,7 @@ class _Loop:
                 self._at(step, by_step[step])
         except Stopped as stop:
             count, ended = len(self._units), len(self.outcome.done) + len(self.outcome.skipped)
-            what = f"stopped on a signal with {count - ended} of {count} units of work left"
+            what = f"stopped on a signal with {count - ended} of {count} {self._work.counted} left"
             raise _agreed(Stopped(what if count > 1 else stop.what, stop.remedy)) from stop
 
     def _at(self, step: int | None, units: Sequence[Unit]) -> None:
@@ -419,7 +420,8 @@ class _Loop:
         else:
             measured = stored
             self.outcome.skipped.append(unit)
-            self._console.line(f"{unit.name}: already done")
+            if not self._work.repeats_remarks:
+                self._console.line(f"{unit.name}: already done")
         if not _converged(measured):
             self.outcome.unconverged.append(unit)
         if stored is None or self._work.repeats_remarks:
@@ -549,7 +551,7 @@ class _Loop:
             write_unit(self._file(unit), described, self._about.attributes(), unit.step)
             for name in self._dependent_on(unit.study):  # those are of what was there before
                 unit_path(path, name, unit.step, self._fingerprint).unlink(missing_ok=True)
-            drop_others(path, self._fingerprint, unit.study, unit.settings)
+            remove_outdated(path, self._fingerprint, unit.study, unit.settings)
             with locks.holding(locks.index_lock(path)):
                 parts = parts_of(path, self._fingerprint)
                 write_index(path, parts, self._rows, without=self._about)

@@ -99,7 +99,7 @@ def test_end_to_end(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) 
     # The same command tells it again without a solve.
     again = diagnosed()
     assert (steps_of(again.done), steps_of(again.skipped)) == ([], [20])
-    assert lines[begin : begin + count] == capsys.readouterr().out.splitlines()[1 : 1 + count]
+    assert lines[begin : begin + count] == capsys.readouterr().out.splitlines()[2 : 2 + count]
     assert steps_of(diagnosed('output.path="results/alone.h5"').done) == [20]
     alone = hessdist.open_run("results/alone.h5").studies["diagnosis"]
     for name, values in alone.items():
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_is_not_finite_is_set_aside(folder: Path) -> None:
 def test_a_signal_ends_it_between_products(folder: Path) -> None:
     class Interrupting(Console):
         def note(self, text: str) -> None:
-            if text.startswith("step 20: 3 products"):
+            if text.startswith("diagnosis of step 20: 3 products"):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     job, text = load_job(Path("job.toml"))

@@ -225,7 +225,7 @@ def test_laws_follow_their_spectra(tmp_path: Path) -> None:
         done = study(job, text, Ranks(), Console(lambda line: None), **how)
         return [u.name for u in done.done], [u.name for u in done.skipped]
 
-    with pytest.raises(JobError, match=r"has no spectrum to be fitted to; add \[study.density\]"):
+    with pytest.raises(JobError, match=r"reads results of exact or density, and there are none; add \[study.exact\]"):
         studied(wanted)
     exact = "[study.exact]\npicture = 0\n"
     names = ["exact of step 7", "laws of step 7"]
