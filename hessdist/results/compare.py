@@ -1,4 +1,4 @@
-"""Two runs side by side: eigenvalues, angles between eigenspaces, cost."""
+"""Comparison of two runs: eigenvalues, angles between eigenspaces, cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hessdist.spectrum.angles import principal_angles
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have at their common steps: pairs that both have, the most extreme first."""
+    """Results of two runs at their common steps, for the eigenpairs that both have."""
 
     steps: NDArray[np.int64]  # (S,)
     loss: NDArray[np.float64]  # (S, 2)
@@ -23,33 +23,33 @@ class Comparison:
     largest: NDArray[np.float64]  # (S, 2, k) eigenvalues
     smallest: NDArray[np.float64]  # (S, 2, m)
     angles_largest: NDArray[np.float64]  # (S, k) principal angles of the spaces, radians
-    angles_smallest: NDArray[np.float64]  # (S, m); NaN without eigenvectors, or of other sizes
-    remarks: tuple[str, ...]  # what differs between the runs themselves
+    angles_smallest: NDArray[np.float64]  # (S, m); NaN without vectors or if d differs
+    remarks: tuple[str, ...]  # differences between the runs themselves
 
 
-def compare(one: Run, other: Run) -> Comparison:
+def compare(first: Run, second: Run) -> Comparison:
     """Compare two runs at their common steps.
 
     Args:
-        one: A run.
-        other: Another one.
+        first: A run.
+        second: Another run.
 
     Returns:
         The comparison.
 
     Raises:
-        ResultError: They have no step in common.
+        ResultError: The runs have no step in common.
     """
-    steps = np.intersect1d(one.steps, other.steps)
+    steps = np.intersect1d(first.steps, second.steps)
     if not len(steps):
         raise ResultError(
-            f"{one.path} and {other.path} have no step in common",
-            f"one has {_listed(one)}, the other {_listed(other)}",
+            f"{first.path} and {second.path} have no step in common",
+            f"the steps are {_listed(first)} and {_listed(second)}",
         )
-    rows = [np.searchsorted(run.steps, steps) for run in (one, other)]
+    rows = [np.searchsorted(run.steps, steps) for run in (first, second)]
 
     def both(name: str) -> NDArray[np.float64]:
-        pair = [getattr(run, name)[row] for run, row in zip((one, other), rows, strict=True)]
+        pair = [getattr(run, name)[row] for run, row in zip((first, second), rows, strict=True)]
         count = min((values.shape[1] for values in pair if values.ndim > 1), default=0)
         return np.stack(
             [values[:, :count] if values.ndim > 1 else values for values in pair], axis=1
@@ -63,9 +63,9 @@ def compare(one: Run, other: Run) -> Comparison:
         seconds=both("seconds"),
         largest=largest,
         smallest=smallest,
-        angles_largest=_angles(one, other, steps, "largest", largest.shape[-1]),
-        angles_smallest=_angles(one, other, steps, "smallest", smallest.shape[-1]),
-        remarks=tuple(_remarks(one, other)),
+        angles_largest=_angles(first, second, steps, "largest", largest.shape[-1]),
+        angles_smallest=_angles(first, second, steps, "smallest", smallest.shape[-1]),
+        remarks=tuple(_remarks(first, second)),
     )
 
 
@@ -74,30 +74,30 @@ def _listed(run: Run) -> str:
 
 
 def _angles(
-    one: Run, other: Run, steps: NDArray[np.int64], end: str, count: int
+    first: Run, second: Run, steps: NDArray[np.int64], end: str, count: int
 ) -> NDArray[np.float64]:
-    """Principal angles between the spaces of the first `count` vectors of an end, (S, count)."""
+    """Compute principal angles between the spans of the first `count` vectors, (S, count)."""
     angles = np.full((len(steps), count), np.nan)
-    if one.num_parameters != other.num_parameters or not count:
+    if first.num_parameters != second.num_parameters or not count:
         return angles
     for row, step in enumerate(map(int, steps)):
-        if one[step].has_eigenvectors and other[step].has_eigenvectors:
-            mine, theirs = (
+        if first[step].has_eigenvectors and second[step].has_eigenvectors:
+            vectors = [
                 np.stack([run[step].eigenvector(end, rank + 1) for rank in range(count)])
-                for run in (one, other)
-            )
-            angles[row] = principal_angles(mine, theirs)
+                for run in (first, second)
+            ]
+            angles[row] = principal_angles(vectors[0], vectors[1])
     return angles
 
 
-def _remarks(one: Run, other: Run) -> list[str]:
+def _remarks(first: Run, second: Run) -> list[str]:
     remarks = []
     for name, what in (("num_parameters", "parameters"), ("num_samples", "samples")):
-        mine, theirs = getattr(one, name), getattr(other, name)
-        if mine != theirs:
-            remarks.append(f"{mine:,} {what} here, {theirs:,} there")
-    if one.num_samples == other.num_samples and one.weight != other.weight:
-        remarks.append(f"samples of weight {one.weight:,.10g} here, {other.weight:,.10g} there")
-    if one.fingerprint == other.fingerprint:
+        numbers = getattr(first, name), getattr(second, name)
+        if numbers[0] != numbers[1]:
+            remarks.append(f"{numbers[0]:,} {what} here, {numbers[1]:,} there")
+    if first.num_samples == second.num_samples and first.weight != second.weight:
+        remarks.append(f"samples of weight {first.weight:,.10g} here, {second.weight:,.10g} there")
+    if first.fingerprint == second.fingerprint:
         remarks.append("both are of the same job")
     return remarks

@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole: written under another name, flushed to disk and renamed."""
+"""Writing files so that a kill leaves them whole: another name, a flush to disk, a rename."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import h5py
 
 from hessdist.errors import OutputError
 from hessdist.results import seal
-from hessdist.results.unfailing import Unfailing
+from hessdist.results.deferred import DeferredErrors
 
 PARTIAL = ".partial"
 
 
 def parts_folder(path: Path) -> Path:
-    """Where the files of single checkpoints lie: results/run.h5 has results/run.checkpoints/.
+    """Return the folder of the files of single checkpoints: results/run.checkpoints of run.h5.
 
     Args:
         path: The run's file.
@@ -39,29 +39,29 @@ def parts_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
-    """Write an HDF5 file beside its place, flush it to disk, and rename it into place.
+    """Write an HDF5 file under a temporary name, flush it to disk, and rename it into place.
 
     Args:
-        path: Where the file shall be.
-        sealed: Whether the file shall carry a hash of itself; see `seal.py`.
+        path: The path of the finished file.
+        sealed: Whether the file carries a hash of itself; see `seal.py`.
 
     Yields:
         The open file.
 
     Raises:
-        OutputError: It cannot be written; what was there is untouched.
+        OutputError: The file cannot be written. An earlier file of this name is kept.
     """
     require_place(path)
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         block = seal.BLOCK if sealed else 0
-        with Unfailing(partial) as raw:
+        with DeferredErrors(partial) as raw:
             with h5py.File(raw, "w", track_order=True, userblock_size=block) as file:
                 yield file
-            raw.complain()
+            raw.raise_error()
         if sealed:
-            seal.put(partial)
+            seal.write(partial)
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -80,23 +80,23 @@ def require_place(path: Path) -> None:
     """Refuse to put a file in the place of a folder or a device.
 
     Args:
-        path: Where it shall be.
+        path: The path of the file to be written.
 
     Raises:
-        OutputError: The path names no file, or something else is there.
+        OutputError: The path names no file, or a folder or device has this name.
     """
     parts_folder(path)
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # nothing is there, or the writer will say what is wrong
+        return  # nothing exists there, or the writer will raise the error
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OutputError(f"{path} is {what}", "change output.path, or -o, to a file's name")
+        raise OutputError(f"{path} is {what}", "give the name of a file by output.path or -o")
 
 
 def _partial(path: Path) -> Path:
-    """A name of this process's own; hidden, so that a scan does not take it for a result."""
+    """Return a temporary name for this process; it is hidden, so that a scan skips it."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
 
 
@@ -104,11 +104,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file so that a kill leaves it whole or as it was.
 
     Args:
-        path: Where to.
-        text: Its content.
+        path: The path of the file.
+        text: The content of the file.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     require_place(path)
     partial = _partial(path)

@@ -1,4 +1,4 @@
-"""Layers of a network, as the names of its parameters tell them."""
+"""Layers of a network, found from the names of its parameters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """Parameter tensors by layer.
+    """Group the names of parameter tensors by layer.
 
     Args:
-        names: Of the tensors, such as "fc1.weight".
+        names: The names of the tensors, such as "fc1.weight".
 
     Returns:
-        Names of tensors by what they have in front of their last dot, in order.
+        The names of the tensors of each layer, in order. A layer is the text before the last dot.
     """
     layers: dict[str, list[str]] = {}
     for name in names:
@@ -25,14 +25,14 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def by_layer(shares: NDArray[Any], names: Iterable[str]) -> NDArray[np.float64]:
-    """Shares of parameter tensors as shares of layers.
+    """Add up the shares of parameter tensors layer by layer.
 
     Args:
-        shares: (n, tensors).
-        names: Of the tensors.
+        shares: The shares of the tensors, (n, tensors).
+        names: The names of the tensors.
 
     Returns:
-        (n, layers), in the order of `layers_of`.
+        The shares of the layers, (n, layers), in the order of `layers_of`.
     """
     column = {name: i for i, name in enumerate(names)}
     layers = layers_of(column).values()

@@ -1,8 +1,8 @@
-"""Opening result files for reading, where an error of the system is not taken for damage.
+"""Opening result files for reading, with system errors kept apart from damaged files.
 
 Result files are written under another name and renamed, so a reader needs no lock. They are opened
-without HDF5's own locking: a file system without locks is no hindrance then, nor is another program
-that has the file open.
+without HDF5's own locking, so they can be read on a file system without locks, and while another
+program has them open.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,24 +21,21 @@ import h5py
 from hessdist.errors import ReadingError
 from hessdist.results import seal
 
-NOT_SUPPORTED = 524  # ENOTSUPP of Linux, which NFS and FUSE may answer, and errno does not name
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, NOT_SUPPORTED})
-"""What a file system that has no locks answers to `flock`."""
-
-_PAUSES = (0.05, 0.2, 0.75)  # seconds before reading again what the system denied
-_FOR_GOOD = (IsADirectoryError, NotADirectoryError)
+# 524 is Linux's ENOTSUPP, which NFS and FUSE may return and Python's errno does not name.
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
+"""Error numbers of `flock` on a file system that has no locks."""
 
 _Value = TypeVar("_Value")
 
 
-def is_of_the_system(error: BaseException) -> bool:
-    """Whether an error says that a file could not be read, and nothing about what is in it.
+def is_system_error(error: BaseException) -> bool:
+    """Return whether an error means that a file could not be read, not that it is damaged.
 
     Args:
-        error: From reading a file, directly or by HDF5, which puts the system's number in words.
+        error: An error of reading a file. HDF5 gives the system's error number in its text.
 
     Returns:
-        False for a file that was read and is not what it should be.
+        True for an error of the system; False for a file that was read and has wrong content.
     """
     if getattr(error, "errno", None) is not None:
         return True
@@ -46,68 +43,67 @@ def is_of_the_system(error: BaseException) -> bool:
 
 
 def reading_error(path: Path, error: BaseException) -> ReadingError:
-    """The error for a file that cannot be read now.
+    """Make the error for a file that cannot be read now.
 
     Args:
         path: The file.
-        error: What the system, or HDF5, says.
+        error: The error of the system or of HDF5.
 
     Returns:
         An error with its remedy.
     """
-    return ReadingError(*_in_words(path, error))
-
-
-def _in_words(path: Path, error: BaseException) -> tuple[str, str]:
-    """What went wrong, and the remedy."""
     number = getattr(error, "errno", None)
-    said = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    reason = os.strerror(number) if number is not None else said
-    remedy = "nothing is lost or taken for damaged: start the same command again when it can be"
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    reason = os.strerror(number) if number is not None else text
+    remedy = "nothing is lost: start the same command again later"
     if number in (errno.EACCES, errno.EPERM):
         remedy = "give yourself the right to read it"
     elif number == errno.EISDIR:
         remedy = "name the run's HDF5 file"
     elif number == errno.EAGAIN:
-        reason, remedy = "another program has it open for writing", "close it there"
-    elif "lock" in said.lower():
-        remedy = "where the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
-    return f"{path} cannot be read ({reason})", remedy
+        reason, remedy = "another program has it open for writing", "close that program"
+    elif "lock" in text.lower():
+        remedy = "if the file system has no locks, set HDF5_USE_FILE_LOCKING=FALSE"
+    return ReadingError(f"{path} cannot be read ({reason})", remedy)
 
 
-def patiently(read: Callable[[], _Value], path: Path) -> _Value:
-    """Read a file, and again for a moment if the system denies it.
+def with_retries(
+    read: Callable[[], _Value], path: Path, pauses: Sequence[float] = (0.05, 0.2, 0.75)
+) -> _Value:
+    """Read a file, and try again after system errors, as network file systems have them.
 
     Args:
-        read: Reads it.
+        read: The function that reads the file.
         path: The file, for messages.
+        pauses: The seconds to wait before each further attempt.
 
     Returns:
-        What it returns.
+        The value that `read` returns.
 
     Raises:
         FileNotFoundError: There is no such file.
-        KeyError: Something is not in it.
-        OSError: It is not what it should be.
-        RuntimeError: It is not what it should be.
-        ReadingError: It cannot be read now.
+        KeyError: Something is missing in the file.
+        OSError: The content of the file is wrong.
+        RuntimeError: The content of the file is wrong.
+        ReadingError: The file cannot be read now.
     """
-    pauses = [*_PAUSES]
+    left = list(pauses)
     while True:
         try:
             return read()
         except FileNotFoundError:
             raise
         except (OSError, RuntimeError, KeyError) as error:
-            if not is_of_the_system(error):
+            if not is_system_error(error):
                 raise
-            if not pauses or isinstance(error, _FOR_GOOD):
-                raise ReadingError(*_in_words(path, error)) from error
-            time.sleep(pauses.pop(0))
+            if not left or isinstance(error, IsADirectoryError | NotADirectoryError):
+                failure = reading_error(path, error)
+                raise failure from error
+            time.sleep(left.pop(0))
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading, without HDF5's locks where it can do without them.
+    """Open an HDF5 file for reading, without HDF5's locks where h5py supports that.
 
     Args:
         path: The file.
@@ -116,11 +112,11 @@ def open_hdf5(path: Path) -> h5py.File:
         The open file.
 
     Raises:
-        OSError: It cannot be read, or is no HDF5 file; `is_of_the_system` tells which.
+        OSError: The file cannot be read, or is no HDF5 file; see `is_system_error`.
     """
     try:
         return h5py.File(path, "r", locking=False)
-    except (TypeError, ValueError):  # this h5py, or its HDF5, cannot be told
+    except (TypeError, ValueError):  # this h5py, or its HDF5, has no such argument
         return h5py.File(path, "r")
     except OSError as error:
         if "locking flag" not in str(error):
@@ -130,7 +126,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 @contextmanager
 def group_in(path: Path, where: str) -> Iterator[Any]:
-    """Open a group of a file, or what the group is a link to.
+    """Open a group of a file, or the group that an external link names.
 
     HDF5 itself would open the file behind a link with locks.
 
@@ -152,7 +148,7 @@ def group_in(path: Path, where: str) -> Iterator[Any]:
         link = file[parent or "/"].get(name, getlink=True) if name else None
         if isinstance(link, h5py.ExternalLink):
             target = path.resolve().parent / link.filename
-            if target.exists():  # else HDF5 knows more places to look at
+            if target.exists():  # otherwise HDF5 searches its other paths
                 try:
                     file = stack.enter_context(_opened(target))
                 except OSError as error:
@@ -163,12 +159,12 @@ def group_in(path: Path, where: str) -> Iterator[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    file = patiently(lambda: open_hdf5(path), path)
+    file = with_retries(lambda: open_hdf5(path), path)
     with file:
         try:
             yield file
         except (OSError, RuntimeError, KeyError) as error:
-            if isinstance(error, FileNotFoundError) or not is_of_the_system(error):
+            if isinstance(error, FileNotFoundError) or not is_system_error(error):
                 raise
             raise reading_error(path, error) from error
 
@@ -177,29 +173,29 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the content of a file is as it was when it was sealed.
+    """Return whether the content of a file is still the one that was sealed.
 
     Args:
         path: The file.
 
     Returns:
-        True as well for a file that was never sealed, and for one that a program has opened for
+        True also for a file that was never sealed, and for a file that a program has opened for
         writing and not changed.
 
     Raises:
-        BlockingIOError: It is not as it was, and another program has it open for writing.
-        OSError: It cannot be read.
+        BlockingIOError: The content has changed, and another program has it open for writing.
+        OSError: The file cannot be read.
     """
-    found = seal.look(path)
-    if found not in (seal.Seal.BROKEN, seal.Seal.BROKEN_AND_MARKED):
+    state = seal.check(path)
+    if state not in (seal.Seal.BROKEN, seal.Seal.BROKEN_AND_MARKED):
         return True
-    if _is_open_for_writing(path, marked=found is seal.Seal.BROKEN_AND_MARKED):
+    if _is_open_for_writing(path, marked=state is seal.Seal.BROKEN_AND_MARKED):
         raise BlockingIOError(errno.EAGAIN, "open for writing", str(path))
     return False
 
 
 def _is_open_for_writing(path: Path, marked: bool) -> bool:
-    """Whether a program holds HDF5's lock of a writer; without locks, HDF5's mark has to do."""
+    """Return whether a program holds HDF5's writer lock; without locks, HDF5's mark decides."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""One file to carry to a laptop: a run with nothing linked from outside."""
+"""Packing a run into one file without external links, such as to carry it to a laptop."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hessdist.errors import OutputError
 from hessdist.results.files import replacing
 from hessdist.results.reader import Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
-from hessdist.results.units import COMPRESSION, copy_apart, write_studies
+from hessdist.results.units import COMPRESSION, copy_linked_arrays, write_studies
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
 
 
 def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
-    """Write a run with all that belongs to it into one file.
+    """Write a run with everything that belongs to it into one file.
 
     It is read by `open_run`, h5py and xarray as the run's own file is; eigenvectors and gradients
     are compressed. One vector is held at a time.
 
     Args:
         run: The result.
-        path: Where to.
-        eigenvectors: Whether they and the gradients go in; tables and studies always do.
+        path: The path of the packed file.
+        eigenvectors: Whether to include eigenvectors and gradients; tables and studies always are.
 
     Raises:
-        OutputError: It cannot be written, or it would overwrite the result itself.
+        OutputError: The file cannot be written, or it would overwrite the result itself.
         ResultError: A checkpoint's file is missing or damaged.
     """
     if path.exists() and path.samefile(run.path):
@@ -49,12 +49,12 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
             with run[step].opened() as source:
                 _copy(source, group.create_group(group_name(step)), file, eigenvectors)
         write_studies(file, run.studies)
-        for name, section in run.studies.items() if eigenvectors else ():
-            copy_apart(file, name, section)
+        for name, measurements in run.studies.items() if eigenvectors else ():
+            copy_linked_arrays(file, name, measurements)
 
 
 def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors: bool) -> None:
-    """Copy the arrays of a checkpoint, with scales of their own."""
+    """Copy the arrays of a checkpoint, with the dimension scales of the packed file."""
     for name, value in source.attrs.items():
         if name == STEP.name or name.startswith(("checkpoint", "tolerance", "outcome", "restarts")):
             target.attrs[name] = value

@@ -13,31 +13,20 @@ from hessdist.results.opening import open_hdf5
 from hessdist.results.schema import ENDS, STEP, TABLES, Field
 from hessdist.results.units import Digests, pairs_digest
 
-ROOT_ATTRIBUTES = (
-    "software",
-    "job",
-    "fingerprint",
-    "num_parameters",
-    "num_samples",
-    "weight",
-    "ranks",
-)
-"""What all checkpoints of a run have in common, beside versions."""
-
 
 def read_row(part: Path) -> dict[str, Any]:
-    """The tables of a checkpoint.
+    """Read the tables of a checkpoint.
 
     Args:
-        part: Its file.
+        part: The file of the checkpoint.
 
     Returns:
-        Arrays by name, "step", and "digests". A table that an earlier version did not write is
+        Arrays by name, "step" and "digests". A table that an earlier version did not write is
         left out.
 
     Raises:
-        OSError: It is no HDF5 file, or cannot be read now.
-        KeyError: It is not one of a checkpoint.
+        OSError: The file is no HDF5 file, or it cannot be read now.
+        KeyError: The file is not that of a checkpoint.
     """
     with open_hdf5(part) as file:
         row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
@@ -48,25 +37,23 @@ def read_row(part: Path) -> dict[str, Any]:
     return row
 
 
-_MISSING = {"f": np.nan, "i": 0, "b": False}
-
-
 def column(
     field: Field, rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]
 ) -> NDArray[Any]:
-    """One table of all checkpoints.
+    """Stack one table over all checkpoints.
 
     Args:
         field: The table.
-        rows: From `read_row`.
-        sizes: Of the dimensions "largest" and "smallest".
+        rows: The tables of each checkpoint, from `read_row`.
+        sizes: The sizes of the dimensions "largest" and "smallest".
 
     Returns:
-        (S, ...); NaN, 0 or False where a checkpoint has no such table.
+        The stacked table, (S, ...); NaN, 0 or False where a checkpoint has no such table.
     """
     shape = tuple(sizes[name] for name in field.dimensions)
     dtype = np.dtype(field.dtype)
-    values = np.full((len(rows), *shape), _MISSING[dtype.kind], dtype)
+    missing = {"f": np.nan, "i": 0, "b": False}[dtype.kind]
+    values = np.full((len(rows), *shape), missing, dtype)
     for number, row in enumerate(rows):
         if field.name in row:
             values[number] = row[field.name]
@@ -74,5 +61,5 @@ def column(
 
 
 def sizes_of(row: Mapping[str, Any]) -> dict[str, int]:
-    """Lengths of the dimensions "largest" and "smallest" of a checkpoint's tables."""
+    """Return the lengths of the dimensions "largest" and "smallest" of a checkpoint's tables."""
     return {end: len(row.get(f"eigenvalues_{end}", ())) for end in ENDS}

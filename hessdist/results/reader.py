@@ -1,4 +1,4 @@
-"""Reading results: h5py and NumPy alone, on a laptop that has neither MPI, PETSc nor torch."""
+"""Reading results with h5py and NumPy only, so without MPI, PETSc and torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hessdist.results import seal
 from hessdist.results.opening import (
     group_in,
     is_intact,
-    is_of_the_system,
+    is_system_error,
     open_hdf5,
-    patiently,
     reading_error,
+    with_retries,
 )
 from hessdist.results.parts import column, read_row, sizes_of
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
@@ -43,15 +43,15 @@ _log = logging.getLogger("hessdist")
 
 
 def open_run(path: str | Path, fingerprint: str | None = None) -> Run:
-    """Open a run's result.
+    """Open the result of a run.
 
-    The small tables are read at once and the file is closed again; eigenvectors are read when
-    they are asked for. A sweep may go on writing meanwhile: open the run anew to see more.
+    The small tables are read at once and the file is closed again. Eigenvectors are read on
+    demand. A sweep may still be writing: open the run again to see newer checkpoints.
 
     Args:
-        path: The run's HDF5 file; or the folder of its checkpoints' files, where that is all there
-            is. A damaged file in it is named in a warning and in `Run.damaged`, and left out.
-        fingerprint: Of the job, where such a folder has the files of several.
+        path: The run's HDF5 file, or the folder of its checkpoints' files. A damaged file in such
+            a folder is left out and named in a warning and in `Run.damaged`.
+        fingerprint: The fingerprint of the job, for a folder that has the files of several jobs.
 
     Returns:
         The run.
@@ -63,11 +63,11 @@ def open_run(path: str | Path, fingerprint: str | None = None) -> Run:
 
 
 class Run:
-    """All checkpoints of a run; arrays have one row a checkpoint, by increasing step.
+    """All checkpoints of a run; arrays have one row for each checkpoint, by increasing step.
 
     Args:
         path: The run's HDF5 file, or the folder of its checkpoints' files.
-        fingerprint: Of the job, where such a folder has the files of several.
+        fingerprint: The fingerprint of the job, for a folder that has the files of several jobs.
 
     Raises:
         ResultError: The file is missing, damaged, of a newer schema, or not one of ours.
@@ -76,7 +76,7 @@ class Run:
     attributes: dict[str, Any]
     parameters: list[ParameterTensor]
     damaged: dict[str, str]
-    """Why files of checkpoints were left out, by name."""
+    """The reasons why files of checkpoints were left out, by file name."""
     steps: NDArray[np.int64]  # (S,)
     loss: NDArray[np.float64]  # (S,)
     gradient_norm: NDArray[np.float64]  # (S,)
@@ -91,7 +91,7 @@ class Run:
 
     def __init__(self, path: Path, fingerprint: str | None = None) -> None:
         self.path, self.damaged = path, {}
-        self._files: dict[int, Path] = {}  # of checkpoints, where there is no index
+        self._files: dict[int, Path] = {}  # of the checkpoints, if the path is a folder
         if path.is_dir():
             self._read_folder(fingerprint)
         else:
@@ -108,7 +108,7 @@ class Run:
                 sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in ENDS}
             except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
                 raise _unreadable(self.path, error) from error
-        for field in TABLES:  # an earlier version may not have written all of them
+        for field in TABLES:  # an earlier version may not have written all tables
             absent = column(field, [{}] * len(self.steps), sizes)
             setattr(self, field.name, row.get(field.name, absent))
 
@@ -116,7 +116,7 @@ class Run:
         rows: list[dict[str, Any]] = []
         for part in _parts_in(self.path, fingerprint):
             try:
-                attributes, parameters, row = patiently(partial(_read_part, part), part)
+                attributes, parameters, row = with_retries(partial(_read_part, part), part)
                 rows.append(row)
             except ReadingError:
                 raise
@@ -158,31 +158,31 @@ class Run:
 
     @property
     def weight(self) -> float:
-        """What the sum of the losses is divided by: N, labels that count, or class weights."""
+        """The divisor of the sum of losses: N, the number of labels, or a sum of class weights."""
         return float(self.attributes.get("weight", self.num_samples))
 
     @property
     def samples(self) -> str:
-        """The number of samples in words, with their weight where it is another number."""
+        """The number of samples as text, with their weight where it is another number."""
         if self.weight == self.num_samples:
             return f"{self.num_samples:,} samples"
         return f"{self.num_samples:,} samples of weight {self.weight:,.10g}"
 
     @cached_property
     def studies(self) -> dict[str, Measurements]:
-        """What `hessdist study` has found: sections by name, arrays of a section by name."""
+        """The measurements of `hessdist study`, by name of the study."""
         if self._files:
             return collect_studies(self.path, self.fingerprint, self._digests)
         with _open(self.path) as file:
             return read_studies(file, self.path)
 
-    def study_array(self, section: str, name: str, step: int) -> NDArray[Any]:
-        """An array that a study keeps beside the run's file for its size; read when asked for.
+    def study_array(self, study: str, name: str, step: int) -> NDArray[Any]:
+        """Read an array that is so large that the run's file only links to it.
 
         Args:
-            section: Of the study, such as "exact".
-            name: Of the array, such as "eigenvectors".
-            step: The checkpoint.
+            study: The name of the study, such as "exact".
+            name: The name of the array, such as "eigenvectors".
+            step: The step of the checkpoint.
 
         Returns:
             The array.
@@ -191,24 +191,23 @@ class Run:
             ResultError: It was not stored, or its file is missing or damaged.
         """
         try:
-            file, where = self.studies[section].files[step]
+            file, where = self.studies[study].files[step]
             with group_in(file, where) as group:
                 return np.asarray(group[name][()])
         except (KeyError, OSError, RuntimeError) as error:
             raise ResultError(
-                f"{self.path}: no array '{name}' of the study '{section}' at step {step} ({error})",
-                "store it (the section's settings), and keep the .checkpoints folder beside the "
-                "run's file",
+                f"{self.path}: no array '{name}' of the study '{study}' at step {step} ({error})",
+                "store it by the study's settings, and keep the .checkpoints folder with the file",
             ) from error
 
     def file_of(self, step: int) -> tuple[Path, str]:
-        """Where the arrays of a checkpoint are.
+        """Return the file and the group of a checkpoint's arrays.
 
         Args:
             step: The step.
 
         Returns:
-            An HDF5 file and a group in it.
+            The HDF5 file and the name of the group in it.
         """
         if step in self._files:
             return self._files[step], "/"
@@ -219,7 +218,7 @@ class Run:
         return len(self.steps)
 
     def __getitem__(self, step: int) -> CheckpointResult:
-        """The result at a training step.
+        """Return the result at a training step.
 
         Args:
             step: The step.
@@ -236,7 +235,7 @@ class Run:
         return CheckpointResult(self, step, int(rows[0]))
 
     def to_xarray(self) -> xarray.Dataset:
-        """The small tables as an `xarray.Dataset` with dimensions step, largest, smallest.
+        """Return the tables as an `xarray.Dataset` with dimensions step, largest, smallest.
 
         Returns:
             The data set, in memory.
@@ -259,10 +258,10 @@ class Run:
         return xarray.Dataset(variables, coordinates, self.attributes)
 
     def to_pandas(self) -> pd.DataFrame:
-        """All eigenpairs as a table, one row each.
+        """Return all eigenpairs as a table with one row for each pair.
 
         Returns:
-            Columns step, end ("largest" or "smallest"), rank (from 1), eigenvalue, residual,
+            The columns step, end ("largest" or "smallest"), rank (from 1), eigenvalue, residual,
             converged, and the loss and the gradient's norm at the step.
         """
         import pandas as pd
@@ -305,9 +304,9 @@ class ParameterTensor:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointResult:
-    """One checkpoint of a run; large arrays are read when asked for.
+    """One checkpoint of a run; large arrays are read on demand.
 
-    Small tables (`loss`, `eigenvalues_largest`, ...) are attributes as those of the run, without
+    The tables (`loss`, `eigenvalues_largest`, ...) are attributes like those of the run, without
     the first dimension.
     """
 
@@ -322,24 +321,24 @@ class CheckpointResult:
 
     @cached_property
     def eigenvectors_largest(self) -> NDArray[np.float32]:
-        """(k, d) float32, unit norm; rows in the order of `eigenvalues_largest`."""
+        """The eigenvectors of `eigenvalues_largest` in its order, (k, d) float32, unit norm."""
         return self._read("eigenvectors_largest")
 
     @cached_property
     def eigenvectors_smallest(self) -> NDArray[np.float32]:
-        """(m, d) float32, unit norm; rows in the order of `eigenvalues_smallest`."""
+        """The eigenvectors of `eigenvalues_smallest` in its order, (m, d) float32, unit norm."""
         return self._read("eigenvectors_smallest")
 
     @property
     def has_eigenvectors(self) -> bool:
-        """Whether eigenvectors of all ends that were asked for were stored."""
+        """Return whether the eigenvectors of all computed ends were stored."""
         names = [f"eigenvectors_{end}" for end in ENDS if getattr(self, f"eigenvalues_{end}").size]
         with self.opened() as group:
             return all(name in group for name in names)
 
     @property
     def pairs_digest(self) -> str:
-        """A hash of the eigenpairs' tables and of the checkpoint: what a study depends on."""
+        """The hash of the checkpoint and its eigenpairs, on which studies depend."""
         return pairs_digest(self.checkpoint_digest, partial(getattr, self))
 
     @property
@@ -349,11 +348,11 @@ class CheckpointResult:
             return str(group.attrs["checkpoint_digest"])
 
     def eigenvector(self, end: str, rank: int) -> NDArray[np.float32]:
-        """One eigenvector; the others are not read.
+        """Read one eigenvector; the others are not read.
 
         Args:
             end: "largest" or "smallest".
-            rank: From 1, the most extreme.
+            rank: The rank of the eigenvalue; 1 is the most extreme.
 
         Returns:
             (d,) float32, unit norm.
@@ -364,15 +363,15 @@ class CheckpointResult:
         return self._read(f"eigenvectors_{end}", np.s_[rank - 1])
 
     def part(self, end: str, rank: int, parameter: str) -> NDArray[np.float32]:
-        """What an eigenvector has of one parameter tensor; nothing else is read.
+        """Read the entries of an eigenvector that belong to one parameter tensor.
 
         Args:
             end: "largest" or "smallest".
-            rank: From 1, the most extreme.
+            rank: The rank of the eigenvalue; 1 is the most extreme.
             parameter: The tensor's name, such as "conv1.weight".
 
         Returns:
-            In the tensor's shape.
+            The entries, in the tensor's shape.
 
         Raises:
             KeyError: There is no such tensor.
@@ -386,10 +385,10 @@ class CheckpointResult:
         return entries.reshape(tensor.shape)
 
     def layer_shares(self, vector: NDArray[Any]) -> NDArray[np.float64]:
-        """How much of a vector lies in each parameter tensor.
+        """Return the shares of a vector's squared norm in the parameter tensors.
 
         Args:
-            vector: (d,), such as a row of `eigenvectors_largest`.
+            vector: The vector, (d,), such as a row of `eigenvectors_largest`.
 
         Returns:
             ‖v_layer‖² / ‖v‖² in the order of `run.parameters`; they add up to 1.
@@ -431,14 +430,14 @@ class CheckpointResult:
             except (KeyError, OSError) as error:
                 raise ResultError(
                     f"{path}: the file of step {self.step} is missing or damaged ({error})",
-                    "keep the .checkpoints folder beside the run's file, or carry the result by "
+                    "keep the .checkpoints folder with the run's file, or carry the result by "
                     "`hessdist pack`",
                 ) from error
             yield group
 
 
 class PartState(Enum):
-    """What is found where the file of a checkpoint should be."""
+    """The state of the file of a checkpoint."""
 
     ABSENT = "absent"
     DAMAGED = "damaged"
@@ -448,21 +447,21 @@ class PartState(Enum):
 
 
 def part_state(part: Path, fingerprint: str, digest: str) -> PartState:
-    """Look at a checkpoint's file, all its bytes included.
+    """Check a checkpoint's file, including all its bytes.
 
     Args:
         part: The file.
-        fingerprint: Of the job.
-        digest: Of the checkpoint's parameters.
+        fingerprint: The fingerprint of the job.
+        digest: The digest of the checkpoint's parameters.
 
     Returns:
-        `COMPLETE` if its result can be taken over.
+        The state; `COMPLETE` if the result can be used again.
 
     Raises:
-        ReadingError: It cannot be read now, which is no damage.
+        ReadingError: The file cannot be read now, which does not mean that it is damaged.
     """
     try:
-        return patiently(partial(_state_of, part, fingerprint, digest), part)
+        return with_retries(partial(_state_of, part, fingerprint, digest), part)
     except FileNotFoundError:
         return PartState.ABSENT
 
@@ -473,53 +472,53 @@ def _state_of(part: Path, fingerprint: str, digest: str) -> PartState:
     try:
         with open_hdf5(part) as file:
             if not file.attrs.get("complete", False) or any(f.name not in file for f in TABLES):
-                # What is sealed was written so, by an earlier version.
-                sealed = seal.look(part) is not seal.Seal.NONE
+                # A sealed file is not damaged: an earlier version wrote it like this.
+                sealed = seal.check(part) is not seal.Seal.NONE
                 return PartState.OTHER if sealed else PartState.DAMAGED
-            mine = (file.attrs.get("fingerprint"), file.attrs.get("checkpoint_digest"))
-            if mine != (fingerprint, digest):
+            written = (file.attrs.get("fingerprint"), file.attrs.get("checkpoint_digest"))
+            if written != (fingerprint, digest):
                 return PartState.OTHER
-            good = file["converged_largest"][()].all() and file["converged_smallest"][()].all()
-            return PartState.COMPLETE if good else PartState.UNCONVERGED
+            converged = all(file[f"converged_{end}"][()].all() for end in ENDS)
+            return PartState.COMPLETE if converged else PartState.UNCONVERGED
     except (OSError, RuntimeError, ValueError) as error:
-        if is_of_the_system(error):
+        if is_system_error(error):
             raise
-        if seal.look(part) is seal.Seal.NONE:
+        if seal.check(part) is seal.Seal.NONE:
             return PartState.DAMAGED
         raise ReadingError(
-            f"{part} is as it was written, and HDF5 cannot read it ({error})",
+            f"{part} is intact, but HDF5 cannot read it ({error})",
             "use the version of HDF5 that wrote it, or move the file away",
         ) from error
 
 
 def check_ours(file: h5py.File, path: Path) -> None:
-    """Refuse a file that hessdist did not write, or a later version of it did.
+    """Refuse a file that hessdist did not write, or that a later version wrote.
 
     Args:
         file: The open file.
-        path: Its path, for messages.
+        path: The path of the file, for messages.
 
     Raises:
-        ResultError: It is not ours to read.
+        ResultError: The file cannot be read by this version of hessdist.
     """
     if file.attrs.get("software") != SOFTWARE:
         raise ResultError(f"{path} is not a result of hessdist", "name the run's HDF5 file")
     version = int(file.attrs.get("schema_version", 0))
     if version > SCHEMA_VERSION:
         raise ResultError(
-            f"{path} has schema version {version}, and this hessdist reads up to {SCHEMA_VERSION}",
+            f"{path} has schema version {version}, but this hessdist reads up to {SCHEMA_VERSION}",
             "update hessdist",
         )
 
 
 def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
-    """Files of checkpoints of one job, by increasing step."""
+    """Return the files of the checkpoints of one job, by increasing step."""
     parts = sorted(folder.glob(f"step-*.{fingerprint or '*'}.h5"))
     jobs = {part.suffixes[-2].removeprefix(".") for part in parts if len(part.suffixes) > 1}
     if len(jobs) > 1:
         raise ResultError(
             f"{folder} has the files of several jobs ({', '.join(sorted(jobs))})",
-            "name the run's HDF5 file, or say which: open_run(folder, fingerprint=...)",
+            "name the run's HDF5 file, or choose a job: open_run(folder, fingerprint=...)",
         )
     if not parts:
         raise ResultError(f"{folder} has no file of a checkpoint", "name the run's HDF5 file")
@@ -527,7 +526,7 @@ def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
 
 
 def _read_part(part: Path) -> tuple[dict[str, Any], list[ParameterTensor], dict[str, Any]]:
-    """Attributes, parameters and tables of a checkpoint's file, all its bytes looked at."""
+    """Read attributes, parameters and tables of a checkpoint's file, and check its bytes."""
     with open_hdf5(part) as file:
         check_ours(file, part)
         attributes, parameters = dict(file.attrs), _parameters(file["parameters"])
@@ -539,26 +538,26 @@ def _read_part(part: Path) -> tuple[dict[str, Any], list[ParameterTensor], dict[
 def _open(path: Path) -> h5py.File:
     _require_file(path)
     try:
-        return patiently(partial(open_hdf5, path), path)
+        return with_retries(partial(open_hdf5, path), path)
     except OSError as error:
         raise _damaged(path, error) from error
 
 
 def _require_file(path: Path) -> None:
-    if patiently(path.is_file, path):
+    if with_retries(path.is_file, path):
         return
     folder = path.with_suffix(".checkpoints")
     if any(folder.glob("step-*.h5")):
         raise ResultError(
             f"the result {path} does not exist",
-            f"name the folder of its checkpoints' files instead, {folder}, or run `hessdist "
-            "spectrum` again, which writes it from them",
+            f"name the folder of its checkpoints' files, {folder}, or run `hessdist "
+            "spectrum` again, which rebuilds it",
         )
     raise ResultError(f"the result {path} does not exist", "run `hessdist spectrum` first")
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:
-    return reading_error(path, error) if is_of_the_system(error) else _damaged(path, error)
+    return reading_error(path, error) if is_system_error(error) else _damaged(path, error)
 
 
 def _damaged(path: Path, error: Exception) -> ResultError:

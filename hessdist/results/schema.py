@@ -8,12 +8,12 @@ SCHEMA_VERSION = 1
 SOFTWARE = "hessdist"
 
 ENDS = ("largest", "smallest")
-"""Of a spectrum; part of the names of datasets."""
+"""The two ends of a spectrum, as the names of datasets have them."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A dataset: its dimensions, and what it says."""
+    """A dataset: its dimensions, its type and its meaning."""
 
     name: str
     dimensions: tuple[str, ...]
@@ -34,14 +34,14 @@ TABLES = (
     Field("products", (), "i8", "matrix-vector products that the solve made"),
     Field("seconds", (), "f8", "wall time of the solve", "s"),
 )
-"""Small tables: in a checkpoint with these dimensions, in the index behind `step`."""
+"""Small tables: with these dimensions in a checkpoint's file, with `step` in front in the index."""
 
 VECTORS = (
     Field("eigenvectors_largest", ("largest", "parameter"), "f4", "unit eigenvectors"),
     Field("eigenvectors_smallest", ("smallest", "parameter"), "f4", "unit eigenvectors"),
     Field("gradient", ("parameter",), "f8", "gradient of the loss"),
 )
-"""Large arrays, in the checkpoint's file alone; the index links to them."""
+"""Large arrays, which only a checkpoint's file has; the index links to them."""
 
 STEP = Field("step", ("step",), "i8", "training step of the checkpoint")
 
@@ -51,9 +51,9 @@ DIMENSIONS = {
     "parameter": "index in the flat vector of parameters, named_parameters() order",
     "tensor": "index of the parameter tensor",
 }
-"""Dimension scales without values of their own, and what they count."""
+"""Dimension scales without values of their own, with what they count."""
 
 
 def group_name(step: int) -> str:
-    """The name of a checkpoint's group: step-00000050."""
+    """Return the name of a checkpoint's group, such as step-00000050."""
     return f"step-{step:08d}"

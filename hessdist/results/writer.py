@@ -1,7 +1,7 @@
-"""Result files, written so that a kill at any moment leaves the last complete one.
+"""Writing result files so that a kill at any moment leaves the last complete one.
 
-One file a checkpoint, written under another name, flushed to disk and renamed; the run's file is
-an index over them: external links, with the small tables copied in.
+Each checkpoint has one file, which is written under another name, flushed to disk and renamed. The
+run's file is an index over these files: external links, with the small tables copied in.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
 from hessdist.results.files import PARTIAL, parts_folder, replacing, require_place
-from hessdist.results.opening import open_hdf5, patiently
-from hessdist.results.parts import ROOT_ATTRIBUTES, column, read_row
+from hessdist.results.opening import open_hdf5, with_retries
+from hessdist.results.parts import column, read_row
 from hessdist.results.schema import (
     DIMENSIONS,
     ENDS,
@@ -34,33 +34,31 @@ from hessdist.results.schema import (
 )
 from hessdist.results.units import collect_studies, write_studies
 
-_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. {:9d}"
-
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What is the same for all checkpoints of a run."""
+    """Everything that is the same for all checkpoints of a run."""
 
     job: str  # the TOML text
-    fingerprint: str  # of the job: Job.fingerprint()
+    fingerprint: str  # Job.fingerprint()
     num_parameters: int
     num_samples: int
     ranks: int
-    versions: Mapping[str, str]  # torch, PETSc, SLEPc, MPI, HDF5: by lower-case name
+    versions: Mapping[str, str]  # of torch, PETSc, SLEPc, MPI, HDF5, by lower-case name
     parameter_names: Sequence[str]
     parameter_shapes: Sequence[Sequence[int]]
     parameter_offsets: Sequence[int]
-    weight: float | None = None  # what the sum of the losses is divided by; None: num_samples
+    weight: float | None = None  # the divisor of the sum of losses; None: num_samples
 
     def attributes(self) -> dict[str, Any]:
-        """Root attributes."""
+        """Return the root attributes of the run's files."""
         from hessdist import __version__
 
         return {
             "schema_version": SCHEMA_VERSION,
             "software": SOFTWARE,
             "software_version": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now(),
             "job": self.job,
             "fingerprint": self.fingerprint,
             "num_parameters": self.num_parameters,
@@ -76,12 +74,12 @@ def _now() -> str:
 
 
 def part_path(path: Path, step: int, fingerprint: str) -> Path:
-    """The file of one checkpoint; jobs with other numbers have other names."""
+    """Return the file of one checkpoint; its name depends on the job's fingerprint."""
     return parts_folder(path) / f"{group_name(step)}.{fingerprint}.h5"
 
 
 def remove_partial_files(path: Path) -> None:
-    """Remove what killed writers left; only for who knows that no other one is at work.
+    """Remove the temporary files of killed writers. No other writer may be at work.
 
     Args:
         path: The run's file.
@@ -92,26 +90,26 @@ def remove_partial_files(path: Path) -> None:
 
 
 def parts_of(path: Path, fingerprint: str) -> list[Path]:
-    """Files of single checkpoints of a job, by increasing step.
+    """Return the files of the checkpoints of a job, by increasing step.
 
     Args:
         path: The run's file.
-        fingerprint: Of the job.
+        fingerprint: The fingerprint of the job.
 
     Returns:
-        Their paths; whether they are whole is not looked at.
+        The paths of the files; some of them may be damaged.
     """
     return sorted(parts_folder(path).glob(f"{group_name(0)[:5]}*.{fingerprint}.h5"))
 
 
 def check_writable(path: Path) -> None:
-    """Find out before a long solve whether the result can be written.
+    """Check before a long solve that the result can be written.
 
     Args:
         path: The run's file.
 
     Raises:
-        OutputError: The folder cannot be made or written to, or something else is in the place.
+        OutputError: The folder cannot be created or written to, or the path is not that of a file.
     """
     require_place(path)
     folder = parts_folder(path)
@@ -131,13 +129,13 @@ def check_writable(path: Path) -> None:
 
 
 class CheckpointFile:
-    """The file of one checkpoint while it is written.
+    """The file of one checkpoint during writing.
 
     Args:
         file: The open HDF5 file.
         description: The run.
         step: The training step.
-        sizes: Lengths of the dimensions "largest" and "smallest".
+        sizes: The lengths of the dimensions "largest" and "smallest".
     """
 
     def __init__(
@@ -155,11 +153,11 @@ class CheckpointFile:
         )
 
     def put(self, name: str, value: Any) -> None:
-        """Write a small table, or the gradient."""
+        """Write a small table or the gradient."""
         _write(self._file, _field(name), np.asarray(value))
 
     def put_row(self, name: str, row: int, vector: NDArray[Any]) -> None:
-        """Write one eigenvector, (d,); row by row, so that only one is held at a time."""
+        """Write one eigenvector, (d,), so that only one has to be in memory at a time."""
         field = _field(name)
         if name not in self._file:
             shape = tuple(self._sizes[dimension] for dimension in field.dimensions)
@@ -168,7 +166,7 @@ class CheckpointFile:
         self._file[name][row] = vector
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Write the last attributes, and the one that says the file is complete."""
+        """Write the last attributes, and the attribute that marks the file as complete."""
         self._file.attrs.update(attributes)
         self._file.attrs["complete"] = True
 
@@ -177,7 +175,7 @@ class CheckpointFile:
 
 
 Rows = dict[Path, tuple[tuple[int, int, int], dict[str, Any]]]
-"""Tables of checkpoints' files, with what tells whether a file is still the one they are of."""
+"""Tables of checkpoints by file, each with the file's time, size and inode when it was read."""
 
 
 def write_index(
@@ -186,18 +184,18 @@ def write_index(
     known: Rows | None = None,
     without: RunDescription | None = None,
 ) -> None:
-    """Write the run's file anew from the files of its checkpoints and studies.
+    """Write the run's file again from the files of its checkpoints and studies.
 
     Args:
         path: The run's file.
-        parts: Files of one job, by increasing step; one that is damaged is left out.
-        known: Tables that were read before, which spares reading them again; kept up to date.
-        without: What is said of a run that has studies and no checkpoints; without it, no file
-            is written then.
+        parts: The files of one job, by increasing step; a damaged file is left out.
+        known: The tables that were read before, which are not read again; this call updates it.
+        without: The description of a run that has studies and no checkpoints; if None, no file is
+            written for such a run.
 
     Raises:
-        OutputError: It cannot be written.
-        ReadingError: One of the files cannot be read now; what was there is untouched.
+        OutputError: The file cannot be written.
+        ReadingError: One of the files cannot be read now. An earlier run's file is kept.
     """
     known = {} if known is None else known
     rows = {part: row for part in parts if (row := _row_of(part, known)) is not None}
@@ -232,8 +230,8 @@ def write_tables(
 
     Args:
         file: The open file.
-        steps: (S,).
-        columns: Tables by name, (S, ...).
+        steps: The steps of the checkpoints, (S,).
+        columns: The tables by name, (S, ...).
     """
     _write(file, STEP, steps, scale=True)
     for end in ENDS:
@@ -246,10 +244,11 @@ def write_tables(
 
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
-    """Copy what all checkpoints have in common; sizes of the dimensions."""
-    with patiently(lambda: open_hdf5(part), part) as file:
+    """Copy what all checkpoints have in common, and return the sizes of the dimensions."""
+    common = ("software", "job", "fingerprint", "num_parameters", "num_samples", "weight", "ranks")
+    with with_retries(lambda: open_hdf5(part), part) as file:
         for name, value in file.attrs.items():
-            if name in ROOT_ATTRIBUTES or name.endswith("_version"):
+            if name in common or name.endswith("_version"):
                 index.attrs[name] = value
         index.attrs["created"] = _now()
         columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
@@ -267,7 +266,7 @@ def _row_of(part: Path, known: Rows) -> dict[str, Any] | None:
         return known[part][1]
 
     try:
-        return patiently(read, part)
+        return with_retries(read, part)
     except (OSError, KeyError, RuntimeError, ValueError):
         return None
 
@@ -296,16 +295,16 @@ def _annotate(file: h5py.Group, field: Field, skip_scales: bool = False) -> None
 
 
 def make_dimension(file: h5py.Group, name: str, size: int) -> None:
-    """Make a dimension scale without values: netCDF's dimension without a variable.
+    """Make a dimension scale without values: netCDF's dimension without variable.
 
     Args:
         file: The open file.
-        name: Of the dimension.
-        size: Its length.
+        name: The name of the dimension.
+        size: The length of the dimension.
     """
     if name == "parameter":
         scale = file.create_dataset(name, (size,), "f4")  # never written: takes no space
-        scale.make_scale(_NO_VARIABLE.format(size))
+        scale.make_scale(f"This is a netCDF dimension but not a netCDF variable. {size:9d}")
     else:
         scale = file.create_dataset(name, data=np.arange(1, size + 1))
         scale.make_scale(name)
@@ -320,9 +319,9 @@ def write_parameters(
 
     Args:
         file: The open file.
-        names: Of the tensors.
-        shapes: Comma-separated.
-        offsets: Of their first entries.
+        names: The names of the tensors.
+        shapes: The shapes of the tensors, comma-separated.
+        offsets: The offsets of the first entries of the tensors.
     """
     group = file.create_group("parameters")
     text = h5py.string_dtype()

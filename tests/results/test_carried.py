@@ -159,7 +159,7 @@ def test_a_folder_of_two_jobs(path: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_result_is_said(path: Path, tmp_path: Path) -> None:
     path.unlink()
-    with pytest.raises(ResultError, match="name the folder of its checkpoints' files instead"):
+    with pytest.raises(ResultError, match="name the folder of its checkpoints' files"):
         hessdist.open_run(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultError, match="has no file of a checkpoint"):

@@ -29,7 +29,7 @@ SYSTEM = (errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EOPNOTSUPP,
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(opening.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def elsewhere(part: Path, mode: str, then: str = "pass", locking: bool = True) -
 def test_a_file_that_another_program_has_open_for_writing_is_as_it_was(part: Path) -> None:
     with elsewhere(part, "r+"):
         assert not seal.is_whole(part)  # HDF5's mark
-        assert seal.look(part) is seal.Seal.MARKED
+        assert seal.check(part) is seal.Seal.MARKED
         assert state(part) is PartState.COMPLETE
     assert state(part) is PartState.COMPLETE
 
@@ -188,7 +188,7 @@ def test_an_older_h5py_that_knows_no_locking_is_served(
 
 
 def test_errors_are_told_apart() -> None:
-    assert all(opening.is_of_the_system(error) for n in SYSTEM for error in errors(n))
+    assert all(opening.is_system_error(error) for n in SYSTEM for error in errors(n))
     for error in (
         OSError("Unable to open file (file signature not found)"),
         OSError("Unable to open file (truncated file: eof = 10, stored_eof = 20)"),
@@ -196,4 +196,4 @@ def test_errors_are_told_apart() -> None:
         ValueError("errno = 5"),
         ResultError("another"),
     ):
-        assert not opening.is_of_the_system(error)
+        assert not opening.is_system_error(error)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import hessdist
 from hessdist.errors import OutputError, ResultError
 from hessdist.results import seal
+from hessdist.results.deferred import DeferredErrors
 from hessdist.results.reader import ParameterTensor, PartState, part_state
 from hessdist.results.schema import SCHEMA_VERSION, TABLES, VECTORS
-from hessdist.results.unfailing import Unfailing
 from hessdist.results.writer import (
     CheckpointFile,
     RunDescription,
@@ -440,10 +440,10 @@ def test_an_error_of_the_disk_is_told_and_not_swallowed(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full")
-    with Unfailing(full) as file:
+    with DeferredErrors(full) as file:
         assert file.write(b"some bytes") == 10
         with pytest.raises(OSError, match="No space left"):
-            file.complain()
+            file.raise_error()
 
 
 def test_a_file_whose_writer_did_not_finish_is_not_complete(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def _exact_section(
         )
     if vectors:
         variables["eigenvectors"] = Variable(
-            (*of_each, "index", "parameter"), np.array(vectors), "all eigenvectors", apart=True
+            (*of_each, "index", "parameter"), np.array(vectors), "all eigenvectors", linked=True
         )
     return Measurements(variables)
 

@@ -1,8 +1,8 @@
-"""A file for HDF5 to write to that never fails, and tells afterwards whether it did.
+"""A file that h5py writes to and that reports write errors only at the end.
 
-HDF5 does not survive a disk that is full: h5py 3.7 with HDF5 1.10 swallows the error when an object
-is closed, so that a damaged file passes for a good one, or ends the process. This file takes every
-write, keeps the first error, and leaves it to its owner to ask.
+HDF5 does not survive a full disk: h5py 3.7 with HDF5 1.10 swallows the error when an object is
+closed, so that a damaged file passes for a good one, or it ends the process. This file accepts
+every write, keeps the first error, and raises it when its owner asks for it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from types import TracebackType
 from typing import Any
 
 
-class Unfailing:
-    """A binary file, as h5py takes them in place of a name.
+class DeferredErrors:
+    """A binary file object that h5py accepts in place of a file name.
 
     Args:
-        path: The file; it is made, or emptied.
+        path: The file; it is created or emptied.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The file cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = FileIO(path, "w+")
         self._failure: OSError | None = None
 
-    def __enter__(self) -> Unfailing:
+    def __enter__(self) -> DeferredErrors:
         return self
 
     def __exit__(
@@ -38,40 +38,40 @@ class Unfailing:
     ) -> None:
         self._file.close()
 
-    def complain(self) -> None:
-        """Say whether all is written.
+    def raise_error(self) -> None:
+        """Raise the first write error, if there was one.
 
         Raises:
-            OSError: The first error.
+            OSError: The first error that a write had.
         """
         if self._failure is not None:
             raise self._failure
 
-    # -- what h5py calls ---------------------------------------------------------------------
+    # -- methods that h5py calls---------------------------------------------------------------
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place."""
+        """Set the position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The present place."""
+        """Return the present position."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """Read; zeros where nothing was written. By this h5py knows a file."""
+        """Read bytes; zeros where nothing was written. h5py recognises a file by this method."""
         buffer = bytearray(size)
         self.readinto(buffer)
         return bytes(buffer)
 
     def readinto(self, buffer: Any) -> int:
-        """Read; zeros where nothing was written."""
+        """Read bytes into a buffer; zeros where nothing was written."""
         view = memoryview(buffer).cast("B")
         count = self._file.readinto(view) or 0
         view[count:] = bytes(len(view) - count)
         return len(view)
 
     def write(self, data: Any) -> int:
-        """Write, or keep the error."""
+        """Write, or keep the first error."""
         view = memoryview(data).cast("B")
         done = 0
         try:
@@ -84,7 +84,7 @@ class Unfailing:
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the length, or keep the error."""
+        """Set the length, or keep the first error."""
         try:
             return self._file.truncate(size)
         except OSError as error:
@@ -92,4 +92,4 @@ class Unfailing:
             return self._file.tell() if size is None else size
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Do nothing: writes are not buffered."""
