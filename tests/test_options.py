@@ -11,7 +11,7 @@ import pytest
 from conftest import Run
 from oracles import PrescribedSpectrum
 
-from hessdist.cli.app import split_petsc_options
+from hessdist.cli.options import split_petsc_options
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc

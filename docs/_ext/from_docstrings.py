@@ -79,7 +79,10 @@ class CollectiveCalls(MarkdownDirective):
 
 
 # The way the data go; other rooms come after these.
-WAY = [f"hessdist.{room}" for room in ("workload", "curvature", "spectrum", "results", "figures")]
+WAY = [
+    f"hessdist.{room}"
+    for room in ("config", "parallel", "workload", "curvature", "spectrum", "landscape", "optimizers")
+]
 
 
 class Rooms(MarkdownDirective):
@@ -174,7 +177,7 @@ def signature_of_record(
 def leave_out(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Sections of the job file have a page of their own, and so have commands."""
     section = isinstance(obj, type) and obj.__name__.endswith("Section")
-    command = getattr(obj, "__module__", "") == "hessdist.cli.app" and name in commands()
+    command = getattr(obj, "__module__", "").startswith("hessdist.cli.") and name in commands()
     return True if section or command or name == "model_config" else None
 
 

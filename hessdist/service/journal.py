@@ -74,7 +74,7 @@ class Journal:
         if wrong is not None:
             line(f"step {step}: the journal is ignored: it is of another {wrong}")
 
-    # -- products of an earlier solve -----------------------------------------------------------------
+    # -- products of an earlier solve ----------------------------------------------------------
 
     def replay(self, x: Tensor, y: Tensor) -> bool:
         """Copy the next product into y if it is a product with x. Collective.
@@ -124,7 +124,7 @@ class Journal:
         elif self._position:
             self._line(f"step {self._step}: {self._position} products from the journal")
 
-    # -- products of this solve --------------------------------------------------------------
+    # -- products of this solve ----------------------------------------------------------------
 
     def append(self, x: Tensor, y: Tensor) -> None:
         """Append a product that was computed. Not collective.
@@ -166,7 +166,7 @@ class Journal:
                 self._file.close()
         self._file = None
 
-    # -- end ---------------------------------------------------------------------------------
+    # -- end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Flush the journal to disk and close it, so that the next run can continue from it."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hessdist.errors import OutputError
 from hessdist.results.files import parts_folder
@@ -69,9 +69,7 @@ def _slurm_job() -> dict[str, str]:
     }
 
 
-def acquire(
-    path: Path, shared: bool = False, wait: bool = False, attempts: int = 3
-) -> Lock | None:
+def acquire(path: Path, shared: bool = False, wait: bool = False, attempts: int = 3) -> Lock | None:
     """Take a lock. Not collective.
 
     Args:
@@ -96,7 +94,7 @@ def acquire(
         except OSError as error:
             os.close(handle)
             if not isinstance(error, BlockingIOError):
-                raise _refused(path, error) from error
+                _refuse(path, error)
             attempts -= 1
             if not attempts:
                 return None
@@ -118,16 +116,16 @@ def _open(path: Path) -> int:
         ) from error
 
 
-def _refused(path: Path, error: OSError) -> OutputError:
+def _refuse(path: Path, error: OSError) -> NoReturn:
     if error.errno in NO_LOCKS:
-        return NoLocksError(
+        raise NoLocksError(
             f"the file system of {path.parent} has no locks ({error.strerror})",
             "put output.path on one that has locks (Lustre: mounted with flock)",
-        )
-    return OutputError(
+        ) from error
+    raise OutputError(
         f"{path} cannot be locked ({error.strerror})",
         "check the file system, or put output.path on another one",
-    )
+    ) from error
 
 
 def _is_current(path: Path, handle: int) -> bool:

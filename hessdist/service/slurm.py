@@ -144,7 +144,9 @@ def check(batch: Batch) -> None:
         InputError: A value is wrong.
     """
     if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", batch.time):
-        raise InputError(f"--time {batch.time} is not a time", "write minutes, H:MM:SS or D-HH:MM:SS")
+        raise InputError(
+            f"--time {batch.time} is not a time", "write minutes, H:MM:SS or D-HH:MM:SS"
+        )
     one = r"\d+(-\d+(:\d+)?)?"
     if batch.array and not re.fullmatch(rf"{one}(,{one})*(%[1-9]\d*)?", batch.array):
         raise InputError(
@@ -176,7 +178,9 @@ def submit(script: str, timeout: float = 60) -> str:
             "there is no sbatch on this machine", "submit from a login node, or use --dry-run"
         )
     # Within a Slurm job, the variables of that job must not reach the new one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")
+    }
     try:
         done = subprocess.run(  # noqa: S603 - no word of the command is the user's
             [program, "--parsable"], input=script, env=environment, capture_output=True, text=True,

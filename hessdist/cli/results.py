@@ -1,0 +1,164 @@
+"""The commands that read results: status, show, plot, report, pack, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hessdist.cli.options import RunFile, is_first_process
+from hessdist.config.loader import parse_job
+from hessdist.results.reader import open_run
+from hessdist.service.console import is_terminal
+
+if TYPE_CHECKING:
+    from rich import console as terminal
+
+
+def status(context: typer.Context, run: RunFile) -> None:
+    """Show how far a run is: done, running, waiting, failed, and its pace."""
+    if not is_first_process(context):
+        return
+    from hessdist.service.status import status_of
+
+    for line in status_of(run).lines():
+        typer.echo(line)
+
+
+def show(context: typer.Context, run: RunFile) -> None:
+    """Print tables of what is in a result, with its studies."""
+    if not is_first_process(context):
+        return
+    from hessdist.studies.shows import tables
+
+    opened = open_run(run)
+    console = _console(width_of_log=140)
+    console.print(
+        f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
+        f"{opened.samples}, {opened.attributes['ranks']} ranks, "
+        f"hessdist {opened.attributes['software_version']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for table in tables(opened):
+        console.print(table)
+
+
+def plot(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="The folder for the figures; default: the folder of the result.",
+        ),
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(metavar="CM", help="Width in centimetres.", show_default=False)
+    ] = None,
+    font_size: Annotated[
+        float | None, typer.Option(metavar="PT", help="Font size in points.", show_default=False)
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(help="An .mplstyle file, or a style of matplotlib.", show_default=False),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Formats of the files: png, pdf, svg.")
+    ] = "png,pdf",
+    title: Annotated[bool, typer.Option(help="Give the figures a title.")] = True,
+) -> None:
+    """Draw the eigenvalues with the loss, and the results of all studies."""
+    if not is_first_process(context):
+        return
+    from hessdist.present.look import Look
+    from hessdist.studies.shows import figures
+
+    look = Look(width, font_size, style, formats.split(","), title)
+    opened = open_run(run)
+    name_of_run = parse_job(opened.job, str(run))[0].name
+    folder = run.parent if output is None else output
+    with look.applied():
+        for name, figure in figures(opened, name_of_run):
+            for path in look.save(figure, folder, f"{run.stem}-{name}"):
+                typer.echo(f"figure: {path}")
+
+
+def report(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="REPORT.html",
+            help="The file of the page; default: next to the result.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a run as one HTML page that opens anywhere, without a network or a server."""
+    if not is_first_process(context):
+        return
+    from hessdist.present.page import write_report
+
+    opened = open_run(run)
+    path = run.with_suffix(".html") if output is None else output
+    write_report(opened, parse_job(opened.job, str(run))[0].name, path)
+    typer.echo(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def pack(
+    context: typer.Context,
+    run: RunFile,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="ONE.h5", help="The new file.", show_default=False),
+    ],
+    without_eigenvectors: Annotated[
+        bool,
+        typer.Option("--without-eigenvectors", help="Leave out eigenvectors and gradients."),
+    ] = False,
+) -> None:
+    """Write a run into one file without links to other files, to copy to a laptop."""
+    if not is_first_process(context):
+        return
+    from hessdist.results.pack import pack as write
+
+    opened = open_run(run)
+    write(opened, output, eigenvectors=not without_eigenvectors)
+    size = output.stat().st_size / 2**20
+    typer.echo(f"packed: {output} ({len(opened)} checkpoints, {size:.1f} MiB)")
+
+
+def compare(
+    context: typer.Context,
+    run: RunFile,
+    other: Annotated[
+        Path, typer.Argument(metavar="OTHER.h5", help="Another result.", show_default=False)
+    ],
+) -> None:
+    """Compare two runs at common steps: eigenvalues, angles between eigenspaces, cost."""
+    if not is_first_process(context):
+        return
+    from hessdist.present.checkpoints import comparison
+    from hessdist.results.compare import compare as compare_runs
+
+    found = compare_runs(open_run(run), open_run(other))
+    console = _console(width_of_log=160)
+    console.print(f"{run} | {other}", markup=False, soft_wrap=True)
+    for remark in found.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
+    console.print(comparison(found))
+
+
+def _console(width_of_log: int) -> terminal.Console:
+    """A console for tables, as wide as the terminal; in a log of a fixed width."""
+    from rich import console as terminal
+
+    return terminal.Console(highlight=False, width=None if is_terminal() else width_of_log)

@@ -1,0 +1,299 @@
+"""The cost of a solve on this machine, measured before a long run is submitted.
+
+It is measured with the model and the samples of the job: times of a gradient and of products, a
+solve for both ends, memory, and scaling over ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hessdist import __version__
+from hessdist.config.job import Job
+from hessdist.errors import InputError, OutputError
+from hessdist.objective import Objective, Workload, library_versions
+from hessdist.parallel.memory import peak_bytes
+from hessdist.parallel.ranks import Ranks
+from hessdist.service.console import Console
+from hessdist.service.timing import Kept, Scaling, Seconds, time_products, time_scaling
+from hessdist.spectrum import petsc
+from hessdist.spectrum.krylov_schur import basis_sizes
+from hessdist.studies.context import eigenpairs_as
+from hessdist.workload.checkpoints import load_into, read_whole
+from hessdist.workload.steps import Checkpoint, find_checkpoints
+
+
+@dataclass(frozen=True)
+class Solve:
+    """A solve for both ends, to the tolerance of the job."""
+
+    largest: int
+    smallest: int
+    tolerance: float
+    converged: bool
+    products: int
+    restarts: int
+    seconds: float  # building the kept graphs included
+    gradients: float  # the same time, in gradients
+    seconds_graphs: float  # building the kept graphs
+    seconds_gather: float
+    seconds_product: float
+    seconds_reduction: float
+    seconds_algebra: float  # the rest
+    seconds_algebra_a_step: float
+    algebra_share: float  # of all seconds
+
+    def lines(self) -> list[str]:
+        """The solve in words."""
+        return [
+            f"both ends, LA({self.largest}) and SA({self.smallest}) to {self.tolerance:g}: "
+            f"{self.products} products, {self.restarts} cycles, {self.seconds:.4g} s = "
+            f"{self.gradients:.0f} gradients{'' if self.converged else ', NOT converged'}",
+            f"  graphs {self.seconds_graphs:.3g} s, gather {self.seconds_gather:.3g} s, product "
+            f"{self.seconds_product:.4g} s, reduction {self.seconds_reduction:.3g} s, algebra "
+            f"{self.seconds_algebra:.3g} s ({self.algebra_share:.1%}; "
+            f"{self.seconds_algebra_a_step:.3g} s a step)",
+        ]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one rank, in bytes."""
+
+    peak: int  # of the process
+    basis: int  # the Krylov basis: (ncv + 1) d / P scalars
+    recorded: int  # products kept for the residuals
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that was measured; `hessdist bench` writes it as JSON."""
+
+    job: str
+    checkpoint: str  # "initial parameters" if the job has none yet
+    num_parameters: int
+    num_samples: int
+    ranks: int
+    threads: int  # of each rank
+    device: str
+    dtype: str
+    batch_size: int
+    software_version: str
+    versions: dict[str, str]
+    gradient: Seconds
+    products: dict[str, Seconds]  # "kept", "rebuilt", "finite difference"
+    product_in_gradients: dict[str, float]
+    kept: list[Kept]  # by rank
+    solve: Solve | None
+    memory: list[Memory]  # by rank
+    strong: list[Scaling]  # all samples on some of the ranks
+    weak: list[Scaling]  # samples in proportion to the ranks
+
+
+def bench(
+    job: Job,
+    ranks: Ranks,
+    console: Console,
+    *,
+    step: int | None = None,
+    repeat: int = 5,
+    solve: bool = True,
+    path: Path | None = None,
+    options: Sequence[str] = (),
+) -> Bench:
+    """Measure what a solve costs. Collective.
+
+    Args:
+        job: The job.
+        ranks: The ranks.
+        console: Where the figures are written.
+        step: The step of the checkpoint. None: the last one, or initial parameters if there is
+            none.
+        repeat: Number of repetitions of gradient and products.
+        solve: Whether to solve for both ends as well.
+        path: The JSON file; None: next to the result of the job.
+        options: PETSc's options.
+
+    Returns:
+        The figures, the same on every rank.
+
+    Raises:
+        InputError: Anything that a user can get wrong; on every rank.
+    """
+    target = job.output.path.with_suffix(".bench.json") if path is None else path
+    with ranks.agreeing():
+        if repeat < 1:
+            raise InputError(f"--repeat {repeat} measures nothing", "use 1 or more")
+        checkpoint = _checkpoint(job, step)
+        petsc.require()
+        if ranks.is_root:
+            _write(target, "{}\n")
+        workload = Workload.of(job)
+    petsc.initialise(options)
+    for line in petsc.ineffective_options(options):
+        console.line(line)
+    result = _measure(job, workload, ranks, console, checkpoint, repeat, solve)
+    with ranks.agreeing():
+        if ranks.is_root:
+            _write(target, json.dumps(asdict(result), indent=2) + "\n")
+    console.line(f"written: {target}")
+    return result
+
+
+def _checkpoint(job: Job, step: int | None) -> Checkpoint | None:
+    """The checkpoint to measure at; None for initial parameters."""
+    folder, pattern = job.checkpoints.directory, job.checkpoints.pattern
+    if step is None and not folder.is_dir():
+        return None
+    found = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(folder, pattern)}
+    if step is None:
+        return found[max(found)]
+    if step not in found:
+        raise InputError(
+            f"there is no checkpoint of step {step} in {folder}",
+            f"use one of {', '.join(map(str, found))}",
+        )
+    return found[step]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror})", "name another file with --json"
+        ) from error
+
+
+def _measure(
+    job: Job,
+    workload: Workload,
+    ranks: Ranks,
+    console: Console,
+    checkpoint: Checkpoint | None,
+    repeat: int,
+    solve: bool,
+) -> Bench:
+    """Measure and write the figures to the console. Collective."""
+    objective = workload.on(ranks, job)
+    threads = torch.get_num_threads()
+    _load(objective, checkpoint, job)
+    name = "initial parameters" if checkpoint is None else checkpoint.path.name
+    console.line(
+        f"{job.name}, {name}: {objective.layout.size:,} parameters, {len(workload.indices):,} "
+        f"samples, {ranks.size} rank{'s' * (ranks.size > 1)} on {objective.device.type} with "
+        f"{threads} thread{'s' * (threads > 1)}"
+    )
+    objective.evaluate()  # refuses what cannot be solved
+    gradient, products, kept = time_products(job, objective, repeat)
+    ratios = {form: each.median / gradient.median for form, each in products.items()}
+    for line in _lines(gradient, products, ratios, kept):
+        console.line(line)
+    solved = _solve(job, objective, gradient) if solve else None
+    for line in solved.lines() if solved else ():
+        console.line(line)
+    memory = ranks.collect(_memory(job, objective, solved))
+    console.line(
+        f"memory: at most {_gib(m.peak for m in memory)} a rank, of which the Krylov basis is "
+        f"{_gib(m.basis for m in memory)} and recorded products {_gib(m.recorded for m in memory)}"
+    )
+    return Bench(
+        job=job.name,
+        checkpoint=name,
+        num_parameters=objective.layout.size,
+        num_samples=len(workload.indices),
+        ranks=ranks.size,
+        threads=threads,
+        device=str(objective.device),
+        dtype=job.compute.dtype,
+        batch_size=job.compute.batch_size,
+        software_version=__version__,
+        versions=dict(library_versions()),
+        gradient=gradient,
+        products=products,
+        product_in_gradients=ratios,
+        kept=kept,
+        solve=solved,
+        memory=memory,
+        strong=time_scaling("strong", job, workload, ranks, threads, repeat, console.line),
+        weak=time_scaling("weak", job, workload, ranks, threads, repeat, console.line),
+    )
+
+
+def _load(objective: Objective, checkpoint: Checkpoint | None, job: Job) -> None:
+    """Load the parameters of the checkpoint, or those that rank 0 has drawn. Collective."""
+
+    def read(model: nn.Module) -> None:
+        if checkpoint is not None:
+            place = job.checkpoints.place()
+            load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
+
+    objective.load(read)
+
+
+def _lines(
+    gradient: Seconds, products: dict[str, Seconds], ratios: dict[str, float], kept: list[Kept]
+) -> list[str]:
+    """Gradient, products and kept graphs in words."""
+    return [
+        f"{'gradient':18} {gradient}",
+        *(f"{form:18} {each}, {ratios[form]:.2f} gradients" for form, each in products.items()),
+        f"kept graphs: {sum(k.kept_batches for k in kept)} of {sum(k.batches for k in kept)} "
+        f"batches, at most {_gib(k.bytes for k in kept)} a rank",
+    ]
+
+
+def _solve(job: Job, objective: Objective, gradient: Seconds) -> Solve:
+    """Solve for both ends, and measure the parts. Collective."""
+    wanted = job.spectrum
+    start = time.perf_counter()
+    shell = objective.shell(wanted.operator, objective.weight())
+    graphs = time.perf_counter() - start
+    pairs = eigenpairs_as(wanted, shell)
+    seconds = time.perf_counter() - start
+    parts = shell.seconds
+    algebra = seconds - graphs - sum(parts.values())
+    mine = Solve(
+        largest=wanted.largest,
+        smallest=wanted.smallest,
+        tolerance=pairs.tolerance,
+        converged=pairs.converged,
+        products=pairs.products,
+        restarts=pairs.restarts,
+        seconds=seconds,
+        gradients=seconds / gradient.median,
+        seconds_graphs=graphs,
+        seconds_gather=parts["gather"],
+        seconds_product=parts["product"],
+        seconds_reduction=parts["reduction"],
+        seconds_algebra=algebra,
+        seconds_algebra_a_step=algebra / pairs.products,
+        algebra_share=algebra / seconds,
+    )
+    solve: Solve = objective.ranks.broadcast(mine)
+    return solve
+
+
+def _memory(job: Job, objective: Objective, solved: Solve | None) -> Memory:
+    begin, end = objective.ranks.shard(objective.layout.size)
+    wanted = min(job.spectrum.largest + job.spectrum.smallest, objective.layout.size)
+    vectors = petsc.integer_option("eps_ncv", basis_sizes(wanted, objective.layout.size)[1])
+    recorded = solved.products if solved and job.spectrum.residuals == "recorded" else 0
+    recorded = min(recorded, 2 * vectors)
+    return Memory(
+        peak=peak_bytes(),
+        basis=(vectors + 1) * (end - begin) * petsc.scalar_bytes(),
+        recorded=recorded * (end - begin) * objective.local.dtype.itemsize,
+    )
+
+
+def _gib(sizes: Iterable[int]) -> str:
+    return f"{max(sizes) / 2**30:.2f} GiB"
