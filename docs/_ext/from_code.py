@@ -22,7 +22,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from hessdist.cli.app import app as command_line
-from hessdist.config.job import Job
+from hessdist.config.job import job_model
 from hessdist.results import schema
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def model_of(key: dict[str, Any]) -> str | None:
 
 def sections_of_the_job() -> dict[str, str]:
     """Sections of the job file, those inside of others too, and the names of their models."""
-    whole = Job.model_json_schema()
+    whole = job_model().model_json_schema()
 
     def below(keys: dict[str, Any], before: str) -> Iterator[tuple[str, str]]:
         for name, key in keys.items():
@@ -138,7 +138,7 @@ class JobSection(MarkdownDirective):
     optional_arguments = 1
 
     def markdown(self) -> Iterator[str]:
-        whole, sections = Job.model_json_schema(), sections_of_the_job()
+        whole, sections = job_model().model_json_schema(), sections_of_the_job()
         keys = {name: key for name, key in whole["properties"].items() if not model_of(key)}
         required = whole["required"]
         if self.arguments:
@@ -171,7 +171,7 @@ class JobExample(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         note_page(self.env)
         text = "\n".join(self.content)
-        given, whole, sections = tomllib.loads(text), Job.model_json_schema(), sections_of_the_job()
+        given, whole, sections = tomllib.loads(text), job_model().model_json_schema(), sections_of_the_job()
         top, *parts = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
         texts = {part[1 : part.index("]")]: part for part in parts}
         for name in given.keys() - whole["properties"].keys():

@@ -103,7 +103,7 @@ class Rooms(MarkdownDirective):
         for room in rooms:
             yield from self._module(room, "##")
             for name in found:
-                if name.startswith(f"{room}."):
+                if name.rpartition(".")[0] == room and name not in rooms:
                     yield from self._module(name, "###")
 
     def _module(self, name: str, level: str) -> Iterator[str]:
