@@ -28,7 +28,7 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.objective import Objective, Workload
+from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import CheckpointResult, Run, open_run
@@ -150,9 +150,7 @@ def work_through(
     """
     with ExitStack() as stack:
         with ranks.agreeing():
-            for study, settings in work.studies:
-                _check_needs(study, job)
-                study.run_check(job, settings, options)
+            _check(work, job, options)
             if ranks.is_root:
                 check_writable(job.output.path)
                 for lock in locks.exclusive(job.output.path, console.line):
@@ -169,16 +167,18 @@ def work_through(
             console.line(line)
         objective = workload.on(ranks, job)
         require_samples_of_before(ranks, job, objective.sample_digests)
+        context = Context(job, workload, objective)
         for study, settings in work.studies:
-            study.run_prepare(Context(job, workload, objective), settings)
+            study.run_prepare(context, settings)
         console.line(
             f"{job.name}: {work.title}, {objective.layout.size:,} parameters, "
-            f"{len(workload.indices):,} samples, {ranks.size} ranks on {objective.device.type}"
+            f"{context.num_samples:,} samples, {ranks.size} ranks on {objective.device.type}"
         )
         console.line(f"result: {job.output.path}")
-        size = len(workload.indices)
-        about = describe(job, text, objective.layout, size, objective.weight(), ranks.size)
-        loop = _Loop(work, job, workload, objective, plan, about, console, stop, options)
+        about = describe(
+            job, text, objective.layout, context.num_samples, objective.weight(), ranks.size
+        )
+        loop = _Loop(work, context, plan, about, console, stop, options)
         loop.run()
         for word in petsc.unused_options(options):
             console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
@@ -186,6 +186,13 @@ def work_through(
 
 
 # -- before the first collective -------------------------------------------------------------
+
+
+def _check(work: Work, job: Job, options: Sequence[str]) -> None:
+    """Refuse a job that the studies do not fit."""
+    for study, settings in work.studies:
+        _check_needs(study, job)
+        study.run_check(job, settings, options)
 
 
 def _check_needs(study: Study, job: Job) -> None:
@@ -356,18 +363,17 @@ class _Loop:
     def __init__(
         self,
         work: Work,
-        job: Job,
-        workload: Workload,
-        objective: Objective,
+        common: Context,
         plan: _Plan,
         about: RunDescription,
         console: Console,
         stop: Stop,
         options: Sequence[str],
     ) -> None:
+        job, objective = common.job, common.objective
         self.outcome = Outcome(job.output.path)
         self._work, self._job = work, job
-        self._workload, self._objective = workload, objective
+        self._workload, self._objective = common.workload, objective
         self._about, self._console, self._stop = about, console, stop
         self._options = options
         self._ranks, self._fingerprint = objective.ranks, job.fingerprint()

@@ -221,7 +221,8 @@ def test_studies_of_minimisers_count_taos_options(job: Path) -> None:
     loaded, text = load_job(job, small)
 
     def studied(*options: str) -> list[str]:
-        return study(loaded, text, Ranks(), Console(enabled=False), options=options).done
+        outcome = study(loaded, text, Ranks(), Console(enabled=False), options=options)
+        return [unit.name for unit in outcome.done]
 
     with pytest.raises(JobError, match="-tao_type replaces every method"):
         studied("-tao_type", "lmvm")
