@@ -1,7 +1,7 @@
-"""Operations that PyTorch differentiates once, or wrongly twice, written by others.
+"""Replacements of operations that PyTorch differentiates only once, or wrongly twice.
 
-Each function computes what PyTorch's own does, from operations that have a right second
-derivative. They serve where a graph is differentiated twice (`curvature/differentiation.py`).
+Each function computes the same as PyTorch's own, from operations with a correct second derivative.
+They are used where a graph is differentiated twice (`curvature/differentiation.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own abbreviation
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Compute g v / ‖v‖ (Salimans and Kingma 2016); the fused one has a wrong second derivative."""
+    """Compute g v / ‖v‖ (Salimans and Kingma 2016)."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002 - PyTorch's names
-    """relu6(x + 3) / 6."""
+    """Compute relu6(x + 3) / 6."""
     return F.hardtanh(input + 3, 0.0, 6.0) / 6
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
-    """max(0, x) + w min(0, x); the second derivative of PyTorch's is not symmetric at x = 0."""
+    """Compute max(0, x) + w min(0, x), with a second derivative that is symmetric at x = 0."""
     slope = weight
     if input.ndim > 1 and weight.numel() > 1:
         slope = weight.reshape(-1, *[1] * (input.ndim - 2))
@@ -41,7 +41,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """The rows of a table. The gradient is dense, and that of the loss: not one by frequencies."""
+    """Return rows of a table. The gradient is dense, and is not scaled by frequencies."""
     return F.embedding(input, weight, padding_idx, max_norm, norm_type, False, False)
 
 
@@ -58,13 +58,13 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Sums, means or maxima of the rows of bags; a bag without rows is zero."""
+    """Compute sums, means or maxima of the rows of bags; an empty bag gives zero."""
     if input.ndim == 2:
         bags, length = input.shape
         bag = torch.arange(bags, device=input.device).repeat_interleave(length)
     else:
         if offsets is None:
-            raise ValueError("offsets are needed where the input is one-dimensional")
+            raise ValueError("a one-dimensional input needs offsets")
         starts = offsets[:-1] if include_last_offset else offsets
         bags = len(starts)
         places = torch.arange(len(input), device=input.device)
@@ -90,18 +90,18 @@ def embedding_bag(
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
-    """Distances between the rows of two matrices; the derivative at distance 0 is zero."""
+    """Compute distances between the rows of two matrices; the derivative at 0 is zero."""
     return _norm(x1[..., :, None, :] - x2[..., None, :, :], p)
 
 
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:  # noqa: A002
-    """Distances between the rows of a matrix, (n (n - 1) / 2,)."""
+    """Compute distances between the rows of a matrix, (n (n - 1) / 2,)."""
     first, second = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return _norm(input[first] - input[second], p)
 
 
 def _norm(differences: Tensor, p: float) -> Tensor:
-    """The p-norm along the last dimension, with a derivative of zero at zero."""
+    """Compute the p-norm along the last dimension, with a derivative of zero at zero."""
     sizes = differences.abs()
     if p == 0:
         return (sizes != 0).to(sizes.dtype).sum(-1)
@@ -109,11 +109,11 @@ def _norm(differences: Tensor, p: float) -> Tensor:
         return sizes.amax(-1)
     if p == 1:
         return sizes.sum(-1)
-    # Where an entry is zero its power has no finite second derivative for p < 2.
+    # For p < 2 the power of a zero entry has no finite second derivative.
     nonzero = sizes > 0
     powers = torch.where(nonzero, torch.where(nonzero, sizes, 1.0) ** p, 0.0).sum(-1)
-    apart = powers > 0
-    return torch.where(apart, torch.where(apart, powers, 1.0) ** (1 / p), 0.0)
+    positive = powers > 0
+    return torch.where(positive, torch.where(positive, powers, 1.0) ** (1 / p), 0.0)
 
 
 def multi_margin_loss(
@@ -126,7 +126,7 @@ def multi_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Σ_{j ≠ y} max(0, margin − z_y + z_j)^p / C."""
+    """Compute Σ_{j ≠ y} max(0, margin − z_y + z_j)^p / C."""
     rows = _rows(input)
     labels = target.reshape(-1)
     chosen = rows.gather(1, labels[:, None])
@@ -144,7 +144,7 @@ def multilabel_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Σ_{j in labels, i not} max(0, 1 − (z_j − z_i)) / C; labels end at the first −1."""
+    """Compute Σ_{j in labels, i not} max(0, 1 − (z_j − z_i)) / C; labels end at the first −1."""
     rows, labels = _rows(input), _rows(target)
     counted = (labels >= 0).cumprod(1).bool()
     safe = torch.where(counted, labels, 0)
@@ -161,7 +161,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _reduced(each: Tensor, reduction: str, dimensions: int) -> Tensor:
-    """The losses of samples, reduced as PyTorch's criteria do."""
+    """Reduce the losses of samples like PyTorch's criteria."""
     if reduction == "none":
         return each if dimensions > 1 else each[0]
     return each.sum() if reduction == "sum" else each.mean()
@@ -179,4 +179,4 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     F.multi_margin_loss: multi_margin_loss,
     F.multilabel_margin_loss: multilabel_margin_loss,
 }
-"""Functions of PyTorch, and what stands for them in a graph that is differentiated twice."""
+"""Functions of PyTorch, with their replacements in a graph that is differentiated twice."""

@@ -1,8 +1,8 @@
-"""Convolutions whose second derivative costs what its three convolutions cost.
+"""Convolutions with a fast second derivative.
 
-PyTorch differentiates the gradient of a convolution by general formulas, one of which (the
-derivative by the weights) it writes as a forward convolution of a shape that no fast kernel
-serves. Here it is the kernel of the first derivative again. All three maps of a convolution are
+PyTorch differentiates the gradient of a convolution by general formulas. One of them (the
+derivative with respect to the weights) is a forward convolution of a shape that no fast kernel
+supports. Here it uses the kernel of the first derivative again. All three maps of a convolution are
 bilinear: the convolution y = C(x, w), and the gradients A(γ, w) by x and B(γ, x) by w for a
 cotangent γ of y, which are one call of `convolution_backward`. For cotangents u and ω of these
 gradients the adjoint is therefore
@@ -20,14 +20,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-_DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
+class fast_convolutions(TorchFunctionMode):  # noqa: N801 - used as a context manager
+    """A context in which the convolutions of a model have the second derivative above.
 
-class own_convolutions(TorchFunctionMode):  # noqa: N801 - used as a context: with own_convolutions()
-    """While this is active, the convolutions of a model are differentiated as above.
-
-    Values and gradients do not change, but for rounding. Convolutions that it does not know
-    (transposed, padded by name, inside a transform of torch.func) are left to PyTorch.
+    Values and gradients change only by rounding. Other convolutions (transposed, padded by name,
+    inside a transform of torch.func) are left to PyTorch.
     """
 
     def __torch_function__(
@@ -37,16 +35,17 @@ class own_convolutions(TorchFunctionMode):  # noqa: N801 - used as a context: wi
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Replace a call of conv1d, conv2d or conv3d; pass every other on."""
-        if func in _DIMENSIONS:
-            call = _as_call(_DIMENSIONS[func], *args, **(kwargs or {}))
+        """Replace a call of conv1d, conv2d or conv3d, and pass on every other call."""
+        dimensions = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}.get(func)
+        if dimensions is not None:
+            call = _as_call(dimensions, *args, **(kwargs or {}))
             if call is not None:
                 return _Convolution.apply(*call)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
 class _Geometry(NamedTuple):
-    """How a convolution slides."""
+    """The geometry of a convolution."""
 
     stride: list[int]
     padding: list[int]
@@ -64,7 +63,7 @@ def _as_call(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None, _Geometry] | None:
-    """The arguments of a convolution in one form; None where it is to be left to PyTorch."""
+    """Return the arguments of a convolution in one form; None if PyTorch has to compute it."""
     if isinstance(padding, str) or input.dim() != dimensions + 2:
         return None
     if torch._C._are_functorch_transforms_active():
@@ -90,7 +89,7 @@ def _gradients(
     by: _Geometry,
     wanted: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """By input, weight and bias; None for those that are not wanted."""
+    """Return the gradients by input, weight and bias; None for those that are not wanted."""
     zeros = [0] * len(by.stride)
     return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
         cotangent, x, w, bias, *by[:3], False, zeros, by.groups, wanted
@@ -98,7 +97,7 @@ def _gradients(
 
 
 class _Convolution(Function):
-    """y = x ∗ w + b."""
+    """The map y = x ∗ w + b."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, by: _Geometry) -> Tensor:
@@ -114,7 +113,7 @@ class _Convolution(Function):
 
 
 class _Gradient(Function):
-    """γ, x, w ↦ γ ∗' w, x ∗″ γ, and the sum of γ for the bias."""
+    """The map γ, x, w ↦ γ ∗' w, x ∗″ γ, and the sum of γ for the bias."""
 
     @staticmethod
     def forward(

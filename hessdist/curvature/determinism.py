@@ -1,4 +1,4 @@
-"""Proof, before a solve, that a workload gives the same values each time that it is evaluated."""
+"""Check, before a solve, that a workload gives the same values each time it is evaluated."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hessdist.workload.nestings import Batch, floating_tensors
 
 
 def refuse_random(local: LocalLoss) -> None:
-    """Refuse a workload that gives other values at the same θ.
+    """Refuse a workload that does not give the same value twice at the same θ.
 
-    The first batch is read once and evaluated twice: dropout, sampling and parameters that change
-    in a pass make the two differ.
+    The first batch is read once and evaluated twice. Dropout, sampling and parameters that change
+    during an evaluation make the two values differ.
 
     Args:
         local: The loss on this rank's samples.
 
     Raises:
-        WorkloadError: The passes differ.
+        WorkloadError: The two evaluations differ.
     """
     if not local.shard.num_samples:
         return
@@ -28,7 +28,7 @@ def refuse_random(local: LocalLoss) -> None:
     batch = local.shard.head(size)
     what = local.called("the first samples")
     state = _versions(local)
-    given = _versions_of(batch)
+    input_versions = _versions_of(batch)
     first, _ = local.plain(batch, what)
     if named := _batch_norms(local):
         raise WorkloadError(
@@ -41,13 +41,15 @@ def refuse_random(local: LocalLoss) -> None:
             f"the model changes its parameter {changed} when it is evaluated",
             "leave parameters as they are in forward",
         )
-    if given != _versions_of(batch):
+    if input_versions != _versions_of(batch):
         raise WorkloadError(
             "the model or the loss changes its inputs in place",
             "clone them first, or use operations that return a new tensor",
         )
     second, _ = local.plain(batch, what)
-    if first == first and not _close(first, second, local.dtype):
+    # On a GPU two passes may differ by rounding.
+    rounding = {torch.float32: 1e-4, torch.float64: 1e-9}[local.dtype]
+    if first == first and not abs(first - second) <= rounding * max(abs(first), 1e-3):
         training = local.training_modules()
         reason = (
             f"modules in training mode: {training}; call eval() on them"
@@ -60,37 +62,27 @@ def refuse_random(local: LocalLoss) -> None:
         )
 
 
-# Two passes over the same samples may differ by rounding on a GPU, and by nothing else.
-_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
-
-
-def _close(one: float, other: float, dtype: torch.dtype) -> bool:
-    return abs(one - other) <= _ROUNDING[dtype] * max(abs(one), 1e-3)
-
-
 def _batch_norms(local: LocalLoss) -> str:
-    """Names of the first modules of batch norm that use statistics of the batch."""
+    """Return the names of the first batch norms that use statistics of the batch."""
     kind = nn.modules.batchnorm._BatchNorm
     named = local.model.named_modules()
-    return ", ".join([name for name, one in named if isinstance(one, kind) and one.training][:3])
+    return ", ".join([name for name, m in named if isinstance(m, kind) and m.training][:3])
 
 
 def _versions(local: LocalLoss) -> dict[str, tuple[int, int]]:
-    """How many times each parameter has been written to, and the sum of its bits."""
-    # PyTorch does not count what is written to `parameter.data`.
+    """Return PyTorch's write count of each parameter, and the sum of its bits."""
+    # PyTorch does not count writes to `parameter.data`.
     return {
         name: (tensor._version, _bits(tensor.detach()))
         for name, tensor in local.model.named_parameters()
     }
 
 
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-
-
 def _bits(tensor: Tensor) -> int:
-    """The sum of the entries taken for integers: it changes with any of them."""
+    """Return the sum of the entries read as integers, which changes with any entry."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return int(real.contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64))
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+    return int(real.contiguous().view(integers[real.element_size()]).sum(dtype=torch.int64))
 
 
 def _versions_of(batch: Batch) -> list[int]:

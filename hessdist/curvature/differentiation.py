@@ -1,8 +1,8 @@
-"""How models and losses are evaluated where a graph is differentiated twice.
+"""Contexts in which the graph of a model or a loss can be differentiated twice.
 
-Users' networks hold operations that PyTorch differentiates once: fused attention, compiled
-functions, cuDNN's recurrent layers. For as long as derivatives are taken, others stand for them
-that compute the same.
+Networks have operations that PyTorch differentiates only once: fused attention, compiled functions,
+cuDNN's recurrent layers. While derivatives are taken, operations that compute the same replace
+them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hessdist.curvature.composites import COMPOSITES
-from hessdist.curvature.convolution import own_convolutions
-
-_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+from hessdist.curvature.convolution import fast_convolutions
 
 
 class _Composites(TorchFunctionMode):
-    """Replaces what has no right second derivative by operations that have one."""
+    """Replaces operations without a correct second derivative by others that have one."""
 
     def __torch_function__(
         self,
@@ -32,12 +30,13 @@ class _Composites(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Replace a call of a function in `COMPOSITES`; pass every other on."""
+        """Replace a call of a function in `COMPOSITES`, and pass on every other call."""
         options = kwargs or {}
         composite = COMPOSITES.get(func)
         if composite is not None:
             return composite(*args, **options)
-        if torch.cuda.is_available() and getattr(func, "__name__", "") in _RECURRENT:
+        recurrent = getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+        if recurrent and torch.cuda.is_available():
             with torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **options)
         return func(*args, **options)
@@ -45,9 +44,9 @@ class _Composites(TorchFunctionMode):
 
 @contextmanager
 def _refusing_reentrant_checkpoints() -> Iterator[None]:
-    """Raise where a graph is dropped by reentrant activation checkpointing.
+    """Raise an error where reentrant activation checkpointing would drop a graph.
 
-    Where no input requires a gradient, as in a first layer, PyTorch goes on without one in silence.
+    If no input requires a gradient, as in a first layer, PyTorch drops the graph silently.
 
     Yields:
         Nothing.
@@ -73,11 +72,10 @@ def _refusing_reentrant_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def exact_derivatives() -> Iterator[None]:
-    """Evaluate models and losses so that their gradient is that of the loss, and differentiable.
+    """Evaluate models and losses with exact gradients that are differentiable.
 
-    Attention is computed by PyTorch's composite backend, compiled functions run as they were
-    before they were compiled, and what is in `COMPOSITES` is replaced. Values do not change, but
-    for rounding.
+    Attention uses PyTorch's composite backend, compiled functions run without their compilation,
+    and functions in `COMPOSITES` are replaced. Values change only by rounding.
 
     Yields:
         Nothing.
@@ -94,10 +92,10 @@ def exact_derivatives() -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """`exact_derivatives`, with convolutions whose second derivative is fast.
+    """Add convolutions with a fast second derivative to `exact_derivatives`.
 
     Yields:
         Nothing.
     """
-    with exact_derivatives(), own_convolutions():
+    with exact_derivatives(), fast_convolutions():
         yield

@@ -1,8 +1,8 @@
-"""What of a curvature product depends on θ alone, computed once for each batch.
+"""The parts of a curvature product that depend only on θ, computed once for each batch.
 
 Each function builds the graph of one batch and returns the product with it: a function of the
-direction v in parameter shapes. The graph lives as long as that function does. Sums over samples
-throughout; J is the Jacobian of the outputs z by θ.
+direction v in parameter shapes. The graph lives as long as that function. All products are sums
+over samples; J is the Jacobian of the outputs z with respect to θ.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hessdist.curvature.local_loss import LocalLoss, Pieces
+from hessdist.curvature.local_loss import LocalLoss, Pieces, difference
 from hessdist.errors import WorkloadError
 from hessdist.workload.losses import OfOutputs
 from hessdist.workload.nestings import Batch, floating_tensors, with_tensors
 
 BatchProduct = Callable[[Sequence[Tensor]], Pieces]
-"""v to the product over one batch, both in parameter shapes."""
+"""Maps v to the product over one batch, both in parameter shapes."""
 
 
 def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Hv = ∂(∇L · v)/∂θ (Pearlmutter 1994), by a backward pass through the graph of the gradient.
+    """Compute Hv = ∂(∇L · v)/∂θ (Pearlmutter 1994), by a backward pass through the gradient.
 
     Args:
         local: The loss.
         batch: The batch.
 
     Returns:
-        v to Σ ∇²ℓ_i v.
+        The map of v to Σ ∇²ℓ_i v.
     """
     gradient = local.gradient_of(local.of_batch(batch), create_graph=True)
     # A parameter that the loss does not reach, or reaches linearly, has no second derivative.
@@ -43,14 +43,14 @@ def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Gv = Jᵀ (∇²_z s) J v (Schraudolph 2002).
+    """Compute Gv = Jᵀ (∇²_z s) J v (Schraudolph 2002).
 
     Args:
         local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
-        v to Σ J_iᵀ (∇²_z ℓ_i) J_i v.
+        The map of v to Σ J_iᵀ (∇²_z ℓ_i) J_i v.
 
     Raises:
         WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
@@ -72,16 +72,16 @@ def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Fv = Σ w_i ∇ℓ_i (∇ℓ_iᵀ v), ℓ_i = s_i / w_i: the Gauss-Newton form of the samples' losses.
+    """Compute Fv = Σ w_i ∇ℓ_i (∇ℓ_iᵀ v) with ℓ_i = s_i / w_i, in the form of Gauss-Newton.
 
-    A sample of weight 2 counts as two samples do.
+    A sample of weight 2 counts like two samples.
 
     Args:
         local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
-        v to Σ w_i ∇ℓ_i ∇ℓ_iᵀ v.
+        The map of v to Σ w_i ∇ℓ_i ∇ℓ_iᵀ v.
 
     Raises:
         WorkloadError: The loss has no values of single samples: it is a callable of (model, batch).
@@ -99,22 +99,22 @@ def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def residual(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Sv = Hv − Gv: what the Gauss-Newton matrix leaves out.
+    """Compute Sv = Hv − Gv, the part of Hv that the Gauss-Newton matrix leaves out.
 
     Args:
         local: The loss, a function of the model's outputs z.
         batch: The batch.
 
     Returns:
-        v to Σ (∇²ℓ_i v − J_iᵀ (∇²_z ℓ_i) J_i v).
+        The map of v to Σ (∇²ℓ_i v − J_iᵀ (∇²_z ℓ_i) J_i v).
 
     Raises:
-        WorkloadError: As for `gauss_newton`.
+        WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
     """
     full, part = hessian(local, batch), gauss_newton(local, batch)
 
     def product(v: Sequence[Tensor]) -> Pieces:
-        return [_minus(h, g) for h, g in zip(full(v), part(v), strict=True)]
+        return difference(full(v), part(v))
 
     return product
 
@@ -128,10 +128,10 @@ LINEARIZATIONS: dict[str, Callable[[LocalLoss, Batch], BatchProduct]] = {
 
 
 class _Jacobian:
-    """J of outputs by θ, and its transpose, both through kept graphs.
+    """The Jacobian J of outputs with respect to θ, and its transpose, both through kept graphs.
 
-    Jᵀw is linear in w, so a backward pass through the graph of w ↦ Jᵀw gives Jv exactly (Townsend
-    2017, "a new trick for calculating Jacobian vector products"); it costs no forward-mode rules.
+    Jᵀw is linear in w, so a backward pass through the graph of w ↦ Jᵀw gives Jv (Townsend
+    2017, "a new trick for calculating Jacobian vector products"), without forward-mode rules.
     """
 
     def __init__(self, local: LocalLoss, outputs: Sequence[Tensor]) -> None:
@@ -152,56 +152,50 @@ class _Jacobian:
         self._transposed = [piece for piece in pieces if piece is not None]
 
     def times(self, v: Sequence[Tensor]) -> list[Tensor]:
-        """Jv, in the shapes of the outputs."""
+        """Compute Jv, in the shapes of the outputs."""
         images = list(self._shapes)
-        found = _vjp(self._transposed, self._w, [v[i] for i in self._rows])
-        for place, image in zip(self._reached, found, strict=True):
+        reached = _vjp(self._transposed, self._w, [v[i] for i in self._rows])
+        for place, image in zip(self._reached, reached, strict=True):
             if image is not None:
                 images[place] = image
         return images
 
     def transposed_times(self, w: Sequence[Tensor | None]) -> Pieces:
-        """Jᵀw, in parameter shapes."""
-        given = [w[place] for place in self._reached]
-        kept = [i for i, one in enumerate(given) if one is not None]
+        """Compute Jᵀw, in parameter shapes."""
+        vectors = [w[place] for place in self._reached]
+        kept = [i for i, vector in enumerate(vectors) if vector is not None]
         if not kept:
             return [None] * len(self._parameters)
-        return _vjp([self._outputs[i] for i in kept], self._parameters, [given[i] for i in kept])
+        return _vjp([self._outputs[i] for i in kept], self._parameters, [vectors[i] for i in kept])
 
 
 def _vjp(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Vector-Jacobian product that leaves the graph in place."""
+    """Compute a vector-Jacobian product and keep the graph."""
     if not any(output.requires_grad for output in outputs):
         return [None] * len(inputs)
     return list(torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True))
 
 
 def of_outputs(local: LocalLoss, operator: str) -> OfOutputs:
-    """The loss as a function of the model's outputs.
+    """Return the loss as a function of the model's outputs.
 
     Args:
         local: The loss.
-        operator: What needs it, for the message.
+        operator: The matrix that needs it, for the message.
 
     Returns:
         The loss.
 
     Raises:
-        WorkloadError: It is a callable of (model, batch).
+        WorkloadError: The loss is a callable of (model, batch).
     """
     if not isinstance(local.loss, OfOutputs):
         raise WorkloadError(
-            f"spectrum.operator = '{operator}' needs a loss of (outputs, targets), and this one "
+            f"spectrum.operator = '{operator}' needs a loss of (outputs, targets), but this one "
             "takes (model, batch)",
             "use operator = 'hessian', a criterion, or an object with outputs(model, batch) and "
             "of_outputs(z, batch)",
         )
     return local.loss
-
-
-def _minus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else -other
-    return one - other

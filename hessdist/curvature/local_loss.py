@@ -20,27 +20,35 @@ Pieces = Sequence[Tensor | None]
 """Tensors in parameter shapes; None stands for zero."""
 
 
+def difference(pieces: Pieces, others: Pieces) -> list[Tensor | None]:
+    """Subtract tensors in parameter shapes; None stands for zero."""
+    return [
+        a if b is None else (-b if a is None else a - b)
+        for a, b in zip(pieces, others, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over one rank's samples; adding over ranks and dividing by the weight gives L and g."""
+    """Sums over one rank's samples. Their sum over ranks divided by the weight gives L and g."""
 
     loss: float
-    weight: float  # of the samples, or of what the loss counts
+    weight: float  # the number of samples, or of what the loss counts
     gradient: Tensor  # (d,) float64
 
 
 class LocalLoss:
     """Σ ℓ_i(θ) over one rank's samples, as a function of the parameters in use.
 
-    The model is in evaluation mode. Nothing here communicates: sums over the shard are added
-    over ranks, and divided by the number of all samples, elsewhere.
+    No method communicates: `Objective` adds the sums over ranks and divides by the total weight.
 
     Args:
-        model: In evaluation mode, on the shard's device and in the dtype of the computation.
+        model: The model in evaluation mode, on the shard's device and in the dtype of the
+            computation.
         loss: The loss in its summed form.
         shard: This rank's samples.
         parameters: The parameters in use.
-        rank: Number of the rank, for messages.
+        rank: The number of the rank, for messages.
     """
 
     def __init__(
@@ -68,16 +76,16 @@ class LocalLoss:
         return self.parameters.tensors[0].device
 
     def of_batch(self, batch: Batch) -> Tensor:
-        """The loss summed over a batch, a scalar with its graph."""
+        """Return the loss summed over a batch, a scalar with its graph."""
         with exact_derivatives():
             return self.loss(self.model, batch)[0]
 
     def zeros(self) -> Tensor:
-        """A float64 accumulator, (d,): many float32 terms add up in it without loss."""
+        """Make an accumulator, (d,), in float64 so that a sum of many float32 terms is accurate."""
         return torch.zeros(self.parameters.layout.size, dtype=torch.float64, device=self.device)
 
     def gradient_of(self, value: Tensor, create_graph: bool = False) -> list[Tensor | None]:
-        """Gradient of a scalar by the parameters in use; None for those it does not depend on."""
+        """Compute the gradient of a scalar; None for parameters it does not depend on."""
         if not value.requires_grad:
             return [None] * len(self.parameters.tensors)
         pieces = torch.autograd.grad(
@@ -86,10 +94,10 @@ class LocalLoss:
         return [p.to_dense() if p is not None and p.is_sparse else p for p in pieces]
 
     def loss_and_gradient(self) -> LossSums:
-        """One pass over the shard.
+        """Compute the loss and its gradient in one pass over the shard.
 
         Returns:
-            Sums over this rank's samples.
+            The sums over this rank's samples.
 
         Raises:
             NumericalError: The loss or the gradient of a batch is not finite.
@@ -106,11 +114,11 @@ class LocalLoss:
         return LossSums(loss, weight, gradient)
 
     def with_gradient(self, batch: Batch, what: str) -> tuple[Tensor, float, Pieces]:
-        """The loss of a batch, its weight and its gradient.
+        """Compute the loss of a batch, its weight and its gradient.
 
         Args:
             batch: The batch.
-            what: Its name in messages.
+            what: The name of the batch in messages.
 
         Returns:
             The sum without its graph, the weight, and the gradient of the sum.
@@ -131,10 +139,10 @@ class LocalLoss:
         return value.detach(), weight, pieces
 
     def loss_sum(self) -> tuple[float, float]:
-        """The loss alone; it may be NaN.
+        """Compute the loss without its gradient; it may be NaN.
 
         Returns:
-            Its sum over this rank's samples, and their weight.
+            The sum over this rank's samples, and their weight.
         """
         total, weight = 0.0, 0.0
         for number, batch in self.shard.batches():
@@ -144,11 +152,11 @@ class LocalLoss:
         return total, weight
 
     def plain(self, batch: Batch, what: str) -> tuple[float, float]:
-        """The loss of a batch and its weight, without a graph where it needs none.
+        """Compute the loss of a batch and its weight, without a graph if possible.
 
         Args:
             batch: The batch.
-            what: Its name in messages.
+            what: The name of the batch in messages.
 
         Returns:
             The sum and the weight.
@@ -161,12 +169,12 @@ class LocalLoss:
 
         Args:
             value: A tensor, or tensors in parameter shapes.
-            what: Its name in the message.
+            what: The name of the value in the message.
 
         Raises:
-            NumericalError: It is not finite; the rank is named.
+            NumericalError: The value is not finite; the message names the rank.
         """
-        # A sum is finite if and only if every term is, short of an overflow: one word to look at.
+        # A sum is finite if and only if every term is, short of an overflow: one number to check.
         pieces = [value] if isinstance(value, Tensor) else [p for p in value if p is not None]
         if pieces and not bool(torch.isfinite(torch.stack([p.sum() for p in pieces])).all()):
             raise NumericalError(
@@ -175,16 +183,16 @@ class LocalLoss:
             )
 
     def called(self, what: str) -> str:
-        """A name for messages, with the rank where it is not rank 0."""
+        """Return a name for messages, with the rank unless it is rank 0."""
         return f"rank {self.rank}: {what}" if self.rank else what
 
     def training_modules(self) -> str:
-        """Names of the first modules that are in training mode; empty where there are none."""
+        """Return the names of the first modules in training mode; empty if there are none."""
         training = [name for name, module in self.model.named_modules() if module.training]
         return ", ".join(name or "the model" for name in training[:3])
 
     def weight_sum(self) -> float:
-        """The weight of this rank's samples; the model is evaluated where the loss needs it."""
+        """Compute the weight of this rank's samples; only some losses need the model for it."""
         if not isinstance(self.loss, CriterionLoss):
             return self.loss_sum()[1]
         return sum(self.loss.weight(batch[1]) for _, batch in self.shard.batches())

@@ -15,19 +15,19 @@ from hessdist.errors import WorkloadError
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Where each parameter tensor lies in the flat vector."""
+    """The layout of the parameter tensors in the flat vector."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    offsets: tuple[int, ...]  # one more than there are tensors; the last is d
+    offsets: tuple[int, ...]  # of each tensor, and at the end d
 
     @property
     def size(self) -> int:
-        """d, the number of parameters."""
+        """The number of parameters, d."""
         return self.offsets[-1]
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Views of a flat vector (d,) in the shapes of the parameters."""
+        """Return views of a flat vector (d,) in the shapes of the parameters."""
         pieces = zip(self.offsets[:-1], self.offsets[1:], self.shapes, strict=True)
         return [vector[begin:end].view(shape) for begin, end, shape in pieces]
 
@@ -40,12 +40,12 @@ class ParameterLayout:
 
 
 class Parameters:
-    """The trainable parameters of a model, or some layers of it; the others count as constants.
+    """The trainable parameters of a model, or of some layers; the others are constants.
 
     Args:
         model: The model; parameters that do not require a gradient are left out.
-        layers: Names of parameters ("fc1.weight") or of modules ("fc1"); empty: all.
-        key: Where they come from, for messages.
+        layers: The names of parameters ("fc1.weight") or of modules ("fc1"); empty: all.
+        key: The key of the job file that names the layers, for messages.
 
     Raises:
         WorkloadError: A name is unknown, or no parameter is left.
@@ -67,7 +67,7 @@ class Parameters:
         }
         if not chosen:
             raise WorkloadError(
-                "the model has no trainable parameter", "set requires_grad on what to analyse"
+                "the model has no trainable parameter", "set requires_grad on some parameters"
             )
         self.tensors: list[nn.Parameter] = list(chosen.values())
         shapes = tuple(tuple(p.shape) for p in self.tensors)
@@ -77,7 +77,7 @@ class Parameters:
         self.layout = ParameterLayout(tuple(chosen), shapes, tuple(offsets))
 
     def flat(self) -> Tensor:
-        """A copy of θ, (d,), in the dtype and on the device of the parameters."""
+        """Return a copy of θ, (d,), in the dtype and on the device of the parameters."""
         return torch.cat([p.detach().reshape(-1) for p in self.tensors])
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Curvature products over one rank's samples, with the graphs of as many batches as fit kept."""
+"""Curvature products over one rank's samples, with kept graphs of as many batches as fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hessdist.workload.user_code import evaluating
 
 
 class _OnSamples:
-    """What products over one rank's samples have in common."""
+    """The common part of products over one rank's samples."""
 
     local: LocalLoss
 
@@ -39,16 +39,16 @@ class _OnSamples:
 
 
 class LocalProduct(_OnSamples):
-    """v ↦ Σ over this rank's samples of a curvature matrix times v.
+    """The map of v to Σ over this rank's samples of a curvature matrix times v.
 
-    θ must not move as long as the object is used. Graphs that depend on θ alone are built at once
-    and kept while their tensors fit the budget; the other batches are linearised anew at every
-    product, which costs a gradient more.
+    θ must not change while the object is used. Graphs that depend only on θ are built at once and
+    kept while their tensors fit the budget; the other batches are linearised again at every
+    product, which costs one more gradient.
 
     Args:
         local: The loss on this rank's samples, at the θ of the solve.
         operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
-        cache_bytes: Budget for kept graphs.
+        cache_bytes: The budget for kept graphs, in bytes.
     """
 
     def __init__(self, local: LocalLoss, operator: str, cache_bytes: float) -> None:
@@ -56,26 +56,26 @@ class LocalProduct(_OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
-        self._block_seconds: dict[int, dict[bool, float]] = {}  # by size and way
+        self._block_seconds: dict[int, dict[bool, float]] = {}  # by size, and whether vectorized
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
 
     @property
     def kept_batches(self) -> int:
-        """Batches whose graph is kept."""
+        """The number of batches whose graph is kept."""
         return len(self._kept)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Multiply.
 
         Args:
-            v: (d,), in the product's dtype and on its device.
+            v: The vector, (d,), in the product's dtype and on its device.
 
         Returns:
-            (d,) float64, the sum over this rank's samples.
+            The sum over this rank's samples, (d,) float64.
 
         Raises:
-            NumericalError: The product is not finite; rank and batch are named.
+            NumericalError: The product is not finite; the message names rank and batch.
         """
         total = self.local.zeros()
         direction = self.local.parameters.layout.split(v)
@@ -89,33 +89,33 @@ class LocalProduct(_OnSamples):
     def of_block(self, block: Tensor) -> Tensor:
         """Multiply several vectors in one pass over the samples.
 
-        One by one, or side by side by `torch.func.vmap`, which spares a small network the cost of
-        many small calls and costs a convolution the kernels that it has for single vectors: the
-        first two blocks of a size are timed, one each way.
+        The vectors are multiplied one by one or by `torch.func.vmap`, which saves a small network
+        many small calls, but has no fast kernels for convolutions. The first two blocks of a size
+        are timed, one with each method.
 
         Args:
-            block: (b, d), in the product's dtype and on its device.
+            block: The vectors, (b, d), in the product's dtype and on its device.
 
         Returns:
-            (b, d) float64, the sums over this rank's samples.
+            The sums over this rank's samples, (b, d) float64.
 
         Raises:
-            NumericalError: A product is not finite; rank and batch are named.
+            NumericalError: A product is not finite; the message names rank and batch.
         """
         times = self._block_seconds.setdefault(len(block), {})
-        beside = min((True, False), key=lambda way: times.get(way, 0.0))
+        vectorized = min((True, False), key=lambda method: times.get(method, 0.0))
         start = time.perf_counter()
-        total = self._beside(block) if beside else None
+        total = self._vectorized(block) if vectorized else None
         if total is None:
-            times[True], beside = math.inf, False
+            times[True], vectorized = math.inf, False
             total = torch.stack([self(v) for v in block])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        times.setdefault(beside, time.perf_counter() - start)
+        times.setdefault(vectorized, time.perf_counter() - start)
         return total
 
-    def _beside(self, block: Tensor) -> Tensor | None:
-        """A block side by side; None where a function of the graph does not know `vmap`."""
+    def _vectorized(self, block: Tensor) -> Tensor | None:
+        """Multiply a block by `vmap`; None if a function of the graph does not support it."""
         layout = self.local.parameters.layout
         total = torch.zeros(len(block), layout.size, dtype=torch.float64, device=self.device)
         for number, product in self._products():
@@ -130,14 +130,14 @@ class LocalProduct(_OnSamples):
 
             try:
                 images: Tensor = torch.func.vmap(flat)(block)
-            except (RuntimeError, NotImplementedError):  # an autograd.Function of one's own
+            except (RuntimeError, NotImplementedError):  # such as a custom autograd.Function
                 return None
             self.local.require_finite(images, f"the product over batch {number}")
             total += images
         return total
 
     def _products(self) -> Iterator[tuple[int, BatchProduct]]:
-        """The products of all batches, with their numbers."""
+        """Iterate over the products of all batches, with their numbers."""
         yield from self._kept.items()
         for number, batch in self.local.shard.batches(self._rebuilt):
             yield number, self._linearized(number, batch)
@@ -166,7 +166,7 @@ class LocalProduct(_OnSamples):
 
 
 class _SavedBytes:
-    """Bytes of the storages that a graph saves, each counted once; parameters are not its own."""
+    """The bytes of the storages that a graph saves, each counted once; without parameters."""
 
     def __init__(self, exclude: list[torch.nn.Parameter]) -> None:
         self._seen = {parameter.untyped_storage().data_ptr() for parameter in exclude}
@@ -176,8 +176,8 @@ class _SavedBytes:
         """Count a tensor as the graph saves it.
 
         Returns:
-            The same entries. A graph that held the tensor itself would by it hold itself, and never
-            be freed.
+            A tensor with the same storage. With the tensor itself the graph would refer to itself
+            and would never be freed.
         """
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
@@ -191,18 +191,18 @@ def _unpack(tensor: Tensor) -> Tensor:
 
 
 def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) -> Tensor:
-    """Hv by central differences of the gradient, a check on the exact product; two gradients.
+    """Compute Hv by central differences of the gradient, to check the exact product.
 
     (∇L(θ + εv) − ∇L(θ − εv)) / 2ε, summed over this rank's samples.
 
     Args:
         local: The loss; its parameters are moved and put back.
-        v: (d,), in the product's dtype and on its device.
+        v: The vector, (d,), in the product's dtype and on its device.
         step: ε ‖v‖; the cube root of the dtype's epsilon when None, where rounding and
             truncation balance.
 
     Returns:
-        (d,) float64.
+        The product, (d,) float64.
     """
     theta = local.parameters.flat()
     if step is None:
@@ -219,11 +219,11 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
 
 
 class DifferencedProduct(_OnSamples):
-    """v ↦ Hv by forward differences of the gradient, summed over this rank's samples; one gradient.
+    """The map of v to Hv by forward differences of the gradient, over this rank's samples.
 
     (∇L(θ + hv) − ∇L(θ)) / h with h ‖v‖ = √u max(1, ‖θ‖), u the rounding of the dtype, where
-    rounding and truncation balance (Nocedal and Wright 2006, section 8.1). It is linear and
-    symmetric to √u alone.
+    rounding and truncation balance (Nocedal and Wright 2006, section 8.1). One product costs one
+    gradient. It is linear and symmetric only to √u.
 
     Args:
         local: The loss, at the θ of the solve; its parameters are moved and put back.
@@ -240,13 +240,13 @@ class DifferencedProduct(_OnSamples):
         """Multiply.
 
         Args:
-            v: (d,), in the product's dtype and on its device.
+            v: The vector, (d,), in the product's dtype and on its device.
 
         Returns:
-            (d,) float64, the sum over this rank's samples.
+            The sum over this rank's samples, (d,) float64.
 
         Raises:
-            NumericalError: The gradient at θ + hv is not finite; rank and batch are named.
+            NumericalError: The gradient at θ + hv is not finite; the message names rank and batch.
         """
         norm = float(v.double().norm())
         if norm == 0:

@@ -1,1 +1,1 @@
-"""Random-matrix laws and what they say of the loss. NumPy and SciPy alone."""
+"""Random-matrix laws of Hessians and their fits to measured spectra, with NumPy and SciPy only."""

@@ -1,6 +1,6 @@
-"""Laws with parameters, as fits need them: bounds, and where iterations start.
+"""Families of laws for fits: their parameters, bounds and starting points.
 
-What is iterated are logarithms of positive parameters, in units of the bulk's standard deviation.
+Fits iterate on logarithms of positive parameters, in units of the bulk's standard deviation.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from hessdist.theory.laws import Law, MarchenkoPastur, Semicircle
 from hessdist.theory.loss_model import LossModel
 
-_QUARTILES = 1.6159  # distance of the quartiles of a semicircle, over its standard deviation
-
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of a fitted law; NaN are those that it has not."""
+    """Parameters of a fitted law; NaN for parameters that the law does not have."""
 
     centre: float = np.nan  # of the semicircle
     scale: float = np.nan  # σ: its standard deviation, or the mean of the Wishart part
@@ -35,22 +33,22 @@ PARAMETERS = ("centre", "scale", "ratio", "energy")
 
 @dataclass(frozen=True)
 class Curve:
-    """A law at its place."""
+    """A law, shifted to its centre."""
 
     law: Law
     centre: float = 0.0
 
     def density(self, points: ArrayLike) -> Points:
-        """The density without the atom, shaped as the points."""
+        """Return the density without the atom, in the shape of the points."""
         return self.law.density(np.asarray(points, dtype=float) - self.centre)
 
     def cumulative(self, points: ArrayLike) -> Points:
-        """The share of eigenvalues up to each point."""
+        """Return the share of eigenvalues up to each point."""
         return self.law.cumulative(np.asarray(points, dtype=float) - self.centre)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of the density, without the atom."""
+        """The ends of the density, without the atom."""
         support = self.law.support
         return support[0][0] + self.centre, support[-1][1] + self.centre
 
@@ -60,42 +58,42 @@ class Curve:
         return tuple((low + self.centre, high + self.centre) for low, high in self.law.support)
 
     def spike(self, bound: float) -> float:
-        """The law's mass within |λ| ≤ bound, its atom contained."""
+        """Return the law's mass within |λ| ≤ bound, including its atom."""
         low, high = self.cumulative(np.array([np.nextafter(-bound, -np.inf), bound]))
         return float(high - low)
 
 
 class Moments(NamedTuple):
-    """What starts are taken from, in units of the bulk's deviation."""
+    """Moments of the bulk in units of its deviation, from which starting points are made."""
 
     mean: float
     variance: float
     median: float
-    quartiles: float  # their distance
-    share: float  # of the bulk, in what is compared
+    quartiles: float  # the distance of the quartiles
+    share: float  # of the bulk in the compared part
     spike_bound: float
 
 
 @dataclass(frozen=True)
 class Family:
-    """Laws of one kind."""
+    """A family of laws."""
 
     name: str
-    make: Callable[[Points], Parameters]  # of what is iterated: logarithms, and a centre
-    widest: tuple[tuple[float, float], ...]  # ranges of what is iterated, for any matrix
+    make: Callable[[Points], Parameters]  # from the iterated numbers: logarithms and a centre
+    widest: tuple[tuple[float, float], ...]  # ranges of the iterated numbers, for any matrix
     starts: Callable[[Moments], Iterator[tuple[float, ...]]]
     curve: Callable[[Parameters], Curve]
     with_spike: bool = False
-    """Whether the law has to hold the spike, too; otherwise it is compared outside of it alone."""
+    """If True, the law is compared with the spike too, otherwise only outside of it."""
 
     def bounds(self, size: int) -> NDArray[np.float64]:
-        """Ranges of what is iterated, in units of the deviation.
+        """Return the ranges of the iterated numbers, in units of the deviation.
 
         Args:
-            size: d: beyond a ratio of as much the Wishart part has not one column.
+            size: d. At a larger ratio the Wishart part would have no column.
 
         Returns:
-            (parameters, 2).
+            The lower and upper bounds, (parameters, 2).
         """
         rows = [
             (low, min(high, np.log(size))) if (low, high) == _RATIOS else (low, high)
@@ -110,7 +108,7 @@ _ENERGIES = (np.log(1e-9), np.log(1e2))
 
 
 def _model_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
-    """Shares of the variance in the Wigner part, and ratios; σ is the mean where there is one."""
+    """Combine ratios and shares of the variance in the Wigner part; σ is the mean if positive."""
     for ratio in (0.1, 1.0, 10.0):
         for share in (0.02, 0.3, 0.9):
             by_spread = np.sqrt((1 - share) * moments.variance / ratio)
@@ -118,7 +116,7 @@ def _model_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
             for scale in {moments.mean if moments.mean > 0 else by_spread, by_spread}:
                 yield np.log(scale), np.log(ratio), np.log(energy)
     if moments.share < 1:
-        # The rate is the bulk's share, and the Wigner part lies in the spike, or reaches beyond.
+        # The rate is the bulk's share, and the Wigner part lies in the spike or extends beyond it.
         size = np.hypot(moments.median, moments.quartiles)
         for width in (moments.spike_bound, 10 * moments.spike_bound):
             for jump in (moments.mean / moments.share, size, 1.0):
@@ -146,7 +144,8 @@ def _whole_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
 
 def _semicircle_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
     yield moments.mean, np.log(moments.variance) / 2
-    yield moments.median, np.log(max(moments.quartiles, 1e-3) / _QUARTILES)
+    # The quartiles of a semicircle have a distance of 1.6159 standard deviations.
+    yield moments.median, np.log(max(moments.quartiles, 1e-3) / 1.6159)
 
 
 def _wishart(logarithms: Points) -> Parameters:
@@ -183,7 +182,7 @@ _FAMILIES = (
         _semicircle_starts,
         lambda of: Curve(Semicircle(of.scale), of.centre),
     ),
-    # Outside of zero the ratios φ and 1/φ are the same law.
+    # Except at zero, the ratios φ and 1/φ give the same law.
     Family(
         "marchenko_pastur",
         _wishart,
@@ -223,15 +222,15 @@ _FAMILIES = (
     ),
 )
 FAMILIES = {family.name: family for family in _FAMILIES}
-"""Kinds of laws by name."""
+"""Families of laws by name."""
 
 
 def curve_of(name: str, parameters: Parameters) -> Curve:
-    """A fitted law.
+    """Return a fitted law.
 
     Args:
-        name: Of `FAMILIES`.
-        parameters: Its parameters, in units of the eigenvalues.
+        name: A name in `FAMILIES`.
+        parameters: The parameters of the law, in units of the eigenvalues.
 
     Returns:
         The law.

@@ -1,8 +1,8 @@
-"""How far two symmetric matrices are from free, and a spectrum from a law. NumPy and SciPy alone.
+"""Tests of freeness: mixed moments of two symmetric matrices, and the distance to a law.
 
 With τ = tr / d and A, B centred, free matrices have τ(AB) = τ(A²B) = τ(AB²) = τ(ABAB) = 0 and
 τ(A²B²) = τ(A²) τ(B²) (Nica and Speicher 2006, lecture 5). Large matrices become free when one of
-them is turned by a random rotation (Voiculescu 1991): that is the control.
+them is rotated at random (Voiculescu 1991), which serves as the control.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MOMENTS = ("AB", "A²B", "AB²", "A²B²", "ABAB")
 """Mixed moments of two centred matrices, each divided by its powers of √τ(A²) and √τ(B²)."""
 
 FREE = (0.0, 0.0, 0.0, 1.0, 0.0)
-"""The same of free matrices."""
+"""The same moments of free matrices."""
 
 
 def mixed_moments(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mixed moments of two symmetric matrices, which are centred first.
+    """Compute the mixed moments of two symmetric matrices, which are centred first.
 
     Args:
-        a: (d, d).
-        b: (d, d).
+        a: The matrix A, (d, d).
+        b: The matrix B, (d, d).
 
     Returns:
-        (5,), in the order of `MOMENTS`; NaN where a matrix is a multiple of the identity.
+        The moments, (5,), in the order of `MOMENTS`; NaN if a matrix is a multiple of the identity.
     """
     d = len(a)
     eye = np.eye(d)
@@ -43,14 +43,14 @@ def mixed_moments(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 
 
 def rotated(matrix: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Q A Qᵀ with a rotation or reflection Q drawn from Haar's measure.
+    """Compute Q A Qᵀ with a rotation or reflection Q drawn from Haar's measure.
 
     Args:
         matrix: A, (d, d), symmetric, d ≥ 2.
-        rng: Of the draw.
+        rng: The random generator.
 
     Returns:
-        (d, d), symmetric.
+        The rotated matrix, (d, d), symmetric.
     """
     q = ortho_group.rvs(len(matrix), random_state=rng)
     turned = q @ matrix @ q.T
@@ -58,16 +58,16 @@ def rotated(matrix: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np
 
 
 def without_rounding(eigenvalues: NDArray[np.float64], null: float) -> NDArray[np.float64]:
-    """Eigenvalues, those within a share of the largest |λ| made exactly zero."""
+    """Set eigenvalues within a share of the largest |λ| to exactly zero."""
     limit = null * np.abs(eigenvalues).max(initial=0.0)
     return np.where(np.abs(eigenvalues) <= limit, 0.0, eigenvalues)
 
 
 def distance_to_law(eigenvalues: NDArray[np.float64], law: Law) -> float:
-    """The Kolmogorov-Smirnov distance, an atom at zero taken for one.
+    """Compute the Kolmogorov-Smirnov distance to a law that may have an atom at zero.
 
     Args:
-        eigenvalues: (d,); those of an atom are exactly zero.
+        eigenvalues: The eigenvalues, (d,); those of an atom are exactly zero.
         law: The law.
 
     Returns:
@@ -76,7 +76,7 @@ def distance_to_law(eigenvalues: NDArray[np.float64], law: Law) -> float:
     values, numbers = np.unique(eigenvalues, return_counts=True)
     after = np.cumsum(numbers) / len(eigenvalues)
     before = after - numbers / len(eigenvalues)
-    # What the law has below a value, and up to it; at zero it may jump where no eigenvalue lies.
+    # The law may jump at zero even if no eigenvalue is there.
     upto = law.cumulative(values)
     below = upto - np.where(values == 0, law.atom, 0.0)
     distance = float(np.maximum(np.abs(after - upto), np.abs(before - below)).max())

@@ -1,10 +1,10 @@
 """Laws of eigenvalues of large random matrices: the semicircle and Marchenko-Pastur.
 
 The scalings are those of Pennington and Bahri (2017), with n the size of the matrix. A law may have
-an atom at zero; its density is that of the rest, which lies on a few intervals of the real line.
+an atom at zero; its density is that of the other eigenvalues, on a few intervals of the real line.
 
-A sum of free matrices has the sum of their R transforms (Voiculescu 1986). Those of both laws, and
-of all sums that are made of them, are of one form, `RTransform`.
+A sum of free matrices has the sum of their R transforms (Voiculescu 1986). The R transforms of both
+laws, and of all their sums, have one form, `RTransform`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from hessdist.errors import InputError
 
-_BISECTIONS = 100  # beyond what 64 bits can tell apart within a support
 REAL = 1e-9
-"""|Im| / |·| up to which a root of a polynomial counts as real."""
-_ZERO = 1e-14  # of the largest root of a polynomial
-_POLISHED = 1e-5  # the last of the next, relative; it is larger than rounding at a double root
-_POLISHING = 6  # Newton steps for roots of a polynomial, which are nearly exact already
+"""The largest |Im| / |·| of roots of polynomials that count as real."""
 
 
 class LawError(InputError):
-    """A parameter of a law is out of range, or a point at which it is asked for."""
+    """A parameter of a law, or a point at which it is evaluated, is out of range."""
 
 
 def check_positive(**values: float) -> None:
-    """Check parameters before anything is computed.
+    """Check that parameters are finite and positive.
 
     Args:
-        **values: Named as they are told.
+        **values: The parameters, with their names for messages.
 
     Raises:
-        LawError: One is not a finite number above zero.
+        LawError: A parameter is not a finite number above zero.
     """
     for name, value in values.items():
         if not (np.isfinite(value) and value > 0):
@@ -46,7 +42,7 @@ def check_positive(**values: float) -> None:
 
 @dataclass(frozen=True)
 class RTransform:
-    """R(g) = v g + Σᵢ rᵢ aᵢ / (1 − aᵢ g): a semicircle and free Poisson laws, freely added.
+    """The R transform v g + Σᵢ rᵢ aᵢ / (1 − aᵢ g) of a semicircle plus free Poisson laws.
 
     A free Poisson law of rate r and jump a is the limit of (a / n) Z Zᵀ with r n columns of
     standard normal numbers (Nica and Speicher 2006, lecture 12).
@@ -57,7 +53,7 @@ class RTransform:
     """
 
     variance: float = 0.0
-    """v, of the semicircle."""
+    """v, the variance of the semicircle."""
     rates: tuple[float, ...] = ()
     """rᵢ ≥ 0, columns over rows."""
     jumps: tuple[float, ...] = ()
@@ -75,27 +71,27 @@ class RTransform:
             raise LawError("the law is the point zero", "give a variance, or a rate and a jump")
 
     def __add__(self, other: RTransform) -> RTransform:
-        """Of the sum of two free matrices."""
+        """Return the R transform of the sum of two free matrices."""
         return RTransform(
             self.variance + other.variance, self.rates + other.rates, self.jumps + other.jumps
         )
 
     def __call__(self, g: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """R at each entry."""
+        """Compute R at each entry."""
         total = self.variance * g
         for rate, jump in zip(self.rates, self.jumps, strict=True):
             total = total + rate * jump / (1 - jump * g)
         return np.asarray(total)
 
     def derivative(self, g: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """dR/dg at each entry."""
+        """Compute dR/dg at each entry."""
         total = self.variance + 0 * g
         for rate, jump in zip(self.rates, self.jumps, strict=True):
             total = total + rate * (jump / (1 - jump * g)) ** 2
         return np.asarray(total)
 
     def second_derivative(self, g: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """d²R/dg² at each entry."""
+        """Compute d²R/dg² at each entry."""
         total = 0 * g
         for rate, jump in zip(self.rates, self.jumps, strict=True):
             total = total + 2 * rate * (jump / (1 - jump * g)) ** 3
@@ -113,7 +109,7 @@ class RTransform:
 
     @property
     def atom(self) -> float:
-        """The mass at zero: what the free Poisson laws leave out, if there is no semicircle."""
+        """The mass at zero, which free Poisson laws of small rates have without a semicircle."""
         rank = sum(self.merged.values())
         return 0.0 if self.variance else max(0.0, 1 - rank)
 
@@ -131,7 +127,7 @@ class RTransform:
         """All g, real and complex, with dz/dg = 0, where z(g) = R(g) + 1/g is G's inverse.
 
         Raises:
-            LawError: The variance and the jumps are too far apart for 64 bits.
+            LawError: The variance and the jumps differ too much for 64 bits.
         """
         shares = self.merged
         # z' g² Π (1 − aᵢ g)², a polynomial of degree 2 + 2 (number of jumps).
@@ -151,20 +147,21 @@ class RTransform:
         # Roots of the polynomial read backwards, 1/g: at v = 0 the first coefficient may be zero.
         inverse = np.asarray(np.roots(total.coef), dtype=complex)
         if not self.variance:
-            # Those that are zero to rounding belong to no finite g.
-            inverse = inverse[np.abs(inverse) > _ZERO * np.abs(inverse).max(initial=0.0)]
+            # Roots that are zero up to rounding belong to no finite g.
+            inverse = inverse[np.abs(inverse) > 1e-14 * np.abs(inverse).max(initial=0.0)]
         with np.errstate(all="ignore"):
             g = np.asarray(1 / inverse, dtype=complex)
             step = np.zeros_like(g)
-            for _ in range(_POLISHING):
+            for _ in range(6):  # Newton steps: the roots are nearly exact
                 slope = self.derivative(g) - 1 / g**2
                 step = slope / (self.second_derivative(g) + 2 / g**3)
                 g -= np.where(np.abs(step) < 0.1 * np.abs(g), step, 0)
-        if not (np.abs(step) <= _POLISHED * np.abs(g)).all():
+        # At a double root the last step is larger than rounding.
+        if not (np.abs(step) <= 1e-5 * np.abs(g)).all():
             jumps = ", ".join(f"{jump:g}" for jump in self.merged)
             raise LawError(
                 f"the edges for variance {self.variance:g} and jumps {jumps} need over 64 bits",
-                "take parameters that are less far apart",
+                "take parameters that differ less",
             )
         return np.asarray(g)
 
@@ -172,7 +169,7 @@ class RTransform:
     def outer_points(self) -> tuple[float, float]:
         """G at the two ends of the spectrum: the critical points nearest to zero on either side.
 
-        Infinite where the spectrum ends at zero, in an atom or with an infinite density.
+        A point is infinite if the spectrum ends at zero, in an atom or with an infinite density.
         """
         g = self.critical_points
         real = g[np.abs(g.imag) <= REAL * np.abs(g)].real
@@ -189,13 +186,13 @@ class RTransform:
         return low, high
 
     def solutions(self, z: NDArray[np.float64]) -> NDArray[np.complex128]:
-        """All w = 1/G with R(G) + 1/G = z: the eigenvalues of companion matrices.
+        """Compute all w = 1/G with R(G) + 1/G = z as eigenvalues of companion matrices.
 
         Args:
-            z: Real, (n,).
+            z: Real numbers, (n,).
 
         Returns:
-            (n, k); one of each row is the reciprocal of the Stieltjes transform.
+            The solutions, (n, k); one in each row is the reciprocal of the Stieltjes transform.
         """
         w = np.polynomial.Polynomial([0.0, 1.0])
         poles = np.polynomial.Polynomial([1.0])
@@ -215,17 +212,17 @@ class RTransform:
         return np.asarray(np.linalg.eigvals(companion), dtype=complex)
 
     def matrix(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """A random symmetric matrix whose eigenvalues follow the law as its size grows.
+        """Draw a random symmetric matrix whose eigenvalues follow the law for large sizes.
 
         Args:
-            size: n; rates are rounded to whole numbers of columns, r n.
-            rng: Of the entries, which are Gaussian and independent.
+            size: n. The numbers of columns, r n, are rounded.
+            rng: The random generator of the entries, which are Gaussian and independent.
 
         Returns:
-            (n, n).
+            The matrix, (n, n).
 
         Raises:
-            LawError: A part of it would have no column.
+            LawError: A part of the matrix would have no column.
         """
         total = np.sqrt(self.variance) * wigner(size, rng)
         for jump, rate in self.merged.items():
@@ -235,43 +232,43 @@ class RTransform:
 
 
 def column_count(size: int, rate: float) -> int:
-    """How many columns a finite Wishart matrix has.
+    """Return the number of columns of a finite Wishart matrix.
 
     Args:
-        size: Its rows.
-        rate: Columns over rows.
+        size: The number of rows.
+        rate: The ratio of columns to rows.
 
     Returns:
-        The nearest whole number.
+        The number of columns, rounded.
 
     Raises:
-        LawError: There would be none.
+        LawError: The matrix would have no column.
     """
     columns = round(size * rate)
     if columns < 1:
         raise LawError(
-            f"a matrix of {size} rows and {rate:g} times as many columns has none of these",
+            f"a matrix of {size} rows and {rate:g} times as many columns has no column",
             f"take at least {1 / rate:g} rows" if rate else "give a rate above 0",
         )
     return columns
 
 
 def wigner(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A symmetric Gaussian matrix with entries of variance 1/n, and 2/n on the diagonal.
+    """Draw a symmetric Gaussian matrix with entries of variance 1/n, and 2/n on the diagonal.
 
     Args:
         size: n.
-        rng: Of the entries.
+        rng: The random generator of the entries.
 
     Returns:
-        (n, n).
+        The matrix, (n, n).
     """
     square = rng.standard_normal((size, size))
     return np.asarray((square + square.T) / np.sqrt(2 * size))
 
 
 class Law(ABC):
-    """The limit that eigenvalues of a kind of random matrices have as they grow."""
+    """The limiting distribution of the eigenvalues of large random matrices."""
 
     @property
     @abstractmethod
@@ -286,61 +283,61 @@ class Law(ABC):
     @property
     @abstractmethod
     def r_transform(self) -> RTransform:
-        """R(g), with R(G(z)) + 1/G(z) = z."""
+        """R(g), defined by R(G(z)) + 1/G(z) = z."""
 
     @abstractmethod
     def density(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The density without the atom, zero outside the support, shaped as the points."""
+        """Return the density without the atom, zero outside the support, in the points' shape."""
 
     @abstractmethod
     def cumulative(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The share of eigenvalues up to each point, the atom contained from zero on."""
+        """Return the share of eigenvalues up to each point, with the atom from zero on."""
 
     @abstractmethod
     def stieltjes(self, z: ArrayLike) -> NDArray[np.complex128]:
-        """G(z) = ∫ ρ(t) / (z − t) dt, the atom contained; on the real line the limit from above."""
+        """Compute G(z) = ∫ ρ(t) / (z − t) dt with the atom; on the real line its upper limit."""
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The smallest and the largest eigenvalue in the limit, zeros of the atom contained."""
+        """The smallest and the largest eigenvalue in the limit, including zero if it is an atom."""
         low, high = self.support[0][0], self.support[-1][1]
         return (min(low, 0.0), max(high, 0.0)) if self.atom else (low, high)
 
     def quantile(self, shares: ArrayLike) -> NDArray[np.float64]:
-        """The smallest λ up to which at least a share of the eigenvalues lies, by bisection.
+        """Compute by bisection the smallest λ up to which a share of the eigenvalues lies.
 
         Args:
-            shares: Of 0 ... 1, any shape.
+            shares: The shares, in 0 ... 1, any shape.
 
         Returns:
-            Shaped as the shares, to rounding of the support's length; the ends for 0 and 1.
+            λ, in the shape of the shares, up to rounding; the ends for 0 and 1.
 
         Raises:
-            LawError: A share is not of 0 ... 1.
+            LawError: A share is not in 0 ... 1.
         """
-        asked = np.asarray(shares, dtype=float)
-        if not ((asked >= 0) & (asked <= 1)).all():
-            raise LawError("a share of eigenvalues is not of 0 ... 1", "ask within the range")
+        wanted = np.asarray(shares, dtype=float)
+        if not ((wanted >= 0) & (wanted <= 1)).all():
+            raise LawError("a share of eigenvalues is not in 0 ... 1", "give shares in 0 ... 1")
         first, last = self.ends
-        low, high = np.full(asked.shape, first), np.full(asked.shape, last)
-        high = np.where(asked <= 0, first, high)
-        for _ in range(_BISECTIONS):
+        low, high = np.full(wanted.shape, first), np.full(wanted.shape, last)
+        high = np.where(wanted <= 0, first, high)
+        for _ in range(100):  # enough for 64 bits
             middle = (low + high) / 2
-            enough = self.cumulative(middle) >= asked
+            enough = self.cumulative(middle) >= wanted
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
             if np.array_equal(middle, np.where(enough, low, high)):
                 break
         if not self.atom:
             return high
         upto = self.cumulative(0.0)
-        return np.where((asked > upto - self.atom) & (asked <= upto), 0.0, high)
+        return np.where((wanted > upto - self.atom) & (wanted <= upto), 0.0, high)
 
 
 @dataclass(frozen=True)
 class Semicircle(Law):
-    """ρ(λ) = √(4σ² − λ²) / (2πσ²) for |λ| ≤ 2σ (Wigner 1955).
+    """The law ρ(λ) = √(4σ² − λ²) / (2πσ²) for |λ| ≤ 2σ (Wigner 1955).
 
-    The limit of symmetric matrices whose entries have the variance σ² / n.
+    It is the limit of symmetric matrices whose entries have the variance σ² / n.
 
     Raises:
         LawError: The scale is not a finite number above zero.
@@ -354,12 +351,12 @@ class Semicircle(Law):
 
     @property
     def support(self) -> tuple[tuple[float, float], ...]:
-        """−2σ to 2σ."""
+        """The interval from −2σ to 2σ."""
         return ((-2 * self.scale, 2 * self.scale),)
 
     @property
     def atom(self) -> float:
-        """None."""
+        """Zero: the semicircle has no atom."""
         return 0.0
 
     @property
@@ -368,30 +365,30 @@ class Semicircle(Law):
         return RTransform(variance=self.scale**2)
 
     def density(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The density at each point, shaped as they are."""
+        """Return the density at each point, in the shape of the points."""
         x = np.clip(np.asarray(points, dtype=float) / self.scale, -2, 2)
         return np.asarray(np.sqrt((2 - x) * (2 + x)) / (2 * np.pi * self.scale))
 
     def cumulative(self, points: ArrayLike) -> NDArray[np.float64]:
-        """½ + x √(4 − x²) / (4π) + arcsin(x/2) / π with x = λ/σ."""
+        """Compute ½ + x √(4 − x²) / (4π) + arcsin(x/2) / π with x = λ/σ."""
         x = np.clip(np.asarray(points, dtype=float) / self.scale, -2, 2)
         root = np.sqrt((2 - x) * (2 + x))
         return np.asarray(0.5 + (x * root / 4 + np.arcsin(x / 2)) / np.pi)
 
     def stieltjes(self, z: ArrayLike) -> NDArray[np.complex128]:
-        """G(z) = 2 / (z + √(z − 2σ) √(z + 2σ))."""
+        """Compute G(z) = 2 / (z + √(z − 2σ) √(z + 2σ))."""
         place = upper(z)
         edge = 2 * self.scale
         return np.asarray(2 / (place + np.sqrt(place - edge) * np.sqrt(place + edge)))
 
     def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Eigenvalues of one Gaussian matrix, ascending, (size,)."""
+        """Draw the eigenvalues of one Gaussian matrix, ascending, (size,)."""
         return np.asarray(np.linalg.eigvalsh(self.scale * wigner(size, rng)))
 
 
 @dataclass(frozen=True)
 class MarchenkoPastur(Law):
-    """ρ(λ) = √((λ − λ₋)(λ₊ − λ)) / (2πλσφ) between λ± = σ (1 ± √φ)² (Marchenko and Pastur 1967).
+    """The law √((λ − λ₋)(λ₊ − λ)) / (2πλσφ) with λ± = σ (1 ± √φ)² (Marchenko and Pastur 1967).
 
     For φ > 1 there is an atom of 1 − 1/φ at zero. It is the limit of J Jᵀ with n rows and n/φ
     columns of numbers of the **variance** σ / columns. (For matrices m⁻¹ J Jᵀ of a network, n is
@@ -411,13 +408,13 @@ class MarchenkoPastur(Law):
 
     @property
     def support(self) -> tuple[tuple[float, float], ...]:
-        """λ₋ to λ₊."""
+        """The interval from λ₋ to λ₊."""
         root = np.sqrt(self.ratio)
         return ((float(self.scale * (1 - root) ** 2), float(self.scale * (1 + root) ** 2)),)
 
     @property
     def atom(self) -> float:
-        """1 − 1/φ where that is positive."""
+        """The mass 1 − 1/φ at zero if it is positive."""
         return max(0.0, 1 - 1 / self.ratio)
 
     @property
@@ -426,7 +423,7 @@ class MarchenkoPastur(Law):
         return RTransform(rates=(1 / self.ratio,), jumps=(self.scale * self.ratio,))
 
     def density(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The density at each point, shaped as they are; infinite at zero for φ = 1."""
+        """Return the density in the shape of the points; it is infinite at zero for φ = 1."""
         x = np.asarray(points, dtype=float)
         ((low, high),) = self.support
         inside = (x >= low) & (x <= high)
@@ -438,13 +435,13 @@ class MarchenkoPastur(Law):
         return np.where(np.isnan(points), np.nan, density)
 
     def cumulative(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The integral in closed form, to an absolute error of about 1e-16 (1 + 1/φ)."""
+        """Compute the integral in closed form, with an error of about 1e-16 (1 + 1/φ)."""
         x = np.asarray(points, dtype=float)
         ((low, high),) = self.support
         at = np.clip(x, low, high)
         middle = (low + high) / 2
         root = np.sqrt((at - low) * (high - at))
-        # Angles by two arguments keep their digits at both ends.
+        # arctan2 is accurate at both ends.
         first = np.arctan2(at - middle, root)
         geometric = np.sqrt(low * high)
         second = np.arctan2(middle * at - low * high, geometric * root)
@@ -454,26 +451,26 @@ class MarchenkoPastur(Law):
         return np.asarray(bulk + np.where(x >= 0, self.atom, 0.0))
 
     def stieltjes(self, z: ArrayLike) -> NDArray[np.complex128]:
-        """The root of σφz G² − (z + σφ − σ) G + 1 = 0 that falls off as 1/z."""
+        """Compute the root of σφz G² − (z + σφ − σ) G + 1 = 0 that decays as 1/z."""
         place = upper(z)
         ((low, high),) = self.support
         b = place + self.scale * (self.ratio - 1)
         root = np.sqrt(place - low) * np.sqrt(place - high)
-        adds = (np.conj(b) * root).real >= 0  # which of two forms keeps its digits
+        adds = (np.conj(b) * root).real >= 0  # which of the two forms is accurate
         with np.errstate(divide="ignore", invalid="ignore"):
             outer = 2 / (b + root)
             inner = (b - root) / (2 * self.scale * self.ratio * place)
         return np.where(adds, outer, inner)
 
     def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Eigenvalues of one Gaussian matrix J Jᵀ, ascending; columns are rounded to whole numbers.
+        """Draw the eigenvalues of one Gaussian matrix J Jᵀ, ascending.
 
         Args:
-            size: n, rows.
-            rng: Of the entries.
+            size: The number of rows, n. The number of columns is rounded.
+            rng: The random generator of the entries.
 
         Returns:
-            (size,); those of the null space are zero exactly.
+            The eigenvalues, (size,); those of the null space are exactly zero.
 
         Raises:
             LawError: The matrix would have no column.
@@ -486,6 +483,6 @@ class MarchenkoPastur(Law):
 
 
 def upper(z: ArrayLike) -> NDArray[np.complex128]:
-    """Complex numbers in which the real line is approached from above."""
+    """Return complex numbers in which the real line is approached from above."""
     place = np.asarray(z, dtype=complex)
     return np.asarray(place.real + 1j * (place.imag + 0.0))

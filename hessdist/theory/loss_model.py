@@ -1,10 +1,10 @@
 """The Hessian of a loss as a sum of free random matrices (Pennington and Bahri 2017).
 
-At a critical point of energy ε the Hessian H = H₀ + H₁ of a network with φ parameters a data point
-has H₀ = J Jᵀ / m, taken for a Wishart matrix, and H₁ of the residuals, whose variance is 2ε. Of a
-critical point the **index** is the share α of negative eigenvalues. It is zero below a critical
-energy ε_c, and grows as |ε − ε_c|^{3/2} above: ε_c is where the lower edge of the spectrum passes
-zero, and a density that begins as a root has an integral of this power.
+At a critical point of energy ε the Hessian of a network with φ parameters per data point is
+H = H₀ + H₁: H₀ = J Jᵀ / m, modelled by a Wishart matrix, and H₁ of the residuals, whose variance is
+2ε. The **index** of a critical point is the share α of negative eigenvalues. It is zero below a
+critical energy ε_c, and grows as |ε − ε_c|^{3/2} above: at ε_c the spectrum's lower edge passes
+zero, and the integral of a density that begins as a square root has this power.
 """
 
 from __future__ import annotations
@@ -26,31 +26,27 @@ from hessdist.theory.laws import (
 )
 from hessdist.theory.transforms import FreeLaw, ToleranceError, mass_below
 
-_DIGITS = 1e-12  # of the critical energy that is looked for, relative
-_LOST = 1e-13  # of an edge's terms: α is then known to about a percent
-_LOST_INSIDE = 1e-14  # of the upper edge
-
 
 @dataclass(frozen=True)
 class LossModel:
-    """The Hessian at a critical point: Wishart + Wigner, or with a rectified H₁.
+    """The Hessian at a critical point: Wishart + Wigner, or Wishart + a rectified H₁.
 
     H₀ is Marchenko-Pastur with ratio φ and mean σ (R = σ / (1 − σφg)). Without rectifier H₁ is the
-    semicircle of variance 2ε (R = 2εg). With one, it has half its entries and two blocks beside
-    the diagonal (R = εφg / (2 − εφ²g²)): the difference of two free Poisson laws of the rate
-    1/(2φ) and the jump φ √(ε/2).
+    semicircle of variance 2ε (R = 2εg). With a rectifier half its entries are zero, and it has only
+    two off-diagonal blocks (R = εφg / (2 − εφ²g²)): it is the difference of two free Poisson laws
+    with rate 1/(2φ) and jump φ √(ε/2).
 
     Raises:
-        LawError: The energy is negative, the ratio or the scale is not above zero, or one is not
-            finite.
+        LawError: The energy is negative, the ratio or the scale is not above zero, or a number is
+            not finite.
     """
 
     energy: float
-    """ε = loss / outputs for a loss that is half the mean square, so half a residual's variance."""
+    """ε, half the variance of a residual: loss / outputs if the loss is half the mean square."""
     ratio: float
-    """φ, parameters over data points (times outputs)."""
+    """φ, the ratio of parameters to data points (times outputs)."""
     rectified: bool = False
-    """Whether the network has a ReLU."""
+    """True for a network with ReLU."""
     scale: float = 1.0
     """σ, the mean eigenvalue of H₀."""
 
@@ -69,10 +65,10 @@ class LossModel:
         """The law of H₁.
 
         Raises:
-            LawError: It is zero, as the energy is.
+            LawError: H₁ is zero, because the energy is.
         """
         if not self.energy:
-            raise LawError("at the energy zero H₁ is zero", "take a positive energy")
+            raise LawError("at energy zero H₁ is zero", "take a positive energy")
         if not self.rectified:
             return Semicircle(float(np.sqrt(2 * self.energy)))
         return bilinear_residual(self.energy, self.ratio, active=0.5)
@@ -86,31 +82,32 @@ class LossModel:
         return FreeLaw(transform) if self.rectified else WishartWigner(transform)
 
     def index(self, tolerance: float = 1e-8) -> float:
-        """α(ε, φ) = ∫ ρ_H over λ < 0, by adaptive quadrature.
+        """Compute α(ε, φ) = ∫ ρ_H over λ < 0 by adaptive quadrature.
 
         Args:
-            tolerance: Its relative error.
+            tolerance: The relative error of α.
 
         Returns:
-            Of 0 ... ½; zero where the spectrum begins at or above zero.
+            α, in 0 ... ½; zero if the spectrum begins at or above zero.
 
         Raises:
             ToleranceError: The tolerance is not reached, or rounding hides how far the spectrum
                 reaches below zero.
             BranchError: A rectified law cannot be followed.
-            LawError: The edges need over 64 bits.
+            LawError: The edges need more than 64 bits.
         """
         if self.energy:
             self._require_digits()
         return mass_below(self.law, 0.0, tolerance)
 
     def _require_digits(self) -> None:
-        """Refuse a lower edge so near zero that little is left of its digits."""
+        """Refuse a lower edge so near zero that rounding dominates it."""
         low, high = self.law.ends
-        # The edge is a difference of two numbers, of which this is one. Densities that are not in
-        # closed form are known to rounding of the upper edge.
+        # The edge is a difference of two numbers, and this is one of them. With a rounding of 1e-13
+        # of it, α is known to about a percent. Densities without closed form have the rounding of
+        # the upper edge.
         term = 1 / self.law.r_transform.outer_points[0]
-        least = max(_LOST * abs(term), _LOST_INSIDE * high if self.rectified and low < 0 else 0.0)
+        least = max(1e-13 * abs(term), 1e-14 * high if self.rectified and low < 0 else 0.0)
         if not abs(low) > least:
             raise ToleranceError(
                 f"the spectrum begins at {low:.2g}, where rounding is up to {least:.2g}",
@@ -118,21 +115,21 @@ class LossModel:
             )
 
     def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Eigenvalues of one finite matrix H of independent Gaussian parts, ascending, (size,)."""
+        """Draw the eigenvalues of a matrix H of independent Gaussian parts, ascending, (size,)."""
         if not self.energy:
             return self.positive.sample(size, rng)
         return np.asarray(np.linalg.eigvalsh(self.law.r_transform.matrix(size, rng)))
 
 
 def bilinear_residual(energy: float, ratio: float, active: float = 1.0) -> FreeLaw:
-    """The law of H₁ of a two-layer network with Gaussian residuals and inputs.
+    """Make the law of H₁ of a two-layer network with Gaussian residuals and inputs.
 
-    For ŷ = W₂ W₁ x the second derivatives couple the weights into and out of a hidden unit alone:
-    H₁ has for each unit a block (1/m) Σ e xᵀ beside the diagonal, over m samples, and its transpose
-    on the other side, n rows each. With e of variance 2ε, x of variance 1 and φ = 2n/m it is the
-    difference of two Wishart matrices: R(g) = 2sεφg / (2 − εφ²g²), where a share s of the samples
-    passes a unit. With s = ½ this is the form of Pennington and Bahri (2017) for a
-    ReLU. With s = 1 its variance is εφ, where their Wigner matrix has 2ε.
+    For ŷ = W₂ W₁ x the second derivatives couple only the weights into and out of a hidden unit:
+    H₁ has for each unit an off-diagonal block (1/m) Σ e xᵀ over m samples, and its transpose, with
+    n rows each. With e of variance 2ε, x of variance 1 and φ = 2n/m it is the difference of two
+    Wishart matrices: R(g) = 2sεφg / (2 − εφ²g²), if a share s of the samples passes a unit. With
+    s = ½ this is the form of Pennington and Bahri (2017) for a ReLU. With s = 1 its variance is εφ,
+    while their Wigner matrix has 2ε.
 
     Args:
         energy: ε.
@@ -140,10 +137,10 @@ def bilinear_residual(energy: float, ratio: float, active: float = 1.0) -> FreeL
         active: s, the share of samples at which a hidden unit is not zero.
 
     Returns:
-        The law, with an atom of 1 − 2s/φ where that is positive.
+        The law, with an atom of 1 − 2s/φ if that is positive.
 
     Raises:
-        LawError: A number is not finite and above zero.
+        LawError: A number is not finite or not above zero.
     """
     check_positive(energy=energy, ratio=ratio, active=active)
     rate, jump = active / ratio, ratio * float(np.sqrt(energy / 2))
@@ -152,19 +149,18 @@ def bilinear_residual(energy: float, ratio: float, active: float = 1.0) -> FreeL
 
 @dataclass(frozen=True)
 class WishartWigner(FreeLaw):
-    """A Marchenko-Pastur matrix and a semicircle, freely added: the density in closed form.
+    """The free sum of Marchenko-Pastur and a semicircle, with its density in closed form.
 
     With R(g) = v g + r a / (1 − a g) the reciprocal w = 1/G solves the cubic
 
         w³ − (z + a (1 − r)) w² + (v + a z) w − a v = 0.
 
-    On the real line it has a complex pair inside the support, and there one of the pair is 1/G:
-    free convolution with a semicircle leaves no other (Biane 1997). The discriminant is
-    a quartic in z whose roots are the critical values of z(g), so its factors keep their digits
-    up to the edges.
+    On the real line it has a complex pair inside the support, and one of the pair is 1/G (Biane
+    1997, on free convolution with a semicircle). The discriminant is a quartic in z whose roots are
+    the critical values of z(g), so its factors are accurate up to the edges.
 
     Raises:
-        LawError: The R transform is of another form.
+        LawError: The R transform has another form.
     """
 
     def __post_init__(self) -> None:
@@ -179,11 +175,11 @@ class WishartWigner(FreeLaw):
         return np.asarray(self.transform(g) + 1 / g)
 
     def _is_dense(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """By the sign of the discriminant, which is that of −Π (z − zᵢ)."""
+        """Use the sign of the discriminant, which is that of −Π (z − zᵢ)."""
         return np.asarray(np.prod(points[:, None] - self._critical_values, axis=1).real < 0)
 
     def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By Cardano's formula, (n,)."""
+        """Use Cardano's formula, (n,)."""
         v, (rate,), (jump,) = self.transform.variance, self.transform.rates, self.transform.jumps
         # t³ + p t + q = 0 with w = t + third.
         third = (x + jump * (1 - rate)) / 3
@@ -199,7 +195,7 @@ class WishartWigner(FreeLaw):
         u = sign * np.cbrt(np.abs(q) / 2 + root)
         other = np.divide(-p, 3 * u, out=np.zeros_like(u), where=u != 0)
         imaginary = np.sqrt(3) * root / (u**2 + u * other + other**2)
-        # |w|² of the pair: the product of all roots is a v; the smaller number is not subtracted.
+        # |w|² of the pair. The product of all roots is a v, which avoids a subtraction.
         real_root, pair = third + u + other, third - (u + other) / 2
         square = pair**2 + imaginary**2
         by_product = np.divide(jump * v, real_root, out=square.copy(), where=real_root > 0)
@@ -211,17 +207,17 @@ class WishartWigner(FreeLaw):
 
 
 def critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
-    """ε_c, the energy above which there are negative eigenvalues, in closed form.
+    """Compute ε_c, the energy above which there are negative eigenvalues, in closed form.
 
-    Without rectifier σ² (1 − 20φ − 8φ² + (1 + 8φ)^{3/2}) / 16, with one
-    σ² (27 − 18ξ − ξ² + 8ξ^{3/2}) / (32φ (1 − φ)³) and ξ = 1 + 16φ − 8φ² (Pennington and Bahri
-    2017). Both hold for φ < 1, and are computed in factors that keep their digits
-    at φ near 1: with s² = 1 + 8φ and s² = ξ they are 4 (1 − φ)³ (1 + s) / (3 + s)³, and this times
-    4/φ. From φ = 1 on any energy above zero gives negative eigenvalues.
+    It is σ² (1 − 20φ − 8φ² + (1 + 8φ)^{3/2}) / 16 without rectifier, and with a rectifier
+    σ² (27 − 18ξ − ξ² + 8ξ^{3/2}) / (32φ (1 − φ)³) with ξ = 1 + 16φ − 8φ² (Pennington and Bahri
+    2017). Both hold for φ < 1, and are computed in factors that are accurate at φ near 1: with
+    s² = 1 + 8φ and s² = ξ they are 4 (1 − φ)³ (1 + s) / (3 + s)³, and this times 4/φ. For φ ≥ 1 any
+    energy above zero gives negative eigenvalues.
 
     Args:
         ratio: φ.
-        rectified: Whether the network has a ReLU.
+        rectified: True for a network with ReLU.
         scale: σ, the mean eigenvalue of H₀.
 
     Returns:
@@ -239,18 +235,18 @@ def critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0
 
 
 def located_critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
-    """ε_c found by moving the lower edge of the spectrum to zero.
+    """Find ε_c by moving the lower edge of the spectrum to zero.
 
     Args:
         ratio: φ, below 1.
-        rectified: Whether the network has a ReLU.
+        rectified: True for a network with ReLU.
         scale: σ, the mean eigenvalue of H₀.
 
     Returns:
         ε_c, to a relative error of about 1e-8 at φ = 0.99 and less below.
 
     Raises:
-        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+        LawError: The ratio is not in 0 ... 1, or the scale is not above zero.
         ToleranceError: The edge does not pass zero.
     """
     _check_overdetermined(ratio)
@@ -271,11 +267,11 @@ def located_critical_energy(ratio: float, *, rectified: bool = False, scale: flo
                 f"the lower edge at ratio {ratio:g} is below zero at any energy",
                 "take a ratio further from 1",
             )
-    return float(np.exp(brentq(edge, low, high, xtol=_DIGITS)) * scale**2)
+    return float(np.exp(brentq(edge, low, high, xtol=1e-12)) * scale**2)
 
 
 def index_coefficient(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
-    """α₀ of the law α ≈ α₀ ((ε − ε_c) / ε_c)^{3/2} just above the critical energy.
+    """Compute α₀ of α ≈ α₀ ((ε − ε_c) / ε_c)^{3/2} just above the critical energy.
 
     At the edge z(g) ≈ λ₋ + z''(g*) (g − g*)² / 2, so the density is √(2 (λ − λ₋) / |z''|) / π, and
     the edge moves by ∂z/∂ε at g*. The integral up to zero is
@@ -283,14 +279,14 @@ def index_coefficient(ratio: float, *, rectified: bool = False, scale: float = 1
 
     Args:
         ratio: φ, below 1.
-        rectified: Whether the network has a ReLU.
+        rectified: True for a network with ReLU.
         scale: σ, the mean eigenvalue of H₀.
 
     Returns:
         α₀, which does not depend on the scale.
 
     Raises:
-        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+        LawError: The ratio is not in 0 ... 1, or the scale is not above zero.
     """
     _check_overdetermined(ratio)
     check_positive(scale=scale)
@@ -308,19 +304,19 @@ def index_coefficient(ratio: float, *, rectified: bool = False, scale: float = 1
 def index_near_critical(
     energies: ArrayLike, ratio: float, *, rectified: bool = False, scale: float = 1.0
 ) -> NDArray[np.float64]:
-    """The 3/2 law: α ≈ α₀ ((ε − ε_c) / ε_c)^{3/2} above ε_c and zero below, good for small α.
+    """Compute the 3/2 law for small α: α₀ ((ε − ε_c) / ε_c)^{3/2} above ε_c, zero below.
 
     Args:
         energies: ε, any shape.
         ratio: φ, below 1.
-        rectified: Whether the network has a ReLU.
+        rectified: True for a network with ReLU.
         scale: σ, the mean eigenvalue of H₀.
 
     Returns:
-        α, shaped as the energies.
+        α, in the shape of the energies.
 
     Raises:
-        LawError: The ratio is not of 0 ... 1, or the scale is not above zero.
+        LawError: The ratio is not in 0 ... 1, or the scale is not above zero.
     """
     coefficient = index_coefficient(ratio, rectified=rectified, scale=scale)
     critical = critical_energy(ratio, rectified=rectified, scale=scale)

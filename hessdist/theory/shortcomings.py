@@ -1,4 +1,4 @@
-"""Where fitted laws fail, in words. NumPy alone."""
+"""Descriptions of fitted laws and of their shortcomings."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ LAWS = {
     "wishart_wigner_spike": "Wishart + Wigner, with the spike",
     "rectified": "Wishart + rectified residual",
 }
-"""Names of laws, to be read."""
+"""Readable names of laws."""
 
 PARAMETERS = {"centre": "centre", "scale": "σ", "ratio": "φ", "energy": "ε"}
-"""Letters of their parameters."""
+"""The letters of the laws' parameters."""
 
 Place = tuple[int, ...]
 Table = Mapping[str, NDArray[Any]]
 
 
-def is_measured(section: Table, place: Place) -> bool:
-    """Whether a spectrum was measured at a step, or at others alone.
+def is_measured(laws: Table, place: Place) -> bool:
+    """Return whether a spectrum was measured at a step, and not only at other steps.
 
     Args:
-        section: The section "laws", of all steps.
-        place: Of the step and the spectrum.
+        laws: The measurements of the study laws, of all steps.
+        place: The indices of the step and the spectrum.
 
     Returns:
-        False where the section is padded.
+        False if the entry is only padding.
     """
-    return bool(section["source"][place])
+    return bool(laws["source"][place])
 
 
-def parameters_of(section: Table, place: Place) -> str:
-    """The parameters of a fit.
+def parameters_of(laws: Table, place: Place) -> str:
+    """Describe the parameters of a fit.
 
     Args:
-        section: The section "laws".
-        place: Of the fit: a step where the section has them, a spectrum, a law.
+        laws: The measurements of the study laws.
+        place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
 
     Returns:
-        Such as "σ 0.3, φ 2"; empty where there is no fit.
+        Text such as "σ 0.3, φ 2"; empty if there is no fit.
     """
-    found = ((letter, section[name][place]) for name, letter in PARAMETERS.items())
-    return ", ".join(f"{letter} {value:.3g}" for letter, value in found if np.isfinite(value))
+    values = ((letter, laws[name][place]) for name, letter in PARAMETERS.items())
+    return ", ".join(f"{letter} {value:.3g}" for letter, value in values if np.isfinite(value))
 
 
-def where_it_fails(section: Table, place: Place) -> str:
-    """A sentence on where a law fails.
+def where_it_fails(laws: Table, place: Place) -> str:
+    """Describe where a law fails.
 
     Args:
-        section: The section "laws".
-        place: Of the fit: a step where the section has them, a spectrum, a law.
+        laws: The measurements of the study laws.
+        place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
 
     Returns:
-        Such as "9 eigenvalues above its upper edge 0.1, up to 2.5 (25 times it); ...".
+        Text such as "9 eigenvalues above its upper edge 0.1, up to 2.5 (25 times it); ...".
     """
-    return "; ".join(_shortcomings(section, place))
+    return "; ".join(_shortcomings(laws, place))
 
 
-def _shortcomings(section: Table, place: Place) -> Iterator[str]:
+def _shortcomings(laws: Table, place: Place) -> Iterator[str]:
     def fitted(name: str) -> Any:
-        return section[name][place]
+        return laws[name][place]
 
     def measured(name: str) -> Any:
-        return section[name][place[:-1]]
+        return laws[name][place[:-1]]
 
     if not np.isfinite(fitted("kolmogorov_smirnov")):
         yield f"no fit: {fitted('reason')}"
@@ -79,7 +79,9 @@ def _shortcomings(section: Table, place: Place) -> Iterator[str]:
         yield str(fitted("reason"))
     for name in str(fitted("at_bounds")).split():
         yield f"{PARAMETERS[name]} at the end of its range"
-    about = "about " if section["source"][_spectrum(section, place)] == "density" else ""
+    # Without steps in the arrays, the names of spectra have only the spectrum's index.
+    spectrum = place[:-1] if laws["source"].ndim == len(place) - 1 else place[-2:-1]
+    about = "about " if laws["source"][spectrum] == "density" else ""
     for end, most, far, edge in (
         ("above its upper edge", "up to", "above", "high"),
         ("below its lower edge", "down to", "below", "low"),
@@ -98,11 +100,6 @@ def _shortcomings(section: Table, place: Place) -> Iterator[str]:
     yield f"{_percent(fitted('outside'))} of the bulk beyond its edges"
 
 
-def _spectrum(section: Table, place: Place) -> Place:
-    """Where the names of the spectrum lie, which have no dimension of steps where it is stacked."""
-    return place[:-1] if section["source"].ndim == len(place) - 1 else place[-2:-1]
-
-
 def _percent(share: float) -> str:
-    """In as many digits as a share near one needs."""
+    """Format a share, with more digits if it is near one."""
     return f"{share:.1%}" if share < 0.999 else f"{share:.3%}"

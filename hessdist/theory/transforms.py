@@ -1,9 +1,9 @@
 """Stieltjes and R transforms, their inversion, and the spectra of free sums.
 
 G(z) = ∫ ρ(t) / (z − t) dt is a law's Stieltjes transform, and ρ(λ) = −Im G(λ + i0) / π. The R
-transform is defined by R(G(z)) + 1/G(z) = z, and adds up over free matrices (Voiculescu 1986). The
-density of a free sum comes from it by solving that equation for G. It has several solutions; the
-right one is that which behaves as 1/z far from the real line, followed from there.
+transform is defined by R(G(z)) + 1/G(z) = z, and is additive over free matrices (Voiculescu 1986).
+The density of a free sum is found by solving that equation for G. It has several solutions; the
+correct one behaves as 1/z far from the real line, and is followed from there.
 """
 
 from __future__ import annotations
@@ -22,30 +22,14 @@ from hessdist.errors import NumericalError
 from hessdist.theory.laws import REAL, Law, LawError, RTransform, upper
 
 Transform = Callable[[NDArray[np.complex128]], NDArray[np.complex128]]
-"""Of complex numbers, entry by entry."""
+"""A function of complex numbers, entry by entry."""
 
-_BLOCK = 1 << 22  # numbers of a temporary array
-_NEWTON = 12  # steps for one point of a path
-_CLOSE = 1e-13  # relative, at which Newton steps end
-_TURN = 0.25  # by how much G may change between two points of a path, relative
-_FASTEST, _SLOWEST = 0.2, 0.999  # factor from one height to the next
-_GROUND = 1e-14  # of |z|, the height from which a path goes to the real line in one step
-_STEPS = 4000  # along one path
-_REAL = 1e-9  # |Im G| / |G| from which a point lies in the support
-_INSIDE = 0.618  # where an interval is tested; not its middle, where a symmetric law has its atom
-_NARROW = 4e-15  # relative to its terms, rounding of an edge
-_TERMS = (64, 1 << 16)  # of a cosine series, at first and at most
-_SERIES = 1e-10  # error of cumulative shares
-_WHOLE = 1e-7  # by which all shares may miss one
-_PIECES = 400  # of an interval, in adaptive quadrature
-_COMPLEX = 1e-11  # Im w / |w| from which a solution is not real
-_POLISHING = 2  # Newton steps from eigenvalues of companion matrices
-_SMALL = 1e-2  # of Im G, the longest of these steps
-_FIXED_POINT = 1e-11  # relative, of subordination
+_BLOCK = 1 << 22  # numbers in a temporary array
+_CLOSE = 1e-13  # the relative length at which Newton steps end
 
 
 class BranchError(NumericalError):
-    """The solution that is the Stieltjes transform cannot be followed."""
+    """The branch of solutions that is the Stieltjes transform cannot be followed."""
 
 
 class ToleranceError(NumericalError):
@@ -56,21 +40,21 @@ class ToleranceError(NumericalError):
 
 
 def stieltjes_of_samples(eigenvalues: ArrayLike, z: ArrayLike) -> NDArray[np.complex128]:
-    """G(z) = (1/n) Σᵢ 1 / (z − λᵢ).
+    """Compute G(z) = (1/n) Σᵢ 1 / (z − λᵢ).
 
     Args:
-        eigenvalues: (n,).
+        eigenvalues: The eigenvalues, (n,).
         z: Complex numbers of any shape, none of them an eigenvalue.
 
     Returns:
-        Shaped as z.
+        G(z), in the shape of z.
 
     Raises:
         LawError: There are no eigenvalues, or one is not finite.
     """
     values, places = np.asarray(eigenvalues, dtype=float), np.asarray(z, dtype=complex)
     if not values.size or not np.isfinite(values).all():
-        raise LawError("a spectrum is empty or not finite", "leave out what did not converge")
+        raise LawError("a spectrum is empty or not finite", "leave out unconverged eigenvalues")
     flat, rows = places.ravel(), max(1, _BLOCK // values.size)
     result = np.empty(flat.shape, dtype=complex)
     for first in range(0, len(flat), rows):
@@ -82,15 +66,15 @@ def stieltjes_of_samples(eigenvalues: ArrayLike, z: ArrayLike) -> NDArray[np.com
 def stieltjes_of_density(
     grid: ArrayLike, density: ArrayLike, z: ArrayLike
 ) -> NDArray[np.complex128]:
-    """G(z) of a density that is linear between the points of a grid and zero outside: exact.
+    """Compute G(z) exactly for a density that is linear between grid points and zero outside.
 
     Args:
-        grid: Increasing, (n,).
-        density: At its points, (n,).
-        z: Complex numbers of any shape; on the real line the limit from above, none on the grid.
+        grid: The grid, increasing, (n,).
+        density: The density at the grid points, (n,).
+        z: Complex numbers of any shape, none on the grid; on the real line the limit from above.
 
     Returns:
-        Shaped as z. The relative error is about 1e-16 |z| over the distance of grid points.
+        G(z). The relative error is about 1e-16 |z| over the distance of grid points.
 
     Raises:
         LawError: The grid does not increase, has fewer than two points, or the shapes differ.
@@ -98,8 +82,8 @@ def stieltjes_of_density(
     t, values, places = np.asarray(grid, dtype=float), np.asarray(density, dtype=float), upper(z)
     if t.ndim != 1 or t.shape != values.shape or len(t) < 2 or not (np.diff(t) > 0).all():
         raise LawError(
-            f"a density of shape {values.shape} on a grid of shape {t.shape} is none",
-            "give an increasing grid of two or more points, and a number for each",
+            f"a density of shape {values.shape} on a grid of shape {t.shape} is not valid",
+            "give an increasing grid of two or more points, and a number for each point",
         )
     lengths = np.diff(t)
     slopes = np.diff(values) / lengths
@@ -117,16 +101,16 @@ def stieltjes_of_density(
 def density_of_stieltjes(
     transform: Transform, points: ArrayLike, height: float
 ) -> NDArray[np.float64]:
-    """The density by inversion: −Im G(λ + i h) / π.
+    """Compute the density by inversion: −Im G(λ + i h) / π.
 
     Args:
         transform: G.
         points: λ, any shape.
-        height: h, positive. What comes out is the density spread by a Cauchy law of this half
-            width; for samples take a few of their distances.
+        height: h, positive. The result is the density, spread by a Cauchy law of this half width;
+            for samples take a few times their distance.
 
     Returns:
-        Shaped as the points.
+        The density, in the shape of the points.
 
     Raises:
         LawError: The height is not a finite number above zero.
@@ -139,7 +123,7 @@ def density_of_stieltjes(
 def r_transform_at(
     transform: Transform, ends: tuple[float, float], points: ArrayLike
 ) -> NDArray[np.float64]:
-    """The R transform of a Stieltjes transform, numerically: z − 1/g with G(z) = g.
+    """Compute the R transform of a Stieltjes transform numerically: z − 1/g with G(z) = g.
 
     Args:
         transform: G, of a law or of samples.
@@ -147,18 +131,18 @@ def r_transform_at(
         points: g, real and not zero, between G at the two ends; any shape.
 
     Returns:
-        R(g), shaped as the points; the error is about 1e-16 / |g| where |g| is small.
+        R(g), in the shape of the points; the error is about 1e-16 / |g| if |g| is small.
 
     Raises:
-        LawError: G takes no such value on the real line outside of the support.
+        LawError: G has no such value on the real line outside of the support.
     """
     g = np.asarray(points, dtype=float)
-    values = [_inverse(transform, ends, float(one)) - 1 / float(one) for one in g.ravel()]
+    values = [_inverse(transform, ends, value) - 1 / value for value in map(float, g.ravel())]
     return np.array(values).reshape(g.shape)
 
 
 def _inverse(transform: Transform, ends: tuple[float, float], g: float) -> float:
-    """The real z outside of the support with G(z) = g."""
+    """Find the real z outside of the support with G(z) = g."""
     low, high = ends
     if not (np.isfinite(g) and g):
         raise LawError(f"no R transform at g = {g:g}", "give a finite number that is not 0")
@@ -166,10 +150,10 @@ def _inverse(transform: Transform, ends: tuple[float, float], g: float) -> float
     def excess(z: float) -> float:
         return float(transform(np.array(z + 0j)).real) - g
 
-    # 1 / (z − low) ≤ G(z) ≤ 1 / (z − high) on the right, and turned round on the left.
+    # 1 / (z − low) ≤ G(z) ≤ 1 / (z − high) on the right, and the reverse on the left.
     near, opposite = (high, low) if g > 0 else (low, high)
     closest = near + np.sign(g) * np.spacing(max(abs(low), abs(high), high - low))
-    # A little wider than these bounds, for rounding.
+    # Slightly wider than these bounds, because of rounding.
     inner = near + (opposite + 1 / g - near) * (1 - _CLOSE)
     far = near + (1 + _CLOSE) / g
     inner = max(inner, closest) if g > 0 else min(inner, closest)
@@ -191,23 +175,23 @@ def follow_branch(
     """Solve R(G) + 1/G = z for the Stieltjes transform of a law.
 
     G is near 1/z high above the real line. From there each point's path goes straight down, by
-    Newton steps at heights as close to each other as G's change asks for.
+    Newton steps at heights whose distance depends on the change of G.
 
     Args:
         r_transform: R, analytic near the values that G takes.
         derivative: R'.
-        z: In the upper half plane or on the real line, there the limit from above; any shape.
+        z: Points in the upper half plane, or on the real line as limits from above; any shape.
 
     Returns:
-        G(z), shaped as z; to rounding but near an edge, where it is a double root: to its root.
+        G(z), exact up to rounding, or up to its square root near an edge, which is a double root.
 
     Raises:
         LawError: A point lies below the real line, or is not finite.
-        BranchError: A path cannot be followed; it names the point.
+        BranchError: A path cannot be followed; the message names the point.
     """
     places = upper(z)
     if not (np.isfinite(places).all() and (places.imag >= 0).all()):
-        raise LawError("G is asked for below the real line or not at a number", "move it up")
+        raise LawError("a point of G is below the real line or not a number", "move it up")
     flat = places.ravel()
     if not flat.size:
         return places
@@ -217,7 +201,7 @@ def follow_branch(
 
 
 def _start_height(r_transform: Transform, derivative: Transform) -> float:
-    """A height from which on G = 1 / (z − R(G)) contracts, so that G is near 1/z."""
+    """Find a height above which G = 1 / (z − R(G)) contracts, so that G is near 1/z."""
     circle = np.exp(2j * np.pi * np.arange(16) / 16)
     for height in 2.0 ** np.arange(-400, 400, 2):
         g = circle / height
@@ -226,11 +210,11 @@ def _start_height(r_transform: Transform, derivative: Transform) -> float:
             value = np.abs(g * r_transform(g)).max()
         if slope < 0.02 and value < 0.2 and _contracts(derivative, circle, height):
             return float(2 * height)
-    raise BranchError("an R transform has no values near zero", "check it")
+    raise BranchError("an R transform has no values near zero", "check the R transform")
 
 
 def _contracts(derivative: Transform, circle: NDArray[np.complex128], height: float) -> bool:
-    """Whether R' stays small within the circle too: no pole lies in it."""
+    """Return whether R' stays small within the circle too, so that it has no pole there."""
     for radius in (0.25, 0.5, 0.75):
         g = radius * circle / height
         with np.errstate(all="ignore"):
@@ -241,7 +225,7 @@ def _contracts(derivative: Transform, circle: NDArray[np.complex128], height: fl
 
 @dataclass
 class _Paths:
-    """Solutions on the way from high above the real line down to their points."""
+    """Solutions on paths from high above the real line down to their points."""
 
     r_transform: Transform
     derivative: Transform
@@ -249,66 +233,64 @@ class _Paths:
     top: float
 
     def end(self) -> NDArray[np.complex128]:
-        """G at the goals."""
+        """Compute G at the goals."""
         x, goal = self.goals.real, self.goals.imag
         height = np.full(len(x), max(self.top, 2 * goal.max()))
         high = np.asarray(x + 1j * height)
         g, _, good = self._newton(np.asarray(1 / high), high)
         self._check(good)
-        factor = np.full(len(x), 0.5)
-        ground = _GROUND * np.where(self.goals == 0, self.top, np.abs(self.goals))
-        for _ in range(_STEPS):
+        factor = np.full(len(x), 0.5)  # from one height to the next
+        largest_turn = 0.25  # the relative change of G between two heights
+        # From this height a path goes to the real line in one step.
+        ground = 1e-14 * np.where(self.goals == 0, self.top, np.abs(self.goals))
+        for _ in range(4000):
             now = np.flatnonzero(height > goal)
             if not len(now):
-                return self._grounded(g)
+                return np.asarray(g.real + 1j * np.minimum(g.imag, 0.0))  # without rounding
             lower = np.maximum(factor[now] * height[now], goal[now])
             lower = np.where(lower <= ground[now], goal[now], lower)
-            here, there = x[now] + 1j * height[now], x[now] + 1j * lower
+            z, z_next = x[now] + 1j * height[now], x[now] + 1j * lower
             before = g[now]
-            guess = before + (there - here) / self._slope(before)
-            after, first, good = self._newton(guess, there)
+            guess = before + (z_next - z) / self._slope(before)
+            after, first, good = self._newton(guess, z_next)
             with np.errstate(all="ignore"):
                 turn = np.maximum(np.abs(after - before), 3 * first) / np.abs(after)
-            # The last step, of rounding's length, may be that onto a double root.
+            # The last step, as short as rounding, may end on a double root.
             last = lower == 0.0
-            good &= (turn <= _TURN) & (after.imag < 0) | last & (turn <= 10 * _TURN)
+            good &= (turn <= largest_turn) & (after.imag < 0) | last & (turn <= 10 * largest_turn)
             moved = now[good]
             g[moved], height[moved] = after[good], lower[good]
             short = np.full(len(now), 1.0)
-            short[good] = np.where(turn[good] < _TURN / 3, 1.5, 1.0)
+            short[good] = np.where(turn[good] < largest_turn / 3, 1.5, 1.0)
             factor[now] = np.where(
                 good, factor[now] ** short, np.minimum(np.sqrt(factor[now]), 1.0)
             )
-            factor[now] = np.maximum(factor[now], _FASTEST)
-            self._check(factor <= _SLOWEST)
+            factor[now] = np.maximum(factor[now], 0.2)
+            self._check(factor <= 0.999)
         raise BranchError(
-            f"no end to the path to z = {self.goals[height > goal][0]:.10g}",
-            "ask away from the edges of the support",
+            f"the path to z = {self.goals[height > goal][0]:.10g} does not end",
+            "move the point away from the edges of the support",
         )
-
-    def _grounded(self, g: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """Without what rounding leaves above the real line."""
-        return np.asarray(g.real + 1j * np.minimum(g.imag, 0.0))
 
     def _check(self, good: NDArray[np.bool_]) -> None:
         if not good.all():
             raise BranchError(
                 f"the solution cannot be followed to z = {self.goals[~good][0]:.10g}",
-                "ask away from the edges of the support",
+                "move the point away from the edges of the support",
             )
 
     def _slope(self, g: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """dz/dG."""
+        """Compute dz/dG."""
         return np.asarray(self.derivative(g) - g**-2)
 
     def _newton(
         self, g: NDArray[np.complex128], z: NDArray[np.complex128]
     ) -> tuple[NDArray[np.complex128], NDArray[np.float64], NDArray[np.bool_]]:
-        """From a guess to a solution: that, the length of the first step, whether it converged."""
+        """Solve from a guess; return the solution, the first step's length, and convergence."""
         first = np.zeros(len(g))
         good = np.zeros(len(g), dtype=bool)
         with np.errstate(all="ignore"):
-            for turn in range(_NEWTON):
+            for turn in range(12):
                 step = (self.r_transform(g) + 1 / g - z) / self._slope(g)
                 g = g - step
                 if not turn:
@@ -316,7 +298,7 @@ class _Paths:
                 good = np.abs(step) <= np.maximum(_CLOSE * np.abs(g), 1e-300)
                 if good.all():
                     break
-            # Rounding in z: near a double root steps do not get shorter than its root.
+            # Near a double root steps do not get shorter than the square root of rounding in z.
             left = np.abs(self.r_transform(g) + 1 / g - z)
             rounding = np.abs(self.r_transform(g)) + np.abs(1 / g) + np.abs(z)
         return g, first, good | (left <= 8e-16 * rounding)
@@ -327,13 +309,15 @@ class _Paths:
 
 @dataclass(frozen=True)
 class FreeLaw(Law):
-    """The law that has a given R transform, such as that of a sum of free matrices.
+    """The law of a given R transform, such as that of a sum of free matrices.
 
     Its support ends where z(g) = R(g) + 1/g has a critical point on the real line: there G has a
     branch point (Silverstein and Choi 1995 for Wishart matrices).
     """
 
     transform: RTransform
+    most_terms: int = 1 << 16
+    """The largest number of terms of a cosine series of the density, for `cumulative`."""
 
     @property
     def r_transform(self) -> RTransform:
@@ -342,12 +326,12 @@ class FreeLaw(Law):
 
     @property
     def atom(self) -> float:
-        """The mass at zero, of free Poisson laws whose rates add up to less than one."""
+        """The mass at zero of free Poisson laws whose rates have a sum below one."""
         return self.transform.atom
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The smallest and the largest eigenvalue in the limit, zeros of the atom contained."""
+        """The smallest and the largest eigenvalue in the limit, including zero if it is an atom."""
         return self.transform.ends
 
     @cached_property
@@ -355,10 +339,11 @@ class FreeLaw(Law):
         """The intervals of positive density, from left to right.
 
         Raises:
-            BranchError: None can be told, or G cannot be followed between the edges.
+            BranchError: No interval is found, or G cannot be followed between the edges.
         """
         edges = self._candidates()
-        dense = self._is_dense(edges[:-1] + _INSIDE * np.diff(edges))
+        # Not at the middle, where a symmetric law has its atom.
+        dense = self._is_dense(edges[:-1] + 0.618 * np.diff(edges))
         intervals: list[tuple[float, float]] = []
         for low, high, inside in zip(edges[:-1], edges[1:], dense, strict=True):
             if inside and intervals and intervals[-1][1] == low:
@@ -370,38 +355,38 @@ class FreeLaw(Law):
         return tuple(intervals)
 
     def _is_dense(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether the density is positive at points between critical values."""
+        """Return whether the density is positive at points between critical values."""
         g = follow_branch(self.transform, self.transform.derivative, points)
-        return np.asarray(np.abs(g.imag) > _REAL * np.abs(g))
+        return np.asarray(np.abs(g.imag) > 1e-9 * np.abs(g))
 
     def _candidates(self) -> NDArray[np.float64]:
-        """Critical values of z(g) at real g, ascending; of g = ∞, where there is no semicircle."""
+        """Find the critical values of z(g), ascending, at real g and, without semicircle, at ∞."""
         g = self.transform.critical_points
         real = g[np.abs(g.imag) <= REAL * np.abs(g)].real
         edges = self.transform(real + 0j).real + 1 / real
-        rounding = _NARROW * (np.abs(1 / real) + np.abs(edges))
+        rounding = 4e-15 * (np.abs(1 / real) + np.abs(edges))
         if not self.transform.variance:
             edges, rounding = np.append(edges, 0.0), np.append(rounding, 0.0)
         if len(edges) < 2:
-            raise BranchError("a spectrum's ends were not found", "check the R transform")
-        # The surest first, so that of those that rounding does not tell apart it stays.
+            raise BranchError("the ends of a spectrum were not found", "check the R transform")
+        # The most accurate first: it is kept of edges that differ only by rounding.
         kept: list[float] = []
-        for one in np.argsort(rounding):
-            if all(abs(edges[one] - other) > rounding[one] for other in kept):
-                kept.append(float(edges[one]))
+        for edge in np.argsort(rounding):
+            if all(abs(edges[edge] - other) > rounding[edge] for other in kept):
+                kept.append(float(edges[edge]))
         return np.sort(kept)
 
     def stieltjes(self, z: ArrayLike) -> NDArray[np.complex128]:
-        """G(z), followed from above; of points below the real line by symmetry.
+        """Compute G(z), followed from above; below the real line by symmetry.
 
         Args:
             z: Complex numbers of any shape.
 
         Returns:
-            Shaped as z.
+            G(z), in the shape of z.
 
         Raises:
-            BranchError: It cannot be followed.
+            BranchError: G cannot be followed.
         """
         places = upper(z)
         below = places.imag < 0
@@ -411,13 +396,13 @@ class FreeLaw(Law):
         return np.asarray(np.where(below, g.conj(), g))
 
     def density(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The density at each point, shaped as they are.
+        """Compute the density at each point.
 
         Args:
             points: λ.
 
         Returns:
-            Zero outside of the support and on its edges.
+            The density, in the shape of the points; zero outside of the support and on its edges.
 
         Raises:
             BranchError: G cannot be followed to a point.
@@ -431,40 +416,40 @@ class FreeLaw(Law):
         return result
 
     def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The density inside the support, where 1/G has a positive imaginary part.
+        """Compute the density inside the support, where 1/G has a positive imaginary part.
 
-        Where one solution alone has, it is this; where several have, the branch is followed.
+        If only one solution has one, it is 1/G; if several have, the branch is followed.
 
         Args:
-            x: (n,).
+            x: Points inside the support, (n,).
 
         Returns:
-            (n,).
+            The density, (n,).
         """
         w = self.transform.solutions(x)
-        above = w.imag > _COMPLEX * np.abs(w)
+        above = w.imag > 1e-11 * np.abs(w)
         g = 1 / w[np.arange(len(x)), above.argmax(axis=1)]
         unclear = np.count_nonzero(above, axis=1) != 1
         transform, derivative = self.transform, self.transform.derivative
-        for _ in range(_POLISHING):
+        for _ in range(2):  # Newton steps, as eigenvalues of companion matrices are nearly exact
             step = (transform(g) + 1 / g - x) / (derivative(g) - g**-2)
-            g = np.where(np.abs(step) < _SMALL * np.abs(g.imag), g - step, g)
+            g = np.where(np.abs(step) < 1e-2 * np.abs(g.imag), g - step, g)
         if unclear.any():
             g[unclear] = follow_branch(transform, derivative, x[unclear])
         return np.asarray(-g.imag / np.pi)
 
     def cumulative(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The share of eigenvalues up to each point.
+        """Compute the share of eigenvalues up to each point.
 
         Args:
             points: λ, any shape.
 
         Returns:
-            Shaped as the points, to an absolute error of 1e-9.
+            The shares, in the shape of the points, with an absolute error of 1e-9.
 
         Raises:
             ToleranceError: The density is too steep somewhere for its series.
-            BranchError: G cannot be followed, or the shares of the intervals do not add up.
+            BranchError: G cannot be followed, or the sum of the intervals' shares is not one.
         """
         x = np.asarray(points, dtype=float)
         total = np.where(x >= 0, self.atom, 0.0)
@@ -477,36 +462,39 @@ class FreeLaw(Law):
 
     @cached_property
     def _series(self) -> list[NDArray[np.float64]]:
-        """Of each interval: the density's cosine series, integrated."""
-        found = [self._cosines(low, high) for low, high in self.support]
-        whole = self.atom + sum(np.pi * one[0] for one in found)
-        if abs(whole - 1) > _WHOLE:
+        """The integrated cosine series of the density in each interval."""
+        series = [self._cosines(low, high) for low, high in self.support]
+        whole = self.atom + sum(np.pi * coefficients[0] for coefficients in series)
+        if abs(whole - 1) > 1e-7:
             raise BranchError(
-                f"the density's integral is {whole:.8g}", "the branch is not G's; report this"
+                f"the integral of a density is {whole:.8g}",
+                "report this: the branch is not that of G",
             )
-        return found
+        return series
 
     def _cosines(self, low: float, high: float) -> NDArray[np.float64]:
-        """With λ = m − h cos t the density times dλ/dt is a smooth even function of t.
+        """Expand the density times dλ/dt, with λ = m − h cos t, in a cosine series.
 
-        Its cosine series c converges fast; the integral is c₀ t + Σ cₖ sin(k t) / k.
+        It is a smooth even function of t, so its series c converges fast; the integral is
+        c₀ t + Σ cₖ sin(k t) / k.
 
         Args:
-            low: An edge of the support.
-            high: The next.
+            low: The lower edge of the interval.
+            high: The upper edge of the interval.
 
         Returns:
-            c₀ and then the coefficients of a polynomial in exp(i t) whose imaginary part is the
-            sum; the first of those is zero.
+            c₀, and then the coefficients of a polynomial in exp(i t) whose imaginary part is the
+            sum; its first coefficient is zero.
 
         Raises:
             ToleranceError: The series is too long.
         """
-        count, most = _TERMS
-        while count <= most:
+        tolerance = 1e-10
+        count = 64
+        while count <= self.most_terms:
             t = (np.arange(count) + 0.5) * np.pi / count
             half = (high - low) / 2
-            # Both forms of λ keep the distance to the nearer edge.
+            # Two forms of λ, so that the distance to the nearer edge is accurate.
             x = np.where(
                 t < np.pi / 2,
                 low + 2 * half * np.sin(t / 2) ** 2,
@@ -516,44 +504,47 @@ class FreeLaw(Law):
             c[0] /= 2
             k = np.arange(count)
             terms = c / np.maximum(k, 1)
-            if np.abs(terms[count // 2 :]).sum() <= _SERIES:
+            if np.abs(terms[count // 2 :]).sum() <= tolerance:
                 return np.concatenate([[c[0], 0.0], terms[1:]])
             count *= 2
         raise ToleranceError(
-            f"the density between {low:.6g} and {high:.6g} has no series of {most} terms to "
-            f"{_SERIES:g}",
-            "ask for mass_below, or move the parameters from where intervals meet",
+            f"the density between {low:.6g} and {high:.6g} has no series of {self.most_terms} terms "
+            f"to {tolerance:g}",
+            "use mass_below, or change the parameters so that intervals do not meet",
         )
 
 
-def mass_below(law: Law, bound: float, tolerance: float = 1e-8) -> float:
-    """The share of eigenvalues below a bound, by adaptive quadrature of the density.
+def mass_below(law: Law, bound: float, tolerance: float = 1e-8, pieces: int = 400) -> float:
+    """Compute the share of eigenvalues below a bound by adaptive quadrature of the density.
 
     Each interval of the support is mapped so that the roots at its edges vanish.
 
     Args:
-        law: Of the eigenvalues.
-        bound: λ; an atom on it does not count.
-        tolerance: Relative error of the integral over each interval.
+        law: The law of the eigenvalues.
+        bound: λ; an atom at this point does not count.
+        tolerance: The relative error of the integral over each interval.
+        pieces: The largest number of pieces of an interval in the quadrature.
 
     Returns:
-        Of 0 ... 1, to this tolerance.
+        The share.
 
     Raises:
-        LawError: The tolerance is not of 1e-13 ... 1.
-        ToleranceError: It is not reached.
+        LawError: The tolerance is not in 1e-13 ... 1.
+        ToleranceError: The tolerance is not reached.
     """
     if not 1e-13 <= tolerance < 1:
         raise LawError(f"a tolerance of {tolerance:g} is out of range", "give one of 1e-13 ... 1")
     total = law.atom if bound > 0 else 0.0
     for low, high in law.support:
         if bound > low:
-            total += _integral(law, low, high, min(bound, high), tolerance)
+            total += _integral(law, low, high, min(bound, high), tolerance, pieces)
     return float(min(total, 1.0))
 
 
-def _integral(law: Law, low: float, high: float, upto: float, tolerance: float) -> float:
-    """The density's integral from an edge of an interval up to a point in it."""
+def _integral(
+    law: Law, low: float, high: float, upto: float, tolerance: float, pieces: int
+) -> float:
+    """Integrate the density from an edge of an interval up to a point in it."""
 
     def integrand(t: float) -> float:
         sine, cosine = np.sin(t / 2), np.cos(t / 2)
@@ -562,7 +553,7 @@ def _integral(law: Law, low: float, high: float, upto: float, tolerance: float) 
 
     end = 2 * np.arcsin(np.sqrt(min(1.0, (upto - low) / (high - low))))
     value, error, _, *message = quad(
-        integrand, 0.0, float(end), epsabs=0.0, epsrel=tolerance, limit=_PIECES, full_output=1
+        integrand, 0.0, float(end), epsabs=0.0, epsrel=tolerance, limit=pieces, full_output=1
     )
     if message or not error <= tolerance * abs(value):
         raise ToleranceError(
@@ -574,27 +565,32 @@ def _integral(law: Law, low: float, high: float, upto: float, tolerance: float) 
 
 
 def free_sum_stieltjes(
-    first: Transform, second: Transform, z: ArrayLike, iterations: int = 20_000
+    first: Transform,
+    second: Transform,
+    z: ArrayLike,
+    iterations: int = 20_000,
+    tolerance: float = 1e-11,
 ) -> NDArray[np.complex128]:
-    """G of a sum of two free matrices from their Stieltjes transforms, by subordination.
+    """Compute G of a sum of two free matrices from their Stieltjes transforms.
 
-    For spectra without a known R transform, such as measured ones. With F = 1/G and h(ω) = F(ω) − ω
-    the map ω → z + h₂(z + h₁(ω)) has one attracting fixed point above the real line, at which
-    G = G₁(ω) (Belinschi and Bercovici 2007, theorem 4.1). It converges from any start, and the
-    more slowly the nearer z is to the real line.
+    This serves spectra without a known R transform, such as measured ones. With F = 1/G and
+    h(ω) = F(ω) − ω the map ω → z + h₂(z + h₁(ω)) has one attracting fixed point above the real
+    line, at which G = G₁(ω) (subordination: Belinschi and Bercovici 2007, theorem 4.1). It
+    converges from any start, but slowly near the real line.
 
     Args:
         first: G₁.
         second: G₂.
-        z: Above the real line, any shape.
-        iterations: At most.
+        z: Points above the real line, any shape.
+        iterations: The largest number of iterations.
+        tolerance: The relative change of ω at which the iteration ends.
 
     Returns:
-        Shaped as z.
+        G(z), in the shape of z.
 
     Raises:
         LawError: A point is not above the real line.
-        ToleranceError: The fixed point is not reached to 1e-11, relative.
+        ToleranceError: The fixed point is not reached to the tolerance.
     """
     places = np.asarray(z, dtype=complex)
     if not (np.isfinite(places).all() and (places.imag > 0).all()):
@@ -608,8 +604,8 @@ def free_sum_stieltjes(
         other = goal + 1 / first(at) - at
         after = goal + 1 / second(other) - other
         omega[open_] = after
-        open_ = open_[np.abs(after - at) > _FIXED_POINT * np.abs(after)]
+        open_ = open_[np.abs(after - at) > tolerance * np.abs(after)]
     raise ToleranceError(
-        f"subordination at z = {flat[open_[0]]:.6g} does not settle in {iterations} iterations",
+        f"subordination at z = {flat[open_[0]]:.6g} does not converge in {iterations} iterations",
         "raise its imaginary part, or the iterations",
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hessdist.curvature.convolution import own_convolutions
+from hessdist.curvature.convolution import fast_convolutions
 
 CASES = {
     "plain": (functional.conv2d, (2, 3, 6, 5), (4, 3, 3, 2), {}),
@@ -44,7 +44,7 @@ def test_derivatives_are_pytorchs(case: str, with_bias: bool) -> None:
         return [*found, *torch.autograd.grad(found[-1], inputs)]
 
     expected = derivatives()
-    with own_convolutions():
+    with fast_convolutions():
         found = derivatives()
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
@@ -64,7 +64,7 @@ def test_frozen_parameters_are_left_out(frozen: str) -> None:
         return torch.autograd.grad(gradient, parameters, [torch.ones_like(g) for g in gradient])
 
     expected = product()
-    with own_convolutions():
+    with fast_convolutions():
         found = product()
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -85,6 +85,6 @@ def test_transforms_of_torch_func_are_left_to_pytorch(
     torch.manual_seed(0)
     x, w = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 2, 2, requires_grad=True)
     (expected,) = torch.autograd.grad(value(x, w), w)
-    with own_convolutions():
+    with fast_convolutions():
         (found,) = torch.autograd.grad(value(x, w), w)
     assert torch.allclose(found, expected)

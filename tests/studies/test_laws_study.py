@@ -30,7 +30,7 @@ from hessdist.studies.random_matrices.laws import laws
 from hessdist.studies.random_matrices.settings import LawsSection
 from hessdist.theory.fit import fit
 from hessdist.theory.laws import MarchenkoPastur
-from hessdist.theory.measured import Measured, split
+from hessdist.theory.measured_spectrum import MeasuredSpectrum, split
 from hessdist.theory.shortcomings import where_it_fails
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
@@ -185,8 +185,8 @@ def test_a_run_has_them_after_its_spectra(studied: Path) -> None:
     exact = run.studies["exact"]["eigenvalues"][0, 0]
     density = density_at(run.studies["density"], (0, 0, 1))
     for row, spectrum in (
-        (0, Measured.of_eigenvalues(exact)),
-        (2, Measured.of_density(density)),
+        (0, MeasuredSpectrum.of_eigenvalues(exact)),
+        (2, MeasuredSpectrum.of_density(density)),
     ):
         parts = split(spectrum, most)
         assert section["spike"][0, row] == pytest.approx(parts.spike)

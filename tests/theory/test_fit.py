@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,19 +12,18 @@ from scipy.stats import wasserstein_distance
 
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import in_numbers
-from hessdist.theory import fit as fitting
-from hessdist.theory.families import FAMILIES, PARAMETERS, Parameters, curve_of
+from hessdist.theory.families import FAMILIES, PARAMETERS, Curve, Parameters, curve_of
 from hessdist.theory.fit import Compared, Fit, drawn, drawn_grid, fit
-from hessdist.theory.laws import MarchenkoPastur, Semicircle
+from hessdist.theory.laws import LawError, MarchenkoPastur, Semicircle
 from hessdist.theory.loss_model import LossModel
-from hessdist.theory.measured import FitError, Measured, Parts, split
+from hessdist.theory.measured_spectrum import FitError, MeasuredSpectrum, Parts, split
 
 SIZE = 600
 MOST = 20
 
 
 def of(values: NDArray[np.float64], most: int = MOST) -> Parts:
-    return split(Measured.of_eigenvalues(values), most)
+    return split(MeasuredSpectrum.of_eigenvalues(values), most)
 
 
 def lanczos(values: NDArray[np.float64], probes: int, steps: int) -> SpectralDensity:
@@ -78,7 +79,7 @@ def test_outliers_are_those_of_tables_and_figures() -> None:
 
 def test_nodes_of_outliers_are_counted_one_a_probe() -> None:
     bulk = MarchenkoPastur(0.5).sample(SIZE, np.random.default_rng(0))
-    parts = split(Measured.of_density(lanczos(np.r_[bulk, 50.0, 80.0, 90.0], 7, 40)), MOST)
+    parts = split(MeasuredSpectrum.of_density(lanczos(np.r_[bulk, 50.0, 80.0, 90.0], 7, 40)), MOST)
     assert parts.outliers == 3
     assert parts.outlier_weight == pytest.approx(3 / (SIZE + 3), rel=1)  # of seven random vectors
     assert parts.outlier_weight != pytest.approx(3 / (SIZE + 3), rel=1e-3)
@@ -90,7 +91,7 @@ def test_nodes_of_one_eigenvalue_are_taken_together() -> None:
     one = np.array([[0.2, 0.1, 0.4, 0.3], [0.3, 1e-17, 0.3, 0.4]])
     other = np.array([[0.2, 0.5, 0.0, 0.3], [0.3, 1e-18, 0.3, 0.4]])
     for weights in (one, other):
-        found = Measured.of_density(SpectralDensity(10, nodes, weights))
+        found = MeasuredSpectrum.of_density(SpectralDensity(10, nodes, weights))
         assert found.points == pytest.approx([0.1, 1.0, 3.0])
         assert found.weights == pytest.approx([0.25, 0.4, 0.35])
         assert found.seen == pytest.approx([1, 1, 1])
@@ -188,7 +189,7 @@ def test_the_atom_has_to_hold_the_spike() -> None:
 def test_nodes_of_lanczos_quadrature_give_the_same_law() -> None:
     """To 5 %: five random vectors see moments to 1 / sqrt(5 n), and 30 nodes 30 quantiles."""
     values, truth = sampled("marchenko_pastur")
-    parts = split(Measured.of_density(lanczos(values, 5, 30)), MOST)
+    parts = split(MeasuredSpectrum.of_density(lanczos(values, 5, 30)), MOST)
     found = fit(parts, "marchenko_pastur")
     check(found, truth, 0.05)
     assert found.kolmogorov_smirnov < 0.05
@@ -268,7 +269,7 @@ def test_the_distance_sees_both_ends_of_the_spike() -> None:
     compared = Compared(of(values, most=0), with_spike=True)
     half_below = curve_of("semicircle", Parameters(centre=0.0, scale=1.0))
     assert compared.kolmogorov_smirnov(half_below) == pytest.approx(0.5, abs=1e-2)
-    nodes = Measured(np.array([-2.0, 0.0, 1.0]), np.array([0.2, 0.5, 0.3]), 100, probes=1)
+    nodes = MeasuredSpectrum(np.array([-2.0, 0.0, 1.0]), np.array([0.2, 0.5, 0.3]), 100, probes=1)
     bulk = Compared(split(nodes, 0), with_spike=False)
     none_below = curve_of("marchenko_pastur", Parameters(scale=1.0, ratio=1e-3))
     assert bulk.kolmogorov_smirnov(none_below) == pytest.approx(0.4)
@@ -310,24 +311,27 @@ def test_what_cannot_be_fitted_is_named(values: NDArray[np.float64], reason: str
 
 def test_a_spectrum_without_a_finite_eigenvalue_is_refused() -> None:
     with pytest.raises(FitError, match="no eigenvalue is finite; give"):
-        Measured.of_eigenvalues(np.full(3, np.nan))
+        MeasuredSpectrum.of_eigenvalues(np.full(3, np.nan))
     nodes = np.full((2, 3), np.nan)
     with pytest.raises(FitError, match="no node of the density is finite; give"):
-        Measured.of_density(SpectralDensity(9, nodes, np.zeros((2, 3))))
+        MeasuredSpectrum.of_density(SpectralDensity(9, nodes, np.zeros((2, 3))))
     with pytest.raises(FitError, match=r"half width 1\.5 of the spike is out of range; give"):
-        split(Measured.of_eigenvalues(np.arange(5.0)), MOST, 1.5)
+        split(MeasuredSpectrum.of_eigenvalues(np.arange(5.0)), MOST, 1.5)
 
 
 def test_a_law_that_can_be_computed_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_FAR", 1e-3)  # no law is as narrow
+    def fails(parameters: Parameters) -> Curve:
+        raise LawError("the law cannot be computed", "")
+
+    family = replace(FAMILIES["marchenko_pastur"], curve=fails)
+    monkeypatch.setitem(FAMILIES, "marchenko_pastur", family)
     found = fit(of(sampled("marchenko_pastur")[0]), "marchenko_pastur")
     assert found.converged  # nothing would come of doing it again
     assert not found.known
-    assert found.reason == "the law can be computed at none of the starts"
+    assert found.reason == "the law cannot be computed at any start"
 
 
-def test_an_iteration_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_EVALUATIONS", 1)
-    found = fit(of(sampled("semicircle")[0] ** 3), "semicircle")
+def test_an_iteration_that_does_not_end_is_named() -> None:
+    found = fit(of(sampled("semicircle")[0] ** 3), "semicircle", evaluations=1)
     assert not found.converged
-    assert found.reason == "no end after 1 steps"
+    assert found.reason == "not converged after 1 steps"

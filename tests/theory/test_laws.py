@@ -78,7 +78,7 @@ def test_quantiles_invert_shares(law: Law) -> None:
     np.testing.assert_allclose(law.cumulative(law.quantile(shares)), shares, atol=1e-12)
     assert law.quantile([0.0, 1.0]).tolist() == pytest.approx(list(law.ends))
     assert law.quantile(law.atom / 2) == law.ends[0]
-    with pytest.raises(LawError, match=r"not of 0 \.\.\. 1"):
+    with pytest.raises(LawError, match=r"not in 0 \.\.\. 1"):
         law.quantile(1.01)
 
 

@@ -247,7 +247,7 @@ def test_what_is_no_number_stays_none() -> None:
     law = FreeLaw(SUMS["difference"])
     assert np.isnan(law.density([np.nan, 0.1])).tolist() == [True, False]
     assert np.isnan(law.cumulative(np.nan))
-    with pytest.raises(LawError, match="not at a number"):
+    with pytest.raises(LawError, match="not a number"):
         law.stieltjes(np.nan)
 
 
@@ -262,28 +262,26 @@ def test_a_branch_that_cannot_be_followed_is_named() -> None:
     assert issubclass(BranchError, NumericalError)
 
 
-def test_an_integral_off_its_tolerance_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_integral_off_its_tolerance_is_named() -> None:
     law = FreeLaw(SUMS["an atom spread"])
     for tolerance in (0.0, 1.0, np.nan):
         with pytest.raises(LawError, match=r"tolerance of .* is out of range"):
             mass_below(law, 0.0, tolerance)
-    monkeypatch.setattr(transforms, "_PIECES", 1)
     with pytest.raises(
         ToleranceError, match=r"integral of the density from .* raise the tolerance"
     ):
-        mass_below(FreeLaw(RTransform(1e-8, (1.0,), (1.0,))), 0.5, 1e-12)
+        mass_below(FreeLaw(RTransform(1e-8, (1.0,), (1.0,))), 0.5, 1e-12, pieces=1)
     assert issubclass(ToleranceError, NumericalError)
 
 
-def test_a_series_off_its_tolerance_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transforms, "_TERMS", (64, 128))
+def test_a_series_off_its_tolerance_is_named() -> None:
     with pytest.raises(ToleranceError, match="no series of 128 terms"):
-        FreeLaw(RTransform(1e-8, (1.0,), (1.0,))).cumulative(0.5)
+        FreeLaw(RTransform(1e-8, (1.0,), (1.0,)), most_terms=128).cumulative(0.5)
 
 
 def test_subordination_that_does_not_settle_is_named() -> None:
     law = Semicircle()
-    with pytest.raises(ToleranceError, match="does not settle in 3 iterations"):
+    with pytest.raises(ToleranceError, match="does not converge in 3 iterations"):
         free_sum_stieltjes(law.stieltjes, law.stieltjes, 0.1 + 0.01j, iterations=3)
     with pytest.raises(LawError, match="not above the real line"):
         free_sum_stieltjes(law.stieltjes, law.stieltjes, 0.1)

@@ -18,7 +18,7 @@ from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import LawsSection
 from hessdist.theory.families import PARAMETERS
 from hessdist.theory.fit import Fit, drawn, drawn_grid, fit
-from hessdist.theory.measured import FitError, Measured, Parts, split
+from hessdist.theory.measured_spectrum import FitError, MeasuredSpectrum, Parts, split
 
 _POINTS = 601  # of a drawn law
 
@@ -120,8 +120,8 @@ def _parts(
 ) -> Parts | None:
     try:
         if isinstance(seen, SpectralDensity):
-            return split(Measured.of_density(seen), most, near_zero)
-        return split(Measured.of_eigenvalues(seen), most, near_zero)
+            return split(MeasuredSpectrum.of_density(seen), most, near_zero)
+        return split(MeasuredSpectrum.of_eigenvalues(seen), most, near_zero)
     except FitError:
         return None
 

@@ -1,7 +1,7 @@
-"""A measured spectrum in three parts: outliers, a spike at zero, and the bulk. NumPy alone.
+"""A measured spectrum in three parts: outliers, a spike at zero, and the bulk.
 
 **Outliers** lie above the widest gap at the upper end (Sagun, Bottou and LeCun 2016), the **spike**
-is what is near zero, and the **bulk** is the rest.
+is the part near zero, and the **bulk** is the rest.
 """
 
 from __future__ import annotations
@@ -16,55 +16,51 @@ from hessdist.errors import InputError
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import NEAR_ZERO
 
-_WEIGHTLESS = 1e-12  # of a node that rounding has made
-_TOGETHER = 1e-6  # of the largest |λ|
-_GAP = 1.2  # ratio of the eigenvalues at its ends
-
 Points = NDArray[np.float64]
 
 
 class FitError(InputError):
-    """A law cannot be fitted: what is measured has no bulk, or a number is out of range."""
+    """A law cannot be fitted: the spectrum has no bulk, or a number is out of range."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpectrum:
     """A spectrum as weighted points: all eigenvalues, or the nodes of Lanczos quadrature."""
 
     points: Points  # (n,) ascending
-    weights: Points  # (n,), adding up to one
-    size: int  # d, how many eigenvalues the weight one stands for
-    probes: int = 0  # whose nodes the points are; 0: they are the eigenvalues themselves
+    weights: Points  # (n,), with the sum one
+    size: int  # d, the number of eigenvalues
+    probes: int = 0  # the number of probes; 0: the points are eigenvalues, not nodes
     seen: Points | None = None  # (n,), the share of probes that have a node there
 
     @classmethod
-    def of_eigenvalues(cls, values: ArrayLike) -> Measured:
-        """All eigenvalues of a matrix.
+    def of_eigenvalues(cls, values: ArrayLike) -> MeasuredSpectrum:
+        """Make a spectrum of all eigenvalues of a matrix.
 
         Args:
-            values: (d,), in any order; what is not finite is left out.
+            values: The eigenvalues, (d,), in any order; those that are not finite are left out.
 
         Returns:
             The spectrum.
 
         Raises:
-            FitError: None is finite.
+            FitError: No eigenvalue is finite.
         """
-        given = np.asarray(values, dtype=float)
-        points = np.sort(given[np.isfinite(given)])
+        eigenvalues = np.asarray(values, dtype=float)
+        points = np.sort(eigenvalues[np.isfinite(eigenvalues)])
         if not len(points):
-            raise FitError("no eigenvalue is finite", "give a spectrum that has some")
+            raise FitError("no eigenvalue is finite", "give a spectrum with finite eigenvalues")
         return cls(points, np.full(len(points), 1 / len(points)), len(points))
 
     @classmethod
-    def of_density(cls, density: SpectralDensity) -> Measured:
-        """The mean over probes of what they see.
+    def of_density(cls, density: SpectralDensity) -> MeasuredSpectrum:
+        """Make a spectrum of the mean over probes of a spectral density.
 
-        Nodes that differ by less than 10⁻⁶ of the largest |λ| are taken together: it is a matter of
-        rounding how an eigenvalue that several have converged to shares its weight among them.
+        Nodes that differ by less than 10⁻⁶ of the largest |λ| are merged: if several have converged
+        to one eigenvalue, only rounding decides how they share its weight.
 
         Args:
-            density: Nodes and weights.
+            density: The density, with nodes and weights.
 
         Returns:
             The spectrum; nodes without weight are left out.
@@ -72,29 +68,30 @@ class Measured:
         Raises:
             FitError: No node is finite.
         """
-        known = np.isfinite(density.nodes) & (density.weights > _WEIGHTLESS)
+        # Nodes with smaller weights are artefacts of rounding.
+        known = np.isfinite(density.nodes) & (density.weights > 1e-12)
         points, weights = density.nodes[known], density.weights[known]
         if not len(points):
-            raise FitError("no node of the density is finite", "give a density that has some")
+            raise FitError("no node of the density is finite", "give a density with finite nodes")
         probe = np.nonzero(known)[0]
         order = np.argsort(points, kind="stable")
         points, weights, probe = points[order], weights[order] / weights.sum(), probe[order]
-        apart = np.diff(points, prepend=-np.inf) > _TOGETHER * np.abs(points).max()
-        group = np.cumsum(apart) - 1
+        separate = np.diff(points, prepend=-np.inf) > 1e-6 * np.abs(points).max()
+        group = np.cumsum(separate) - 1
         whole = np.bincount(group, weights).astype(float)
         means = np.bincount(group, weights * points) / whole
         seen_by = np.unique(np.column_stack([group, probe]), axis=0)[:, 0]
         shares = np.bincount(seen_by) / len(density.nodes)
         return cls(means, whole, density.size, len(density.nodes), shares)
 
-    def count(self, some: NDArray[np.bool_]) -> float:
-        """How many eigenvalues some of the points stand for."""
+    def count(self, chosen: NDArray[np.bool_]) -> float:
+        """Return the number of eigenvalues that the chosen points represent."""
         if self.probes:
-            return float(self.size * self.weights[some].sum())
-        return float(np.count_nonzero(some))
+            return float(self.size * self.weights[chosen].sum())
+        return float(np.count_nonzero(chosen))
 
     def share(self, low: float, high: float) -> float:
-        """The weight of low < λ ≤ high."""
+        """Return the weight of low < λ ≤ high."""
         return float(self.weights[(self.points > low) & (self.points <= high)].sum())
 
 
@@ -102,20 +99,20 @@ class Measured:
 class Parts:
     """A spectrum in three parts."""
 
-    spectrum: Measured
+    spectrum: MeasuredSpectrum
     outlier_bound: float
-    """Outliers lie above: the geometric mean of the gap's two ends; infinite without outliers."""
+    """The lower bound of outliers: the geometric mean of the gap's ends; infinite without any."""
     spike_bound: float
-    """|λ| up to which an eigenvalue belongs to the spike."""
+    """The largest |λ| of eigenvalues that belong to the spike."""
 
     @cached_property
     def outlier_weight(self) -> float:
-        """The share of eigenvalues that are outliers; of nodes an estimate."""
+        """The share of eigenvalues that are outliers; an estimate if the points are nodes."""
         return self.spectrum.share(self.outlier_bound, np.inf)
 
     @property
     def outliers(self) -> int:
-        """How many eigenvalues these are: of nodes, one for each, the mean over probes."""
+        """The number of outliers; if the points are nodes, the mean number over probes."""
         above = self.spectrum.points > self.outlier_bound
         if self.spectrum.seen is None:
             return int(np.count_nonzero(above))
@@ -133,7 +130,7 @@ class Parts:
 
     @cached_property
     def bulk(self) -> tuple[Points, Points]:
-        """Points and weights of the bulk, (n,) each; the weights add up to one where n > 0."""
+        """Points and weights of the bulk, (n,) each; the weights have the sum one if n > 0."""
         points = self.spectrum.points
         inside = (np.abs(points) > self.spike_bound) & (points <= self.outlier_bound)
         weights = self.spectrum.weights[inside]
@@ -146,19 +143,19 @@ class Parts:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """The smallest and the largest eigenvalue outside the spike; NaN where there is none."""
+        """The smallest and the largest eigenvalue outside the spike; NaN if there are none."""
         far = self.spectrum.points[np.abs(self.spectrum.points) > self.spike_bound]
         return (float(far[0]), float(far[-1])) if len(far) else (np.nan, np.nan)
 
     @cached_property
     def mean(self) -> float:
-        """Of the bulk; NaN where it is empty."""
+        """The bulk's mean; NaN if the bulk is empty."""
         points, weights = self.bulk
         return float(weights @ points) if len(points) else np.nan
 
     @cached_property
     def deviation(self) -> float:
-        """The bulk's standard deviation; NaN where it is empty."""
+        """The bulk's standard deviation; NaN if the bulk is empty."""
         points, weights = self.bulk
         if not len(points):
             return np.nan
@@ -166,42 +163,45 @@ class Parts:
         return float(largest * np.sqrt(weights @ ((points - self.mean) / largest) ** 2))
 
 
-def split(spectrum: Measured, most: int, near_zero: float = NEAR_ZERO) -> Parts:
-    """Put a spectrum into outliers, spike and bulk.
+def split(
+    spectrum: MeasuredSpectrum, most: int, near_zero: float = NEAR_ZERO, least_gap: float = 1.2
+) -> Parts:
+    """Split a spectrum into outliers, spike and bulk.
 
-    Outliers lie above the widest gap, measured as a ratio, of the `most` + 1 largest eigenvalues;
-    of nodes, of those that have the weight of so many. A gap whose lower end is below 10⁻³ of the
-    largest |λ| is none, and neither is one of a ratio below 1.2: the upper end of a law's own
-    sample has such gaps.
+    Outliers lie above the widest gap, measured as a ratio, of the `most` + 1 largest eigenvalues,
+    or of the nodes with the weight of so many. A gap does not count if its lower end is below 10⁻³
+    of the largest |λ|.
 
     Args:
-        spectrum: What is measured.
-        most: Outliers that are looked for; 0: none.
-        near_zero: The spike's half width, of the largest |λ| that is no outlier.
+        spectrum: The spectrum.
+        most: The largest number of outliers; 0: none.
+        near_zero: The spike's half width, relative to the largest |λ| that is no outlier.
+        least_gap: The smallest ratio of the eigenvalues at the ends of a gap. The upper end of a
+            sample of a law has gaps of ratios below 1.2.
 
     Returns:
         The parts.
 
     Raises:
-        FitError: The half width is not of 0 ... 1.
+        FitError: The half width is not in 0 ... 1.
     """
     if not 0 <= near_zero < 1:
         raise FitError(f"a half width {near_zero:g} of the spike is out of range", "give 0 ... 1")
-    bound = _outlier_bound(spectrum, most)
+    bound = _outlier_bound(spectrum, most, least_gap)
     rest = spectrum.points[spectrum.points <= bound]
     largest = float(np.abs(rest).max(initial=0.0))
     return Parts(spectrum, bound, near_zero * largest)
 
 
-def _outlier_bound(spectrum: Measured, most: int) -> float:
+def _outlier_bound(spectrum: MeasuredSpectrum, most: int, least_gap: float) -> float:
     floor = NEAR_ZERO * float(np.abs(spectrum.points).max())
     above = spectrum.size * np.cumsum(spectrum.weights[::-1])
-    count = int(np.searchsorted(above, most + 0.5)) + 1  # of what may be outliers, and the next
+    count = int(np.searchsorted(above, most + 0.5)) + 1  # possible outliers, and the next point
     points = spectrum.points[::-1][:count]
     points = points[points > floor]
     if len(points) < 2:
         return np.inf
     gap = int(np.argmax(points[:-1] / points[1:]))
-    if points[gap] < _GAP * points[gap + 1]:
+    if points[gap] < least_gap * points[gap + 1]:
         return np.inf
     return float(np.sqrt(points[gap]) * np.sqrt(points[gap + 1]))

@@ -1,4 +1,4 @@
-"""Which functions in the graph of a loss are the user's own, and where they are used."""
+"""Finding the user's own autograd functions in the graph of a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.workload.nestings import Batch, floating_tensors
 
 
-def functions_of_ones_own(local: LocalLoss, batch: Batch) -> list[str]:
+def custom_functions(local: LocalLoss, batch: Batch) -> list[str]:
     """Name the autograd functions in the graph of a loss that are not PyTorch's.
 
     Args:
@@ -18,31 +18,31 @@ def functions_of_ones_own(local: LocalLoss, batch: Batch) -> list[str]:
         batch: The batch.
 
     Returns:
-        Names, each with the module in which it is used, or "the loss".
+        The names, each with the module in which it is used, or "the loss".
     """
-    found: dict[int, Any] = {}  # nodes by address: one that is freed would lend it to another
+    nodes: dict[int, Any] = {}  # by address; kept, as a freed node's address would be used again
     names: dict[str, None] = {}
 
-    def look(given: object, result: object, where: str) -> None:
-        before = _graph(given)
+    def collect(inputs: object, result: object, where: str) -> None:
+        before = _graph(inputs)
         for address, node in _graph(result).items():
-            if address in before or address in found:
+            if address in before or address in nodes:
                 continue
-            name = _own_name(node)
+            name = _custom_name(node)
             if name:
-                found[address] = node
+                nodes[address] = node
                 names[f"{name} in {where}"] = None
 
     hooks = [
         module.register_forward_hook(
-            lambda module, given, result, name=name: look(
-                given, result, f"module {name}" if name else "the model"
+            lambda module, inputs, result, name=name: collect(
+                inputs, result, f"module {name}" if name else "the model"
             )
         )
         for name, module in local.model.named_modules()
     ]
     try:
-        look((), local.of_batch(batch), "the loss")
+        collect((), local.of_batch(batch), "the loss")
     finally:
         for hook in hooks:
             hook.remove()
@@ -50,7 +50,7 @@ def functions_of_ones_own(local: LocalLoss, batch: Batch) -> list[str]:
 
 
 def _graph(value: object) -> dict[int, Any]:
-    """The nodes of the graph of some tensors, by address."""
+    """Return the nodes of the graph of some tensors, by address."""
     tensors = [value] if isinstance(value, Tensor) else floating_tensors(value)
     todo: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen: dict[int, Any] = {}
@@ -62,11 +62,11 @@ def _graph(value: object) -> dict[int, Any]:
     return seen
 
 
-def _own_name(node: object) -> str:
-    """The name of a user's autograd.Function; empty for PyTorch's and for ours."""
+def _custom_name(node: object) -> str:
+    """Return the name of a user's autograd.Function; empty for those of PyTorch and hessdist."""
     function = getattr(type(node), "_forward_cls", None)
     if function is not None:
-        ours = function.__module__.split(".")[0] == "hessdist"
-        return "" if ours else f"{function.__qualname__} ({function.__module__})"
+        builtin = function.__module__.split(".")[0] == "hessdist"
+        return "" if builtin else f"{function.__qualname__} ({function.__module__})"
     name = str(getattr(node, "name", lambda: "")())
     return name if "CppNode" in name else ""
