@@ -53,6 +53,7 @@ check: .venv/.ready-dev
 	@ruff format --check .
 	@ruff check .
 	@mypy
+	@lint-imports
 	@$(MAKE) --no-print-directory docs
 
 docs: .venv/.ready-dev

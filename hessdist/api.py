@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hessdist.config.sections import ComputeSection
-from hessdist.config.base import Operator
 from hessdist.errors import WorkloadError
-from hessdist.objective import Objective, full_vectors
+from hessdist.objective import Compute, Objective, Operator
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.densities import SpectralDensity
+from hessdist.spectrum.eigenpairs import full_vectors
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.workload.datasets import choose_samples, count_samples, require_map_style
 from hessdist.workload.preparation import borrowed, check_model, unwrapped
 
@@ -146,7 +146,7 @@ def extreme_eigenpairs(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
         ranks, here = objective.ranks, objective.evaluate()
-        shell = objective.shell(operator, here.weight)
+        shell = curvature_matrix(objective, operator, here.weight)
         pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
         if not pairs.converged and ranks.is_root:
             _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
@@ -222,7 +222,7 @@ def exact_spectrum(
     with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
-        shell = objective.shell(operator, objective.evaluate().weight)
+        shell = curvature_matrix(objective, operator, objective.evaluate().weight)
         return solve_densely(shell, plan(shell, eigenvectors=eigenvectors))
 
 
@@ -276,7 +276,7 @@ def spectral_density(
     with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
-        shell = objective.shell(operator, objective.evaluate().weight)
+        shell = curvature_matrix(objective, operator, objective.evaluate().weight)
         return lanczos_quadrature(shell, probes=probes, steps=steps, seed=seed)
 
 
@@ -302,7 +302,7 @@ def _objective_of(
         require_map_style(dataset)
         indices = choose_samples(count_samples(dataset), None, None, "first", 0)
         check_model(model)
-        section = ComputeSection(dtype=_dtype_of(model), **compute)
+        section = Compute(dtype=_dtype_of(model), **compute)
     given = ", ".join(sorted(settings))
     ranks.require_same(given, sorted(settings.items()), "call it with the same on every rank")
     with borrowed(unwrapped(model)) as mine:

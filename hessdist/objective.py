@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hessdist.config.sections import ComputeSection
-from hessdist.config.job import Job
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
@@ -26,18 +24,14 @@ from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.memory import keep_freed_memory
 from hessdist.parallel.ranks import Ranks, choose_device, use_threads
-from hessdist.spectrum.shell import Journal, ShellMatrix
 from hessdist.workload.checkpoints import state_digest
-from hessdist.workload.collate import Collate, find_collate
+from hessdist.workload.collate import Collate
 from hessdist.workload.datasets import (
     MapDataset,
-    build_dataset,
-    choose_samples,
     count_samples,
     expecting_samples,
 )
-from hessdist.workload.losses import AnyLoss, as_summed_loss, build_loss
-from hessdist.workload.models import build_model
+from hessdist.workload.losses import AnyLoss, as_summed_loss
 from hessdist.workload.nestings import Batch
 from hessdist.workload.preparation import check_model, converted
 from hessdist.workload.sample_digests import (
@@ -49,9 +43,42 @@ from hessdist.workload.sample_digests import (
 )
 from hessdist.workload.shard import Shard
 
+Operator = Literal["hessian", "gauss_newton", "empirical_fisher", "residual"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _PROBED = 8  # samples that all ranks evaluate
 _LOOKS = 20  # by threes, for one that has a loss
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How products are computed; none of it changes the numbers beyond rounding.
+
+    Raises:
+        WorkloadError: A value is out of its range.
+    """
+
+    device: str = "auto"  # or "cpu", "cuda"; "auto" is the GPU of the node-local index, if any
+    dtype: str = "float32"  # or "float64"; of parameters, activations and products
+    batch_size: int = 256  # samples of one pass
+    cache_gib: float = 4.0  # budget of a rank for kept graphs, in GiB
+    data_gib: float = 8.0  # budget of a rank for its samples, in GiB
+    workers: int = 2  # processes of a rank that read a larger shard ahead
+
+    def __post_init__(self) -> None:
+        allowed = {"device": ("auto", "cpu", "cuda"), "dtype": tuple(DTYPES)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise WorkloadError(
+                    f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(values)}"
+                )
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+                raise WorkloadError(f"{name} is {value!r}", f"give a whole number, {least} or more")
+        for name in ("cache_gib", "data_gib"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+                raise WorkloadError(f"{name} is {value!r}", "give a number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -67,46 +94,26 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a job differentiates, as it is before anything is moved to a device."""
+    """What is differentiated, as it is before anything is moved to a device."""
 
     model: nn.Module
     loss: AnyLoss
     dataset: MapDataset
     indices: NDArray[np.int64]  # (N,) samples in use
     collate: Collate | None = None  # makes a batch of a list of samples; None: they are stacked
+    compute: Compute = field(default_factory=Compute)
+    l2: float = 0.0  # adds (l2 / 2) ‖θ‖²
+    layers: Sequence[str] = ()  # names of parameters or modules in use; empty: all
 
-    @classmethod
-    def of(cls, job: Job) -> Workload:
-        """Build it. Not collective, and the same on every rank.
-
-        Args:
-            job: The job.
-
-        Returns:
-            Model, loss, data set, and the samples that the job draws from it.
-
-        Raises:
-            InputError: A factory or the data is missing or fails.
-        """
-        model = build_model(job.model.factory, job.model.arguments)
-        loss = build_loss(job.loss.factory, job.loss.arguments)
-        data = job.data
-        dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
-        indices = choose_samples(
-            count_samples(dataset), data.fraction, data.samples, data.subset, data.seed
-        )
-        return cls(model, loss, dataset, indices, find_collate(data.collate))
-
-    def on(self, ranks: Ranks, job: Job, indices: NDArray[np.int64] | None = None) -> Objective:
+    def on(self, ranks: Ranks, indices: NDArray[np.int64] | None = None) -> Objective:
         """Spread it over ranks. Collective.
 
         Args:
             ranks: The ranks.
-            job: The job, for the device, the dtype, the penalty and the layers.
-            indices: Samples in use instead of the job's, (n,).
+            indices: Samples in use instead of the workload's, (n,).
 
         Returns:
-            The training loss.
+            The loss over all ranks.
 
         Raises:
             InputError: The model, loss and data do not fit together; on every rank.
@@ -117,9 +124,9 @@ class Workload:
             self.loss,
             self.dataset,
             self.indices if indices is None else indices,
-            compute=job.compute,
-            l2=job.loss.l2,
-            layers=job.spectrum.layers,
+            compute=self.compute,
+            l2=self.l2,
+            layers=self.layers,
             collate=self.collate,
         )
 
@@ -172,7 +179,7 @@ class Objective:
         dataset: MapDataset,
         indices: NDArray[np.int64],
         *,
-        compute: ComputeSection,
+        compute: Compute,
         l2: float = 0.0,
         layers: Sequence[str] = (),
         collate: Collate | None = None,
@@ -383,25 +390,17 @@ class Objective:
             part.local = LocalLoss(self.model, whole.loss, whole.shard, parameters, whole.rank)
         return part
 
-    def shell(
-        self,
-        operator: str,
-        weight: float,
-        on_product: Callable[[int], None] = lambda products: None,
-        journal: Journal | None = None,
-    ) -> ShellMatrix:
-        """A curvature matrix at the present parameters, which must not move while it is used.
+    def local_product(self, operator: str) -> LocalProduct:
+        """The product of a curvature matrix over this rank's samples, a sum. Collective.
 
-        Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix.
+        The parameters must not move while it is used. That it is a second derivative is proven
+        before, once for each operator and point.
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
-            weight: Σ w, from `evaluate`.
-            on_product: Called after every product with their number.
-            journal: Keeps finished products for a solve that starts again.
 
         Returns:
-            The matrix.
+            The product.
 
         Raises:
             WorkloadError: The operator is not defined for this loss; on every rank.
@@ -411,18 +410,7 @@ class Objective:
             if proof not in self._proofs.products:
                 prove_product(self.local, operator, self.ranks.rank)
                 self._proofs.products.add(proof)
-            local = LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
-        shift = self.l2 if operator in ("hessian", "gauss_newton") else 0.0
-        return ShellMatrix(
-            local,
-            self.ranks,
-            scale=1 / weight,
-            shift=shift,
-            on_product=on_product,
-            journal=journal,
-            # Where the model is as good as linear, S is nothing but rounding.
-            asymmetry=math.inf if operator == "residual" else None,
-        )
+            return LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
 
 
 def _first_samples(shard: Shard) -> Any:
@@ -471,47 +459,3 @@ def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]
     with ranks.agreeing():
         require_same_samples(everyone)
     return digests
-
-
-def full_vectors(
-    ranks: Ranks, vectors: NDArray[Any], size: int, dtype: Any = np.float32
-) -> NDArray[Any]:
-    """Spread vectors as whole ones on every rank. Collective.
-
-    Args:
-        ranks: The ranks.
-        vectors: This rank's entries, (n, d_local).
-        size: the dimension d.
-        dtype: Of the result.
-
-    Returns:
-        (n, d) on every rank, each signed so that its entry of largest magnitude is positive.
-    """
-    whole = np.empty((len(vectors), size), dtype)
-    for row, vector in enumerate(vectors):
-        ranks.gather_vector(np.ascontiguousarray(vector, dtype), whole[row])
-        whole[row] *= sign_of(whole[row])
-    return whole
-
-
-def sign_of(vector: NDArray[Any]) -> float:
-    """The sign that makes a vector's entry of largest magnitude positive."""
-    return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0
-
-
-def library_versions() -> Mapping[str, str]:
-    """Versions of the libraries that numbers depend on, by lower-case name. Not collective."""
-    import h5py
-    import petsc4py
-    import slepc4py
-
-    from hessdist.parallel.ranks import import_mpi
-
-    mpi = import_mpi()
-    return {
-        "torch": str(torch.__version__),  # a subclass of str
-        "petsc": petsc4py.__version__,
-        "slepc": slepc4py.__version__,
-        "mpi": mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0"),
-        "hdf5": h5py.version.hdf5_version,
-    }

@@ -171,7 +171,8 @@ class JobExample(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         note_page(self.env)
         text = "\n".join(self.content)
-        given, whole, sections = tomllib.loads(text), job_model().model_json_schema(), sections_of_the_job()
+        given, sections = tomllib.loads(text), sections_of_the_job()
+        whole = job_model().model_json_schema()
         top, *parts = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
         texts = {part[1 : part.index("]")]: part for part in parts}
         for name in given.keys() - whole["properties"].keys():

@@ -81,7 +81,7 @@ class CollectiveCalls(MarkdownDirective):
 # The way the data go; other rooms come after these.
 WAY = [
     f"hessdist.{room}"
-    for room in ("config", "parallel", "workload", "curvature", "spectrum", "landscape", "optimizers")
+    for room in ("config", "parallel", "workload", "curvature", "spectrum", "landscape")
 ]
 
 

@@ -23,7 +23,7 @@ UNCONVERGED = 3
 
 
 @dataclass(frozen=True)
-class Running:
+class ParallelCommand:
     """A command that runs on all ranks."""
 
     service: Any  # the module that does the work
@@ -36,7 +36,7 @@ class Running:
 @contextmanager
 def on_all_ranks(
     service: str, context: typer.Context, job: Path, overrides: Sequence[str] | None
-) -> Iterator[Running]:
+) -> Iterator[ParallelCommand]:
     """Load a job on all ranks. Collective.
 
     An error ends all ranks, unless all of them raise it.
@@ -56,7 +56,7 @@ def on_all_ranks(
             module = import_solver(service)
         loaded, text = _load_same_job(ranks, context, job, overrides or ())
         with Console(enabled=ranks.is_root) as console:
-            yield Running(module, loaded, text, ranks, console)
+            yield ParallelCommand(module, loaded, text, ranks, console)
     except (Exception, SystemExit) as error:
         if ranks.size > 1 and not getattr(error, "agreed", False):
             ranks.abort(error)

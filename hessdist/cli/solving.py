@@ -16,7 +16,7 @@ from hessdist.cli.options import (
     is_first_process,
     with_service_options,
 )
-from hessdist.cli.running import Running, at_steps, end, import_solver, on_all_ranks
+from hessdist.cli.running import ParallelCommand, at_steps, end, import_solver, on_all_ranks
 from hessdist.config.loader import load_job
 from hessdist.errors import InputError
 from hessdist.service.console import Console
@@ -121,7 +121,7 @@ def watch(
     raise typer.Exit(status)
 
 
-def _end(run: Running, result: Any) -> int:
+def _end(run: ParallelCommand, result: Any) -> int:
     """Write the last lines of a sweep, and return the exit status."""
     run.console.line(
         f"result: {result.path} ({result.solved} solved, {result.skipped} done before)"

@@ -15,8 +15,6 @@ from hessdist.config.base import (
     Rate,
     Section,
     Seed,
-    Steps,
-    distinct,
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.results.schema import ENDS
+from hessdist.spectrum.eigenpairs import ENDS
 
 _TOPIC = 14  # width of the column of topics
 _LAYERS = 3  # that are named

@@ -9,28 +9,14 @@ not limited to the square root of rounding, to which values of the loss would te
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines
 
 _ITERATIONS = 40  # of bisection would find nine digits by themselves
-
-
-class Found(IntEnum):
-    """What α* is."""
-
-    MINIMUM = 0
-    """A minimum between two steps that are worse."""
-    EDGE = 1
-    """No optimum: the loss still falls at the outermost step of the scan, or towards steps at which
-    it is not finite."""
-    ORTHOGONAL = 2
-    """Nothing: the direction is orthogonal to the gradient, to rounding, so no step moves."""
-    NO_PAIR = 3
-    """Nothing: the eigenpair was not found."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from hessdist.config.sections import MinimizeSection
 from hessdist.errors import InputError, NumericalError, Stopped
 from hessdist.optimizers.directions import (
     LBFGS,
@@ -88,12 +87,6 @@ class Settings:
     history: int = 10  # pairs of L-BFGS
     cg_iterations: int = 100  # the most of an inner solve
     budget: float = math.inf  # work at which it ends, in gradients
-
-
-def settings_of(wanted: MinimizeSection) -> Settings:
-    """What the minimiser needs of a job's section."""
-    names = {one.name for one in fields(Settings)}
-    return Settings(**wanted.model_dump(include=names))
 
 
 def tao_options(options: Sequence[str]) -> list[str]:

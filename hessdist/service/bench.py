@@ -18,13 +18,16 @@ from torch import nn
 from hessdist import __version__
 from hessdist.config.job import Job
 from hessdist.errors import InputError, OutputError
-from hessdist.objective import Objective, Workload, library_versions
+from hessdist.objective import Objective, Workload
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.service.console import Console
 from hessdist.service.timing import Kept, Scaling, Seconds, time_products, time_scaling
+from hessdist.service.versions import library_versions
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import basis_sizes
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, find_checkpoints
@@ -135,7 +138,7 @@ def bench(
         petsc.require()
         if ranks.is_root:
             _write(target, "{}\n")
-        workload = Workload.of(job)
+        workload = workload_of(job)
     petsc.initialise(options)
     for line in petsc.ineffective_options(options):
         console.line(line)
@@ -183,7 +186,7 @@ def _measure(
     solve: bool,
 ) -> Bench:
     """Measure and write the figures to the console. Collective."""
-    objective = workload.on(ranks, job)
+    objective = workload.on(ranks)
     threads = torch.get_num_threads()
     _load(objective, checkpoint, job)
     name = "initial parameters" if checkpoint is None else checkpoint.path.name
@@ -255,7 +258,7 @@ def _solve(job: Job, objective: Objective, gradient: Seconds) -> Solve:
     """Solve for both ends, and measure the parts. Collective."""
     wanted = job.spectrum
     start = time.perf_counter()
-    shell = objective.shell(wanted.operator, objective.weight())
+    shell = curvature_matrix(objective, wanted.operator, objective.weight())
     graphs = time.perf_counter() - start
     pairs = eigenpairs_as(wanted, shell)
     seconds = time.perf_counter() - start

@@ -1,8 +1,8 @@
-"""A group of ranks at work: it takes a checkpoint, solves it, writes it, and takes the next one.
+"""A group of ranks, which takes one checkpoint after the other, solves it and writes the result.
 
-All groups, and all sweeps that share a result, do the same and agree by locks alone: whoever holds
-the claim of a checkpoint solves it. Groups of one run post each other what is done, so that none
-reads a checkpoint for nothing, and rank 0 what there is to say.
+All groups, and all sweeps that share a result, coordinate through locks: the group that holds the
+claim of a checkpoint solves it. Groups of one run also send each other messages about what is done,
+so that no group reads a checkpoint in vain, and they send lines for the console to rank 0.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import Job
-from hessdist.config.sections import SpectrumSection
 from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
-from hessdist.objective import Evaluation, Objective
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
@@ -29,40 +28,34 @@ from hessdist.service import locks
 from hessdist.service.console import Console
 from hessdist.service.journal import Journal
 from hessdist.service.metrics import Metrics
+from hessdist.service.progress import SolveProgress, summary_line
 from hessdist.service.queue import Source
 from hessdist.service.stop import Stop
 from hessdist.service.storing import RunStore
-from hessdist.spectrum.eigenpairs import Eigenpairs
-from hessdist.spectrum.krylov_schur import Progress
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, Signature, signature
 
-_PAUSE = 0.5  # seconds between two looks of a watch
-_PACE = 5.0  # seconds between two words about how far a claimed checkpoint is
-_SURRENDER = 3  # checkpoints set aside, and none done: the fault is not theirs
-_REWRITTEN = 3  # times that a checkpoint is solved again because it was written anew
-
 
 @dataclass
 class Outcomes:
-    """What a group, or all of them, did; steps."""
+    """The steps that a group, or all groups, have worked on."""
 
     solved: set[int] = field(default_factory=set)
-    skipped: set[int] = field(default_factory=set)  # done before
-    failed: dict[int, HessdistError] = field(default_factory=dict)  # set aside
-    left: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)  # done before this run
+    failed: dict[int, HessdistError] = field(default_factory=dict)  # set aside, with the error
+    left: set[int] = field(default_factory=set)  # not done yet
     stopped: bool = False
 
     @property
     def finished(self) -> set[int]:
-        """Steps that need no more work."""
+        """The steps that need no more work."""
         return self.solved | self.skipped | set(self.failed)
 
     @classmethod
     def merged(cls, many: Iterable[Outcomes]) -> Outcomes:
-        """Those of all groups."""
+        """Merge the outcomes of all groups."""
         merged = cls()
         for one in many:
             merged.solved |= one.solved
@@ -81,7 +74,7 @@ class _Task:
 
     checkpoint: Checkpoint
     digest: str
-    read: Signature  # of the file, when it was read
+    signature: Signature  # of the file when it was read
 
 
 class Group:
@@ -89,14 +82,19 @@ class Group:
 
     Args:
         job: The job.
-        text: Its TOML text.
+        text: The TOML text of the job.
         world: The ranks of all groups.
-        ranks: The ranks of this one.
-        index: Of this group.
-        total: The training loss.
-        console: Where rank 0 of all speaks.
+        ranks: The ranks of this group.
+        index: The number of this group.
+        objective: The loss over the ranks of this group.
+        console: The console; rank 0 of all groups writes to it.
         stop: The mark that a signal sets.
-        keep_index: Whether the index is another job's, which stays until this one is complete.
+        keep_index: Whether the run's file is the index of another job. It stays until this job is
+            complete.
+        max_failures: If so many checkpoints were set aside and none is done, the fault is not in a
+            single checkpoint, and the work ends. A watch goes on.
+        max_repeats: How often a checkpoint is solved again because its file changed meanwhile.
+        pause: Seconds between two looks for checkpoints while there is nothing to do.
 
     Raises:
         OutputError: The metrics file cannot be opened.
@@ -113,7 +111,12 @@ class Group:
         console: Console,
         stop: Stop,
         keep_index: bool,
+        *,
+        max_failures: int = 3,
+        max_repeats: int = 3,
+        pause: float = 0.5,
     ) -> None:
+        self._max_failures, self._max_repeats, self._pause = max_failures, max_repeats, pause
         self.job, self.ranks, self.fingerprint = job, ranks, job.fingerprint()
         self.store = RunStore(job, text, ranks, objective, world.size, keep_index)
         self.outcomes = Outcomes()
@@ -124,8 +127,8 @@ class Group:
         ]
         self._elsewhere: set[int] = set()  # done by other groups of this run
         self._claim: locks.Lock | None = None
-        self._again: dict[int, int] = {}
-        self._known = 0  # checkpoints that there are so far
+        self._repeats: dict[int, int] = {}
+        self._known = 0  # number of checkpoints so far
         self._gives_up = True
         self._set_aside: dict[int, Signature] = {}
         self._guesses: NDArray[Any] | None = None
@@ -137,10 +140,10 @@ class Group:
     # -- the loop ----------------------------------------------------------------------------
 
     def work(self, source: Source) -> None:
-        """Take checkpoints until there are no more, or a signal comes. Collective over the group.
+        """Solve checkpoints until there are no more, or a signal comes. Collective over the group.
 
         Args:
-            source: Where they come from.
+            source: The source of the checkpoints.
         """
         self._gives_up = source.gives_up
         try:
@@ -148,21 +151,21 @@ class Group:
                 task, over = self._next(source)
                 self._stop.check(self.ranks)
                 if task is not None:
-                    self._take(task)
+                    self._process(task)
                 elif over:
                     break
                 else:
-                    time.sleep(_PAUSE)
+                    time.sleep(self._pause)
         except Stopped:
             self._post("stop", None)
             self.outcomes.stopped = True
         finally:
-            self._let_go()
+            self._release()
         if self.ranks.is_root:
             self.outcomes.left = {one.step for one in source.look()} - self._finished()
 
     def _next(self, source: Source) -> tuple[_Task | None, bool]:
-        """What rank 0 of the group finds to do, and whether there is no more. Collective."""
+        """The next task of the group, and whether the source is over. Collective."""
         found: tuple[_Task | None, bool] = (None, False)
         failure: Exception | None = None
         if self.ranks.is_root:
@@ -170,19 +173,19 @@ class Group:
                 found = self._look(source)
             except Exception as error:
                 failure = error
-        self.ranks.wait()  # reading checkpoints takes its time
+        self.ranks.wait()  # without load, since reading checkpoints may take long
         with self.ranks.agreeing():
             if failure is not None:
                 raise failure
         return self.ranks.broadcast(found)  # type: ignore[no-any-return]
 
     def _look(self, source: Source) -> tuple[_Task | None, bool]:
-        self.read_mail()
+        self.read_messages()
         busy = False
         found = source.look()
         self._known = len(found)
         for checkpoint in found:
-            if self._stop.caught or self._needs_nothing(checkpoint):
+            if self._stop.caught or self._is_finished(checkpoint):
                 continue
             self._claim = self._claimed(checkpoint.step)
             if self._claim is None:
@@ -195,11 +198,11 @@ class Group:
             else:
                 if task is not None:
                     return task, False
-            self._let_go()
-            self.read_mail()
+            self._release()
+            self.read_messages()
         return None, bool(self._stop.caught) or source.is_over(self._finished(), busy)
 
-    def _needs_nothing(self, checkpoint: Checkpoint) -> bool:
+    def _is_finished(self, checkpoint: Checkpoint) -> bool:
         aside = self._set_aside.get(checkpoint.step)
         if aside is not None:
             try:
@@ -217,17 +220,17 @@ class Group:
         path = locks.claim_of(self.job.output.path, step)
         try:
             return locks.acquire(path)
-        except locks.NoLocksError:  # only without groups and shares, where nobody else is there
+        except locks.NoLocksError:  # nobody else works on it: groups and --share are refused
             return locks.Lock(path, None)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._claim is not None:
             self._claim.release(remove=True)
             self._claim = None
 
     def _task(self, checkpoint: Checkpoint) -> _Task | None:
-        """Read a checkpoint into this rank's model; None where its result is there already."""
-        read = signature(checkpoint.path)
+        """Read a checkpoint into this rank's model; None if it has a result."""
+        when_read = signature(checkpoint.path)
         place = self.job.checkpoints.place()
         load_into(self._objective.model, read_whole(checkpoint.path), checkpoint.path, **place)
         digest = self._objective.digest()
@@ -243,11 +246,11 @@ class Group:
             self._line(
                 f"step {checkpoint.step}: its result is damaged, set aside as {aside}; solved again"
             )
-        return _Task(checkpoint, digest, read)
+        return _Task(checkpoint, digest, when_read)
 
     # -- one checkpoint ----------------------------------------------------------------------
 
-    def _take(self, task: _Task) -> None:
+    def _process(self, task: _Task) -> None:
         """Solve a claimed checkpoint and write its result. Collective."""
         try:
             self._objective.share_parameters()
@@ -261,7 +264,7 @@ class Group:
         else:
             if self.ranks.is_root:
                 self._settle(task)
-        self._let_go()
+        self._release()
 
     def _solve(self, task: _Task) -> None:
         step = task.checkpoint.step
@@ -271,21 +274,23 @@ class Group:
         journal = self._journal(task) if self.job.service.journal else None
         wanted = self.job.spectrum
         self._metrics.begin(step)
-        standing = _Standing(
+        progress = SolveProgress(
             step, wanted, self._console, self._metrics, self._claim, self._last_products
         )
 
         def after_product(products: int) -> None:
-            self.read_mail()
-            standing.after_product(products)
+            self.read_messages()
+            progress.after_product(products)
             self._stop.check(self.ranks)
 
-        shell = self._objective.shell(wanted.operator, here.weight, after_product, journal)
-        standing.shell = shell
+        shell = curvature_matrix(
+            self._objective, wanted.operator, here.weight, after_product, journal
+        )
+        progress.shell = shell
         self._console.solving(what)
         try:
             pairs = eigenpairs_as(
-                wanted, shell, guesses=self._guesses, on_restart=standing.after_restart
+                wanted, shell, guesses=self._guesses, on_restart=progress.after_restart
             )
             self.store.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
         finally:
@@ -295,7 +300,7 @@ class Group:
         self._last_products = pairs.products
         if journal is not None:
             journal.drop()
-        self._line(_summary(step, here, pairs, shell.replayed))
+        self._line(summary_line(step, here, pairs, shell.replayed))
         if wanted.warm_start:
             self._guesses = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
 
@@ -311,16 +316,16 @@ class Group:
         return Journal(path, step, self.ranks, identity, limit, self._line)
 
     def _settle(self, task: _Task) -> None:
-        """Mark a checkpoint as done, unless its file has been written anew meanwhile."""
+        """Mark a checkpoint as done, unless its file has changed since it was read."""
         step = task.checkpoint.step
-        self._note_of_failure(step).unlink(missing_ok=True)
+        self._failure_note(step).unlink(missing_ok=True)
         try:
-            changed = signature(task.checkpoint.path) != task.read
+            changed = signature(task.checkpoint.path) != task.signature
         except CheckpointError:
             changed = False
-        if changed and self._again.get(step, 0) < _REWRITTEN:
-            self._again[step] = self._again.get(step, 0) + 1
-            self._line(f"step {step}: its checkpoint was written anew meanwhile; looked at again")
+        if changed and self._repeats.get(step, 0) < self._max_repeats:
+            self._repeats[step] = self._repeats.get(step, 0) + 1
+            self._line(f"step {step}: its checkpoint has changed meanwhile and is read again")
             return
         self._done(step, self.outcomes.solved)
 
@@ -330,7 +335,7 @@ class Group:
         self._advance()
 
     def _fail(self, checkpoint: Checkpoint, error: HessdistError) -> None:
-        """Set a checkpoint aside, with its reason, and tell it; raise it where all go that way."""
+        """Set a checkpoint aside and write down the reason; raise it if all of them fail."""
         self.outcomes.failed[checkpoint.step] = error
         try:
             self._set_aside[checkpoint.step] = signature(checkpoint.path)
@@ -338,18 +343,18 @@ class Group:
             self._set_aside[checkpoint.step] = Signature(0, 0, 0)
         self._line(f"step {checkpoint.step}: set aside: {error}")
         note = {"step": checkpoint.step, "reason": str(error)}
-        write_text(self._note_of_failure(checkpoint.step), json.dumps(note) + "\n")
-        hopeless = len(self.outcomes.failed) >= _SURRENDER and self._gives_up
+        write_text(self._failure_note(checkpoint.step), json.dumps(note) + "\n")
+        hopeless = len(self.outcomes.failed) >= self._max_failures and self._gives_up
         if hopeless and not (self.outcomes.solved or self.outcomes.skipped or self._elsewhere):
             raise error
 
-    def _note_of_failure(self, step: int) -> Path:
+    def _failure_note(self, step: int) -> Path:
         return parts_folder(self.job.output.path) / f"{group_name(step)}.failed"
 
-    # -- telling -----------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------
 
     def _line(self, text: str) -> None:
-        """Say a line, from rank 0 of the group by way of rank 0 of all."""
+        """Write a line to the console, through rank 0 of all groups."""
         if not self.ranks.is_root:
             return
         if self._world.is_root:
@@ -358,14 +363,14 @@ class Group:
             self._world.post(("line", text), 0)
 
     def _post(self, what: str, value: Any) -> None:
-        """Tell the other groups."""
+        """Send a message to the other groups."""
         if self.ranks.is_root:
             for root in self._roots:
                 if root != self._world.rank:
                     self._world.post((what, value), root)
 
-    def read_mail(self) -> None:
-        """Take what other groups have posted. Not collective."""
+    def read_messages(self) -> None:
+        """Handle the messages of other groups. Not collective."""
         if not self.ranks.is_root or len(self._roots) == 1:
             return
         for what, value in self._world.received():
@@ -380,80 +385,3 @@ class Group:
     def _advance(self) -> None:
         done = len(self._finished())
         self._console.advance(done, before=len(self.outcomes.skipped), total=self._known)
-
-
-class _Standing:
-    """Where a solve stands: for the person, the metrics and the claim.
-
-    Args:
-        step: Of the checkpoint.
-        wanted: What the job asks for.
-        console: For the person.
-        metrics: For who plots it.
-        claim: For `hessdist status`.
-        expected: Products of the solve before, the best guess until the first restart.
-    """
-
-    shell: ShellMatrix
-
-    def __init__(
-        self,
-        step: int,
-        wanted: SpectrumSection,
-        console: Console,
-        metrics: Metrics,
-        claim: locks.Lock | None,
-        expected: int | None,
-    ) -> None:
-        self._step, self._wanted, self._expected = step, wanted, expected
-        self._console, self._metrics, self._claim = console, metrics, claim
-        self._progress: Progress | None = None
-        self._told = -_PACE
-
-    def after_restart(self, progress: Progress) -> None:
-        """Take note of what has converged."""
-        self._progress = progress
-
-    def after_product(self, products: int) -> None:
-        """Tell it."""
-        self._tell(products)
-        self._metrics.product(self.shell, **self._fields())
-        now = time.monotonic()
-        if self._claim is not None and now - self._told >= _PACE:
-            self._told = now
-            self._claim.describe_holder(step=self._step, products=products)
-
-    def _tell(self, products: int) -> None:
-        words = ""
-        expected = None if self._expected is None else max(self._expected, products)
-        if (progress := self._progress) is not None:
-            words = (
-                f"{progress.converged_largest}+{progress.converged_smallest} of "
-                f"{self._wanted.largest}+{self._wanted.smallest} converged, worst residual "
-                f"{progress.worst_residual:.1e}"
-            )
-            if progress.to_go is not None:
-                expected = max(products, progress.products + progress.to_go)
-        self._console.solve(f"step {self._step}", products, expected, words)
-
-    def _fields(self) -> dict[str, float]:
-        if self._progress is None:
-            return {}
-        names = ("converged_largest", "converged_smallest", "worst_residual")
-        return {name: getattr(self._progress, name) for name in names}
-
-
-def _summary(step: int, here: Evaluation, pairs: Eigenpairs, replayed: int) -> str:
-    top, bottom = pairs.largest, pairs.smallest
-    ends = [f"λ₁ {top.values[0]:.6g}"] if len(top.values) else []
-    ends += [f"λ_d {bottom.values[0]:.6g}"] if len(bottom.values) else []
-    worst = max([*top.residuals, *bottom.residuals])
-    kept = f" ({replayed} from the journal)" if replayed else ""
-    text = (
-        f"step {step}: loss {here.loss:.6g}, {', '.join(ends)}, {pairs.products} products{kept}, "
-        f"residuals up to {worst:.1e}, {pairs.seconds:.1f} s"
-    )
-    if pairs.converged:
-        return text
-    short = int((~top.converged).sum() + (~bottom.converged).sum())
-    return f"{text}; {short} pairs unconverged: {pairs.outcome.value}"

@@ -1,4 +1,4 @@
-"""How far a run is, as its files and locks say: no MPI, no PyTorch."""
+"""The progress of a run, from its files and locks, without MPI or PyTorch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ from hessdist.service import locks
 from hessdist.service.console import clock
 from hessdist.workload.steps import scan_checkpoints
 
-_LISTED = 12
-_RECENT = 10  # checkpoints from which the pace is taken
-
 
 @dataclass(frozen=True)
 class Running:
@@ -31,31 +28,31 @@ class Running:
 
     step: int
     products: int  # so far
-    where: str  # host and process, and Slurm's job where there is one
+    where: str  # host and process, and the Slurm job if there is one
 
 
 @dataclass(frozen=True)
 class Status:
-    """Checkpoints of a run, by step."""
+    """The checkpoints of a run, by step."""
 
     name: str
     done: list[int]
     unconverged: list[int]  # of those done
     running: list[Running]
     waiting: list[int]
-    failed: dict[int, str]  # with the reason
-    seconds: float | None  # of a recent solve, the median; None before the first
+    failed: dict[int, str]  # the reasons, by step
+    seconds: float | None  # median of the latest solves; None before the first
 
     @property
     def left(self) -> float | None:
-        """Seconds until all is done at this pace, with as many at work as now, or with one."""
+        """Seconds until all is done, with as many solves at a time as now, or one."""
         if self.seconds is None:
             return None
         rounds = (len(self.waiting) + len(self.running)) / max(1, len(self.running))
         return self.seconds * rounds
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The status in words."""
         counts = {
             "done": len(self.done),
             "running": len(self.running),
@@ -72,32 +69,34 @@ class Status:
         if self.unconverged:
             lines.append(f"unconverged pairs at steps {', '.join(map(str, self.unconverged))}")
         if self.waiting:
-            lines.append(f"waiting: {ranges(self.waiting)}")
+            lines.append(f"waiting: {listed(self.waiting)}")
         if self.seconds is not None:
             left = "" if not self.left else f", about {clock(self.left)} left"
             lines.append(f"pace: {clock(self.seconds)} a checkpoint{left}")
         return lines
 
 
-def ranges(steps: Sequence[int]) -> str:
-    """Steps in words, long lists cut in the middle."""
-    if len(steps) > _LISTED:
-        half = _LISTED // 2
-        return f"{ranges(steps[:half])}, ... {ranges(steps[-half:])} ({len(steps)} steps)"
-    return ", ".join(map(str, steps))
+def listed(steps: Sequence[int], most: int = 12) -> str:
+    """List steps; a list of more than `most` is cut in the middle."""
+    words = [str(step) for step in steps]
+    if len(steps) > most:
+        half = most // 2
+        return f"{', '.join(words[:half])}, ... {', '.join(words[-half:])} ({len(steps)} steps)"
+    return ", ".join(words)
 
 
-def status_of(path: Path) -> Status:
-    """Look at a run.
+def status_of(path: Path, recent: int = 10) -> Status:
+    """Read the status of a run.
 
     Args:
-        path: Its HDF5 file, which need not be there yet if the run has begun.
+        path: The HDF5 file of the run, which need not exist yet if the run has begun.
+        recent: Number of checkpoints that the pace is computed from. Early solves may be slower.
 
     Returns:
-        How far it is.
+        The status.
 
     Raises:
-        ReadingError: A checkpoint's file cannot be read now.
+        ReadingError: The file of a checkpoint cannot be read now.
         ResultError: No run has begun there.
     """
     job = _job(path)
@@ -121,7 +120,7 @@ def status_of(path: Path) -> Status:
         if (reason := _reason(parts_folder(path) / f"{group_name(step)}.failed"))
     }
     done = sorted(set(solved) - busy - set(failed))
-    recent = sorted(solved.values())[-_RECENT:]
+    latest = sorted(solved.values())[-recent:]
     return Status(
         name=job.name,
         done=done,
@@ -129,7 +128,7 @@ def status_of(path: Path) -> Status:
         running=running,
         waiting=sorted(steps - set(done) - busy - set(failed)),
         failed=failed,
-        seconds=statistics.median(seconds for _, _, seconds in recent) if recent else None,
+        seconds=statistics.median(seconds for _, _, seconds in latest) if latest else None,
     )
 
 
@@ -145,7 +144,7 @@ def _job(path: Path) -> Job:
 
 
 def _row(part: Path) -> tuple[float, bool, float] | None:
-    """When a part was written, whether all converged, and the seconds of its solve."""
+    """The time when a part was written, whether all converged, and the seconds of its solve."""
 
     def read() -> tuple[float, bool, float]:
         with open_hdf5(part) as file:

@@ -1,4 +1,4 @@
-"""A run's files as a group of ranks writes them: rank 0 writes, the others send it their slices."""
+"""The files of a run, written by a group of ranks: rank 0 writes what all ranks send to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from hessdist.config.job import Job
 from hessdist.curvature.parameters import ParameterLayout
-from hessdist.objective import Evaluation, Objective, library_versions, sign_of
+from hessdist.objective import Evaluation, Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import replacing
 from hessdist.results.writer import (
@@ -22,20 +22,21 @@ from hessdist.results.writer import (
     write_index,
 )
 from hessdist.service import locks
-from hessdist.spectrum.eigenpairs import Eigenpairs, End
+from hessdist.service.versions import library_versions
+from hessdist.spectrum.eigenpairs import Eigenpairs, End, sign_of
 from hessdist.workload.steps import Checkpoint
 
 
 class RunStore:
-    """Writes checkpoints' files, and the run's index over them.
+    """Writes the files of checkpoints, and the index of the run.
 
     Args:
         job: The job.
-        text: Its TOML text.
+        text: The TOML text of the job.
         ranks: The ranks of a solve.
-        total: The training loss.
-        num_ranks: Ranks of all groups.
-        keep_index: Whether the index is another job's, which stays until this one is complete.
+        objective: The loss over these ranks.
+        num_ranks: Number of ranks of all groups.
+        keep_index: Whether the index is that of another job. It stays until this job is complete.
     """
 
     def __init__(
@@ -66,17 +67,17 @@ class RunStore:
         pairs: Eigenpairs,
         replayed: int,
     ) -> None:
-        """Write a checkpoint's file, and the index. Collective.
+        """Write the file of a checkpoint, and the index. Collective.
 
         Args:
             checkpoint: The checkpoint.
-            digest: Of its parameters.
-            here: Loss and gradient there.
+            digest: The digest of its parameters.
+            here: Loss and gradient at the checkpoint.
             pairs: The eigenpairs.
-            replayed: Products of them that came from the journal.
+            replayed: Number of products that came from the journal.
 
         Raises:
-            OutputError: The disk is full, or the like; on every rank.
+            OutputError: A file cannot be written; on every rank.
         """
         ranks, root = self._ranks, self._ranks.is_root
         sizes = {"largest": len(pairs.largest.values), "smallest": len(pairs.smallest.values)}
@@ -104,17 +105,17 @@ class RunStore:
                         "restarts": pairs.restarts,
                         "replayed_products": replayed,
                     })
-                    stack.close()  # flushed and renamed here, so that a full disk is everybody's
+                    stack.close()  # flush and rename here: all ranks learn of a full disk
         if not self._keep_index:
             with ranks.agreeing():
                 if root:
                     self.write_index()
 
     def write_index(self) -> None:
-        """Write the run's file anew; groups and other sweeps take turns. Not collective.
+        """Write the index of the run, while a lock keeps other writers out. Not collective.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         with locks.holding(locks.index_lock(self._path)):
             write_index(self._path, parts_of(self._path, self._fingerprint), self._rows)
@@ -142,15 +143,15 @@ def describe(
     weight: float,
     num_ranks: int,
 ) -> RunDescription:
-    """What is the same for all files of a run. Not collective.
+    """Describe a run, for all of its files. Not collective.
 
     Args:
         job: The job.
-        text: Its TOML text.
-        layout: Of the parameters in use.
-        num_samples: N.
-        weight: Of all samples.
-        num_ranks: Ranks of all groups.
+        text: The TOML text of the job.
+        layout: The layout of the parameters in use.
+        num_samples: The number of samples, N.
+        weight: The sum of the weights of all samples.
+        num_ranks: Number of ranks of all groups.
 
     Returns:
         The description.

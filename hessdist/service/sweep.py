@@ -11,7 +11,6 @@ from pathlib import Path
 from hessdist.config.job import Job, changed_fields
 from hessdist.config.loader import parse_job
 from hessdist.errors import HessdistError, OutputError, ReadingError, ResultError, Stopped
-from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import Run, open_run
@@ -24,17 +23,18 @@ from hessdist.service.journal import remove_folder
 from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.workload.steps import find_checkpoints, select_checkpoints
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep did."""
+    """The outcome of a sweep."""
 
     path: Path
     solved: int
-    skipped: int  # complete before, and of the same job and checkpoint
+    skipped: int  # with a complete result of the same job and checkpoint before
     unconverged: list[int]  # steps with a pair that did not converge
 
 
@@ -51,26 +51,26 @@ def sweep(
 ) -> SweepResult:
     """Take every checkpoint of a job through the solver. Collective.
 
-    Checkpoints that are complete and of the same job are skipped, so that the same command goes
-    on where an earlier one ended. One that cannot be read, or whose loss is not finite, is set
-    aside, and the others go on.
+    A checkpoint with a complete result of the same job is skipped, so that the same command
+    continues where an earlier one ended. A checkpoint that cannot be read, or whose loss is not
+    finite, is set aside, and the work continues with the others.
 
     Args:
         job: The job.
-        text: Its TOML text.
+        text: The TOML text of the job.
         ranks: The ranks.
-        console: Where progress is told.
+        console: Where progress is written.
         options: PETSc's options.
-        overwrite: Replace a result of another job; it stays until the new one is complete.
-        selection: Steps, as `select_checkpoints` has them; None: all.
-        share: Leave checkpoints to other sweeps of the same job that work on the same result now.
+        overwrite: Replace the result of another job. It stays until the new one is complete.
+        selection: Steps and ranges, as in `select_checkpoints`; None: all.
+        share: Share the result with other sweeps of the same job that run now.
 
     Returns:
         What was done.
 
     Raises:
         InputError: Anything that a user can get wrong; on every rank.
-        Stopped: A signal came while there was work left; what is done is on disk.
+        Stopped: A signal came while work was left; what is done is on disk.
     """
     with ranks.agreeing():
         checkpoints = find_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
@@ -95,13 +95,13 @@ def watch(
 
     Args:
         job: The job.
-        text: Its TOML text.
+        text: The TOML text of the job.
         ranks: The ranks.
-        console: Where progress is told.
+        console: Where progress is written.
         options: PETSc's options.
-        settle: Seconds for which a checkpoint stays as it is before it is taken.
-        idle: Seconds without work after which it ends; None: never.
-        last: The step after which it ends; None: none.
+        settle: Seconds during which a file does not change before it is taken.
+        idle: Seconds without work after which the watch ends; None: never.
+        last: The step after which the watch ends; None: no step.
 
     Returns:
         What was done.
@@ -126,7 +126,10 @@ def _serve(
     share: bool,
 ) -> SweepResult:
     path, groups = job.output.path, job.service.groups
-    with _alone(ranks, console, path, share or groups > 1, share), Stop(job.service.signal) as stop:
+    with (
+        _run_lock(ranks, console, path, share or groups > 1, share),
+        Stop(job.service.signal) as stop,
+    ):
         replaces = False
         with ranks.agreeing():
             if groups > ranks.size:
@@ -140,13 +143,13 @@ def _serve(
                 if not share:
                     remove_partial_files(path)
                 write_text(parts_folder(path) / "job.toml", text)
-            workload = Workload.of(job)
+            workload = workload_of(job)
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
             console.line(line)
         replaces = ranks.broadcast(replaces)
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
-        objective = workload.on(members, job)
+        objective = workload.on(members)
         require_samples_of_before(ranks, job, objective.sample_digests)
         found = source.look() if ranks.is_root else []
         console.line(
@@ -162,26 +165,26 @@ def _serve(
         group = Group(
             job, text, ranks, members, index, objective, console, stop, keep_index=replaces
         )
-        outcomes = _together(group, source, ranks, groups)
+        outcomes = _run_groups(group, source, ranks, groups)
         unconverged = _finish(outcomes, group, ranks, replaces and not share)
         for word in petsc.unused_options(options):
             console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
-        _complain(outcomes, path)
+        _raise_unfinished(outcomes, path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
 
 
 @contextmanager
-def _alone(
+def _run_lock(
     ranks: Ranks, console: Console, path: Path, needs_locks: bool, share: bool
 ) -> Iterator[None]:
-    """Hold the run's lock, so that a second sweep on one result is told. Collective.
+    """Hold the lock of the run, so that a second sweep of one result is refused. Collective.
 
     Yields:
         Nothing.
 
     Raises:
         NoLocksError: The file system has no locks, and others may share the result.
-        OutputError: Another sweep has the lock.
+        OutputError: Another sweep holds the lock.
     """
     lock = None
     with ranks.agreeing():
@@ -196,8 +199,8 @@ def _alone(
             else:
                 if lock is None:
                     raise OutputError(
-                        f"another sweep{_whose(path)} is at work on {path}",
-                        "wait for it, or stop it; several share a result if all have --share",
+                        f"another sweep{_holder(path)} is at work on {path}",
+                        "wait for it, or stop it; sweeps share a result if all have --share",
                     )
                 lock.describe_holder()
     try:
@@ -207,13 +210,13 @@ def _alone(
             lock.release()
 
 
-def _whose(path: Path) -> str:
+def _holder(path: Path) -> str:
     other = locks.holder(locks.run_lock(path)) or {}
     return f" (process {other['pid']} on {other['host']})" if "pid" in other else ""
 
 
 def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
-    """Whether another job's result is to be replaced; refuse where that is not asked for."""
+    """Return whether another job's result is replaced; refuse it without --overwrite."""
     if not os.path.lexists(path):
         return False
     try:
@@ -222,7 +225,7 @@ def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
         raise
     except ResultError as error:
         if overwrite or (parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint()))):
-            return False  # a damaged index of ours is made anew from the checkpoints' files
+            return False  # a damaged index of this job is rebuilt from its checkpoints' files
         raise OutputError(
             f"{path} exists and cannot be read as a result", "move it away, or use --overwrite"
         ) from error
@@ -237,26 +240,26 @@ def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
     )
 
 
-def _together(group: Group, source: Source, ranks: Ranks, groups: int) -> Outcomes:
-    """Let all groups work, and gather what they did. Collective."""
+def _run_groups(group: Group, source: Source, ranks: Ranks, groups: int) -> Outcomes:
+    """Run all groups, and gather their outcomes. Collective."""
     try:
         group.work(source)
     except Exception as error:
-        if groups > 1:  # the other groups know nothing of it
+        if groups > 1:  # the other groups do not know of it
             ranks.abort(error)
         raise
-    ranks.wait(group.read_mail)
-    ranks.finish_posts(group.read_mail)
+    ranks.wait(group.read_messages)
+    ranks.finish_posts(group.read_messages)
     return Outcomes.merged(ranks.collect(group.outcomes if group.ranks.is_root else Outcomes()))
 
 
 def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> list[int]:
-    """Write the index once more, drop what it replaces, and say what is unconverged. Collective."""
+    """Write the index, remove what it replaces, and return unconverged steps. Collective."""
     path = group.job.output.path
     complete = not outcomes.stopped and not outcomes.failed
     unconverged: list[int] = []
     with ranks.agreeing():
-        # Rank 0 alone looks: a file system may show each node something else for a while.
+        # Only rank 0 reads the folder: its contents may differ between nodes for a while.
         if ranks.is_root:
             remove_folder(path)
             mine = parts_of(path, group.fingerprint)
@@ -270,7 +273,7 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
 
 
 def _is_current(path: Path, parts: Sequence[Path]) -> bool:
-    """Whether the run's file is an index over these files."""
+    """Whether the file of the run is an index of these files."""
     try:
         run = open_run(path)
     except ReadingError:
@@ -290,8 +293,8 @@ def _drop_others(path: Path, kept: set[Path]) -> None:
                 other.unlink()
 
 
-def _complain(outcomes: Outcomes, path: Path) -> None:
-    """End as what was set aside or left undone has it."""
+def _raise_unfinished(outcomes: Outcomes, path: Path) -> None:
+    """Raise the error for checkpoints that are left or were set aside, if there are any."""
     if outcomes.stopped and outcomes.left:
         raise _agreed(
             Stopped(

@@ -20,7 +20,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks, set_threads
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 
 
@@ -151,9 +151,9 @@ def _on_first(
     some = ranks.first(count)
     if some is not None:
         try:
-            objective = workload.on(some, job, workload.indices[:share])
+            objective = workload.on(some, workload.indices[:share])
             set_threads(threads)  # the number that a rank has when all of them work
-            shell = objective.shell(job.spectrum.operator, 1)
+            shell = curvature_matrix(objective, job.spectrum.operator, 1)
             x = _entries(objective)
             work = {"gradient": lambda: _gradient(objective), "product": lambda: shell.apply(x)}
             seconds = _in_turns(some, work, repeat)

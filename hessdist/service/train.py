@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hessdist.config.job import Job
 from hessdist.objective import DTYPES
+from hessdist.optimizers.training import build_optimizer, initialise, train
 from hessdist.parallel.ranks import choose_device
 from hessdist.service.console import Console
 from hessdist.service.samples import write_training_samples
@@ -13,7 +14,6 @@ from hessdist.workload.datasets import build_dataset, choose_samples
 from hessdist.workload.losses import build_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import build_optimizer, initialise, train
 
 
 def train_job(job: Job, console: Console) -> None:

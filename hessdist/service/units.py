@@ -28,7 +28,6 @@ from hessdist.errors import (
     ResultError,
     Stopped,
 )
-from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
 from hessdist.results.reader import CheckpointResult, Run, open_run
@@ -47,6 +46,7 @@ from hessdist.service.console import Console
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.storing import describe
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.base import Study
 from hessdist.studies.context import Context
@@ -159,13 +159,13 @@ def work_through(
         plan = _Plan()
         with ranks.agreeing():
             petsc.require()
-            workload = Workload.of(job)
+            workload = workload_of(job)
             if ranks.is_root:
                 plan = _Planner(work, job, options, overwrite).plan()
         petsc.initialise(options)
         for line in petsc.ineffective_options(options):
             console.line(line)
-        objective = workload.on(ranks, job)
+        objective = workload.on(ranks)
         require_samples_of_before(ranks, job, objective.sample_digests)
         context = Context(job, workload, objective)
         for study, settings in work.studies:

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.parallel.ranks import Ranks
+
+ENDS = ("largest", "smallest")  # of a spectrum
+
 
 class Outcome(Enum):
     """Why a solve ended; the value says what to do about it."""
@@ -53,3 +57,29 @@ class Eigenpairs:
     def converged(self) -> bool:
         """Whether every pair converged."""
         return bool(self.largest.converged.all() and self.smallest.converged.all())
+
+
+def full_vectors(
+    ranks: Ranks, vectors: NDArray[Any], size: int, dtype: Any = np.float32
+) -> NDArray[Any]:
+    """Spread vectors as whole ones on every rank. Collective.
+
+    Args:
+        ranks: The ranks.
+        vectors: This rank's entries, (n, d_local).
+        size: the dimension d.
+        dtype: Of the result.
+
+    Returns:
+        (n, d) on every rank, each signed so that its entry of largest magnitude is positive.
+    """
+    whole = np.empty((len(vectors), size), dtype)
+    for row, vector in enumerate(vectors):
+        ranks.gather_vector(np.ascontiguousarray(vector, dtype), whole[row])
+        whole[row] *= sign_of(whole[row])
+    return whole
+
+
+def sign_of(vector: NDArray[Any]) -> float:
+    """The sign that makes a vector's entry of largest magnitude positive."""
+    return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from hessdist.results.reader import Run
 
 NEAR_ZERO = 1e-3
 """|λ| / max |λ| below which an eigenvalue counts as near zero."""
@@ -89,16 +85,3 @@ def in_numbers(values: NDArray[np.float64], most: int) -> InNumbers:
             outliers = count_outliers(np.maximum(finite, NEAR_ZERO * largest), most)
             told.append((share_near_zero(finite), negative, outliers))
     return InNumbers(*map(float, np.median(told, axis=0))) if told else InNumbers(*[np.nan] * 3)
-
-
-def outliers_sought(run: Run) -> int:
-    """How many outliers are looked for in spectra of a run: three an output of its network.
-
-    Args:
-        run: The result.
-
-    Returns:
-        The number; a network's outputs are the rows of its last parameter, such as a bias.
-    """
-    outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
-    return PER_OUTPUT * outputs

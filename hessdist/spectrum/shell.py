@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hessdist.errors import HessdistError, Stopped, SymmetryError
+from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.parallel.ranks import Ranks
 
@@ -386,3 +387,39 @@ def _entries(vector: Any, mode: Literal["r", "w"]) -> Tensor:
     """This rank's entries of a PETSc vector where they lie, without a copy, (d_local,)."""
     entries: Tensor = from_dlpack(vector.toDLPack(mode))
     return entries
+
+
+def curvature_matrix(
+    objective: Objective,
+    operator: str,
+    weight: float,
+    on_product: Callable[[int], None] = lambda products: None,
+    journal: Journal | None = None,
+) -> ShellMatrix:
+    """Make a curvature matrix at the present parameters, which must not move while it is used.
+
+    Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix.
+
+    Args:
+        objective: The loss over all ranks.
+        operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
+        weight: Σ w, from `Objective.evaluate`.
+        on_product: Called after every product with their number.
+        journal: Keeps finished products for a solve that starts again.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        WorkloadError: The operator is not defined for this loss; on every rank.
+    """
+    return ShellMatrix(
+        objective.local_product(operator),
+        objective.ranks,
+        scale=1 / weight,
+        shift=objective.l2 if operator in ("hessian", "gauss_newton") else 0.0,
+        on_product=on_product,
+        journal=journal,
+        # Where the model is as good as linear, S is nothing but rounding.
+        asymmetry=math.inf if operator == "residual" else None,
+    )

@@ -15,13 +15,13 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.objective import DTYPES, Workload
+from hessdist.optimizers.training import initialise, minibatches, penalty
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import MapDataset
 from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss, checked_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.nestings import batch_length
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import initialise, minibatches, penalty
 
 
 def shard_of(

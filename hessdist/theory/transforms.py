@@ -508,8 +508,8 @@ class FreeLaw(Law):
                 return np.concatenate([[c[0], 0.0], terms[1:]])
             count *= 2
         raise ToleranceError(
-            f"the density between {low:.6g} and {high:.6g} has no series of {self.most_terms} terms "
-            f"to {tolerance:g}",
+            f"the density between {low:.6g} and {high:.6g} has no series of {self.most_terms} "
+            f"terms to {tolerance:g}",
             "use mass_below, or change the parameters so that intervals do not meet",
         )
 

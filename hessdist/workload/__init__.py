@@ -1,1 +1,1 @@
-"""What is differentiated: models, data sets, losses, checkpoints, training."""
+"""Models, data sets, losses, checkpoints and training: everything that is differentiated."""

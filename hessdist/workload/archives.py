@@ -1,4 +1,4 @@
-"""The checksums of a file of torch.save, which PyTorch's own reader passes over."""
+"""Checking the checksums of a file of torch.save, which PyTorch's own reader ignores."""
 
 from __future__ import annotations
 
@@ -6,54 +6,47 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-_PIECE = 2**22  # bytes
-_RATIO = 100  # above it a record may be a bomb, which is not unpacked
-_FOLDER = 0x10  # among the attributes of a record
-_HEAD = b"PK\x03\x04"
-
 
 def broken_record(source: Path | IO[bytes]) -> str | None:
-    """Find a record of an archive whose bytes are not those that were written.
+    """Find a record of an archive whose bytes do not match their checksum.
 
     Args:
-        source: A file of torch.save, or its content.
+        source: The file of torch.save, or its content.
 
     Returns:
-        The record's name; None where all are whole, or where there are no checksums: a file of the
-        older form, one written without them, or no archive at all.
+        The record's name; None if all records are whole, or if there are no checksums: a file of
+        the older format, one written without them, or no archive at all.
     """
     try:
         with zipfile.ZipFile(source) as archive:
-            records = [one for one in archive.infolist() if one.CRC and not _may_be_bomb(one)]
-            whole = source.stat().st_size if isinstance(source, Path) else None
-            stored = sum(one.compress_size for one in records)
-            if whole is not None and stored > whole:
-                return "directory"  # of records that overlap
-            return next((one.filename for one in records if not _is_whole(archive, one)), None)
+            # torch.save does not compress: a record that unpacks to much more may be a bomb.
+            records = [
+                r for r in archive.infolist() if r.CRC and r.file_size <= 100 * r.compress_size
+            ]
+            size = source.stat().st_size if isinstance(source, Path) else None
+            if size is not None and sum(r.compress_size for r in records) > size:
+                return "directory"  # records overlap
+            return next((r.filename for r in records if not _is_whole(archive, r)), None)
     except Exception:  # a damaged directory fails in many ways
         return "directory" if _is_archive(source) else None
 
 
-def _may_be_bomb(record: zipfile.ZipInfo) -> bool:
-    # torch.save does not compress at all.
-    return record.file_size > _RATIO * record.compress_size
-
-
 def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
-    if record.external_attr & _FOLDER:  # of which PyTorch reads nothing, into memory as it is
+    if record.external_attr & 0x10:  # a folder, from which PyTorch reads uninitialised memory
         return False
     try:
         with archive.open(record) as file:
-            while file.read(_PIECE):
+            while file.read(2**22):
                 pass
-    except Exception:  # of the checksum, or of what unpacks it
+    except Exception:  # of the checksum or of unpacking
         return False
     return True
 
 
 def _is_archive(source: Path | IO[bytes]) -> bool:
+    head = b"PK\x03\x04"
     if isinstance(source, Path):
         with source.open("rb") as file:
-            return file.read(len(_HEAD)) == _HEAD
+            return file.read(len(head)) == head
     source.seek(0)
-    return source.read(len(_HEAD)) == _HEAD
+    return source.read(len(head)) == head

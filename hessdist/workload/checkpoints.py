@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code, put into a model, written whole."""
+"""Checkpoints: reading without running code, loading into a model, writing whole files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from hessdist.workload.reading import read_content
 from hessdist.workload.state_dicts import Choice, state_under
 from hessdist.workload.steps import signature, step_of
 
-_READINGS = 5
 
-
-def read_whole(path: Path) -> Mapping[str, Any]:
-    """`read_state`, again if the checkpoint was written to meanwhile.
+def read_whole(path: Path, attempts: int = 5) -> Mapping[str, Any]:
+    """Read a checkpoint by `read_state`, again if it was written to during reading.
 
     Args:
         path: The file or folder.
+        attempts: The largest number of attempts.
 
     Returns:
-        What it holds, all of one content.
+        The content, all of one version of the checkpoint.
 
     Raises:
-        CheckpointError: It cannot be read, or does not stay as it is.
+        CheckpointError: The checkpoint cannot be read, or changes at every attempt.
     """
-    for _ in range(_READINGS):
+    for _ in range(attempts):
         before = signature(path)
         try:
             state = read_state(path)
@@ -45,24 +44,24 @@ def read_whole(path: Path) -> Mapping[str, Any]:
         if signature(path) == before:
             return state
     raise CheckpointError(
-        f"the checkpoint {path} was written to while it was read, {_READINGS} times",
+        f"the checkpoint {path} was written to while it was read, {attempts} times",
         "write it under another name and rename it",
     )
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint as it is; code in it is refused, not run.
+    """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
         path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
             or of torch.distributed.checkpoint.
 
     Returns:
-        What it holds, on the CPU: tensors by name, perhaps under keys and with other things beside
-        them. `load_into` finds the state in it that fits a model.
+        The content, on the CPU: tensors by name, perhaps under keys and together with other
+        objects. `load_into` finds the state in it that fits a model.
 
     Raises:
-        CheckpointError: It is missing, truncated, carries code, or holds no tensors by name.
+        CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
     return read_content(path)
 
@@ -75,20 +74,20 @@ def load_into(
     key: str | None = None,
     prefix: str | None = None,
 ) -> None:
-    """Put what a checkpoint holds into a model.
+    """Load the content of a checkpoint into a model.
 
     Args:
         model: The model, also a compiled or a parallel one; its tensors are overwritten in place,
             in their own dtype.
-        state: What `read_state` returns: tensors by name, perhaps under keys, with prefixes of
-            wrappers, or with averages beside them.
-        path: Where it comes from, for messages.
-        key: Under which key the state is, such as "ema" or "trainer.model"; default: what fits.
-        prefix: What is taken off the names; default: what makes them fit, as far as that is usual.
+        state: The content from `read_state`: tensors by name, perhaps under keys, with prefixes of
+            wrappers, or together with averages.
+        path: The path of the checkpoint, for messages.
+        key: The key of the state, such as "ema" or "trainer.model"; default: the one that fits.
+        prefix: The prefix to remove from the names; default: a usual one that makes them fit.
 
     Raises:
         CheckpointError: Names or shapes differ from the model's, two states fit, a value is not
-            finite, or a tensor could not be taken exactly.
+            finite, or a tensor cannot be loaded exactly.
     """
     load_content(model, state, f"the checkpoint {path}", Choice(key, prefix))
 
@@ -100,20 +99,20 @@ def own_state(
 
     Args:
         path: The file.
-        key: As it was written.
-        prefix: As it was written.
+        key: The key that the state was written under.
+        prefix: The prefix that the names were written with.
 
     Returns:
-        The tensors by the model's names; nothing where the file is of another form.
+        The tensors by the model's names; empty if the file has another form.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     return state_under(read_whole(path), key, prefix)
 
 
 def checkpoint_name(step: int) -> str:
-    """The file name of the checkpoint that training writes at a step: step-00000050.pt."""
+    """Return the file name of the checkpoint that training writes at a step: step-00000050.pt."""
     return f"step-{step:08d}.pt"
 
 
@@ -124,14 +123,13 @@ def require_named(pattern: str | None) -> None:
         pattern: The pattern for names of checkpoints; None: the usual names.
 
     Raises:
-        CheckpointError: It does not find the step in their names.
+        CheckpointError: The pattern does not find the step in these names.
     """
     name = checkpoint_name(1)
     if step_of(Path(name), pattern) != 1:
         raise CheckpointError(
-            f"checkpoints.pattern '{pattern}' does not find the step in {name}, as checkpoints are "
-            "named here",
-            "leave checkpoints.pattern out, or write 'step-(?P<step>[0-9]+)'",
+            f"checkpoints.pattern '{pattern}' does not find the step in the name {name}",
+            "remove checkpoints.pattern, or write 'step-(?P<step>[0-9]+)'",
         )
 
 
@@ -146,17 +144,17 @@ def write_checkpoint(
     """Write a state dict so that a kill leaves it whole or absent.
 
     Args:
-        directory: Where to; made if missing.
+        directory: The folder of the checkpoints, which is created if it is missing.
         step: The training step.
         model: The model.
-        key: The key that the state is written under, "a.b" for two; default: none.
-        prefix: What is put before every name.
+        key: The key that the state is written under, "a.b" for nested keys; default: none.
+        prefix: The prefix of every name.
 
     Returns:
         The path.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     path = directory / checkpoint_name(step)
     partial = path.with_suffix(".partial")
@@ -174,7 +172,7 @@ def write_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except Exception as error:  # what a module keeps beside its tensors may not be picklable
+    except Exception as error:  # extra state of a module may not be picklable
         with suppress(OSError, ValueError):
             partial.unlink(missing_ok=True)
         raise OutputError(
@@ -185,10 +183,10 @@ def write_checkpoint(
 
 
 def state_digest(state: Mapping[str, Any]) -> str:
-    """A hash of tensors with their names, in their order; not of a file's other bytes.
+    """Hash tensors with their names, in their order, independently of the file's format.
 
     Args:
-        state: Tensors by name.
+        state: The tensors by name.
 
     Returns:
         The hash.
@@ -196,7 +194,7 @@ def state_digest(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(name.encode())
-        # What a module keeps beside its tensors counts by how it is written.
+        # Extra state of a module counts by its printed form.
         content = (
             as_bytes(value).numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
         )

@@ -1,7 +1,7 @@
-"""Samples to a batch, by stacking or by a function of the user's.
+"""Making a batch of samples, by stacking or by a function of the user.
 
-A nesting keeps its kind. A list of numbers inside a sample is one leaf, as an array is; a list at
-the top of a sample is what a tuple there is, such as a pair of inputs and targets.
+A nesting keeps its kind. A list of numbers inside a sample is one leaf, like an array; a list at
+the top of a sample is the same as a tuple, such as a pair of inputs and targets.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ from hessdist.workload.nestings import (
 )
 
 Collate = Callable[[list[Any]], Batch]
-"""A function of one's own that makes a batch of a list of samples."""
+"""A function of the user that makes a batch of a list of samples."""
 
 PAD = (
     "or give a function that makes a batch of a list of samples (data.collate = 'module:callable', "
     "collate= in Python)"
 )
-"""The remedy for samples that cannot be stacked as they are."""
+"""The last part of the remedy for samples that cannot be stacked."""
 
-_NUMBERS = (bool, int, float, complex, np.generic)
+_NUMBER_TYPES = (bool, int, float, complex, np.generic)
 
 
 def find_collate(name: str | None) -> Collate | None:
     """Find the function that a job names as `data.collate`.
 
     Args:
-        name: "package.module:callable", or None. A class is called without arguments, and makes it.
+        name: "package.module:callable", or None. A class is called without arguments to make it.
 
     Returns:
-        A function of a list of samples that returns a batch; None: samples are stacked.
+        The function, which makes a batch of a list of samples; None: samples are stacked.
 
     Raises:
-        WorkloadError: It is not found.
-        DataError: A class makes nothing that can be called.
+        WorkloadError: The function is not found.
+        DataError: An object of the class is not callable.
     """
     if name is None:
         return None
-    found = find_factory(name, {}, "data.collate")
-    if not inspect.isclass(found):
-        return found
-    made = call_factory(found, {}, "data.collate")
-    if not callable(made):
+    factory = find_factory(name, {}, "data.collate")
+    if not inspect.isclass(factory):
+        return factory
+    collate = call_factory(factory, {}, "data.collate")
+    if not callable(collate):
         raise DataError(
-            f"data.collate: '{name}' made {type(made).__name__}, which is not callable",
+            f"data.collate: '{name}' made {type(collate).__name__}, which is not callable",
             "name a function of a list of samples that returns a batch",
         )
-    return made  # type: ignore[no-any-return]
+    return collate  # type: ignore[no-any-return]
 
 
 def make_batch(samples: list[Any], numbers: Sequence[int], collate: Collate | None = None) -> Batch:
-    """Make a batch of samples, by a function of the user's or by stacking.
+    """Make a batch of samples, by a function of the user or by stacking.
 
     Args:
-        samples: One or more.
-        numbers: Their numbers in the data set, for messages.
+        samples: The samples, at least one.
+        numbers: The numbers of the samples in the data set, for messages.
         collate: The user's function; None: every leaf is stacked along a new first dimension.
 
     Returns:
-        The batch; its tensors carry no graph.
+        The batch; its tensors have no graph.
 
     Raises:
-        DataError: The samples do not make a batch; the first that does not fit is named.
+        DataError: The samples make no batch; the message names the first that does not fit.
     """
     if collate is not None:
         return _collated(samples, numbers, collate)
@@ -87,7 +87,7 @@ def make_batch(samples: list[Any], numbers: Sequence[int], collate: Collate | No
         return _stack(samples, "", _Numbers(numbers))
     except DataError:
         raise
-    except Exception as error:  # mappings and classes of the user's have code of their own
+    except Exception as error:  # mappings and classes of the user can raise anything
         raise DataError(
             f"{range_of(numbers)} of the data set cannot be made a batch ({one_line(error)})",
             f"return tensors, or tuples or dictionaries of tensors of one shape, {PAD}",
@@ -95,35 +95,35 @@ def make_batch(samples: list[Any], numbers: Sequence[int], collate: Collate | No
 
 
 def _collated(samples: list[Any], numbers: Sequence[int], collate: Collate) -> Batch:
-    """A batch by the user's function."""
+    """Make a batch by the user's function."""
     try:
         batch = collate(list(samples))
     except DataError:
         raise
     except Exception as error:
         raise DataError(
-            f"data.collate ({_told(collate)}) failed on {range_of(numbers)} of the data set "
+            f"data.collate ({_name_of(collate)}) failed on {range_of(numbers)} of the data set "
             f"({one_line(error)})",
-            "correct it: it takes a list of samples and returns a batch",
+            "correct the function: it takes a list of samples and returns a batch",
         ) from error
     return _checked(batch, collate)
 
 
 def range_of(numbers: Sequence[int]) -> str:
-    """Samples by their numbers in the data set, in words."""
+    """Describe samples by their numbers in the data set."""
     if len(numbers) == 1:
         return f"sample {numbers[0]}"
     return f"samples {numbers[0]} ... {numbers[-1]}"
 
 
 class _Numbers:
-    """Numbers of the samples of a batch, for messages."""
+    """The numbers of the samples of a batch, and errors that name them."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = numbers
 
     def refuse(self, position: int, what: str, where: str, remedy: str) -> DataError:
-        """The error of the sample at a position: what is wrong with it, and at which leaf."""
+        """Make the error of the sample at a position, with its fault and the leaf."""
         number = self._numbers[position]
         whole = f"{range_of(self._numbers)} of the data set"
         sample = whole if len(self._numbers) == 1 else f"{whole}: sample {number}"
@@ -132,13 +132,13 @@ class _Numbers:
     def differ(
         self, position: int, of_it: str, of_first: str, where: str, remedy: str
     ) -> DataError:
-        """The error of a sample that is not like the first of its batch."""
+        """Make the error of a sample that differs from the first of its batch."""
         what = f"is {of_it}, and sample {self._numbers[0]} is {of_first}"
         return self.refuse(position, what, where, remedy)
 
 
 def _stack(values: list[Any], where: str, numbers: _Numbers) -> Any:
-    """Stack what the samples have at one place of their nesting."""
+    """Stack the parts of the samples at one place of their nesting."""
     first = values[0]
     if any(value is None for value in values):
         return _stack_nothing(values, where, numbers)
@@ -146,7 +146,7 @@ def _stack(values: list[Any], where: str, numbers: _Numbers) -> Any:
         return _stack_arrays(values, where, numbers)
     if all(isinstance(value, (str, bytes)) for value in values):
         return values
-    if where and all(_is_list_of(value, _NUMBERS) for value in values):
+    if where and all(_is_list_of(value, _NUMBER_TYPES) for value in values):
         return _stack_lists(values, where, numbers)
     if where and all(_is_list_of(value, (str,)) for value in values):
         return values
@@ -163,7 +163,7 @@ def _stack(values: list[Any], where: str, numbers: _Numbers) -> Any:
 
 
 def _stack_nothing(values: list[Any], where: str, numbers: _Numbers) -> None:
-    """Leave a leaf that is None in every sample; refuse samples that are."""
+    """Keep a leaf that is None in every sample, and refuse samples that are None."""
     position = next(i for i, value in enumerate(values) if value is None)
     if not where or any(value is not None for value in values):
         raise numbers.refuse(
@@ -172,14 +172,14 @@ def _stack_nothing(values: list[Any], where: str, numbers: _Numbers) -> None:
 
 
 def _stack_lists(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
-    """Lists of numbers, of one length each, as one tensor."""
+    """Make one tensor of lists of numbers, which must have one length."""
     lengths = [len(value) for value in values]
     for position, length in enumerate(lengths):
         if length != lengths[0]:
             raise numbers.differ(
                 position,
                 f"a list of {length}",
-                f"one of {lengths[0]}",
+                f"a list of {lengths[0]}",
                 where,
                 f"make all samples of one shape by padding, {PAD}",
             )
@@ -194,13 +194,13 @@ def _stack_lists(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
 
 
 def _stack_arrays(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
-    """Tensors, NumPy arrays and numbers, of one shape."""
+    """Stack tensors, NumPy arrays and numbers, which must have one shape."""
     if (stacked := _stacked_at_once(values)) is not None:
         return stacked
     for position, value in enumerate(values):
         if isinstance(value, Tensor):
             _require_dense(value, position, where, numbers)
-        elif _has_gaps(value):
+        elif _has_masked_values(value):
             raise numbers.refuse(
                 position, "is a masked array with values missing", where, "fill them"
             )
@@ -224,12 +224,12 @@ def _stack_arrays(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
 
 
 def _stacked_at_once(values: list[Any]) -> Tensor | None:
-    """Tensors without anything to look at one by one, stacked; None where there is something."""
+    """Stack tensors without a check of each; None if one has to be checked."""
     if not all(type(value) is Tensor for value in values):
         return None
     try:
         stacked = torch.stack(values).detach()
-    except Exception:  # which of them, and why, is found out by looking at each
+    except Exception:  # the check of each tensor finds the cause
         return None
     plain = stacked.layout is torch.strided and not stacked.is_nested
     return stacked if plain and _fault_of(stacked) is None else None
@@ -251,13 +251,13 @@ def _stack_tensors(values: list[Any], where: str, numbers: _Numbers) -> Tensor:
     return stacked if type(stacked) is Tensor else stacked.as_subclass(Tensor)
 
 
-def _has_gaps(value: Any) -> bool:
-    """Whether it is a masked array with values missing, whose mask would be lost."""
+def _has_masked_values(value: Any) -> bool:
+    """Return whether a masked array has masked values, whose mask would be lost."""
     return isinstance(value, np.ma.MaskedArray) and bool(np.any(value.mask))
 
 
 def _as_tensor(array: NDArray[Any], where: str, numbers: _Numbers) -> Tensor:
-    """A tensor of a NumPy array's values, in its precision."""
+    """Make a tensor of a NumPy array, in its precision."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     try:
@@ -265,7 +265,7 @@ def _as_tensor(array: NDArray[Any], where: str, numbers: _Numbers) -> Tensor:
     except TypeError as error:
         raise numbers.refuse(
             0,
-            f"has values of NumPy's dtype {array.dtype}, which PyTorch has not",
+            f"has values of NumPy's dtype {array.dtype}, which PyTorch does not have",
             where,
             f"make them numbers, {PAD}",
         ) from error
@@ -287,16 +287,16 @@ def _require_dense(tensor: Tensor, position: int, where: str, numbers: _Numbers)
 
 
 def _fault_of(tensor: Tensor) -> tuple[str, str] | None:
-    """What makes a tensor no data, and what to do."""
+    """Return why a tensor cannot be used as data, and the remedy; None if it can."""
     if tensor.device.type == "meta":
-        return "is a tensor on the meta device, which has no values", "make it on the CPU"
+        return "is a tensor on the meta device, which has no values", "create it on the CPU"
     if tensor.is_quantized:
-        return "is a quantised tensor", "make it one of floats (tensor.dequantize())"
+        return "is a quantised tensor", "convert it to floats (tensor.dequantize())"
     return None
 
 
 def _require_alike(values: list[Any], where: str, numbers: _Numbers) -> None:
-    """Refuse samples whose nestings have other kinds or keys than the first one's."""
+    """Refuse samples whose nestings have other kinds or keys than that of the first sample."""
     first = values[0]
     remedy = f"make all samples alike, {PAD}"
     for position, value in enumerate(values):
@@ -318,7 +318,7 @@ def _require_alike(values: list[Any], where: str, numbers: _Numbers) -> None:
 
 
 def _kind(value: Any) -> object:
-    """What nestings of different samples have to share."""
+    """Return the kind of a nesting, which all samples must share."""
     if isinstance(value, Mapping):
         return Mapping
     if is_named_tuple(value) or is_dataclass(value):
@@ -327,7 +327,7 @@ def _kind(value: Any) -> object:
 
 
 def _labels(nesting: Any) -> list[str]:
-    """How the parts of a nesting are told in messages."""
+    """Return the names of the parts of a nesting in messages."""
     if isinstance(nesting, Mapping):
         return [f"[{key!r}]" for key in nesting]
     if is_named_tuple(nesting):
@@ -343,13 +343,13 @@ def _listed(nesting: Any) -> str:
 
 
 def _is_array(value: Any) -> bool:
-    if isinstance(value, str):  # NumPy's strings are both
+    if isinstance(value, str):  # also NumPy's strings, which are np.generic
         return False
-    return isinstance(value, (Tensor, np.ndarray, *_NUMBERS))
+    return isinstance(value, (Tensor, np.ndarray, *_NUMBER_TYPES))
 
 
 def _is_list_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether it is a list of numbers (or words), or of such lists."""
+    """Return whether a value is a list of numbers (or words), or of such lists."""
     if type(value) is not list:
         return False
     return all(
@@ -360,7 +360,7 @@ def _is_list_of(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def _described(value: Any) -> str:
-    """What a sample, or a part of one, is."""
+    """Describe a sample, or a part of one."""
     if value is None:
         return "None"
     if isinstance(value, Tensor):
@@ -383,30 +383,31 @@ def _remedy_for(value: Any) -> str:
     return f"return tensors, arrays or numbers, {PAD}"
 
 
-def _told(collate: Collate) -> str:
-    """The name of the user's function as a job file has it."""
+def _name_of(collate: Collate) -> str:
+    """Return the name of the user's function in the form of a job file."""
     module = getattr(collate, "__module__", None)
     return f"{module}:{name_of(collate)}" if module else name_of(collate)
 
 
 def _checked(batch: Batch, collate: Collate) -> Batch:
-    """A batch of the user's own making: arrays become tensors, and no tensor carries a graph."""
-    name = _told(collate)
-    found = [0]
+    """Check a batch from the user's function; convert arrays to tensors, and drop graphs."""
+    name = _name_of(collate)
+    usable = 0
 
-    def of_leaf(leaf: Any) -> Any:
+    def check_leaf(leaf: Any) -> Any:
+        nonlocal usable
         if isinstance(leaf, np.ndarray):
             leaf = _as_tensor(leaf, "", _Numbers([0]))
         if isinstance(leaf, Tensor):
-            found[0] += 1
+            usable += 1
             if (fault := _fault_of(leaf)) is not None:
                 raise DataError(f"data.collate ({name}): a leaf of its batch {fault[0]}", fault[1])
             return leaf.detach()
-        found[0] += not isinstance(leaf, (str, bytes, type(None), *_NUMBERS))
+        usable += not isinstance(leaf, (str, bytes, type(None), *_NUMBER_TYPES))
         return leaf
 
-    checked = map_leaves(batch, of_leaf)
-    if not found[0]:
+    checked = map_leaves(batch, check_leaf)
+    if not usable:
         raise DataError(
             f"data.collate ({name}) returned {_described(batch).partition(',')[0]} without a "
             "tensor",

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint can become which of a model's without losing anything."""
+"""Checks that a tensor of a checkpoint can be loaded into one of a model without a loss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def reason_against(value: Tensor, own: Tensor) -> str | None:
-    """Say why a tensor of a checkpoint cannot become one of a model.
+    """Return the reason why a tensor of a checkpoint cannot be loaded into one of a model.
 
     Args:
-        value: The checkpoint's.
-        own: The model's, of the same shape.
+        value: The tensor of the checkpoint.
+        own: The tensor of the model, with the same shape.
 
     Returns:
-        The reason; None where it can. Whether it is finite is not looked at.
+        The reason; None if it can be loaded. NaN and infinity are not checked.
     """
     if value.is_quantized:
         return "is quantised"
@@ -33,14 +33,14 @@ def reason_against(value: Tensor, own: Tensor) -> str | None:
 
 
 def reason_not_finite(value: Tensor, own: Tensor) -> str | None:
-    """Say why a tensor is not finite in a model's dtype.
+    """Return the reason why a tensor is not finite in a model's dtype.
 
     Args:
-        value: The checkpoint's.
-        own: The model's.
+        value: The tensor of the checkpoint.
+        own: The tensor of the model.
 
     Returns:
-        The reason; None where it is finite.
+        The reason; None if it is finite.
     """
     if not (own.is_floating_point() or own.is_complex()):
         return None
@@ -52,24 +52,16 @@ def reason_not_finite(value: Tensor, own: Tensor) -> str | None:
     return "holds NaN or infinity"
 
 
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same shape and values, whatever their dtypes.
-
-    Args:
-        one: A tensor.
-        other: Another.
-
-    Returns:
-        Whether.
-    """
-    if one.shape != other.shape or one.layout != other.layout or one.is_quantized:
+def equal(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors have the same shape and values, for any dtypes."""
+    if first.shape != second.shape or first.layout != second.layout or first.is_quantized:
         return False
-    if one.dtype == other.dtype:
-        # Bits rather than values: a NaN is the same as itself.
-        return torch.equal(_bits(one), _bits(other))
-    is_complex = one.is_complex() or other.is_complex()
+    if first.dtype == second.dtype:
+        # Bits rather than values, so that a NaN equals itself.
+        return torch.equal(_bits(first), _bits(second))
+    is_complex = first.is_complex() or second.is_complex()
     wide = torch.complex128 if is_complex else torch.float64
-    return torch.equal(one.detach().cpu().to(wide), other.detach().cpu().to(wide))
+    return torch.equal(first.detach().cpu().to(wide), second.detach().cpu().to(wide))
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -77,20 +69,13 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor on the CPU, in its own order, whatever its dtype and shape.
-
-    Args:
-        tensor: The tensor.
-
-    Returns:
-        Bytes, one-dimensional.
-    """
+    """Return the bytes of a tensor on the CPU, one-dimensional, for any dtype and shape."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return plain.flatten().view(torch.uint8)
 
 
 def _is_exact(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether all values are the same in a dtype of integers or truth values."""
+    """Return whether all values are the same in a dtype of integers or booleans."""
     if value.is_complex():
         return False
     if value.is_floating_point():

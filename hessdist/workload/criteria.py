@@ -1,8 +1,8 @@
-"""PyTorch's own criteria, handled from what they are: what they sum, and what they divide it by.
+"""PyTorch's own criteria, split into the sum and the divisor of their mean.
 
-A criterion that averages divides by something: the number of samples, of labels that count, or the
-sum of their class weights. A mean of batch means weighs batches wrongly wherever that differs from
-batch to batch, so the sum and the divisor are taken apart here.
+A criterion that averages divides by a number: of samples, of labels that count, or the sum of their
+class weights. Where this differs between batches, a mean of batch means has wrong weights, so the
+sum and the divisor are needed separately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OF_CLASSES: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
     F.nll_loss: "nll_loss",
 }
-"""Criteria of class labels, whose mean is over the labels that count, by their weights."""
+"""Criteria of class labels, whose mean is a weighted mean over the labels that count."""
 
 _OF_ELEMENTS: dict[Callable[..., Any], str] = {
     F.mse_loss: "mse_loss",
@@ -57,20 +57,20 @@ _MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Which class labels count in a criterion, and how much."""
+    """The class labels that count in a criterion, with their weights."""
 
     weight: Tensor | None = None  # (C,) of the classes; None: 1 each
     ignore_index: int = -100  # labels of this value do not count
 
     def of_each_sample(self, targets: Tensor) -> Tensor:
-        """The sum of the weights of each sample's labels that count.
+        """Compute the sum of the weights of each sample's labels that count.
 
         Args:
             targets: Integer labels (B, ...), or class probabilities (B, C, ...), each of which
                 counts as 1.
 
         Returns:
-            (B,) float64.
+            The sums, (B,) float64.
         """
         if targets.is_floating_point():
             places = float(math.prod(targets.shape[2:]))
@@ -84,14 +84,14 @@ class ClassLabels:
         return weights.reshape(len(targets), -1).sum(1)
 
     def total(self, targets: Tensor) -> float:
-        """The divisor of the criterion's mean over these targets."""
+        """Return the divisor of the criterion's mean over these targets."""
         return float(self.of_each_sample(targets).sum())
 
     def check(self, outputs: Any, targets: Any) -> None:
         """Check labels against the number of outputs.
 
         Args:
-            outputs: (B, C, ...), or anything else, which is not checked.
+            outputs: Outputs (B, C, ...), or anything else, which is not checked.
             targets: Integer labels (B, ...), or anything else, which is not checked.
 
         Raises:
@@ -103,9 +103,9 @@ class ClassLabels:
             return
         if targets.ndim != outputs.ndim - 1:
             raise DataError(
-                f"class labels are of shape {_shape(targets)} and the outputs of "
-                f"{_shape(outputs)}, where labels of "
-                f"{_shape(outputs.new_empty(outputs.shape[:1] + outputs.shape[2:]))} fit",
+                f"class labels are of shape {_shape(targets)} and outputs of "
+                f"{_shape(outputs)}, which need labels of shape "
+                f"{_shape(outputs.new_empty(outputs.shape[:1] + outputs.shape[2:]))}",
                 "let the data set give one integer label for each place, or use another loss",
             )
         counted = targets[targets != self.ignore_index]
@@ -114,7 +114,7 @@ class ClassLabels:
         low, high, classes = int(counted.min()), int(counted.max()), outputs.shape[1]
         if low < 0 or high >= classes:
             raise DataError(
-                f"labels are {low} ... {high}, and the model has outputs 0 ... {classes - 1}",
+                f"labels are {low} ... {high}, but the model has outputs 0 ... {classes - 1}",
                 "change the model's number of classes (model.arguments) or the data set, or name "
                 "the label that does not count in the loss (ignore_index)",
             )
@@ -122,28 +122,28 @@ class ClassLabels:
 
 @dataclass(frozen=True)
 class Known:
-    """One of PyTorch's criteria, taken apart."""
+    """One of PyTorch's criteria, with its reduction and its labels."""
 
-    name: str  # of torch.nn.functional
-    criterion: Callable[[Any, Any], Tensor]  # (outputs, targets) to a value by `reduction`
-    reduction: Reduction  # what `criterion` returns
-    labels: ClassLabels | None  # where targets are classes
-    over_labels: bool  # whether the mean is over labels that count, and not over samples
+    name: str  # in torch.nn.functional
+    criterion: Callable[[Any, Any], Tensor]  # (outputs, targets) to a value with `reduction`
+    reduction: Reduction  # the reduction of `criterion`
+    labels: ClassLabels | None  # if targets are classes
+    over_labels: bool  # whether the mean is over labels that count, not over samples
 
 
 def known(criterion: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> Known | None:
     """Recognise a criterion of torch.nn or torch.nn.functional, also inside functools.partial.
 
-    A criterion of classes that averages, or gives a value for each label, comes back as a sum,
-    with the labels that tell what PyTorch's mean divides by.
+    A criterion of classes is always returned as a sum, with the labels that determine the divisor
+    of PyTorch's mean.
 
     Args:
         criterion: The criterion.
-        device: Where its weights are wanted.
-        dtype: Likewise.
+        device: The device for its weights.
+        dtype: The dtype for its weights.
 
     Returns:
-        None where it is no criterion of PyTorch's: a function or a class of one's own.
+        The criterion; None if it is not PyTorch's own, but a function or a class of the user.
     """
     function, options = _function_and_options(criterion)
     if function not in _OF_CLASSES and function not in _OF_ELEMENTS:
@@ -162,7 +162,7 @@ def known(criterion: Callable[..., Any], device: torch.device, dtype: torch.dtyp
 
 
 def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A tensor on a device, in a dtype if it is floating; anything else as it is."""
+    """Move a tensor to a device, and to a dtype if it is floating; keep anything else."""
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
@@ -174,14 +174,14 @@ def _reduction(options: Mapping[str, Any]) -> Reduction:
 
 
 def _function_and_options(criterion: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
-    """The function behind a criterion, and the keyword arguments that it is called with."""
+    """Return the function of a criterion and the keyword arguments that it is called with."""
     if isinstance(criterion, functools.partial):
         function, options = _function_and_options(criterion.func)
         if criterion.args or (criterion.keywords and isinstance(criterion.func, nn.Module)):
             return None, {}
         return function, {**options, **criterion.keywords}
     for module, function in _MODULES.items():
-        # A subclass with a forward of its own is a criterion of one's own.
+        # A subclass with its own forward is a custom criterion.
         if isinstance(criterion, module) and type(criterion).forward is module.forward:
             return function, _options_of(criterion, module)
     try:
@@ -213,7 +213,7 @@ def _options_of(criterion: nn.Module, module: type[nn.Module]) -> dict[str, Any]
 def _of_classes(
     function: Callable[..., Tensor], options: Mapping[str, Any], outputs: Any, targets: Any
 ) -> Tensor:
-    """A criterion of classes; labels of any integer type are taken."""
+    """Evaluate a criterion of classes; labels may have any integer type."""
     if isinstance(targets, Tensor):
         targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets.long()
     return function(outputs, targets, **options)
@@ -222,7 +222,7 @@ def _of_classes(
 def _of_elements(
     function: Callable[..., Tensor], options: Mapping[str, Any], outputs: Any, targets: Any
 ) -> Tensor:
-    """A criterion of entries; targets of any type are taken, of any shape they are not.
+    """Evaluate a criterion of entries; targets may have any type, but not any shape.
 
     Returns:
         The criterion's value.
@@ -233,7 +233,7 @@ def _of_elements(
     if isinstance(targets, Tensor) and isinstance(outputs, Tensor):
         if targets.ndim != outputs.ndim:
             raise DataError(
-                f"outputs are of shape {_shape(outputs)} and targets of {_shape(targets)}, and "
+                f"outputs are of shape {_shape(outputs)} and targets of {_shape(targets)}, so "
                 "the loss would compare every output with every target",
                 "bring both to one shape: targets[:, None] in the data set, or outputs.squeeze(-1) "
                 "in the model",
@@ -243,5 +243,5 @@ def _of_elements(
 
 
 def _shape(tensor: Tensor) -> str:
-    """The shape of a batch, its first dimension called B: (B, 3)."""
+    """Format the shape of a batch, with B for its first dimension: (B, 3)."""
     return f"({', '.join(['B', *map(str, tensor.shape[1:])])}{',' if tensor.ndim == 1 else ''})"

@@ -1,6 +1,6 @@
-"""Built-in data sets and the subset of one that a job asks for.
+"""Built-in data sets, and the choice of the samples that a job uses.
 
-Images are float32 in [0, 1], channels first, nothing else done to them. Synthetic data are the same
+Images are float32 in [0, 1], channels first, without other transforms. Synthetic data are the same
 for the same seed.
 """
 
@@ -25,20 +25,11 @@ from hessdist.errors import DataError, InputError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory, one_line, signature_of
 
 DATA_VARIABLE = "HESSDIST_DATA"
-"""The environment variable that names the data folder where `data.root` does not."""
-
-_IDX_TYPES: dict[int, Any] = {
-    0x08: np.uint8,
-    0x09: np.int8,
-    0x0B: ">i2",
-    0x0C: ">i4",
-    0x0D: ">f4",
-    0x0E: ">f8",
-}
+"""The environment variable of the data folder, for jobs without `data.root`."""
 
 
 class MapDataset(Protocol):
-    """A map-style data set, as `torch.utils.data.Dataset`: a length, and samples by index."""
+    """A map-style data set, like `torch.utils.data.Dataset`: a length, and samples by index."""
 
     def __len__(self) -> int: ...
 
@@ -46,11 +37,11 @@ class MapDataset(Protocol):
 
 
 class ImageDataset:
-    """Labelled images held as bytes; samples are (image float32 in [0, 1], label int).
+    """Labelled images in bytes; samples are (image float32 in [0, 1], label int).
 
     Args:
-        images: (N, channels, height, width) uint8.
-        labels: (N,) integers.
+        images: The images, (N, channels, height, width) uint8.
+        labels: The labels, (N,) integers.
         white: The byte that becomes 1.0.
     """
 
@@ -79,18 +70,19 @@ def read_idx(path: Path) -> NDArray[Any]:
         The array, in the file's shape and type.
 
     Raises:
-        DataError: The file cannot be read, is no IDX file, or is shorter or longer than it says.
+        DataError: The file cannot be read, is no IDX file, or has another length than its header.
     """
     raw = _read_bytes(path)
-    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in _IDX_TYPES:
+    types: dict[int, Any] = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+    if len(raw) < 4 or raw[0] or raw[1] or raw[2] not in types:
         raise DataError(f"{path} is no IDX file", "fetch it again")
-    dtype, dimensions = np.dtype(_IDX_TYPES[raw[2]]), raw[3]
+    dtype, dimensions = np.dtype(types[raw[2]]), raw[3]
     header = 4 + 4 * dimensions
     shape = tuple(int(n) for n in np.frombuffer(raw[4:header], ">u4")) if len(raw) >= header else ()
     expected = header + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if len(shape) != dimensions or len(raw) != expected:
         raise DataError(
-            f"{path} is truncated or damaged: {len(raw)} bytes, its header says {expected}",
+            f"{path} is truncated or damaged: {len(raw)} bytes instead of {expected}",
             "fetch it again",
         )
     return np.frombuffer(raw, dtype, offset=header).reshape(shape)
@@ -105,12 +97,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _data_root(root: Path | None, name: str) -> Path:
-    """The data folder of the job, or of the environment."""
+    """Return the data folder of the job, or of the environment."""
     if root is None and DATA_VARIABLE in os.environ:
         root = Path(os.environ[DATA_VARIABLE])
     if root is None:
         raise DataError(
-            f"the data set '{name}' needs a folder and none is named",
+            f"the data set '{name}' needs a data folder",
             f"set data.root in the job file, or the environment variable {DATA_VARIABLE}",
         )
     if not root.is_dir():
@@ -129,15 +121,15 @@ def _find_file(folders: Sequence[Path], names: Sequence[str], dataset: str) -> P
     raise DataError(
         f"the data set '{dataset}' has no file {names[0]} in "
         f"{', '.join(str(folder) for folder in folders)}",
-        f"put it there, or correct data.root or {DATA_VARIABLE}",
+        f"put the file there, or correct data.root or {DATA_VARIABLE}",
     )
 
 
 def _idx_images(folders: Sequence[Path], name: str, split: str) -> ImageDataset:
-    """MNIST's four files: <train|t10k>-<images-idx3|labels-idx1>-ubyte[.gz]."""
+    """Read files of MNIST's format: <train|t10k>-<images-idx3|labels-idx1>-ubyte[.gz]."""
 
-    def read(what: str) -> tuple[Path, NDArray[Any]]:
-        stem = f"{'train' if split == 'train' else 't10k'}-{what}-ubyte"
+    def read(kind: str) -> tuple[Path, NDArray[Any]]:
+        stem = f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte"
         dotted = stem.replace("-idx", ".idx")
         path = _find_file(folders, [f"{stem}.gz", stem, f"{dotted}.gz", dotted], name)
         return path, read_idx(path)
@@ -157,10 +149,10 @@ def _idx_images(folders: Sequence[Path], name: str, split: str) -> ImageDataset:
 
 
 def mnist(root: Path | None = None, split: str = "train") -> ImageDataset:
-    """MNIST, 60,000 + 10,000 images of 1 x 28 x 28.
+    """Open MNIST, 60,000 + 10,000 images of 1 x 28 x 28.
 
     Args:
-        root: Folder with the IDX files, gzipped or not, or with torchvision's `MNIST/raw`.
+        root: The folder with the IDX files, gzipped or not, or with torchvision's `MNIST/raw`.
         split: "train" or "test".
 
     Returns:
@@ -174,11 +166,11 @@ def mnist(root: Path | None = None, split: str = "train") -> ImageDataset:
 
 
 def fashion_mnist(root: Path | None = None, split: str = "train") -> ImageDataset:
-    """Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 1 x 28 x 28.
+    """Open Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 1 x 28 x 28.
 
     Args:
-        root: Folder with the IDX files, gzipped or not, or with torchvision's
-            `FashionMNIST/raw`; Debian's package dataset-fashion-mnist is looked at too.
+        root: The folder with the IDX files, gzipped or not, or with torchvision's
+            `FashionMNIST/raw`. Debian's package dataset-fashion-mnist is used too.
         split: "train" or "test".
 
     Returns:
@@ -191,7 +183,7 @@ def fashion_mnist(root: Path | None = None, split: str = "train") -> ImageDatase
     if root is None and DATA_VARIABLE not in os.environ:
         folders = [debian]
     elif root is None:
-        # The variable may name a folder of other data sets, so only a subfolder is believed.
+        # The variable may name a folder of other data sets, so only subfolders are used.
         root = _data_root(None, "fashion_mnist")
         folders = [root / "FashionMNIST" / "raw", root / "fashion-mnist", debian]
     else:
@@ -201,14 +193,14 @@ def fashion_mnist(root: Path | None = None, split: str = "train") -> ImageDatase
 
 
 def cifar10(root: Path | None = None, split: str = "train") -> ImageDataset:
-    """CIFAR-10 in its binary layout (1 label byte, 3,072 pixel bytes), images of 3 x 32 x 32.
+    """Open CIFAR-10 in its binary layout (1 label byte, 3,072 pixel bytes), images of 3 x 32 x 32.
 
     Args:
-        root: Folder with the `.bin` batches, or with `cifar-10-batches-bin`.
+        root: The folder with the `.bin` batches, or with `cifar-10-batches-bin`.
         split: "train" or "test".
 
     Returns:
-        The data set; as many images as the batches hold.
+        The data set, with all images of the batches.
 
     Raises:
         DataError: Files are missing or damaged.
@@ -221,8 +213,8 @@ def cifar10(root: Path | None = None, split: str = "train") -> ImageDataset:
         raw = np.frombuffer(_read_bytes(path), np.uint8)
         if raw.size == 0 or raw.size % 3073:
             raise DataError(
-                f"{path} is truncated or damaged: {raw.size} bytes are not a whole number of "
-                "images of 3,073",
+                f"{path} is truncated or damaged: {raw.size} bytes are no whole number of "
+                "images of 3,073 bytes",
                 "fetch it again",
             )
         records.append(raw.reshape(-1, 3073))
@@ -231,16 +223,16 @@ def cifar10(root: Path | None = None, split: str = "train") -> ImageDataset:
 
 
 def digits(split: str = "train") -> ImageDataset:
-    """The 1,797 digits of 1 x 8 x 8 pixels that scikit-learn ships.
+    """Open scikit-learn's digits, 1,797 images of 1 x 8 x 8 pixels.
 
     Args:
-        split: "train" is all of them; there is no test set.
+        split: "train", which is all images; there is no test set.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: scikit-learn is missing, or a test set is asked for.
+        DataError: scikit-learn is missing, or a test set is requested.
     """
     _check_no_test_set("digits", split)
     try:
@@ -261,15 +253,15 @@ def _check_no_test_set(name: str, split: str) -> None:
 def blobs(
     samples: int = 200, spread: float = 0.3, seed: int = 0, split: str = "train"
 ) -> TensorDataset:
-    """Two Gaussian blobs in the plane (Sagun, Bottou and LeCun 2016, section 3).
+    """Draw two Gaussian blobs in the plane (Sagun, Bottou and LeCun 2016, section 3).
 
-    Classes take turns, and a blob of another spread is the same one about its centre grown or
-    shrunk, so that spreads are comparable.
+    Classes alternate. With another spread the same blob is scaled about its centre, so that results
+    for several spreads are comparable.
 
     Args:
-        samples: N, even: half of them in each blob.
-        spread: Standard deviation of a blob along either axis, 0 or more.
-        seed: Seed of the draw, 0 or more.
+        samples: The number of samples N, even: half of them are in each blob.
+        spread: The standard deviation of a blob along either axis, 0 or more.
+        seed: The seed, 0 or more.
         split: "train"; there is no test set.
 
     Returns:
@@ -297,13 +289,13 @@ def random(
     seed: int = 0,
     split: str = "train",
 ) -> TensorDataset:
-    """Random patterns with random labels (Sagun, Bottou and LeCun 2016, section 2.1).
+    """Draw random patterns with random labels (Sagun, Bottou and LeCun 2016, section 2.1).
 
     Args:
-        samples: N.
-        shape: Of an input.
-        num_classes: C; labels are 0 ... C-1, each as likely.
-        seed: Seed of the draw, 0 or more.
+        samples: The number of samples N.
+        shape: The shape of an input.
+        num_classes: The number of classes C; labels are 0 ... C-1, uniformly distributed.
+        seed: The seed, 0 or more.
         split: "train"; there is no test set.
 
     Returns:
@@ -326,7 +318,7 @@ def random(
 
 
 def _check(holds: bool, what: str, remedy: str) -> None:
-    """Refuse an argument of a data set."""
+    """Refuse an argument of a data set that is out of its range."""
     if not holds:
         raise DataError(what, f"{remedy} (data.arguments)")
 
@@ -348,9 +340,9 @@ def build_dataset(
 
     Args:
         dataset: A built-in data set (`DATASETS`), or "package.module:callable".
-        root: The data folder, given to a callable that has a parameter of this name.
-        arguments: More keyword arguments of the callable.
-        split: "train" or "test", given likewise.
+        root: The data folder, passed to a callable that has a parameter of this name.
+        arguments: Other keyword arguments of the callable.
+        split: "train" or "test", passed to a callable that has a parameter of this name.
 
     Returns:
         A map-style data set.
@@ -362,60 +354,56 @@ def build_dataset(
     factory = find_factory(dataset, DATASETS, "data.dataset")
     if root is None and dataset not in DATASETS and DATA_VARIABLE in os.environ:
         root = Path(os.environ[DATA_VARIABLE])
-    given = dict(arguments)
+    arguments = dict(arguments)
     signature = signature_of(factory)
     accepted = signature.parameters if signature is not None else {}
     for name, value in (("root", root), ("split", split)):
-        if name in accepted and (value is not None) and name not in given:
-            given[name] = value
-    opened = call_factory(factory, given, "data")
+        if name in accepted and value is not None:
+            arguments.setdefault(name, value)
+    opened = call_factory(factory, arguments, "data")
     require_map_style(opened, f"data.dataset: '{dataset}' returned")
     count_samples(opened)
     return opened  # type: ignore[no-any-return]
 
 
-# -- data sets of the user's -----------------------------------------------------------------
+# -- data sets of the user -------------------------------------------------------------------
 
 
-def require_map_style(dataset: Any, found: str = "the data set is") -> None:
-    """Refuse what gives no samples by index, with what to give instead.
+def require_map_style(dataset: Any, subject: str = "the data set is") -> None:
+    """Refuse an object that gives no samples by index, with a replacement as the remedy.
 
     Args:
-        dataset: What is to be a map-style data set.
-        found: Begins the message; the type follows.
+        dataset: The object.
+        subject: The beginning of the message, before the name of the type.
 
     Raises:
-        DataError: It is a loader, a stream, a table of columns, or anything else of that kind.
+        DataError: The object is a loader, a stream, a table of columns, or the like.
     """
     if (remedy := _remedy_for(dataset)) is None:
         return
     name = type(dataset).__name__
-    raise DataError(f"{found} {name}, not a map-style data set", remedy)
+    raise DataError(f"{subject} {name}, not a map-style data set", remedy)
 
 
 def count_samples(dataset: MapDataset) -> int:
-    """The length of a data set.
+    """Return the length of a data set.
 
     Args:
         dataset: A map-style data set.
 
     Returns:
-        Its length, 0 or more.
+        The length, 0 or more.
 
     Raises:
-        DataError: It has none, or another one each time.
+        DataError: It has no length, or a different one each time.
     """
     remedy = "let __len__ return the number of samples, the same each time"
     try:
         lengths = [len(dataset), len(dataset)]
     except Exception as error:
-        raise DataError(
-            f"the length of the data set cannot be had ({one_line(error)})", remedy
-        ) from error
+        raise DataError(f"the data set has no length ({one_line(error)})", remedy) from error
     if lengths[0] != lengths[1]:
-        raise DataError(
-            f"the data set has {lengths[0]} samples and, asked again, {lengths[1]}", remedy
-        )
+        raise DataError(f"the data set has {lengths[0]} samples, and then {lengths[1]}", remedy)
     return lengths[0]
 
 
@@ -424,25 +412,25 @@ def read_sample(dataset: MapDataset, index: int, among: str = "") -> Any:
 
     Args:
         dataset: The data set.
-        index: Which of its samples.
-        among: The samples that are read with it, for messages.
+        index: The index of the sample.
+        among: The samples that are read together with it, for messages.
 
     Returns:
-        What the data set has there.
+        The sample.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The sample cannot be read.
     """
     try:
         return dataset[index]
     except InputError as error:
         raise DataError(error.what, error.remedy) from error
-    except Exception as error:  # reading runs the user's code: anything can come out of it
+    except Exception as error:  # reading runs the user's code, which can raise anything
         remedy = "correct the data set, or leave the sample out (torch.utils.data.Subset)"
         if isinstance(error, (LookupError, StopIteration)):
             remedy = (
-                f"every index below the length of the data set, {_length(dataset)}, shall give a "
-                "sample: correct __len__ or __getitem__"
+                f"correct __len__ or __getitem__: every index below the length of the data set, "
+                f"{_length(dataset)}, must give a sample"
             )
         where = (
             f"{among} of the data set: sample {index}"
@@ -454,7 +442,7 @@ def read_sample(dataset: MapDataset, index: int, among: str = "") -> Any:
 
 @contextmanager
 def expecting_samples(dataset: MapDataset) -> Iterator[None]:
-    """Where a first evaluation fails, say so if the data set looks like batches that are ready.
+    """Add a hint to an error of a first evaluation if the data set looks like finished batches.
 
     Args:
         dataset: The data set whose samples are evaluated.
@@ -463,8 +451,8 @@ def expecting_samples(dataset: MapDataset) -> Iterator[None]:
         Nothing.
 
     Raises:
-        WorkloadError: What the block raises, with this hint.
-        DataError: Likewise.
+        WorkloadError: The error of the block, with the hint.
+        DataError: The error of the block, with the hint.
     """
     try:
         yield
@@ -473,13 +461,13 @@ def expecting_samples(dataset: MapDataset) -> Iterator[None]:
             raise
         raise type(error)(
             error.what,
-            "give single samples where the data set is a list of batches that are ready "
-            f"(compute.batch_size makes batches); else {error.remedy}",
+            "give single samples if the data set is a list of batches that are ready "
+            f"(compute.batch_size makes batches); otherwise {error.remedy}",
         ) from error
 
 
 def _looks_like_batches(dataset: MapDataset) -> bool:
-    """Whether it is a list of pairs of arrays of as many rows, as a loader's batches are."""
+    """Return whether a data set is a list of pairs of arrays with equal lengths, like batches."""
     if not isinstance(dataset, (list, tuple)):
         return False
     for sample in dataset[:2]:
@@ -496,15 +484,15 @@ def _length(dataset: MapDataset) -> str:
     try:
         return str(len(dataset))
     except Exception:
-        return "which cannot be had"
+        return "which is unknown"
 
 
 def _remedy_for(dataset: Any) -> str | None:
-    """What to give instead of what is no map-style data set; None where it is one."""
+    """Return the remedy for an object that is no map-style data set; None if it is one."""
     if isinstance(dataset, DataLoader) or _is_loader(dataset):
         return (
             "give the loader's data set (loader.dataset): batches are made by compute.batch_size, "
-            "and by data.collate where the loader has a collate_fn of its own"
+            "and by data.collate if the loader has its own collate_fn"
         )
     if callable(getattr(dataset, "train_dataloader", None)):
         return "give the data set of its loader: module.train_dataloader().dataset"
@@ -516,7 +504,7 @@ def _remedy_for(dataset: Any) -> str | None:
         keys = ", ".join(repr(key) for key in list(dataset)[:4])
         return f"give one of its entries ({keys}), or TensorDataset of tensors that it holds"
     if _is_arrays(dataset):
-        return "put the arrays together as samples: torch.utils.data.TensorDataset(*tensors)"
+        return "combine the arrays to samples: torch.utils.data.TensorDataset(*tensors)"
     if isinstance(dataset, IterableDataset) or _is_stream(dataset):
         return (
             "a stream has no samples by index: read it into a list (list(dataset)), or give an "
@@ -530,7 +518,7 @@ def _remedy_for(dataset: Any) -> str | None:
 
 
 def _is_loader(dataset: Any) -> bool:
-    """Whether it is a loader of another library's: batches of a data set."""
+    """Return whether an object is a loader of another library."""
     return (
         hasattr(dataset, "dataset")
         and hasattr(dataset, "__iter__")
@@ -545,13 +533,15 @@ def _is_stream(dataset: Any) -> bool:
 
 
 def _is_arrays(dataset: Any) -> bool:
-    """Whether it is (inputs, targets) as whole arrays, which is no list of two samples."""
+    """Return whether an object is (inputs, targets) as whole arrays, not a list of two samples."""
     if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
         return False
     if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in dataset):
         return False
-    one, other = dataset
-    return len(one) == len(other) and (one.ndim != other.ndim or one.dtype != other.dtype)
+    inputs, targets = dataset
+    return len(inputs) == len(targets) and (
+        inputs.ndim != targets.ndim or inputs.dtype != targets.dtype
+    )
 
 
 def choose_samples(
@@ -561,30 +551,30 @@ def choose_samples(
     subset: Literal["random", "first"],
     seed: int,
 ) -> NDArray[np.int64]:
-    """Indices of the samples in use.
+    """Choose the samples to use.
 
-    A smaller subset of the same seed is part of every larger one, so that subsets of growing
+    A smaller subset with the same seed is part of every larger one, so that subsets of growing
     size are comparable.
 
     Args:
-        available: Length of the data set.
-        fraction: The share of it in use, in (0, 1]; or
-        samples: The number of samples in use. Neither: all.
-        subset: "random": drawn once with the seed; "first": the first of the data set.
-        seed: Seed of the draw.
+        available: The length of the data set.
+        fraction: The share of the samples to use, in (0, 1].
+        samples: The number of samples to use; without both, all are used.
+        subset: "random" for a random choice with the seed, or "first" for the first samples.
+        seed: The seed of the choice.
 
     Returns:
-        (N,) int64, increasing.
+        The indices of the samples, (N,) int64, increasing.
 
     Raises:
-        DataError: No sample is left, or there are fewer than asked for.
+        DataError: No sample is left, or the data set has fewer samples than requested.
     """
     if fraction is not None:
         samples = round(fraction * available)
     wanted = available if samples is None else samples
     if wanted < 1:
         if not available:
-            raise DataError("no sample is left: the data set is empty", "check how it is made")
+            raise DataError("no sample is left: the data set is empty", "check the data set")
         share = f" (data.fraction = {fraction:g})" if fraction is not None else ""
         raise DataError(
             f"no sample is left: the data set has {available}{share}",
@@ -592,7 +582,7 @@ def choose_samples(
         )
     if wanted > available:
         raise DataError(
-            f"data.samples = {wanted} and the data set has {available}", "ask for fewer"
+            f"data.samples is {wanted}, but the data set has {available}", "lower data.samples"
         )
     if subset == "first" or wanted == available:
         return np.arange(wanted, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Checkpoints of torch.distributed.checkpoint: read on one process, without running their pickles.
+"""Reading checkpoints of torch.distributed.checkpoint on one process, without running pickles.
 
-Such a folder has a pickle, `.metadata`, that says which part of which file holds which chunk of
-which tensor, and the chunks themselves, each as torch.save writes a tensor. The pickle is read with
-stand-ins for its classes, and its word is checked before a byte of memory is taken for it.
+Such a folder has a pickle, `.metadata`, which names the file and the bytes of every chunk of every
+tensor, and the chunks, each in the format of torch.save. The pickle is read with placeholders for
+its classes, and its content is checked before any memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ from torch import Tensor
 from hessdist.errors import CheckpointError
 from hessdist.workload.archives import broken_record
 
-_MOST_METADATA = 2**30  # bytes
-_OF_OPTIMIZER = {"optimizer", "optim", "optimizers", "optimizer_state", "optimizer_state_dict"}
-
 
 def read_distributed(folder: Path) -> Mapping[str, Any]:
     """Read the tensors of a folder that torch.distributed.checkpoint has written.
 
     Args:
-        folder: The folder, with `.metadata` in it.
+        folder: The folder, which has `.metadata`.
 
     Returns:
-        Tensors, nested under keys as they were saved; those of an optimiser are left out.
+        The tensors, nested under keys as they were saved, without those of an optimiser.
 
     Raises:
-        CheckpointError: It is damaged, or its metadata names other than plain files inside.
+        CheckpointError: It is damaged, or its metadata names a file outside of the folder.
     """
+    optimizers = ("optimizer", "optim", "optimizers", "optimizer_state", "optimizer_state_dict")
     try:
         metadata = _metadata(folder / ".metadata")
         places = _places(metadata["storage_data"])
@@ -46,30 +44,30 @@ def read_distributed(folder: Path) -> Mapping[str, Any]:
         nested: dict[str, Any] = {}
         for name, described in metadata["state_dict_metadata"].items():
             path = _path(paths.get(name, (name,)))
-            if not isinstance(described, _Tensor) or path[0] in _OF_OPTIMIZER:
+            if not isinstance(described, _TensorRecord) or path[0] in optimizers:
                 continue
             _put(nested, path, _assembled(folder, name, described, places.get(name, {})))
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a damaged pickle leads to
+    except Exception as error:  # a damaged pickle can raise anything
         failure = _damaged(folder, type(error).__name__)
         raise CheckpointError(failure.what, failure.remedy) from error
     return nested
 
 
 class _Record:
-    """Stands for a class of the metadata: its fields by name."""
+    """A placeholder for a class of the metadata: its fields by name."""
 
     def __init__(self, *args: Any) -> None:
         self.fields: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Mapping):
-            state = state[1]  # of a class with slots
+            state = state[1]  # for a class with slots
         if isinstance(state, Mapping):
             self.fields = dict(state)
-        else:  # TensorProperties has its fields in a row
-            self.fields = {"dtype": next(one for one in state if isinstance(one, torch.dtype))}
+        else:  # TensorProperties has its fields in a tuple
+            self.fields = {"dtype": next(x for x in state if isinstance(x, torch.dtype))}
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -78,13 +76,13 @@ class _Record:
         return self.fields.get(name)
 
 
-class _Tensor(_Record):
-    """How a tensor is laid out: TensorStorageMetadata."""
+class _TensorRecord(_Record):
+    """A placeholder for TensorStorageMetadata, the layout of a tensor."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Which bytes of which file hold a chunk."""
+    """The file and the bytes of a chunk."""
 
     file: str
     offset: int
@@ -92,13 +90,13 @@ class _Place:
 
 
 def _nothing(*args: Any) -> None:
-    """Stand for layouts, memory formats and paths, which are not needed."""
+    """Replace layouts, memory formats and paths, which are not needed."""
 
 
 _CLASSES: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): _nothing,
-    ("builtins", "getattr"): _nothing,  # of _MEM_FORMAT_ENCODING alone
+    ("builtins", "getattr"): _nothing,  # used only for _MEM_FORMAT_ENCODING
     ("pathlib", "Path"): _nothing,
     ("pathlib", "PosixPath"): _nothing,
     ("pathlib", "WindowsPath"): _nothing,
@@ -115,9 +113,9 @@ _MODULES = {
 
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
-    """Makes plain values and stand-ins, and refuses all else.
+    """An unpickler that makes only plain values and placeholders.
 
-    It is pickle's reader in Python: that in C takes as much memory as a damaged file says.
+    It is pickle's reader in Python, because the one in C allocates any size that a damaged file has.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -126,7 +124,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignor
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in _MODULES:
-            return _Tensor if name == "TensorStorageMetadata" else _Record
+            return _TensorRecord if name == "TensorStorageMetadata" else _Record
         named = f"{module}.{name}"
         raise CheckpointError(
             f"the metadata of a distributed checkpoint names {named!a}, which could run code "
@@ -136,16 +134,16 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignor
 
 
 def _metadata(path: Path) -> _Record:
-    if not path.is_file() or path.stat().st_size > _MOST_METADATA:
+    if not path.is_file() or path.stat().st_size > 2**30:
         raise _damaged(path.parent, "its .metadata is no file, or too large")
-    found = _Reader(io.BytesIO(path.read_bytes())).load()
-    if not isinstance(found, _Record):
-        raise _damaged(path.parent, "its .metadata is something else")
-    return found
+    metadata = _Reader(io.BytesIO(path.read_bytes())).load()
+    if not isinstance(metadata, _Record):
+        raise _damaged(path.parent, "its .metadata is of another type")
+    return metadata
 
 
 def _places(storage: Mapping[_Record, _Record]) -> dict[str, dict[tuple[int, ...], _Place]]:
-    """Where each chunk is, by the name of the tensor and the chunk's offset in it."""
+    """Return the place of each chunk by the tensor's name and the chunk's offset in it."""
     places: dict[str, dict[tuple[int, ...], _Place]] = {}
     for index, info in storage.items():
         if info.get("transform_descriptors"):
@@ -171,9 +169,9 @@ def _put(nested: dict[str, Any], path: Sequence[str], tensor: Tensor) -> None:
 def _assembled(
     folder: Path, name: str, described: _Record, places: Mapping[tuple[int, ...], _Place]
 ) -> Tensor:
-    """A tensor out of its chunks, which must cover it once."""
+    """Assemble a tensor from its chunks, which must cover it exactly once."""
     size, dtype = tuple(described["size"]), described["properties"]["dtype"]
-    boxes = [(tuple(one["offsets"]), tuple(one["sizes"])) for one in described["chunks"]]
+    boxes = [(tuple(c["offsets"]), tuple(c["sizes"])) for c in described["chunks"]]
     if not isinstance(dtype, torch.dtype) or not _covers(size, boxes):
         raise _damaged(folder, f"the chunks of {name!a} do not make the whole")
     chunks = []
@@ -192,7 +190,7 @@ def _assembled(
 
 
 def _covers(size: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Whether boxes lie inside, do not overlap, and are together as large as the whole."""
+    """Return whether boxes cover an array of a size exactly once."""
     for offsets, sizes in boxes:
         if not len(offsets) == len(sizes) == len(size):
             return False
@@ -203,8 +201,8 @@ def _covers(size: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int,
         return False
     ordered = sorted((box for box in boxes if math.prod(box[1])), key=lambda box: box[0])
     return len(ordered) < 2 or not any(
-        all(max(a, b) < min(a + m, b + n) for a, m, b, n in zip(*one, *other, strict=True))
-        for one, other in itertools.combinations(ordered, 2)
+        all(max(a, b) < min(a + m, b + n) for a, m, b, n in zip(*first, *second, strict=True))
+        for first, second in itertools.combinations(ordered, 2)
     )
 
 
@@ -212,12 +210,12 @@ def _chunk(
     folder: Path, name: str, place: _Place, sizes: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     file = folder / place.file
-    # A path would let metadata read a file of somebody else's.
+    # Otherwise the metadata could make us read any file.
     is_inside = file.resolve().is_relative_to(folder.resolve())
     if Path(place.file).is_absolute() or not is_inside or not file.is_file():
-        raise _damaged(folder, f"its metadata names {place.file!a}, no file inside of it")
+        raise _damaged(folder, f"its metadata names {place.file!a}, which is no file in the folder")
     if min(place.offset, place.length) < 0 or place.offset + place.length > file.stat().st_size:
-        raise _damaged(folder, f"{file.name} is shorter than its metadata says")
+        raise _damaged(folder, f"{file.name} is shorter than in its metadata")
     with file.open("rb") as raw:
         raw.seek(place.offset)
         content = io.BytesIO(raw.read(place.length))
@@ -228,12 +226,12 @@ def _chunk(
         warnings.simplefilter("ignore")
         tensor = torch.load(content, map_location="cpu", weights_only=True)
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != sizes or tensor.dtype != dtype:
-        raise _damaged(folder, f"a chunk of {name!a} is not as its metadata says")
+        raise _damaged(folder, f"a chunk of {name!a} differs from its metadata")
     return tensor.detach()
 
 
-def _damaged(folder: Path, why: str) -> CheckpointError:
+def _damaged(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {folder} is truncated or damaged, or no checkpoint ({why})",
+        f"the checkpoint {folder} is truncated or damaged, or no checkpoint ({reason})",
         "write it again, or move it out of the folder",
     )

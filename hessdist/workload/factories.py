@@ -1,4 +1,4 @@
-"""Names in a job file to Python objects: built-in names, or `package.module:callable`."""
+"""Python objects for names in a job file: built-in names, or `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from typing import Any
 
 from hessdist.errors import InputError, WorkloadError
 
-_INSTALLED = {"site-packages", "dist-packages"}
-
 
 def find_factory(
     name: str, built_in: Mapping[str, Callable[..., Any]], where: str
 ) -> Callable[..., Any]:
-    """Look a factory up by name.
+    """Find a factory by its name.
 
     Args:
-        name: A key of `built_in`, or "package.module:callable"; modules are also looked for in
-            the working directory.
-        built_in: The names that need no import.
+        name: A key of `built_in`, or "package.module:callable"; modules are also searched in the
+            working directory.
+        built_in: The factories that need no import.
         where: The key of the job file, for messages ("model.factory").
 
     Returns:
         The callable: a function, a class, or any other object that can be called.
 
     Raises:
-        WorkloadError: No such name, the module does not import, or the object is not callable.
+        WorkloadError: The name is unknown, the module does not import, or the object is not callable.
     """
     if name in built_in:
         return built_in[name]
@@ -47,13 +45,13 @@ def find_factory(
         )
         raise WorkloadError(f"{where}: '{name}' is not known", f"{hint}{known}{write}")
     module = _import(module_name, name, where)
-    found = _attribute(module, attribute, name, where)
-    if not callable(found):
+    factory = _attribute(module, attribute, name, where)
+    if not callable(factory):
         raise WorkloadError(
-            f"{where}: '{name}' is not callable, it is {_article(type(found).__name__)}",
+            f"{where}: '{name}' is not callable, it is {_article(type(factory).__name__)}",
             "name a function or a class that makes it",
         )
-    return found  # type: ignore[no-any-return]
+    return factory  # type: ignore[no-any-return]
 
 
 def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
@@ -61,15 +59,15 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
 
     Args:
         factory: The callable.
-        arguments: Its keyword arguments.
+        arguments: The keyword arguments of the callable.
         where: The section of the job file, for messages ("model").
 
     Returns:
-        What the factory returns.
+        The value that the factory returns.
 
     Raises:
         WorkloadError: The arguments do not fit, or the factory itself fails.
-        InputError: What a built-in factory has to say.
+        InputError: The error of a built-in factory.
     """
     signature = signature_of(factory)
     try:
@@ -82,7 +80,7 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
         ) from error
     try:
         return factory(**arguments)
-    except InputError:  # it already says what is wrong
+    except InputError:  # it already has a message and a remedy
         raise
     except Exception as error:
         raise WorkloadError(
@@ -92,7 +90,7 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
 
 
 def signature_of(factory: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of a callable; None where it has none that can be read."""
+    """Return the signature of a callable; None if it has none that can be read."""
     try:
         return inspect.signature(factory)
     except Exception:  # callables written in C, and those whose __signature__ is wrong
@@ -100,7 +98,7 @@ def signature_of(factory: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def name_of(factory: Callable[..., Any]) -> str:
-    """A callable's name in messages: of a partial function, or of an object, the one behind it."""
+    """Return the name of a callable for messages: that of the function behind a partial one."""
     if isinstance(factory, functools.partial):
         return name_of(factory.func)
     name = getattr(factory, "__qualname__", None)
@@ -108,11 +106,11 @@ def name_of(factory: Callable[..., Any]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line: its type, and the first line of its message, no longer than 200."""
+    """Format an error in one line: its type and the first line of its message, up to 200 letters."""
     name = type(error).__name__
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # the message of a user's own exception is the user's code too
+    except Exception:  # the message of a user's own exception is user code too
         lines = []
     return _shortened(f"{name}: {lines[0]}") if lines else name
 
@@ -125,7 +123,7 @@ def _import(module_name: str, name: str, where: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code: anything can come out of it
+    except Exception as error:  # importing runs the user's code, which can raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None
         if missing and f"{module_name}.".startswith(f"{error.name}."):  # type: ignore[attr-defined]
             remedy = (
@@ -139,67 +137,69 @@ def _import(module_name: str, name: str, where: str) -> ModuleType:
             _hidden(module_name) or _shadow(error) or remedy,
         ) from error
     if (hidden := _hidden(module_name)) is not None:
-        raise WorkloadError(f"{where}: '{name}' is not the module of that name here", hidden)
+        raise WorkloadError(f"{where}: '{name}' is not the module of the working directory", hidden)
     return module
 
 
 def _attribute(module: ModuleType, attribute: str, name: str, where: str) -> Any:
-    found: Any = module
+    value: Any = module
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
-        except Exception as error:  # a module may have a __getattr__ of its own
+            value = getattr(value, part)
+        except Exception as error:  # a module may have its own __getattr__
             try:
-                near = get_close_matches(part, dir(found), n=1)
+                near = get_close_matches(part, dir(value), n=1)
             except Exception:
                 near = []
             file = getattr(module, "__file__", None)
             raise WorkloadError(
                 f"{where}: '{name}' does not import ({one_line(error)})",
-                f"did you mean '{near[0]}'?" if near else f"it is looked for in {file or module}",
+                f"did you mean '{near[0]}'?" if near else f"define it in {file or module}",
             ) from error
-    return found
+    return value
 
 
 def _hidden(module_name: str) -> str | None:
-    """What to do where a module of the working directory is hidden by another of its name."""
+    """Return the remedy if another module of this name hides one of the working directory."""
     top = module_name.partition(".")[0]
-    here = Path.cwd()
-    mine = next((p for p in (here / f"{top}.py", here / top / "__init__.py") if p.is_file()), None)
+    folder = Path.cwd()
+    candidates = (folder / f"{top}.py", folder / top / "__init__.py")
+    local = next((path for path in candidates if path.is_file()), None)
     imported = sys.modules.get(top)
-    if mine is None or imported is None:
+    if local is None or imported is None:
         return None
     file = getattr(imported, "__file__", None)
-    # A module that was imported from an earlier working directory is the user's as well.
-    installed = top in sys.stdlib_module_names or bool(_INSTALLED & set(Path(file or "").parts))
+    # A module that was imported from an earlier working directory is the user's, too.
+    packages = {"site-packages", "dist-packages"}
+    installed = top in sys.stdlib_module_names or bool(packages & set(Path(file or "").parts))
     try:
-        if not installed or (file is not None and mine.samefile(file)):
+        if not installed or (file is not None and local.samefile(file)):
             return None
     except OSError:
         pass
     which = f"the one in {file}" if file else "one of Python's own"
     return (
-        f"Python has imported {which}, not {mine.relative_to(here)} of the working directory: "
+        f"Python has imported {which}, not {local.relative_to(folder)} of the working directory: "
         "give that file another name"
     )
 
 
 def _shadow(error: BaseException) -> str | None:
-    """What to do where a file of the working directory hides a module that is needed."""
+    """Return the remedy if a file of the working directory hides a module that is needed."""
     if not isinstance(error, (ImportError, AttributeError)):
         return None
     try:
-        told = str(error)
+        message = str(error)
     except Exception:
         return None
-    for name, file in _modules_here():
-        if (f"'{name}'" in told or f"'{name}." in told) and _is_elsewhere(name):
+    for name, file in _local_modules():
+        if (f"'{name}'" in message or f"'{name}." in message) and _is_elsewhere(name):
             return f"{file} has the name of another module, which it hides: give it another name"
     return None
 
 
-def _modules_here() -> Iterator[tuple[str, str]]:
-    """Top-level modules that can be imported from the working directory, and their files."""
+def _local_modules() -> Iterator[tuple[str, str]]:
+    """Iterate over top-level modules of the working directory and their files."""
     here = Path.cwd()
     try:
         files = sorted([*here.glob("*.py"), *here.glob("*/__init__.py")])
@@ -211,7 +211,7 @@ def _modules_here() -> Iterator[tuple[str, str]]:
 
 
 def _is_elsewhere(name: str) -> bool:
-    """Whether Python or an installed package has a module of this name."""
+    """Return whether Python or an installed package has a module of this name."""
     if name in sys.stdlib_module_names:
         return True
     here = {"", ".", str(Path.cwd())}
@@ -221,7 +221,7 @@ def _is_elsewhere(name: str) -> bool:
         return False
 
 
-# -- words -----------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------
 
 
 def _shortened(text: str) -> str:
@@ -234,7 +234,7 @@ def _article(noun: str) -> str:
 
 
 def _if_made(factory: Callable[..., Any]) -> str:
-    """A word on objects that are called as if they were functions."""
+    """Return a hint for objects that are called like functions."""
     if inspect.isroutine(factory) or inspect.isclass(factory):
         return ""
     if isinstance(factory, functools.partial):

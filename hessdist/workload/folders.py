@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: which files of them hold the model."""
+"""Checkpoints that are folders, and the files in them that have the model."""
 
 from __future__ import annotations
 
@@ -12,22 +12,14 @@ from typing import Any
 
 from hessdist.errors import CheckpointError
 
-# In the order in which transformers and peft look for them.
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-[0-9]+-of-([0-9]+)\.(safetensors|bin)")
-# Where accelerate puts a model that is spread over ranks.
-_INSIDE = ("pytorch_model_fsdp_0",)
-_DCP = ".metadata"
-_MOST_JSON = 64 * 2**20  # bytes of an index; the largest models have some 100 kB
 
 
 class Layout(Enum):
-    """What wrote a folder."""
+    """The library that wrote a folder."""
 
     FILES = "files"
-    """Hugging Face's libraries: one file, or shards, of tensors by name."""
+    """A library of Hugging Face: one file, or shards, of tensors by name."""
     DISTRIBUTED = "distributed"
     """torch.distributed.checkpoint."""
 
@@ -37,53 +29,56 @@ class Folder:
     """A folder that is a checkpoint."""
 
     layout: Layout
-    path: Path  # where its files are: itself, or a folder inside
-    files: tuple[Path, ...]  # those of the model, and what names them
-    index: Path | None = None  # of shards
+    path: Path  # the folder itself, or a folder in it that has the files
+    files: tuple[Path, ...]  # the files of the model, and their index
+    index: Path | None = None  # the index of shards
 
 
 def look_into(path: Path) -> Folder | None:
-    """Look whether a folder is a checkpoint. Nothing is opened but an index of shards.
+    """Find the files of a folder that is a checkpoint, without opening them.
 
     Args:
         path: The folder.
 
     Returns:
-        What it holds; None where it is no checkpoint, or cannot be listed.
+        The files; None if the folder is no checkpoint, or cannot be listed.
     """
+    # In the order in which transformers and peft search.
+    single = ("model.safetensors", "pytorch_model.bin")
+    indices = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+    adapters = ("adapter_model.safetensors", "adapter_model.bin")
     try:
         names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     except OSError:
         return None
-    for inside in ("", *_INSIDE):
-        if (inside in names or not inside) and (path / inside / _DCP).is_file():
-            where = path / inside
-            parts = sorted(where.glob("*.distcp"))
-            return Folder(Layout.DISTRIBUTED, where, (where / _DCP, *parts))
-    for name in _SINGLE:
+    # accelerate writes a model that is spread over ranks into a folder of this name.
+    for folder in (path, path / "pytorch_model_fsdp_0"):
+        if (folder / ".metadata").is_file():
+            parts = sorted(folder.glob("*.distcp"))
+            return Folder(Layout.DISTRIBUTED, folder, (folder / ".metadata", *parts))
+    for name in single:
         if name in names:
             return Folder(Layout.FILES, path, (path / name,))
-    for name in _INDEX:
+    shards = tuple(path / name for name in sorted(names) if _SHARD.fullmatch(name))
+    for name in indices:
         if name in names:
-            shards = (path / one for one in sorted(names) if _SHARD.fullmatch(one))
             return Folder(Layout.FILES, path, (path / name, *shards), path / name)
-    shards_there = sorted(name for name in names if _SHARD.fullmatch(name))
-    if shards_there:
-        return Folder(Layout.FILES, path, tuple(path / name for name in shards_there))
-    for name in _ADAPTER:
+    if shards:
+        return Folder(Layout.FILES, path, shards)
+    for name in adapters:
         if name in names:
             return Folder(Layout.FILES, path, (path / name,))
     return None
 
 
 def shards_of(folder: Folder) -> dict[Path, list[str] | None]:
-    """The files of a folder of Hugging Face's, and which tensors of each are wanted.
+    """Return the files of a folder of layout `FILES`, and the tensors to read from each.
 
     Args:
         folder: The folder, of layout `FILES`.
 
     Returns:
-        Names of tensors by file; None: all that are in it.
+        The names of tensors by file; None for all tensors of the file.
 
     Raises:
         CheckpointError: A shard is missing, or the index is damaged or names files elsewhere.
@@ -94,13 +89,13 @@ def shards_of(folder: Folder) -> dict[Path, list[str] | None]:
     if matches and len(matches) != int(matches[0][2]):
         raise CheckpointError(
             f"the checkpoint {folder.path} has {len(matches)} of {int(matches[0][2])} shards",
-            "put the others there too",
+            "add the missing shards",
         )
     return dict.fromkeys(folder.files)
 
 
 def global_step(path: Path) -> int | None:
-    """The step that transformers' Trainer notes in a folder; None where it does not.
+    """Return the step that transformers' Trainer wrote in a folder; None if there is none.
 
     Args:
         path: The folder.
@@ -121,7 +116,7 @@ def _by_index(index: Path) -> dict[Path, list[str] | None]:
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f"{index} has no weight_map", "write the checkpoint again")
     for name, file in weights.items():
-        # A path would let an index read a file of somebody else's.
+        # With a path an index could make us read any file.
         if not isinstance(file, str) or Path(file).name != file or file in {"", ".", ".."}:
             raise CheckpointError(
                 f"{index} names the file {file!r}, which is not a plain name in its folder",
@@ -141,11 +136,12 @@ def _by_index(index: Path) -> dict[Path, list[str] | None]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_JSON:
+        # The index of the largest models has about 100 kB.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > 64 * 2**20:
             raise CheckpointError(f"{path} is no file of JSON", "write the checkpoint again")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__})", "write the checkpoint again"
         ) from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

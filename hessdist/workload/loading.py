@@ -90,7 +90,7 @@ def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
 
 
 def _versions(model: nn.Module) -> dict[str, int]:
-    """How often each parameter has been written to."""
+    """Return how often each parameter has been written to."""
     every = _parameters(model).items()
     return {name: tensor._version for name, tensor in every if not is_lazy(tensor)}
 

@@ -108,7 +108,8 @@ class CriterionLoss(OfOutputs):
         reduction: Whether it sums, averages, or gives a value for each sample or entry.
         labels: Which labels count, where targets are classes.
         over_labels: Whether the weight of a batch is that of its labels, and not its samples.
-        name: Of the function of torch.nn.functional, where it is one of PyTorch's criteria.
+        name: The name of the function of torch.nn.functional, where it is one of PyTorch's
+            criteria.
     """
 
     criterion: Criterion
@@ -119,12 +120,12 @@ class CriterionLoss(OfOutputs):
 
     @property
     def takes_any_dtype(self) -> bool:
-        """Whether outputs may be of another dtype than the model's."""
+        """Return whether outputs may be of another dtype than the model's."""
         return bool(self.name) or self.criterion is mse
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the mean over samples of PyTorch's function, without further arguments."""
+        """Return whether it is the mean over samples of PyTorch's function, without further arguments."""
         options = getattr(self.criterion, "args", (None, {"reduction": "sum"}))[1]
         return self.over_labels and dict(options) == {"reduction": "sum"}
 
@@ -213,11 +214,11 @@ class TwoStepLoss(OfOutputs):
     loss: OutputsLoss
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        """What the user's `outputs` gives."""
+        """Return what the user's `outputs` gives."""
         return self.loss.outputs(model, batch)
 
     def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
-        """What the user's `of_outputs` gives, checked."""
+        """Return what the user's `of_outputs` gives, checked."""
         return _checked_sums(self.loss.of_outputs(z, batch), "of_outputs of the loss")
 
     def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -264,7 +265,7 @@ def _placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _checked_sums(returned: Any, what: str) -> tuple[Tensor, float]:
-    """What a loss of the user's returns, as (s, w).
+    """Return what a loss of the user's returns, as (s, w).
 
     Returns:
         The sum, a scalar tensor, and the weight.
@@ -407,7 +408,7 @@ def build_loss(factory: str, arguments: Mapping[str, Any]) -> AnyLoss:
 
 
 def _takes_nothing(found: Any) -> bool:
-    """Whether a callable has no parameters, so that it can be no loss itself."""
+    """Return whether a callable has no parameters, so that it can be no loss itself."""
     try:
         return not isinstance(found, nn.Module) and not inspect.signature(found).parameters
     except (TypeError, ValueError):
@@ -422,7 +423,7 @@ _TARGET_NAMES = {"target", "targets", "label", "labels", "y"}
 
 
 def is_summed_loss(loss: Any) -> bool:
-    """Whether a loss is a callable of (model, batch), as the names of its parameters say."""
+    """Return whether a loss is a callable of (model, batch), as the names of its parameters say."""
     called = loss.forward if isinstance(loss, nn.Module) else loss
     try:
         names = list(inspect.signature(called).parameters)

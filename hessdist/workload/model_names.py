@@ -102,7 +102,7 @@ class ModelNames:
         return short
 
     def differs(self, name: str, value: Any) -> bool:
-        """Whether a value is of another shape than the model's tensor, or no tensor.
+        """Return whether a value is of another shape than the model's tensor, or no tensor.
 
         Args:
             name: A name of the model.
@@ -150,7 +150,7 @@ class ModelNames:
         return None
 
     def may_drop(self, name: str, value: Any) -> bool:
-        """Whether a tensor that the model lacks can be left out.
+        """Return whether a tensor that the model lacks can be left out.
 
         Args:
             name: Its name.
@@ -192,7 +192,7 @@ class ModelNames:
         return versions
 
     def takes(self, state: Mapping[str, Any]) -> bool:
-        """Whether the model takes a state strictly; it stays as it is.
+        """Return whether the model takes a state strictly; it stays as it is.
 
         Modules may rename what they find, as the parametrizations of weight_norm do with the names
         of the older one, so that nothing but loading itself can tell.

@@ -137,7 +137,7 @@ def place(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def parts_of(nesting: Any) -> list[Any] | None:
-    """What a nesting is made of; None for a leaf."""
+    """Return what a nesting is made of; None for a leaf."""
     if isinstance(nesting, Mapping):
         return [nesting[key] for key in nesting]
     if isinstance(nesting, PackedSequence):  # its lengths stay where they are, on the CPU
@@ -204,12 +204,12 @@ def _list_like(like: list[Any], parts: list[Any]) -> list[Any]:
 
 
 def is_named_tuple(value: Any) -> bool:
-    """Whether a value is a named tuple."""
+    """Return whether a value is a named tuple."""
     return isinstance(value, tuple) and hasattr(value, "_fields") and hasattr(value, "_make")
 
 
 def is_dataclass(value: Any) -> bool:
-    """Whether a value is an instance of a dataclass, and no model."""
+    """Return whether a value is an instance of a dataclass, and no model."""
     return dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module))
 
 
@@ -219,7 +219,7 @@ def field_names(value: Any) -> list[str]:
 
 
 def _has_apply(value: Any) -> bool:
-    """Whether it is a batch of graphs, as PyTorch Geometric has them: `apply` maps its tensors."""
+    """Return whether it is a batch of graphs, as PyTorch Geometric has them: `apply` maps its tensors."""
     if isinstance(value, (type, nn.Module)):
         return False
     return callable(getattr(value, "apply", None)) and callable(getattr(value, "to", None))

@@ -65,7 +65,7 @@ def _check_tensor(name: str, parameter: nn.Parameter) -> None:
 
 
 def _unsuitable(parameter: nn.Parameter) -> tuple[str, str]:
-    """What a parameter is that cannot be differentiated, and the remedy."""
+    """Return what a parameter is that cannot be differentiated, and the remedy."""
     if parameter.is_meta:
         return "on the meta device, and has no values", "build the model on the CPU"
     if type(parameter.data) is not Tensor:
@@ -172,7 +172,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _without_graphs(model: nn.Module) -> dict[int, Any]:
-    """What copy.deepcopy shall take for tensors that are the result of a computation."""
+    """Return what copy.deepcopy shall take for tensors that are the result of a computation."""
     memo: dict[int, Any] = {}
 
     def look(value: Any, depth: int) -> None:

@@ -204,7 +204,7 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
 
 
 def _is_foreign_pickle(path: Path) -> bool:
-    """Whether a file is a pickle of a protocol that torch.save does not use."""
+    """Return whether a file is a pickle of a protocol that torch.save does not use."""
     with path.open("rb") as file:
         head = file.read(2)
         file.seek(0, os.SEEK_END)
@@ -213,7 +213,7 @@ def _is_foreign_pickle(path: Path) -> bool:
 
 
 def _has_tensors(content: Any, depth: int) -> bool:
-    """Whether there is a tensor under a name somewhere in a nesting of mappings."""
+    """Return whether there is a tensor under a name somewhere in a nesting of mappings."""
     if not isinstance(content, Mapping) or not depth:
         return False
     return any(

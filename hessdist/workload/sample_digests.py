@@ -36,7 +36,7 @@ def probe_positions(count: int, seed: int, most: int = MOST) -> NDArray[np.int64
 
     Args:
         count: The number of samples, 0 or more.
-        seed: Of the choice.
+        seed: The seed of the choice.
         most: How many at most.
 
     Returns:
@@ -175,7 +175,7 @@ def require_same_lengths(lengths: Sequence[int]) -> None:
     """Refuse data sets of different lengths on different ranks.
 
     Args:
-        lengths: Of the data set, in rank order.
+        lengths: The lengths of the data set, in rank order.
 
     Raises:
         DataError: They differ.

@@ -95,7 +95,7 @@ class _Trial(ForkingPickler):
 
 
 def _is_mapped(array: Any) -> bool:
-    """Whether an array is a view of a file that is mapped into memory."""
+    """Return whether an array is a view of a file that is mapped into memory."""
     while array is not None:
         if isinstance(array, np.memmap):
             return True

@@ -68,12 +68,12 @@ class Shard:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether batches are read anew at every iteration."""
+        """Return whether batches are read anew at every iteration."""
         return self._kept is None
 
     @cached_property
     def reads_here(self) -> bool:
-        """Whether this process reads the samples, be it that no other one can be given them."""
+        """Return whether this process reads the samples, be it that no other one can be given them."""
         if not (self._workers and self.is_streamed and self.num_samples):
             return True
         reason = why_not_sent((self._samples, self._samples.read(self._indices[0][:1])))
@@ -219,7 +219,7 @@ def _as_it_is(sent: Any) -> Any:
 
 
 def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:
-    """What comes next from the processes that read ahead."""
+    """Return what comes next from the processes that read ahead."""
     try:
         sent = next(stream)
     except Exception as error:

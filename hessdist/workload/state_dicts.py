@@ -75,12 +75,12 @@ class _Candidate:
 
     @property
     def fits(self) -> bool:
-        """Whether names and shapes are those of the model."""
+        """Return whether names and shapes are those of the model."""
         return not (self.missing or self.unknown or self.wrong)
 
     @property
     def distance(self) -> int:
-        """How many names do not fit."""
+        """Return how many names do not fit."""
         return len(self.missing) + len(self.unknown) + len(self.wrong)
 
     @cached_property
@@ -343,7 +343,7 @@ def _overlaps(candidate: _Candidate, names: ModelNames) -> bool:
 
 
 def _is_whole(candidate: _Candidate, candidates: Sequence[_Candidate]) -> bool:
-    """Whether what a prefix leaves out is no part of a model; what the job tells leaves out all."""
+    """Return whether what a prefix leaves out is no part of a model; what the job tells leaves out all."""
     return candidate.is_told or not _left(candidate, candidates)
 
 
@@ -393,7 +393,7 @@ def _refusal(
     names: ModelNames,
     where: str,
 ) -> tuple[str, str]:
-    """That nothing fits: what differs in what is nearest, what there is, and what to do."""
+    """Return that nothing fits: what differs in what is nearest, what there is, and what to do."""
     for one in candidates:
         if one.fits:  # but leaves out what may be a part of a model
             return (
@@ -433,7 +433,7 @@ def _refusal(
 
 
 def _found(nestings: Sequence[_Nesting]) -> str:
-    """What a checkpoint holds: keys, with the number of tensors and the first names of each."""
+    """Return what a checkpoint holds: keys, with the number of tensors and the first names of each."""
     words = []
     for one in nestings[:_SHOWN]:
         under = f"under '{shown('.'.join(one.key))}' " if one.key else ""

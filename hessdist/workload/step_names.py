@@ -259,7 +259,7 @@ def _number_before(
 
 
 def _is_free(text: str, number: _Number) -> bool:
-    """Whether no word before it says that the number is of something else, and no date has it."""
+    """Return whether no word before it says that the number is of something else, and no date has it."""
     before = text[: number.begin]
     if before and before[-1].isalpha():
         return False
@@ -271,12 +271,12 @@ def _is_free(text: str, number: _Number) -> bool:
 
 
 def _ends_like_keyword(word: str) -> bool:
-    """Whether a word ends like a keyword that a setting is named by, as in "warmup_steps_100"."""
+    """Return whether a word ends like a keyword that a setting is named by, as in "warmup_steps_100"."""
     return any(word.endswith(one) for one in _KINDS if one != "ep")
 
 
 def _is_shard(text: str, claimed: list[_Number]) -> bool:
-    """Whether a name is that of one of several parts; "epoch_10_of_100" is none."""
+    """Return whether a name is that of one of several parts; "epoch_10_of_100" is none."""
     starts = {number.begin for number in claimed}
     return any(match.start() not in starts for match in _SHARD.finditer(text))
 
@@ -358,7 +358,7 @@ def _multiple(after: str) -> str:
 
 
 def _is_odd(number: str, after: str, multiple: str) -> bool:
-    """Whether a number goes on in a way that makes its value doubtful."""
+    """Return whether a number goes on in a way that makes its value doubtful."""
     word = _WORD.match(after)
     if word and len(word[0]) <= _ODD_LETTERS and not multiple and word[0] not in _AFTER_NUMBERS:
         is_next = re.match(r"(v|r|s|f)[0-9]|ep[0-9=_\-]", after)  # "step10v2", "step10s3"

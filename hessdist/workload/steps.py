@@ -135,7 +135,7 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _may_be(path: Path, pattern: str | None) -> bool:
-    """Whether an entry of a folder is of a kind that may be a checkpoint."""
+    """Return whether an entry of a folder is of a kind that may be a checkpoint."""
     if path.name.lower().endswith(SUFFIXES):
         return True
     if path.is_dir():
@@ -171,7 +171,7 @@ def _itself(directory: Path, pattern: str | None) -> list[Checkpoint]:
 
 
 def _nothing(directory: Path, pattern: str | None) -> tuple[str, str]:
-    """That there is no checkpoint, and what there is."""
+    """Return that there is no checkpoint, and what there is."""
     train = "run `hessdist train` with the same job file, or correct checkpoints.directory"
     others = [path.name for path in _listed(directory) if not path.name.startswith(".")]
     if pattern is not None and others:

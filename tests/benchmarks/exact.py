@@ -15,11 +15,12 @@ import argparse
 import numpy as np
 
 from hessdist.config.loader import parse_job
-from hessdist.objective import Workload
+from hessdist.optimizers.training import initialise
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks
+from hessdist.service.workload import workload_of
 from hessdist.spectrum.dense import exact_spectrum, plan
-from hessdist.workload.training import initialise
+from hessdist.spectrum.shell import curvature_matrix
 
 JOB = """
 [model]
@@ -47,8 +48,8 @@ def main() -> None:
         width = max(1, round((wanted - 10) / (784 + 1 + 10)))
         job, _ = parse_job(JOB.format(width=width), "the benchmark")
         initialise(0)
-        objective = Workload.of(job).on(ranks, job)
-        shell = objective.shell("hessian", 1000)
+        objective = workload_of(job).on(ranks)
+        shell = curvature_matrix(objective, "hessian", 1000)
         planned = plan(shell, eigenvectors=options.eigenvectors, solver=options.solver)
         found = exact_spectrum(shell, planned)
         peak = max(ranks.collect(peak_bytes()))

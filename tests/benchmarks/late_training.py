@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from oracles import full_lanczos
 
 from hessdist.config.loader import load_job
-from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.spectrum.start import random_entries
 from hessdist.workload.checkpoints import load_into, read_state
 from hessdist.workload.steps import find_checkpoints
@@ -38,9 +39,9 @@ def main() -> None:
     job, _ = load_job(options.job)
     wanted = job.spectrum
     petsc.initialise()
-    workload = Workload.of(job)
+    workload = workload_of(job)
     indices = workload.indices[: options.samples or None]
-    objective = workload.on(Ranks(), job, indices)
+    objective = workload.on(Ranks(), indices)
     chosen = [int(step) for step in options.steps.split(",")] if options.steps else None
     print(
         f"{job.name}, {len(indices)} samples, LA({wanted.largest}) and SA({wanted.smallest}) to "
@@ -53,7 +54,7 @@ def main() -> None:
         state = read_state(checkpoint.path)
         objective.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
         objective.evaluate()
-        shell = objective.shell(wanted.operator, len(indices))
+        shell = curvature_matrix(objective, wanted.operator, len(indices))
         ends = (wanted.largest, wanted.smallest)
         pairs = extreme_eigenpairs(shell, *ends, tolerance=wanted.tolerance, seed=wanted.seed)
         full = full_lanczos(

@@ -18,8 +18,9 @@ from hessdist.config.loader import parse_job
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import step_grid
-from hessdist.objective import Objective, Workload
+from hessdist.objective import Objective
 from hessdist.parallel.ranks import Ranks
+from hessdist.service.workload import workload_of
 
 JOB = """
 [model]
@@ -47,8 +48,8 @@ def plain_pass(objective: Objective) -> float:
 def main(samples: int, count: int, turns: int) -> None:
     torch.manual_seed(0)
     job, _ = parse_job(JOB.format(samples=samples), "the benchmark")
-    workload, ranks = Workload.of(job), Ranks()
-    objective = workload.on(ranks, job)
+    workload, ranks = workload_of(job), Ranks()
+    objective = workload.on(ranks)
     size = objective.layout.size
     directions = np.random.default_rng(0).standard_normal((count, size)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

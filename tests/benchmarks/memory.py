@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 
 from hessdist.config.loader import load_job
-from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import Solver
+from hessdist.spectrum.shell import curvature_matrix
 
 
 def main() -> None:
@@ -22,9 +23,9 @@ def main() -> None:
     options = parser.parse_args()
     job, _ = load_job(options.job, options.overrides)
     petsc.initialise()
-    ranks, workload = Ranks(), Workload.of(job)
-    objective = workload.on(ranks, job)
-    shell = objective.shell(job.spectrum.operator, len(workload.indices))
+    ranks, workload = Ranks(), workload_of(job)
+    objective = workload.on(ranks)
+    shell = curvature_matrix(objective, job.spectrum.operator, len(workload.indices))
     before = _resident()
     with Solver(shell, job.spectrum.largest, job.spectrum.smallest, 1e-3, 0) as solver:
         solver.eps.setUp()

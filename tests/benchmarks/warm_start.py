@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from hessdist.config.loader import load_job
-from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.workload.checkpoints import load_into, read_state
 from hessdist.workload.steps import find_checkpoints
 
@@ -27,8 +28,8 @@ def main() -> None:
     job, _ = load_job(options.job, options.overrides)
     wanted = job.spectrum
     petsc.initialise()
-    workload = Workload.of(job)
-    objective = workload.on(Ranks(), job)
+    workload = workload_of(job)
+    objective = workload.on(Ranks())
     guesses = None
     sums = np.zeros(2, int)
     print("    step |  cold |  warm", flush=True)
@@ -38,7 +39,7 @@ def main() -> None:
         objective.evaluate()
         counts = []
         for known in (None, guesses):
-            shell = objective.shell(wanted.operator, len(workload.indices))
+            shell = curvature_matrix(objective, wanted.operator, len(workload.indices))
             pairs = extreme_eigenpairs(
                 shell,
                 wanted.largest,

@@ -16,13 +16,13 @@ import torch
 from networks import Problem, conv_problem, mlp_problem
 
 import hessdist
-from hessdist.config.sections import ComputeSection
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.gpu_aware import OVERRIDE, mpi_takes_device_memory
 from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.models import lenet5
 from hessdist.workload.shard import Shard
@@ -62,7 +62,7 @@ def training_loss(
         problem.loss,
         problem.dataset,
         np.arange(len(problem.dataset)),
-        compute=ComputeSection.model_validate({"device": device, "dtype": dtype, "batch_size": 8}),
+        compute=Compute(device=device, dtype=dtype, batch_size=8),
     )
 
 
@@ -194,7 +194,7 @@ def test_vectors_are_staged_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(OVERRIDE, "0")
     problem = mlp_problem("tanh", "cross_entropy")
     objective = training_loss(problem, dtype="float64")
-    shell = objective.shell("hessian", len(problem.dataset))
+    shell = curvature_matrix(objective, "hessian", len(problem.dataset))
     tensors = [held for held in vars(shell).values() if isinstance(held, torch.Tensor)]
     staging = [tensor for tensor in tensors if tensor.device == CPU]
     assert len(staging) >= 2  # the vector and the sum

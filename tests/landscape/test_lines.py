@@ -10,11 +10,11 @@ import torch
 from networks import Problem, conv_problem, mlp_problem, quadratic
 from torch.func import functional_call
 
-from hessdist.config.sections import ComputeSection
+from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
-from hessdist.landscape.step_size import Found, best_steps, step_grid
-from hessdist.objective import Objective
+from hessdist.landscape.step_size import best_steps, step_grid
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.ranks import Ranks
 
 EIGENVALUES = [-0.7, -0.01, 0.02, 0.3, 1.0, 5.0, 40.0, 250.0]
@@ -22,7 +22,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 def total_of(problem: Problem, l2: float = 0.0, **compute: float) -> Objective:
-    settings = ComputeSection(dtype="float64", batch_size=3, workers=0).model_copy(update=compute)
+    settings = Compute(dtype="float64", batch_size=3, workers=0).model_copy(update=compute)
     count = len(problem.dataset)
     return Objective(
         Ranks(), problem.model, problem.loss, problem.dataset, np.arange(count),

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
-from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError, NumericalError, Stopped
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.optimizers.directions import LBFGS, NewtonCG
 from hessdist.optimizers.full_batch import METHODS, Ended, Iterate, Settings, minimize
 from hessdist.optimizers.training_problem import TrainingProblem
@@ -282,7 +281,7 @@ def training(
         workload.loss,
         workload.dataset,
         np.arange(len(workload.dataset)),
-        compute=ComputeSection(batch_size=8, **{"dtype": "float64", **settings.pop("compute", {})}),
+        compute=Compute(batch_size=8, **{"dtype": "float64", **settings.pop("compute", {})}),
         l2=l2,
         layers=settings.pop("layers", ()),
     )

@@ -16,8 +16,8 @@ from hessdist.config.loader import parse_job
 from hessdist.errors import JobError
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
 from hessdist.optimizers.noisy_sgd import NoisySGD
+from hessdist.optimizers.training import build_optimizer
 from hessdist.workload.models import mlp
-from hessdist.workload.training import build_optimizer
 
 
 def flat(parameters: list[Tensor]) -> Tensor:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from properties.drawn import Dense, Drawn, Recipe, build, dense, recipes
 
 import hessdist
-from hessdist.config.sections import ComputeSection
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.shell import curvature_matrix
 
 LARGEST, SMALLEST = 3, 2
 _BASIS = 18  # vectors of a Krylov basis that a solve of so many pairs has at least, and one more
@@ -92,14 +92,14 @@ def by_columns(drawn: Drawn, recipe: Recipe, comm: Any) -> tuple[Any, NDArray[np
         drawn.loss,
         drawn.dataset,
         np.arange(recipe.samples),
-        compute=ComputeSection(
+        compute=Compute(
             device="cpu",
             dtype=recipe.dtype,  # type: ignore[arg-type]
             batch_size=recipe.batch_size,
         ),
     )
     here = objective.evaluate()
-    shell = objective.shell(recipe.operator, here.weight)
+    shell = curvature_matrix(objective, recipe.operator, here.weight)
     begin, end = ranks.shard(shell.size)
     columns = [shell.apply(np.eye(shell.size)[i, begin:end]) for i in range(shell.size)]
     parts = ranks.collect(np.array(columns))

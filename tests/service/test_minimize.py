@@ -29,6 +29,7 @@ from hessdist.results.units import Measurements
 from hessdist.service.console import Console
 from hessdist.service.minimize import MinimizeResult, minimize_job, remedy
 from hessdist.service.study import study
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.eigenspaces import minimize as service
 from hessdist.studies.shows import figures, tables
@@ -84,9 +85,8 @@ def test_the_trace_and_the_checkpoints(job: Path) -> None:
     assert any("not converged, all 7 iterations are done" in title for title in shown)
     assert "minimize" in dict(figures(run, "digits"))
     loaded, _ = load_job(job)
-    from hessdist.objective import Workload
 
-    objective = Workload.of(loaded).on(Ranks(), loaded)
+    objective = workload_of(loaded).on(Ranks())
     for row in (0, 3, 7):
         state = read_state(Path("checkpoints") / checkpoint_name(row))
         objective.load(lambda model, state=state: model.load_state_dict(state))  # type: ignore[misc]

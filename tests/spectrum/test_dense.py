@@ -15,9 +15,8 @@ from networks import Problem, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum
 
 import hessdist
-from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError, Stopped
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import dense as module
@@ -30,14 +29,14 @@ from hessdist.spectrum.dense import (
     picture,
     plan,
 )
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
 SHIFT = 0.25
 
 
 def loss_of(problem: Problem, comm: Any = None, **options: Any) -> Objective:
-    compute = ComputeSection(dtype="float64", batch_size=7, device="cpu")
+    compute = Compute(dtype="float64", batch_size=7, device="cpu")
     samples = np.arange(len(problem.dataset))
     return Objective(
         Ranks(comm),
@@ -79,7 +78,7 @@ def check_columns(comm: Any) -> None:
         objective = loss_of(problem, comm)
         count = len(problem.dataset)
         whole = dense(problem, operator).detach().numpy() / count
-        shell = objective.shell(operator, count)
+        shell = curvature_matrix(objective, operator, count)
         begin, end = objective.ranks.shard(shell.size)
         # Twice a block of one size: side by side, and one by one.
         for first, last in ((0, 5), (5, 10), (10, 15), (shell.size - 3, shell.size)):
@@ -91,7 +90,7 @@ def check_columns(comm: Any) -> None:
 
 def test_the_penalty_is_on_the_diagonal() -> None:
     problem = mlp_problem("tanh", "cross_entropy")
-    plain, with_l2 = (loss_of(problem, l2=l2).shell("hessian", 20) for l2 in (0.0, 0.5))
+    plain, with_l2 = (curvature_matrix(loss_of(problem, l2=l2), "hessian", 20) for l2 in (0.0, 0.5))
     difference = with_l2.columns(3, 20) - plain.columns(3, 20)
     assert difference == pytest.approx(0.5 * np.eye(53)[3:20], abs=1e-14)
 

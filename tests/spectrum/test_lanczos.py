@@ -13,9 +13,8 @@ from oracles import PrescribedSpectrum, lanczos, outliers_and_bulk
 from scipy.stats import norm
 from test_densities import assert_calibrated
 
-from hessdist.config.sections import ComputeSection
 from hessdist.errors import InputError
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.lanczos import (
@@ -24,7 +23,7 @@ from hessdist.spectrum.lanczos import (
     lanczos_quadrature,
     rademacher_entries,
 )
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
@@ -64,7 +63,7 @@ def loss_of(
         problem.loss,
         problem.dataset,
         np.arange(len(problem.dataset)),
-        compute=ComputeSection(dtype="float64", batch_size=3, workers=0),
+        compute=Compute(dtype="float64", batch_size=3, workers=0),
         layers=layers,
     )
 
@@ -269,14 +268,14 @@ def test_operators_of_networks(operator: str) -> None:
     problem = mlp_problem("tanh", "cross_entropy")
     count = len(problem.dataset)
     matrix = dense(problem, operator).detach().numpy() / count
-    shell = loss_of(problem).shell(operator, count)
+    shell = curvature_matrix(loss_of(problem), operator, count)
     check_as_seen(lanczos_quadrature(shell, probes=2, steps=53), matrix)
 
 
 def test_a_network_of_more_parameters_than_steps() -> None:
     problem = conv_problem()
     matrix = dense(problem, "gauss_newton").detach().numpy() / 20
-    shell = loss_of(problem).shell("gauss_newton", 20)
+    shell = curvature_matrix(loss_of(problem), "gauss_newton", 20)
     density = lanczos_quadrature(shell, probes=2, steps=70)
     assert np.isnan(density.nodes[:, 61:]).all()  # 20 samples of 3 classes: a rank of 60 at most
     check_as_seen(density, matrix)
@@ -289,7 +288,7 @@ def test_a_block_of_layers() -> None:
     sizes = [p.numel() for p in problem.model.parameters()]
     begin = sum(sizes[: names.index("fc2.weight")])
     matrix = dense(problem, "hessian").detach().numpy()[begin:, begin:] / count
-    shell = loss_of(problem, ("fc2",)).shell("hessian", count)
+    shell = curvature_matrix(loss_of(problem, ("fc2",)), "hessian", count)
     assert shell.size == 18
     check_as_seen(lanczos_quadrature(shell, probes=2, steps=18), matrix)
 
@@ -323,7 +322,8 @@ def test_ranks_do_not_matter(mpi_ranks: int, comm: Any) -> None:
     options = {"probes": 2, "steps": 12}
     alone, together = (
         lanczos_quadrature(
-            loss_of(problem, ranks=Ranks(on)).shell("hessian", len(problem.dataset)), **options
+            curvature_matrix(loss_of(problem, ranks=Ranks(on)), "hessian", len(problem.dataset)),
+            **options,
         )
         for on in (MPI.COMM_SELF, comm)
     )

@@ -15,7 +15,7 @@ from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import Estimate
 from hessdist.spectrum.lanczos import derived_seed, lanczos_quadrature
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 from hessdist.spectrum.trace import xtrace
 
@@ -164,9 +164,9 @@ def test_operators_of_a_network(operator: str) -> None:
     matrix = dense(problem, operator).detach().numpy() / 20
     objective = loss_of(problem)
     scale = np.abs(np.linalg.eigvalsh(matrix)).sum()
-    exact = xtrace(objective.shell(operator, 20), products=106)
+    exact = xtrace(curvature_matrix(objective, operator, 20), products=106)
     assert exact.value == pytest.approx(np.trace(matrix), abs=1e-11 * scale)
-    estimate = xtrace(objective.shell(operator, 20), products=24)
+    estimate = xtrace(curvature_matrix(objective, operator, 20), products=24)
     assert abs(estimate.value - np.trace(matrix)) < 4 * estimate.error
     assert estimate.error < 0.3 * scale
 
@@ -174,7 +174,7 @@ def test_operators_of_a_network(operator: str) -> None:
 def test_a_block_of_layers() -> None:
     problem = mlp_problem("tanh", "cross_entropy")
     matrix = dense(problem, "hessian").detach().numpy()[35:, 35:] / 20
-    shell = loss_of(problem, ("fc2",)).shell("hessian", 20)
+    shell = curvature_matrix(loss_of(problem, ("fc2",)), "hessian", 20)
     assert xtrace(shell, products=36).value == pytest.approx(np.trace(matrix), rel=1e-11)
 
 
@@ -200,9 +200,9 @@ def test_ranks_do_not_matter(mpi_ranks: int, comm: Any) -> None:
             assert everywhere == [together.value] * ranks.size
     problem = mlp_problem("tanh", "cross_entropy")
     alone, together = (
-        xtrace(loss_of(problem, ranks=on).shell("hessian", 20), products=20)
+        xtrace(curvature_matrix(loss_of(problem, ranks=on), "hessian", 20), products=20)
         for on in (Ranks(MPI.COMM_SELF), ranks)
     )
     assert together.value == pytest.approx(alone.value, rel=1e-11)
     with pytest.raises(InputError, match="too few"):
-        xtrace(loss_of(problem, ranks=ranks).shell("hessian", 20), products=1)
+        xtrace(curvature_matrix(loss_of(problem, ranks=ranks), "hessian", 20), products=1)

@@ -24,8 +24,9 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
 from hessdist.service.console import Console
 from hessdist.service.study import study
+from hessdist.service.workload import computed_as
 from hessdist.spectrum.angles import principal_angles
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.summary import Effort, summarise
 from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.decomposition import decomposition, widths
@@ -53,9 +54,13 @@ def job_of(**sections: Any) -> Job:
 
 def spread(problem: Problem, ranks: Ranks, job: Job) -> tuple[Workload, Objective]:
     workload = Workload(
-        problem.model, problem.loss, problem.dataset, np.arange(len(problem.dataset))
+        problem.model,
+        problem.loss,
+        problem.dataset,
+        np.arange(len(problem.dataset)),
+        **computed_as(job),
     )
-    return workload, workload.on(ranks, job)
+    return workload, workload.on(ranks)
 
 
 def looked_at(problem: Problem, ranks: Ranks, job: Job, **settings: Any) -> Measurements:
@@ -139,7 +144,7 @@ def test_s_is_residuals_times_curvatures_of_outputs(activation: str, loss: str) 
     expected = by_definition(problem).numpy()
     size = len(expected)
     whole = {
-        operator: objective.shell(operator, count).columns(0, size)
+        operator: curvature_matrix(objective, operator, count).columns(0, size)
         for operator in ("hessian", "gauss_newton", "residual")
     }
     assert whole["residual"] == pytest.approx(expected, abs=1e-12)
@@ -330,5 +335,5 @@ def test_bad_input_is_named(
     monkeypatch.chdir(studied)
     monkeypatch.syspath_prepend(studied)
     out = f'output.path="{tmp_path}/run.h5"'
-    with Console(speaks=False) as console, pytest.raises(InputError, match=message):
+    with Console(enabled=False) as console, pytest.raises(InputError, match=message):
         study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), console, only=[only])

@@ -15,6 +15,7 @@ from hessdist.landscape.diagnosis import Kind, Point
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
+from hessdist.service.workload import computed_as
 from hessdist.studies.context import Context
 from hessdist.studies.debugging.diagnosis import diagnosis
 
@@ -37,8 +38,8 @@ def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Me
         sections[name] = sections[name] | values
     job = Job.model_validate(sections)
     indices = np.arange(len(problem.dataset))
-    workload = Workload(problem.model, problem.loss, problem.dataset, indices)
-    at = Context(job, workload, workload.on(Ranks(), job))
+    workload = Workload(problem.model, problem.loss, problem.dataset, indices, **computed_as(job))
+    at = Context(job, workload, workload.on(Ranks()))
     return diagnosis(at, job.diagnosis)
 
 

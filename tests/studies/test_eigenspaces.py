@@ -21,16 +21,16 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from hessdist.config.loader import parse_job
 from hessdist.config.studies import registry
 from hessdist.errors import InputError, Stopped
-from hessdist.objective import Workload
 from hessdist.optimizers.swag import SWAG
+from hessdist.optimizers.training import initialise, minibatches
 from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.results.units import Measurements
+from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.context import Context
 from hessdist.studies.debugging.saddle import leave_a_saddle
 from hessdist.studies.eigenspaces.eigenspace import compare_on_a_budget
 from hessdist.workload.models import build_model, mlp
-from hessdist.workload.training import initialise, minibatches
 
 SECTIONS = {"eigenspace": compare_on_a_budget, "saddle": leave_a_saddle}
 EIGENSPACE = """
@@ -91,9 +91,9 @@ def section(
     **callbacks: Any,
 ) -> Measurements:
     job, _ = parse_job(edit(text), "job")
-    workload = Workload.of(job)
+    workload = workload_of(job)
     ranks = Ranks(import_mpi().COMM_SELF if comm is None else comm)
-    experiment = Context(job, workload, workload.on(ranks, job), **callbacks)
+    experiment = Context(job, workload, workload.on(ranks), **callbacks)
     return SECTIONS[name](experiment, getattr(job.study, name))
 
 

@@ -21,10 +21,11 @@ from hessdist.errors import JobError, ResultError
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.present.histograms import density_at
+from hessdist.present.outliers import outliers_sought
 from hessdist.results.units import Measurements, Variable, stacked
 from hessdist.service.console import Console
 from hessdist.service.study import study
-from hessdist.spectrum.outliers import outliers_sought
+from hessdist.service.workload import computed_as
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.laws import laws
 from hessdist.studies.random_matrices.settings import LawsSection
@@ -61,8 +62,10 @@ def fitted(ranks: Ranks, found: Measurements | None, **settings: Any) -> Measure
         "output": {"path": "none.h5"},
     })
     data = Samples(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
-    workload = Workload(mlp([3, 2]), LOSSES["cross_entropy"], data, np.arange(2))
-    objective = workload.on(ranks, job)
+    workload = Workload(
+        mlp([3, 2]), LOSSES["cross_entropy"], data, np.arange(2), **computed_as(job)
+    )
+    objective = workload.on(ranks)
 
     def stored(name: str) -> Measurements | None:
         assert ranks.is_root  # which alone reads files
@@ -225,7 +228,10 @@ def test_laws_follow_their_spectra(tmp_path: Path) -> None:
         done = study(job, text, Ranks(), Console(lambda line: None), **how)
         return [u.name for u in done.done], [u.name for u in done.skipped]
 
-    with pytest.raises(JobError, match=r"reads results of exact or density, and there are none; add \[study.exact\]"):
+    with pytest.raises(
+        JobError,
+        match=r"reads results of exact or density, and there are none; add \[study.exact\]",
+    ):
         studied(wanted)
     exact = "[study.exact]\npicture = 0\n"
     names = ["exact of step 7", "laws of step 7"]

@@ -21,16 +21,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import hessdist
 from hessdist.config.loader import load_job
 from hessdist.errors import InputError, ResultError
+from hessdist.optimizers.ensemble import on_sphere
+from hessdist.optimizers.training import minibatches
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
 from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.workload.checkpoints import read_state
-from hessdist.workload.ensemble import on_sphere
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
-from hessdist.workload.training import minibatches
 
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
 
@@ -316,7 +316,7 @@ def test_bad_input_is_named(
     monkeypatch.chdir(studied)
     monkeypatch.syspath_prepend(studied)
     out = f'output.path="{tmp_path}/run.h5"'
-    with Console(speaks=False) as console, pytest.raises(InputError, match=message):
+    with Console(enabled=False) as console, pytest.raises(InputError, match=message):
         study(*load_job(Path("job.toml"), [out, *settings]), Ranks(), console, only=[only])
     assert not (tmp_path / "run.h5").exists()
 

@@ -20,7 +20,7 @@ from studied import JOB, prepare
 import hessdist
 from hessdist.config.loader import load_job
 from hessdist.errors import InputError
-from hessdist.landscape.step_size import Found
+from hessdist.landscape.found import Found
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.writer import write_index
 from hessdist.service.console import Console
@@ -423,7 +423,7 @@ def study_job(path: Path, words: list[str]) -> None:
     given = dict(zip(words[::2], words[1::2], strict=True))
     job, text = load_job(path, [given["--set"]] if "--set" in given else [])
     only = given["--only"].split(",") if "--only" in given else []
-    with Console(speaks=False) as console:
+    with Console(enabled=False) as console:
         study(job, text, Ranks(), console, only=only)
 
 

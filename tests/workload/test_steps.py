@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hessdist.config.job import parse_job
+from hessdist.config.loader import parse_job
 from hessdist.errors import CheckpointError, JobError
 from hessdist.service.queue import Watched
 from hessdist.workload.steps import find_checkpoints, scan_checkpoints, step_of

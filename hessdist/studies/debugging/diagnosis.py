@@ -20,15 +20,16 @@ from hessdist.config.job import Job
 from hessdist.config.sections import DiagnosisSection
 from hessdist.curvature.parameters import ParameterLayout
 from hessdist.landscape.diagnosis import Point, note
+from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
-from hessdist.landscape.step_size import Found, best_steps, step_grid
-from hessdist.objective import Evaluation, full_vectors
+from hessdist.landscape.step_size import best_steps, step_grid
+from hessdist.objective import Evaluation
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
-from hessdist.spectrum.eigenpairs import End
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.eigenpairs import End, full_vectors
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.studies.context import Context, Pair, eigenpairs_as
 
 _DECADES = 1e-4  # nearest point of the escape line, as a share of the farthest
@@ -69,7 +70,7 @@ def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
     """
     start = time.perf_counter()
     here = context.objective.evaluate()
-    shell = context.objective.shell("hessian", here.weight, context.on_product)
+    shell = curvature_matrix(context.objective, "hessian", here.weight, context.on_product)
     known = _from_the_run(context) if context.has_pairs else _solved(context, shell, here)
     (curvature,) = context.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
     point = _unmeasured(context, settings, here, known, float(curvature))

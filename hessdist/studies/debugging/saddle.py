@@ -21,14 +21,15 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
 from hessdist.objective import Evaluation
+from hessdist.optimizers.ensemble import on_sphere
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import exact_spectrum, plan
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context, eigenpairs_as
 from hessdist.studies.debugging.settings import SaddleSection
 from hessdist.studies.networks import Alone, shard_of
-from hessdist.workload.ensemble import on_sphere
 from hessdist.workload.shard import Shard
 
 _DENSE = 2000  # parameters up to which all eigenvalues are computed
@@ -133,7 +134,7 @@ def _saddle(context: Context) -> _Saddle:
                 f"{at.gradient_norm:.4g}",
                 remedy,
             )
-    shell = objective.shell("hessian", at.weight, context.on_product)
+    shell = curvature_matrix(objective, "hessian", at.weight, context.on_product)
     if objective.layout.size <= _DENSE:
         found = _Saddle(at, exact_spectrum(shell, plan(shell)).values, converged=True)
     else:

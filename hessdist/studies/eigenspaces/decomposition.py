@@ -32,6 +32,7 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import NumericalError
 from hessdist.objective import DTYPES
+from hessdist.optimizers.training import initialise
 from hessdist.parallel.ranks import Ranks, one_thread
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
@@ -39,7 +40,7 @@ from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.eigenpairs import End
 from hessdist.spectrum.lanczos import derived_seed
 from hessdist.spectrum.outliers import in_numbers
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 from hessdist.spectrum.summary import Effort, MatrixSummary, summarise
 from hessdist.studies.context import Context, eigenpairs_as
@@ -48,7 +49,6 @@ from hessdist.studies.networks import mlp_of_widths
 from hessdist.studies.singularity.whole_spectra import require_memory
 from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import initialise
 
 H, G, S, F = "hessian", "gauss_newton", "residual", "empirical_fisher"
 _OPERATORS = (H, G, S, F)
@@ -107,7 +107,7 @@ def decomposition(context: Context, settings: DecompositionSection) -> Measureme
     found: dict[str, _Matrix] = {}
     for operator in (G, H, S, F):  # G's vectors are compared with, and S is measured by H
         start = time.perf_counter()
-        shell = objective.shell(operator, at.weight, context.on_product)
+        shell = curvature_matrix(objective, operator, at.weight, context.on_product)
         rounding = _ROUNDINGS * shell.epsilon * found[H].summary.largest if operator == S else 0.0
         shift = objective.l2 if operator in _PENALISED else 0.0
         image = shell.apply(v)

@@ -29,6 +29,7 @@ from hessdist.errors import JobError, NumericalError, WorkloadError
 from hessdist.objective import Workload
 from hessdist.optimizers.eigenspace import Eigenspace, Pairs, largest_magnitude
 from hessdist.optimizers.swag import SWAG
+from hessdist.optimizers.training import build_optimizer
 from hessdist.parallel.ranks import Ranks, import_mpi, one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs
@@ -40,7 +41,6 @@ from hessdist.studies.networks import Alone, judged, shard_of
 from hessdist.workload.datasets import build_dataset
 from hessdist.workload.losses import is_summed_loss
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import build_optimizer
 
 AVERAGES = ("none", "SWA", "SWAG")
 """Whose predictions are judged: the weights', their average's, the mean of draws around it."""

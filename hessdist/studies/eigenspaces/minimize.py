@@ -20,9 +20,9 @@ from hessdist.optimizers.full_batch import (
     Iterate,
     Settings,
     minimize,
-    settings_of,
     tao_options,
 )
+from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
@@ -37,7 +37,6 @@ from hessdist.workload.checkpoints import (
 )
 from hessdist.workload.models import build_model
 from hessdist.workload.steps import Checkpoint, scan_checkpoints
-from hessdist.workload.training import initialise
 
 _LONG_NAMES = {
     "loss": "loss: mean over all samples",
@@ -53,6 +52,12 @@ _LONG_NAMES = {
     "seconds": "wall time so far",
 }
 _STORED = {"step": "step_length"}  # other names in the file
+
+
+def settings_of(wanted: MinimizeSection) -> Settings:
+    """What the minimiser needs of a job's section."""
+    names = {one.name for one in fields(Settings)}
+    return Settings(**wanted.model_dump(include=names))
 
 
 def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +123,10 @@ class _Before:
 
 
 def _before(context: Context) -> _Before:
-    """The trace of an earlier run up to the last checkpoint that is there.
+    """Read the trace of an earlier run up to the last checkpoint that is there.
+
+    Returns:
+        What to go on from.
 
     Raises:
         OutputError: The checkpoints in the folder are another run's.

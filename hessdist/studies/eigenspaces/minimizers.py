@@ -14,13 +14,14 @@ from torch import nn
 
 from hessdist.config.job import Job
 from hessdist.errors import JobError
-from hessdist.optimizers.full_batch import Ended, Iterate, minimize, settings_of
+from hessdist.optimizers.full_batch import Ended, Iterate, minimize
+from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
+from hessdist.studies.eigenspaces.minimize import settings_of
 from hessdist.studies.eigenspaces.settings import MinimizersSection
 from hessdist.workload.models import build_model
-from hessdist.workload.training import initialise
 
 _TRACES = {
     "loss": "loss: mean over all samples",

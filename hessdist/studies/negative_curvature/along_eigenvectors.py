@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from hessdist.config.job import Job
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import DataError, JobError
+from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines, quadratic_model
 from hessdist.landscape.span import LossInSpan
-from hessdist.landscape.step_size import BestSteps, Found, best_steps, step_grid
+from hessdist.landscape.step_size import BestSteps, best_steps, step_grid
 from hessdist.objective import Objective
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import angles_between, principal_angles
 from hessdist.spectrum.eigenpairs import Eigenpairs, End
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context, Pair, eigenpairs_as
 from hessdist.studies.negative_curvature.settings import (
     BlocksSection,
@@ -337,9 +339,9 @@ def _over_subset(context: Context, fraction: float, seed: int) -> tuple[Eigenpai
     everything, wanted = context.workload.indices, context.job.spectrum
     count = subset_size(len(everything), fraction, context.ranks.size)
     chosen = everything[choose_samples(len(everything), None, count, "random", seed)]
-    objective = context.workload.on(context.ranks, context.job, chosen)
+    objective = context.workload.on(context.ranks, chosen)
     here = objective.evaluate()
-    shell = objective.shell(wanted.operator, here.weight, context.on_product)
+    shell = curvature_matrix(objective, wanted.operator, here.weight, context.on_product)
     return eigenpairs_as(wanted, shell), count
 
 
@@ -451,7 +453,7 @@ def _of_block(context: Context, part: Objective, settings: BlocksSection) -> Eig
     wanted = context.job.spectrum
     return eigenpairs_as(
         wanted,
-        part.shell(wanted.operator, context.weight, context.on_product),
+        curvature_matrix(part, wanted.operator, context.weight, context.on_product),
         largest=min(settings.largest, part.layout.size),
         smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,

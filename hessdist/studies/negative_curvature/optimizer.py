@@ -23,13 +23,14 @@ from hessdist.config.job import Job
 from hessdist.errors import NumericalError
 from hessdist.objective import Objective, Workload
 from hessdist.optimizers.negative_curvature import NegativeCurvature
+from hessdist.optimizers.training import build_optimizer, penalty
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context, eigenpairs_as
 from hessdist.studies.negative_curvature.settings import OptimizerSection
 from hessdist.studies.networks import Alone, shard_of
-from hessdist.workload.training import build_optimizer, penalty
 
 _TIMED = 12  # minibatches of each kind whose time is taken, in turn
 
@@ -266,7 +267,7 @@ class _Exact:
             return
         begin, end = ranks.shard(objective.layout.size)
         v = direction[begin:end].astype(np.float64)
-        shell = objective.shell("hessian", at.weight, self._on_product)
+        shell = curvature_matrix(objective, "hessian", at.weight, self._on_product)
         smallest = self.smallest.shape[-1]
         solved = eigenpairs_as(self._wanted, shell, largest=1, smallest=smallest)
         vectors = solved.smallest.vectors

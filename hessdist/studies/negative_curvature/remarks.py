@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hessdist.landscape.step_size import Found
+from hessdist.landscape.found import Found
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
 

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hessdist.present.axes import colours_of
 from hessdist.present.histograms import bin_edges, largest_of, nearly_all, top_edges
-from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
+from hessdist.present.outliers import outliers_sought
+from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 from hessdist.studies.singularity.spectra_figures import (
     BARS,
     EMPHASIS,

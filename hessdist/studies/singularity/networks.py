@@ -22,9 +22,12 @@ from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import InputError, WorkloadError
 from hessdist.objective import DTYPES, Workload
+from hessdist.optimizers.ensemble import Descent, Ensemble, on_sphere
+from hessdist.optimizers.training import initialise
 from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
+from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context
 from hessdist.studies.networks import mlp_of_widths
 from hessdist.studies.singularity.settings import (
@@ -34,11 +37,9 @@ from hessdist.studies.singularity.settings import (
     SpreadsSection,
 )
 from hessdist.workload.datasets import build_dataset, choose_samples
-from hessdist.workload.ensemble import Descent, Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, as_summed_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.shard import Shard
-from hessdist.workload.training import initialise
 
 _STAGES = ("start", "end")  # of training
 _MOST = 2000  # parameters of networks whose dense Hessians are computed many at once
@@ -100,17 +101,16 @@ def _spectra(
     context: Context, model: nn.Module, networks: Trained, cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """All eigenvalues, (networks, stages, d), and pictures of the first network. Collective."""
-    job, ranks = context.job, context.ranks
+    ranks = context.ranks
     whole = replace(context.workload, model=model)
-    of_all_layers = job.spectrum.model_copy(update={"layers": []})
-    objective = whole.on(ranks, job.model_copy(update={"spectrum": of_all_layers}))
+    objective = replace(whole, layers=()).on(ranks)
     number, size = networks.end.parameters.shape
     values = np.empty((number, len(_STAGES), size))
     drawn: list[NDArray[np.float64]] = []
     planned: Plan | None = None  # all are of one size
     for network, (stage, descent) in product(range(number), enumerate(networks.stages)):
         objective.local.parameters.assign(descent.parameters[network].to(objective.device))
-        shell = objective.shell("hessian", objective.weight(), context.on_product)
+        shell = curvature_matrix(objective, "hessian", objective.weight(), context.on_product)
         if planned is None:
             planned = plan(shell)
             context.line(str(planned))

@@ -18,8 +18,9 @@ from hessdist.present.histograms import (
     top_edges,
     words,
 )
+from hessdist.present.outliers import outliers_sought
 from hessdist.present.values import VIEW, cut, evenly, numbers
-from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
+from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run

@@ -27,8 +27,9 @@ from hessdist.present.histograms import (
     smoothing_width,
     words,
 )
+from hessdist.present.outliers import outliers_sought
 from hessdist.spectrum.densities import SpectralDensity
-from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers, outliers_sought
+from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hessdist.present.cells import cut, estimate, new_table, told, words
-from hessdist.spectrum.outliers import in_numbers, outliers_sought
+from hessdist.present.outliers import outliers_sought
+from hessdist.spectrum.outliers import in_numbers
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import InputError
-from hessdist.objective import Objective, sign_of
+from hessdist.objective import Objective
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import ExactSpectrum, choose_solver, exact_spectrum, picture, plan
 from hessdist.spectrum.densities import Estimate, SpectralDensity
+from hessdist.spectrum.eigenpairs import sign_of
 from hessdist.spectrum.lanczos import basis_bytes, lanczos_quadrature
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.trace import xtrace
 from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.settings import DecompositionSection
@@ -65,7 +66,7 @@ def exact(context: Context, settings: ExactSection) -> Measurements:
     found, vectors = [], []
     weight = context.objective.evaluate().weight
     for operator in operators:
-        shell = context.objective.shell(operator, weight, context.on_product)
+        shell = curvature_matrix(context.objective, operator, weight, context.on_product)
         planned = plan(
             shell,
             eigenvectors=settings.eigenvectors,
@@ -187,7 +188,7 @@ def density(context: Context, settings: DensitySection) -> Measurements:
         part = context.objective.of_layers(block) if settings.blocks else context.objective
         require_memory(part, settings, "density")
         for row, operator in enumerate(operators):
-            shell = part.shell(operator, weight, context.on_product)
+            shell = curvature_matrix(part, operator, weight, context.on_product)
             seen[row].append(_look(shell, settings))
     names = [" + ".join(block) or "all" for block in blocks]
     return _density_section(operators, names, seen, settings)

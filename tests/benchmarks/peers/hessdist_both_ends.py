@@ -14,17 +14,17 @@ from problem import LARGEST, SMALLEST, TOLERANCE, Problem
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from hessdist.config.sections import ComputeSection
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
+from hessdist.spectrum.shell import curvature_matrix
 
 
 class BothEnds:
     def __init__(self, problem: Problem, options: argparse.Namespace) -> None:
         self.problem, self.seed = problem, options.seed
-        self.compute = ComputeSection(device="cpu", batch_size=problem.batch_size)
+        self.compute = Compute(device="cpu", batch_size=problem.batch_size)
         self.dataset = TensorDataset(problem.images, problem.labels)
         self.notes = {"tolerance": TOLERANCE}
         petsc.initialise()  # an import, as those of the peers are
@@ -39,8 +39,7 @@ class BothEnds:
             compute=self.compute,
         )
         seconds = products.seconds.setdefault("both", [])
-        shell = objective.shell(
-            "hessian",
+        shell = curvature_matrix(objective, "hessian",
             objective.evaluate().num_samples,
             # The shell adds its seconds up; what was added last is the latest product's.
             lambda count: seconds.append(sum(shell.seconds.values()) - sum(seconds)),

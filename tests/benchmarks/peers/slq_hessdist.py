@@ -15,18 +15,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 from worker import Products
 
-from hessdist.config.sections import ComputeSection
-from hessdist.objective import Objective
+from hessdist.objective import Compute, Objective
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.lanczos import lanczos_quadrature
-from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.trace import xtrace
 
 
 class Hessdist:
     def __init__(self, problem: Problem, options: argparse.Namespace) -> None:
         self.problem = problem
-        self.compute = ComputeSection(device="cpu", batch_size=problem.batch_size)
+        self.compute = Compute(device="cpu", batch_size=problem.batch_size)
         self.dataset = TensorDataset(problem.images, problem.labels)
 
     def _shell(self, products: Products) -> ShellMatrix:
@@ -39,8 +38,7 @@ class Hessdist:
             compute=self.compute,
         )
         seconds = products.seconds.setdefault("all", [])
-        shell = objective.shell(
-            "hessian",
+        shell = curvature_matrix(objective, "hessian",
             objective.evaluate().num_samples,
             # The shell adds its seconds up; what was added last is the latest product's.
             lambda count: seconds.append(sum(shell.seconds.values()) - sum(seconds)),

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessdist.errors import DataError, NumericalError
-from hessdist.workload.checkpoints import read_state
-from hessdist.workload.datasets import build_dataset
-from hessdist.workload.losses import mse
-from hessdist.workload.models import build_model
-from hessdist.workload.shard import Shard
-from hessdist.workload.steps import find_checkpoints
-from hessdist.workload.training import (
+from hessdist.optimizers.training import (
     OPTIMIZERS,
     build_optimizer,
     initialise,
     minibatches,
     train,
 )
+from hessdist.workload.checkpoints import read_state
+from hessdist.workload.datasets import build_dataset
+from hessdist.workload.losses import mse
+from hessdist.workload.models import build_model
+from hessdist.workload.shard import Shard
+from hessdist.workload.steps import find_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from torch.func import functional_call, grad, vjp, vmap
 from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
+from hessdist.optimizers.training import minibatches
 from hessdist.workload.losses import CriterionLoss, checked_loss
-from hessdist.workload.training import minibatches
 
 # Numbers that a pass over some networks keeps at once: as many as stay in a processor's cache,
 # and for second derivatives, where a call costs more than memory does, 32 times as many.

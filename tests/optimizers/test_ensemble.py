@@ -16,12 +16,12 @@ from torch.func import functional_call, hessian
 
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import DataError, InputError, NumericalError
+from hessdist.optimizers.ensemble import Ensemble, on_sphere
+from hessdist.optimizers.training import minibatches
 from hessdist.workload import ensemble as module
 from hessdist.workload.datasets import blobs
-from hessdist.workload.ensemble import Ensemble, on_sphere
 from hessdist.workload.losses import CriterionLoss, mse
 from hessdist.workload.models import mlp
-from hessdist.workload.training import minibatches
 
 CROSS_ENTROPY = known_loss(nn.functional.cross_entropy)
 SUMMED = known_loss(nn.CrossEntropyLoss(reduction="sum"))

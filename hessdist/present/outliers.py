@@ -1,0 +1,23 @@
+"""How many outliers are shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hessdist.spectrum.outliers import PER_OUTPUT
+
+if TYPE_CHECKING:
+    from hessdist.results.reader import Run
+
+
+def outliers_sought(run: Run) -> int:
+    """How many outliers are looked for in spectra of a run: three an output of its network.
+
+    Args:
+        run: The result.
+
+    Returns:
+        The number; a network's outputs are the rows of its last parameter, such as a bias.
+    """
+    outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
+    return PER_OUTPUT * outputs

@@ -1,0 +1,44 @@
+"""The workload of a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hessdist.config.job import Job
+from hessdist.objective import Compute, Workload
+from hessdist.workload.collate import find_collate
+from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
+from hessdist.workload.losses import build_loss
+from hessdist.workload.models import build_model
+
+
+def workload_of(job: Job) -> Workload:
+    """Build what a job differentiates. Not collective, and the same on every rank.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Model, loss, data set, and the samples that the job draws from it.
+
+    Raises:
+        InputError: A factory or the data is missing or fails.
+    """
+    model = build_model(job.model.factory, job.model.arguments)
+    loss = build_loss(job.loss.factory, job.loss.arguments)
+    data = job.data
+    dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
+    indices = choose_samples(
+        count_samples(dataset), data.fraction, data.samples, data.subset, data.seed
+    )
+    collate = find_collate(data.collate)
+    return Workload(model, loss, dataset, indices, collate, **computed_as(job))
+
+
+def computed_as(job: Job) -> dict[str, Any]:
+    """The fields of a workload that say how it is computed."""
+    return {
+        "compute": Compute(**job.compute.model_dump()),
+        "l2": job.loss.l2,
+        "layers": job.spectrum.layers,
+    }
