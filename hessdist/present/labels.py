@@ -1,0 +1,39 @@
+"""Symbols and names that figures, tables and the page show for names in the results."""
+
+from __future__ import annotations
+
+SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
+"""Symbols of the matrices, H = G + S."""
+
+MATRICES = {
+    "hessian": "Hessian",
+    "gauss_newton": "Gauss-Newton matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+    "residual": "residual",
+}
+"""Names of the matrices."""
+
+MINIMIZERS = {"gradient_descent": "gradient descent", "lbfgs": "L-BFGS", "newton_cg": "Newton-CG"}
+"""Names of the minimisers over all samples."""
+
+ACTIVATIONS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
+"""Names of the units of two-layer networks."""
+
+LOSS_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
+"""Names of the models of the loss."""
+
+WORK = "work, in gradients over all samples"
+"""The title of an axis of the cost of a minimisation."""
+
+
+def label(names: dict[str, str], name: object) -> str:
+    """Return the label of a name, or the name itself where it has none.
+
+    Args:
+        names: One of the tables of this module.
+        name: A name as the results have it.
+
+    Returns:
+        The label.
+    """
+    return names.get(str(name), str(name))
