@@ -1,4 +1,4 @@
-"""Angles between vectors and between the spaces that they span. NumPy alone."""
+"""Angles between vectors and between the spaces that they span. Needs only NumPy."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 Sum = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Adds small arrays up over ranks that hold a part of every vector: `Ranks.sum`."""
+"""A function such as `Ranks.sum`, which sums small arrays over ranks that share every vector."""
 
 
-def _itself(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _identity(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values
 
 
 def principal_angles(
-    one: NDArray[Any], other: NDArray[Any], over_ranks: Sum = _itself
+    one: NDArray[Any], other: NDArray[Any], over_ranks: Sum = _identity
 ) -> NDArray[np.float64]:
-    """Principal angles between the spaces that two sets of vectors span.
+    """Compute the principal angles between the spaces that two sets of vectors span.
 
-    Björck and Golub (1973): cosines are the singular values of AᵀB, sines those of B − A AᵀB; each
-    is taken where it is the well-conditioned one. Collective where `over_ranks` is.
+    Björck and Golub (1973): the cosines are the singular values of AᵀB, the sines those of
+    B − A AᵀB. For each angle the better conditioned one is used. Collective if `over_ranks` is.
 
     Args:
         one: Nearly orthonormal vectors, (n, d), or this rank's entries of them.
-        other: Likewise, (m, d).
-        over_ranks: Adds up over ranks; vectors are whole when it is left out.
+        other: The second set of such vectors, (m, d).
+        over_ranks: Sums over ranks. By default the vectors are whole.
 
     Returns:
-        min(n, m) angles in radians, increasing; NaN if an entry of a vector is not finite.
+        The min(n, m) angles in radians, increasing; NaN if an entry of a vector is not finite.
     """
     if len(one) < len(other):
         one, other = other, one
@@ -39,27 +39,27 @@ def principal_angles(
         return np.full(len(other), np.nan)
     one, other = _orthonormal(one, over_ranks), _orthonormal(other, over_ranks)
     overlaps = over_ranks(one @ other.T)  # (n, m)
-    beside: NDArray[np.float64] = other - overlaps.T @ one
-    squares = np.linalg.eigvalsh(over_ranks(beside @ beside.T))  # increasing
+    outside: NDArray[np.float64] = other - overlaps.T @ one
+    squares = np.linalg.eigvalsh(over_ranks(outside @ outside.T))  # increasing
     cosines = np.clip(np.linalg.svd(overlaps, compute_uv=False)[: len(other)], 0, 1)
     sines = np.sqrt(np.clip(squares, 0, 1))
     return np.where(cosines > np.sqrt(0.5), np.arcsin(sines), np.arccos(cosines))
 
 
 def angles_between(
-    one: NDArray[Any], other: NDArray[Any], over_ranks: Sum = _itself
+    one: NDArray[Any], other: NDArray[Any], over_ranks: Sum = _identity
 ) -> NDArray[np.float64]:
-    """Angles between the lines along all pairs of vectors of two sets.
+    """Compute the angles between the lines along all pairs of vectors of two sets.
 
-    Collective where `over_ranks` is.
+    Collective if `over_ranks` is.
 
     Args:
-        one: (n, d), or this rank's entries of them.
-        other: Likewise, (m, d).
-        over_ranks: Adds up over ranks; vectors are whole when it is left out.
+        one: The first set of vectors, (n, d), or this rank's entries of them.
+        other: The second set, (m, d).
+        over_ranks: Sums over ranks. By default the vectors are whole.
 
     Returns:
-        (n, m), in radians, from 0 to π/2; NaN where a vector is zero or not finite.
+        The angles in radians, (n, m), from 0 to π/2; NaN if a vector is zero or not finite.
     """
     one, other = one.astype(np.float64), other.astype(np.float64)
     sums = over_ranks(
@@ -77,7 +77,7 @@ def angles_between(
 
 
 def _orthonormal(vectors: NDArray[Any], over_ranks: Sum) -> NDArray[np.float64]:
-    """The same space's orthonormal basis nearest to nearly orthonormal vectors."""
+    """Compute the orthonormal basis of the same space that is nearest to the vectors."""
     exact = vectors.astype(np.float64)
     values, rotation = np.linalg.eigh(over_ranks(exact @ exact.T))
     return np.asarray((rotation / np.sqrt(values)) @ rotation.T @ exact)

@@ -1,13 +1,15 @@
-"""What the nodes and weights of stochastic Lanczos quadrature tell of a spectrum. NumPy alone.
+"""Quantities of a spectrum from the nodes and weights of stochastic Lanczos quadrature.
 
-A random unit vector v, a probe, sees the spectrum of A through the measure Σᵢ (vᵀuᵢ)² δ(λ − λᵢ). A
-few nodes θ and weights w stand for it as Gauss quadrature does: Σⱼ wⱼ f(θⱼ) ≈ vᵀ f(A) v, whose
-mean over probes is tr f(A) / d (Lin, Saad and Yang 2016; Ubaru, Chen and Saad 2017, algorithm 1;
-Ghorbani, Krishnan and Xiao 2019 for Hessians).
+A random unit vector v, a probe, has the spectral measure Σᵢ (vᵀuᵢ)² δ(λ − λᵢ). A few nodes θ and
+weights w approximate it as in Gauss quadrature: Σⱼ wⱼ f(θⱼ) ≈ vᵀ f(A) v, whose mean over probes is
+tr f(A) / d (Lin, Saad and Yang 2016; Ubaru, Chen and Saad 2017, algorithm 1; Ghorbani, Krishnan and
+Xiao 2019 for Hessians).
 
-Errors are standard errors over the probes. They say what more probes would change and not what
-more steps would: quadrature is exact for polynomials of degree 2 steps − 1, converges fast for
-smooth functions, and slowly for those with a kink or a jump among the eigenvalues.
+Errors are standard errors over the probes. They show what more probes would change, but not what
+more steps would change: quadrature is exact for polynomials of degree 2 steps − 1, converges fast
+for smooth functions, and slowly for functions with a kink or a jump among the eigenvalues.
+
+This module needs only NumPy.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from hessdist.errors import InputError
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Of a flat array of eigenvalues, entry by entry."""
+"""A function of a flat array of eigenvalues, entry by entry."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,14 @@ class Estimate:
 
     value: float
     error: float
-    """Standard error of the value; NaN where one vector alone was drawn."""
-
-
-_UNDEFINED = Estimate(np.nan, np.nan)
+    """The standard error of the value; NaN for a single random vector."""
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The spectrum of a symmetric matrix A, as random probes see it.
+    """The spectral density of a symmetric matrix A, estimated from random probes.
 
-    Of nodes that are known the weights of a probe add up to one.
+    The weights of the finite nodes of a probe add up to one.
     """
 
     size: int  # the dimension d
@@ -48,18 +47,18 @@ class SpectralDensity:
     weights: NDArray[np.float64]  # (probes, steps) not negative, 0 where the node is NaN
 
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest node; all nodes lie between the extreme eigenvalues."""
+        """Return the smallest and the largest node, which are within the spectrum."""
         return float(np.nanmin(self.nodes)), float(np.nanmax(self.nodes))
 
     def smoothed(
         self, grid: NDArray[np.float64], width: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The spectrum's density, each eigenvalue spread to a Gaussian (Lin et al. 2016).
+        """Compute the density with each eigenvalue spread to a Gaussian (Lin et al. 2016).
 
         Args:
-            grid: Where, (n,), in units of the eigenvalues.
-            width: The Gaussian's standard deviation in these units. Below the distance between
-                nodes, about the spectrum's length over `steps`, single nodes show.
+            grid: The points, (n,), in units of the eigenvalues.
+            width: The standard deviation of the Gaussian in these units. Single nodes become
+                visible below the distance of nodes, about the length of the spectrum over `steps`.
 
         Returns:
             The density, whose integral is one, and its standard error, (n,) each.
@@ -78,35 +77,35 @@ class SpectralDensity:
         return samples.mean(axis=0), _standard_errors(samples)
 
     def of(self, function: Function) -> Estimate:
-        """The trace of a matrix function (Ubaru et al. 2017, algorithm 1).
+        """Estimate the trace of a matrix function (Ubaru et al. 2017, algorithm 1).
 
         Args:
-            function: f.
+            function: The function f.
 
         Returns:
-            tr f(A) = Σᵢ f(λᵢ).
+            The trace tr f(A) = Σᵢ f(λᵢ).
         """
         quadratures = self._quadratures(function)
         return _propagated(self.size * quadratures.mean(), (self.size, quadratures))
 
     def trace(self) -> Estimate:
-        """The trace tr A = Σᵢ λᵢ."""
+        """Estimate the trace tr A = Σᵢ λᵢ."""
         return self.of(lambda nodes: nodes)
 
     def frobenius_norm(self) -> Estimate:
-        """‖A‖_F = (Σᵢ λᵢ²)^½; its error is that of the square, propagated to first order."""
+        """Estimate ‖A‖_F = (Σᵢ λᵢ²)^½, with the error propagated to first order."""
         square = self.of(np.square)
         norm = float(np.sqrt(square.value))
         return Estimate(norm, square.error / (2 * norm) if norm else square.error)
 
     def log_determinant(self, shift: float) -> Estimate:
-        """Of A + shift I.
+        """Estimate the logarithm of the determinant of A + shift I.
 
         Args:
-            shift: In units of the eigenvalues.
+            shift: The shift, in units of the eigenvalues.
 
         Returns:
-            log det(A + shift I).
+            The value log det(A + shift I).
 
         Raises:
             InputError: A node plus the shift is not positive.
@@ -121,10 +120,10 @@ class SpectralDensity:
         return self.of(lambda nodes: np.log(nodes + shift))
 
     def moments(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """tr(Aᵏ) / d for k = 1 ... count; those up to 2 steps − 1 are free of quadrature error.
+        """Estimate tr(Aᵏ) / d for k = 1 ... count; up to 2 steps − 1 without quadrature error.
 
         Args:
-            count: Their number.
+            count: The number of moments.
 
         Returns:
             The moments and their standard errors, (count,) each.
@@ -135,20 +134,19 @@ class SpectralDensity:
         return columns.mean(axis=0), _standard_errors(columns)
 
     def count(self, low: float, high: float) -> Estimate:
-        """The number of eigenvalues between two bounds.
+        """Estimate the number of eigenvalues between two bounds.
 
-        It is the difference of two cumulative counts, to each of which a node on its bound adds
-        half its weight, so that the counts of neighbouring intervals add up. A bound in a gap of
-        the spectrum costs nothing; among eigenvalues the count may be wrong by the weight of the
-        node on either side of the bound (the Chebyshev-Markov-Stieltjes inequalities), which the
-        error does not contain.
+        It is the difference of two cumulative counts. A node on a bound adds half of its weight to
+        each, so that the counts of neighbouring intervals add up. A bound in a gap of the spectrum
+        causes no error. Among eigenvalues the count may be wrong by the weight of the nodes next to
+        the bound (Chebyshev-Markov-Stieltjes inequalities), which the error does not contain.
 
         Args:
             low: The lower bound; may be infinite.
             high: The upper bound; may be infinite.
 
         Returns:
-            The number, of 0 ... d.
+            The number, between 0 and d.
 
         Raises:
             InputError: The bounds are not in this order.
@@ -162,18 +160,18 @@ class SpectralDensity:
         return self.of(inside)
 
     def count_bounds(self, low: float, high: float) -> tuple[float, float]:
-        """Between which numbers the count of eigenvalues in an open interval lies.
+        """Compute bounds of the number of eigenvalues in an open interval.
 
-        The Chebyshev-Markov-Stieltjes inequalities, of the mean of the probes' measures: they allow
-        for the width of the quadrature, and not for the random vectors.
+        These are the Chebyshev-Markov-Stieltjes inequalities for the mean measure of the probes.
+        They account for the distance of the nodes, but not for the random vectors.
 
         Args:
             low: The lower bound of the interval.
-            high: The upper one.
+            high: The upper bound of the interval.
 
         Returns:
-            The fewest: the weight of the nodes inside without the first and the last of them. The
-            most: that of all nodes inside and of the next one on either side.
+            The lower bound, which is the weight of the nodes inside without the first and the last;
+            and the upper bound, the weight of all nodes inside and of the next one on either side.
         """
         counts = np.zeros((len(self.nodes), 2))
         for row, (nodes, weights) in enumerate(zip(self.nodes, self.weights, strict=True)):
@@ -186,17 +184,18 @@ class SpectralDensity:
         return float(fewest), float(most)
 
     def effective_rank(self) -> Estimate:
-        """Over how many eigenvalues Σ |λ| is spread (Roy and Vetterli 2007).
+        """Estimate the number of eigenvalues over which Σ |λ| is spread (Roy and Vetterli 2007).
 
-        The error is propagated to first order. Of |λ|, which has a kink at zero, quadrature
-        converges slowly.
+        The error is propagated to first order. Quadrature converges slowly for |λ|, which has a
+        kink at zero.
 
         Returns:
-            exp(−Σᵢ pᵢ log pᵢ) with pᵢ = |λᵢ| / Σⱼ |λⱼ|, of 1 ... d; NaN for the zero matrix.
+            The value exp(−Σᵢ pᵢ log pᵢ) with pᵢ = |λᵢ| / Σⱼ |λⱼ|, between 1 and d; NaN for the zero
+            matrix.
         """
         largest = self._largest()
         if not largest:
-            return _UNDEFINED
+            return Estimate(np.nan, np.nan)
 
         def entropy(nodes: NDArray[np.float64]) -> NDArray[np.float64]:
             shares = np.abs(nodes) / largest
@@ -209,28 +208,30 @@ class SpectralDensity:
         return _propagated(rank, (rank * (1 + ratio) / size, sizes), (-rank / size, entropies))
 
     def stable_rank(self) -> Estimate:
-        """How many eigenvalues of the largest magnitude would have A's Frobenius norm.
+        """Estimate how many eigenvalues of the largest magnitude have A's Frobenius norm.
 
-        The largest magnitude of a node stands for ‖A‖₂: the extreme nodes converge to the extreme
-        eigenvalues long before the others, and from inside. The error is that of ‖A‖_F² alone.
+        The largest magnitude of a node is used as ‖A‖₂: the extreme nodes converge to the extreme
+        eigenvalues long before the others, and from inside. The error is only that of ‖A‖_F².
 
         Returns:
-            ‖A‖_F² / ‖A‖₂², of 1 ... d; NaN for the zero matrix.
+            The ratio ‖A‖_F² / ‖A‖₂², between 1 and d; NaN for the zero matrix.
         """
         largest = self._largest()
-        return self.of(lambda nodes: (nodes / largest) ** 2) if largest else _UNDEFINED
+        if not largest:
+            return Estimate(np.nan, np.nan)
+        return self.of(lambda nodes: (nodes / largest) ** 2)
 
     def participation_ratio(self) -> Estimate:
-        """Over how many eigenvalues the trace is spread; d where all are the same.
+        """Estimate the number of eigenvalues over which the trace is spread; d if all are equal.
 
         The error is propagated to first order.
 
         Returns:
-            (tr A)² / ‖A‖_F², of 0 ... d; NaN for the zero matrix.
+            The ratio (tr A)² / ‖A‖_F², between 0 and d; NaN for the zero matrix.
         """
         largest = self._largest()
         if not largest:
-            return _UNDEFINED
+            return Estimate(np.nan, np.nan)
         means = self._quadratures(lambda nodes: nodes / largest)
         squares = self._quadratures(lambda nodes: (nodes / largest) ** 2)
         slope = self.size * means.mean() / squares.mean()
@@ -238,11 +239,11 @@ class SpectralDensity:
         return _propagated(ratio, (2 * slope, means), (-ratio / squares.mean(), squares))
 
     def _largest(self) -> float:
-        """The largest magnitude of a node."""
+        """Return the largest magnitude of a node."""
         return float(np.nanmax(np.abs(self.nodes)))
 
     def _quadratures(self, function: Function) -> NDArray[np.float64]:
-        """Σⱼ wⱼ f(θⱼ) ≈ vᵀ f(A) v of each probe, (probes,)."""
+        """Compute Σⱼ wⱼ f(θⱼ) ≈ vᵀ f(A) v of each probe, (probes,)."""
         known = np.isfinite(self.nodes)
         values = np.zeros_like(self.nodes)
         values[known] = function(self.nodes[known])
@@ -250,13 +251,13 @@ class SpectralDensity:
 
 
 def _propagated(value: float, *terms: tuple[float, NDArray[np.float64]]) -> Estimate:
-    """A function of means over probes: its value, and of each mean its slope and the samples."""
+    """Propagate errors to a function of means, given its slope and the samples of each mean."""
     linear = sum((slope * samples for slope, samples in terms), np.zeros(len(terms[0][1])))
     return Estimate(float(value), float(_standard_errors(linear)))
 
 
 def _standard_errors(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the mean over the first axis; NaN where it has one entry."""
+    """Compute standard errors of the mean over the first axis; NaN if it has one entry."""
     count = len(samples)
     if count < 2:
         return np.full(samples.shape[1:], np.nan)

@@ -20,11 +20,6 @@ from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 
-# Entries of the basis that are taken to float64 at a time: they stay in the cache.
-_BLOCK = 1 << 13
-# Roundings of the product, relative to the largest product seen, at which nothing new is left.
-_NOTHING = 10.0
-
 
 def lanczos_quadrature(
     shell: ShellMatrix,
@@ -36,22 +31,22 @@ def lanczos_quadrature(
 ) -> SpectralDensity:
     """Run Lanczos from random vectors, one after the other. Collective.
 
-    A probe takes `steps` products, or fewer where its Krylov space ends: then its quadrature is
-    exact. The basis is orthogonalised fully, so that no eigenvalue has copies; it takes
-    `basis_bytes`, and the probes use it in turn.
+    A probe takes `steps` products, or fewer if its Krylov space ends; its quadrature is exact then.
+    The basis is fully orthogonalised, so that no eigenvalue has copies. It takes `basis_bytes`, and
+    all probes share it.
 
     Args:
         shell: The matrix A.
-        probes: Random vectors; the first are the same whatever their number.
-        steps: Nodes of each, at most d.
-        seed: Of the random vectors.
-        on_probe: Called after each probe with the number of those done, on every rank.
+        probes: The number of random vectors. The first ones do not depend on it.
+        steps: The number of nodes of each probe; at most d are computed.
+        seed: The seed of the random vectors.
+        on_probe: Called on every rank after each probe, with the number of finished probes.
 
     Returns:
         Nodes and weights, the same on every rank; (probes, min(steps, d)).
 
     Raises:
-        InputError: There is no probe, or no step; on every rank.
+        InputError: `probes` or `steps` is less than one; on every rank.
     """
     with shell.ranks.agreeing():
         if probes < 1:
@@ -71,57 +66,57 @@ def lanczos_quadrature(
 
 
 def basis_bytes(local_size: int, steps: int, itemsize: int) -> int:
-    """Memory of the basis on one rank; a few vectors in float64 come on top.
+    """Compute the memory of the basis on one rank. A few float64 vectors are needed as well.
 
     Args:
-        local_size: Entries of a vector on this rank.
-        steps: Nodes of a probe, at most d.
-        itemsize: Bytes of a number of the product's dtype.
+        local_size: The number of entries of a vector on this rank.
+        steps: The number of nodes of a probe, at most d.
+        itemsize: The bytes of a number of the product's dtype.
 
     Returns:
-        Bytes.
+        The number of bytes.
     """
     return local_size * steps * itemsize
 
 
 def derived_seed(seed: int, *key: int) -> int:
-    """A seed of `random_entries` for one of many independent vectors.
+    """Derive the seed of one of many independent vectors of `random_entries`.
 
     Args:
-        seed: Of all of them.
-        key: Which one: other numbers give other entries.
+        seed: The seed that all vectors have in common.
+        key: Numbers that identify the vector.
 
     Returns:
-        64 bits.
+        A seed of 64 bits.
     """
     state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
     return int(state[0])
 
 
 def rademacher_entries(seed: int, probe: int, begin: int, end: int) -> NDArray[np.float64]:
-    """Entries of an endless vector of independent signs.
+    """Draw entries of an endless vector of independent random signs.
 
     Args:
-        seed: Of all probes.
-        probe: Which one.
-        begin: First entry.
-        end: One after the last.
+        seed: The seed that all probes have in common.
+        probe: The number of the probe.
+        begin: The first entry.
+        end: One after the last entry.
 
     Returns:
-        (end - begin,) of −1 and 1; slices of different ranks fit together.
+        Values −1 and 1, (end - begin,). Slices of different ranks fit together.
     """
     return np.where(random_entries(derived_seed(seed, 0, probe), begin, end) < 0, -1.0, 1.0)
 
 
 def local_projections(basis: NDArray[Any], image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scalar products of this rank's entries, summed in float64. Not collective.
+    """Compute scalar products over this rank's entries in float64. Not collective.
 
     Args:
         basis: Vectors of any dtype, (n, d_local).
-        image: (d_local,).
+        image: The vector that they are multiplied by, (d_local,).
 
     Returns:
-        (n,).
+        The scalar products, (n,).
     """
     sums = np.zeros(len(basis))
     for part, block in _blocks(basis):
@@ -132,18 +127,19 @@ def local_projections(basis: NDArray[Any], image: NDArray[np.float64]) -> NDArra
 def _tridiagonal(
     shell: ShellMatrix, basis: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lanczos from the unit vector in `basis[0]`, whose other rows are overwritten. Collective.
+    """Run Lanczos from the unit vector `basis[0]`; the other rows are overwritten. Collective.
 
-    Gram-Schmidt, twice: once is not enough, twice is (Giraud et al. 2005). As A is symmetric, a
-    product has components along the last two vectors alone, and those along the others are
-    rounding: the first pass takes the former, the second all that is left. The norm of the rest
-    comes with the second pass, by Pythagoras, so that a step takes two reductions.
+    Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005). As A is symmetric, a
+    product has components along the last two vectors only; those along the others are rounding. The
+    first pass removes the former, the second pass everything that is left. The norm of the rest
+    follows from the second pass by Pythagoras, so that a step takes two reductions.
 
     Returns:
-        T's diagonal, (n,), and the entries beside it, (n − 1,).
+        The diagonal of T, (n,), and its off-diagonal, (n − 1,).
     """
+    negligible = 10.0 * shell.epsilon  # share of the largest product at which the space has ended
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     largest = 0.0
     for step, vector in enumerate(basis):
         known = basis[: step + 1]
@@ -155,17 +151,17 @@ def _tridiagonal(
         _remove(known, second, image)
         diagonal.append(float(first[-1] + second[-1]))
         below = float(np.sqrt(max(square - float(second @ second), 0.0)))
-        if step + 1 == len(basis) or below <= _NOTHING * shell.epsilon * largest:
+        if step + 1 == len(basis) or below <= negligible * largest:
             break
-        beside.append(below)
+        off_diagonal.append(below)
         np.divide(image, below, out=basis[step + 1], casting="same_kind")
-    return np.array(diagonal), np.array(beside)
+    return np.array(diagonal), np.array(off_diagonal)
 
 
 def _projections(
     ranks: Ranks, basis: NDArray[Any], image: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
-    """Scalar products with the basis, (n,), and the image's own square. Collective."""
+    """Compute scalar products with the basis, (n,), and the square of the image. Collective."""
     total = ranks.sum(np.append(local_projections(basis, image), image @ image))
     return total[:-1], float(total[-1])
 
@@ -179,18 +175,19 @@ def _remove(
 
 
 def _blocks(basis: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """The basis in float64, a range of entries at a time."""
-    for begin in range(0, basis.shape[1], _BLOCK):
-        part = slice(begin, begin + _BLOCK)
+    """Iterate over ranges of entries, with the basis there in float64."""
+    size = 1 << 13  # entries at a time: small enough for the cache
+    for begin in range(0, basis.shape[1], size):
+        part = slice(begin, begin + size)
         yield part, basis[:, part].astype(np.float64, copy=False)
 
 
 def _gauss_rule(
-    diagonal: NDArray[np.float64], beside: NDArray[np.float64]
+    diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Nodes, ascending, and weights, (n,) each, of a tridiagonal matrix."""
+    """Compute nodes, ascending, and weights, (n,) each, of a tridiagonal matrix."""
     from scipy.linalg import eigh_tridiagonal
 
-    nodes, vectors = eigh_tridiagonal(diagonal, beside)
+    nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum()

@@ -1,6 +1,7 @@
-"""Ritz values of a projected problem: which are wanted, how far they are, when they will be there.
+"""Ritz values of a projected problem: which are wanted, how converged they are, and the rate.
 
-NumPy alone, and small: the projected problem has as many rows as the Krylov basis has vectors.
+The projected problem is small: it has as many rows as the Krylov basis has vectors. This module
+needs only NumPy.
 """
 
 from __future__ import annotations
@@ -11,33 +12,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Relative residual at which the pair next to the wanted ones counts as settled.
-_SETTLED = 0.5
-# Relative difference of two Ritz values that are copies of one.
-_SAME = 1e-10
-# Steps of a cycle from which the rate of convergence is read.
-_STEPS = 8
-
 
 @dataclass(frozen=True)
 class Ends:
-    """Which Ritz values are wanted, and how well."""
+    """The Ritz values that are wanted at both ends, and to which accuracy."""
 
     largest: int  # k, at the upper end
     smallest: int  # m, at the lower end
-    aim: float  # relative residual
+    aim: float  # relative residual of a converged pair
+    settled: float = 0.5  # relative residual at which the pair next to the wanted ones is settled
 
     def center(self, ascending: NDArray[np.float64]) -> float:
-        """The point c from which the wanted values are the farthest.
+        """Compute the point c from which the wanted values are farthest.
 
-        Halfway between the k-th largest and the m-th smallest; beyond the spectrum where one end
-        alone is wanted.
+        It is halfway between the k-th largest and the m-th smallest value. If only one end is
+        wanted, it is outside the spectrum, on the side of the other end.
 
         Args:
-            ascending: Ritz values, (n,).
+            ascending: The Ritz values in ascending order, (n,).
 
         Returns:
-            c.
+            The point c.
         """
         low, high, n = ascending[0], ascending[-1], len(ascending)
         reach = 2 * (high - low) + 1
@@ -50,17 +45,17 @@ class Ends:
         return float((ascending[n - self.largest] + ascending[self.smallest - 1]) / 2)
 
     def ranking(self, values: NDArray[np.float64]) -> Callable[[float], tuple[int, float]]:
-        """The order in which Ritz values are kept: what is wanted, then the farthest from c.
+        """Rank Ritz values: the wanted ones first, then by distance from c, the farthest first.
 
-        Where a value is there many times, as zero is of a matrix of low rank, its copies are as far
-        from c as a wanted value of the other end: so the wanted ones come first, and those of the
-        end that has no exact copies before those of the other one.
+        A multiple value, such as the zero of a matrix of low rank, has copies that are as far from
+        c as a wanted value of the other end. So the wanted values come first, and among them those
+        of the end that has no exact copies.
 
         Args:
             values: All Ritz values, (n,).
 
         Returns:
-            A value's sort key: what comes first is smaller.
+            A function from a value to its sort key; a smaller key comes first.
         """
         ascending = np.sort(values)
         n, center = len(ascending), self.center(ascending)
@@ -78,17 +73,17 @@ class Ends:
     def handed_over(
         self, values: NDArray[np.float64], ascending: NDArray[np.float64]
     ) -> tuple[int, int]:
-        """Count the wanted pairs of each end, from the outermost on, that a solver hands over.
+        """Count the wanted pairs of each end, from the outermost on, that a solver returns.
 
         Args:
             values: All Ritz values, (n,).
-            ascending: Those that it hands over, ascending.
+            ascending: The Ritz values that the solver returns, in ascending order.
 
         Returns:
-            Of the upper end and of the lower one. Beyond these numbers a pair is missing.
+            The counts of the upper and of the lower end. The next pair after these is missing.
         """
         everything = np.sort(values)
-        close = _SAME * float(np.abs(everything).max(initial=0))
+        close = 1e-10 * float(np.abs(everything).max(initial=0))  # of copies of one value
 
         def agreeing(found: NDArray[np.float64], right: NDArray[np.float64], wanted: int) -> int:
             count = min(wanted, len(found))
@@ -99,14 +94,14 @@ class Ends:
         return upper, agreeing(ascending, everything, self.smallest)
 
     def chosen(self, ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of positions by ascending value, those of the two ends, each once."""
+        """Select the positions of both ends, each once, from positions by ascending value."""
         if len(ascending) <= self.largest + self.smallest:
             return ascending
         top = ascending[len(ascending) - self.largest :]
         return np.concatenate([ascending[: self.smallest], top])
 
     def neighbours(self, ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of positions by ascending value, the next one beyond each end that is wanted."""
+        """Select the next position after each wanted end, from positions by ascending value."""
         if len(ascending) <= self.largest + self.smallest:
             return ascending[:0]
         nexts = [ascending[self.smallest]] if self.smallest else []
@@ -114,58 +109,59 @@ class Ends:
         return np.array(nexts)
 
     def excess(self, values: NDArray[np.float64], relative: NDArray[np.float64]) -> float:
-        """How many times too large the worst residual is; at most 1 when all is done.
+        """Divide the worst residual by the one that is allowed; at most 1 means convergence.
 
-        The next pair beyond each end has to have settled too: as long as it has not, an
-        eigenvector that the starting vector hardly contains may still be absent, and the pair
-        after it be taken for it.
+        The next pair after each end must have settled too. Before it has, an eigenvector of which
+        the starting vector has only a small component may still be absent, and the next pair would
+        be taken for it.
 
         Args:
-            values: Ritz values, (n,), n no less than what is wanted.
+            values: The Ritz values, (n,), at least as many as are wanted.
             relative: Their relative residuals, (n,).
 
         Returns:
-            A positive number.
+            A number that is not negative.
         """
         ascending = np.argsort(values)
         worst = float(relative[self.chosen(ascending)].max()) / self.aim
         nexts = relative[self.neighbours(ascending)]
-        return max(worst, float(nexts.max(initial=0)) / max(_SETTLED, self.aim))
+        return max(worst, float(nexts.max(initial=0)) / max(self.settled, self.aim))
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """The solved projected problem at the end of a cycle, the farthest from c first."""
+    """The solution of the projected problem at the end of a cycle, farthest from c first."""
 
     values: NDArray[np.float64]  # (n,) Ritz values
     residuals: NDArray[np.float64]  # (n,) absolute, estimated
     rotation: NDArray[np.float64]  # (n, n) Ritz vectors in terms of the basis, in columns
 
     def relative(self, floor: float) -> NDArray[np.float64]:
-        """Residuals over |λ|, or over `floor` where that is more, (n,)."""
+        """Divide the residuals by |λ|, or by `floor` if that is larger, (n,)."""
         scale: NDArray[np.float64] = np.maximum(np.abs(self.values), floor)
         return self.residuals / scale
 
 
-def steps_to_go(ritz: Ritz, kept: int, ends: Ends, floor: float) -> int | None:
-    """How many more vectors the basis takes until all is done, at the rate of the last ones.
+def steps_to_go(ritz: Ritz, kept: int, ends: Ends, floor: float, steps: int = 8) -> int | None:
+    """Estimate how many more vectors the basis needs until convergence, at the present rate.
 
-    The projected matrix T of this cycle is tridiagonal but for the vectors that the last restart
-    kept, so its leading blocks are the projected problems of the steps before; T's entry below a
-    block gives their residuals. The excess falls geometrically: a line through its logarithms
-    tells when it arrives at 1.
+    The projected matrix T of this cycle is tridiagonal, except for the vectors that the last
+    restart kept. So its leading blocks are the projected problems of earlier steps, and the entry
+    of T below a block gives their residuals. The excess decreases geometrically: a line through its
+    logarithms predicts when it reaches 1.
 
     Args:
-        ritz: The problem.
-        kept: Vectors at the front of the basis that the last restart kept.
-        ends: What is wanted.
-        floor: |λ| below which residuals are relative to it.
+        ritz: The solution of the projected problem.
+        kept: The number of vectors at the front of the basis that the last restart kept.
+        ends: The wanted pairs.
+        floor: The |λ| below which residuals are relative to `floor`.
+        steps: The number of steps from which the rate is estimated.
 
     Returns:
-        A number, at least 1; None where no rate can be told.
+        A number, at least 1; None if there is no rate.
     """
     n = len(ritz.values)
-    first = max(kept + 2, ends.largest + ends.smallest, n - _STEPS)
+    first = max(kept + 2, ends.largest + ends.smallest, n - steps)
     if n - first < 2:
         return None
     matrix = (ritz.rotation * ritz.values) @ ritz.rotation.T

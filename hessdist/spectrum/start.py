@@ -1,7 +1,7 @@
-"""The starting vector of a solve: the same numbers whatever the number of ranks.
+"""The starting vector of a solve, which does not depend on the number of ranks.
 
-It is random, or leans on eigenvectors of a matrix near this one. A Krylov space has one starting
-vector, so that what is known of many eigenvectors enters as their sum.
+It is random, or close to the span of known eigenvectors of a similar matrix. As a Krylov space has
+only one starting vector, it contains the sum of the known eigenvectors.
 """
 
 from __future__ import annotations
@@ -13,46 +13,48 @@ from numpy.typing import NDArray
 
 from hessdist.parallel.ranks import Ranks
 
-# Entries drawn from one seed: small enough that a rank draws little more than its own slice.
-_BLOCK = 1 << 16
-# Weight of the random vector beside the guesses: it holds what they lack.
-_RANDOM = 0.3
-
 
 def random_entries(seed: int, begin: int, end: int) -> NDArray[np.float64]:
-    """Entries of one endless vector of independent standard normal numbers.
+    """Draw entries of one endless vector of independent standard normal numbers.
 
     Args:
-        seed: Which vector.
-        begin: First entry.
-        end: One after the last.
+        seed: The seed that identifies the vector.
+        begin: The first entry.
+        end: One after the last entry.
 
     Returns:
-        (end - begin,) float64; slices of different ranks fit together.
+        The entries in float64, (end - begin,). Slices of different ranks fit together.
     """
+    size = 1 << 16  # entries of one seed: few, so that a rank draws little more than its own slice
     entries = np.empty(end - begin)
-    for block in range(begin // _BLOCK, -(-end // _BLOCK)):
-        drawn = np.random.default_rng((seed, block)).standard_normal(_BLOCK)
-        first, last = max(begin, block * _BLOCK), min(end, (block + 1) * _BLOCK)
-        offset = block * _BLOCK
+    for block in range(begin // size, -(-end // size)):
+        drawn = np.random.default_rng((seed, block)).standard_normal(size)
+        offset = block * size
+        first, last = max(begin, offset), min(end, offset + size)
         entries[first - begin : last - begin] = drawn[first - offset : last - offset]
     return entries
 
 
 def starting_vector(
-    ranks: Ranks, size: int, seed: int, guesses: NDArray[Any] | None = None
+    ranks: Ranks,
+    size: int,
+    seed: int,
+    guesses: NDArray[Any] | None = None,
+    random_share: float = 0.3,
 ) -> NDArray[np.float64]:
-    """Where a solve starts. Collective.
+    """Make the vector from which a solve starts. Collective.
 
     Args:
         ranks: The ranks.
-        size: the dimension d.
-        seed: Of the random part.
-        guesses: Approximate eigenvectors, this rank's entries, (n, d_local); rows that are not
-            finite do not count. Without any, the vector is random alone.
+        size: The dimension d.
+        seed: The seed of the random part.
+        guesses: Approximate eigenvectors, this rank's entries, (n, d_local). Entries that are NaN
+            count as zero. Without guesses the vector is random.
+        random_share: The norm of the random part relative to that of the guesses, which lack some
+            directions.
 
     Returns:
-        (d_local,).
+        This rank's entries, (d_local,).
     """
     start = random_entries(seed, *ranks.shard(size))
     if guesses is None:
@@ -62,6 +64,6 @@ def starting_vector(
         known += np.nan_to_num(guess)
     of_start, of_known = ranks.sum(np.array([start @ start, known @ known]))
     if of_known:
-        start *= _RANDOM / np.sqrt(of_start)
+        start *= random_share / np.sqrt(of_start)
         start += known / np.sqrt(of_known)
     return start

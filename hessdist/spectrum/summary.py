@@ -1,4 +1,4 @@
-"""A whole matrix in a few numbers: exact where it is small, from random vectors where it is not."""
+"""A matrix in a few numbers: exact if it is small, otherwise from random vectors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hessdist.spectrum.trace import xtrace
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on a matrix."""
+    """The effort for a matrix."""
 
-    exact_below: int  # parameters up to which the spectrum is exact
-    trace_products: int  # of XTrace
-    probes: int  # of Lanczos quadrature
-    lanczos_steps: int  # of each probe
-    null: float  # share of the largest |λ| within which an eigenvalue counts as zero
-    seed: int = 0  # of the random vectors
+    exact_below: int  # the number of parameters up to which the spectrum is exact
+    trace_products: int  # products of XTrace
+    probes: int  # probes of Lanczos quadrature
+    lanczos_steps: int  # steps of each probe
+    null: float  # share of the largest |λ| up to which an eigenvalue counts as zero
+    seed: int = 0  # seed of the random vectors
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,26 @@ class MatrixSummary:
     trace: Estimate
     frobenius_norm: Estimate
     null_count: float  # eigenvalues that count as zero
-    null_bounds: tuple[float, float]  # between which the count lies
-    largest: float  # the largest |λ| that was seen; the spectral norm where values are known
-    values: NDArray[np.float64] | None  # (d,) ascending; None where they are too many
+    null_bounds: tuple[float, float]  # bounds of this count
+    largest: float  # the largest |λ| of `values`, or of the nodes of the quadrature
+    values: NDArray[np.float64] | None  # (d,) ascending; None if they are too many
 
 
 def summarise(
     shell: ShellMatrix, effort: Effort, *, shift: float = 0.0, rounding: float = 0.0
 ) -> MatrixSummary:
-    """Trace, Frobenius norm, and the number of zero eigenvalues. Collective.
+    """Compute the trace, the Frobenius norm, and the number of zero eigenvalues. Collective.
 
-    Errors are standard errors over random vectors, and zero of an exact spectrum. A count by
-    quadrature sees no finer than its nodes lie, and near zero they lie wide: the bounds of
-    `SpectralDensity.count_bounds` say by how much it may be wrong.
+    Errors are standard errors over random vectors, and zero for an exact spectrum. The resolution
+    of a count by quadrature is the distance of its nodes, which is large near zero. The bounds of
+    `SpectralDensity.count_bounds` show by how much the count may be wrong.
 
     Args:
         shell: The matrix A.
-        effort: What is spent.
-        shift: Zero is counted in A − shift I: the l2 penalty. The other numbers are A's.
-        rounding: An |λ| up to which eigenvalues are zero in any case.
+        effort: The effort.
+        shift: The l2 penalty. Zero eigenvalues are those of A − shift I; all other numbers are
+            those of A.
+        rounding: An |λ| up to which an eigenvalue counts as zero in any case.
 
     Returns:
         The numbers.
@@ -75,7 +76,7 @@ def summarise(
 
 
 def _exact(shell: ShellMatrix, null: float, shift: float, rounding: float) -> MatrixSummary:
-    # Matrices of this size take no time that would have to be said beforehand.
+    # Matrices of this size take no time, so that no estimate of it is made.
     solver, memory = choose_solver(shell.ranks, shell.size)
     planned = Plan(shell.size, False, solver, memory, np.nan, np.nan)
     values = exact_spectrum(shell, planned).values

@@ -1,10 +1,10 @@
 """The trace by XTrace: every product serves both a basis and an unbiased estimate.
 
-Epperly, Tropp and Webber (2024), SIAM J. Matrix Anal. Appl. 45(1). The trace splits into that
-within a space Q, which products with a basis of it give exactly, and that in its complement, which
-a random vector estimates (Girard 1989, Hutchinson 1990). A Q that holds images A ω of random
-vectors leaves little to estimate. Of n test vectors each in turn is the one that estimates, while
-Q comes from the others, of which it is independent; n such estimates are averaged.
+Epperly, Tropp and Webber (2024), SIAM J. Matrix Anal. Appl. 45(1). The trace is the sum of the
+trace within a space Q, which products with a basis of Q give exactly, and the trace in its
+complement, which a random vector estimates (Girard 1989, Hutchinson 1990). If Q holds images A ω of
+random vectors, little is left to estimate. Each of n test vectors in turn makes an estimate, with a
+Q from the other vectors, of which it is independent. The result is the mean of the n estimates.
 """
 
 from __future__ import annotations
@@ -22,13 +22,6 @@ from hessdist.spectrum.lanczos import derived_seed, local_projections
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 
-# Entries whose QR factorisation is one leaf of the tree, at least; 4 times as many as columns.
-_BLOCK = 1 << 12
-# Roundings of the product, relative to the largest singular value, that count as zero.
-_NOTHING = 10.0
-# From 1, at which a vector's leverage is 1 to rounding: no other vector has this direction.
-_ALONE = 1e-8
-
 
 def xtrace(
     shell: ShellMatrix,
@@ -39,24 +32,24 @@ def xtrace(
 ) -> Estimate:
     """Estimate tr A. Collective.
 
-    Half the products are with test vectors, half with a basis of their images; fewer of the latter
-    where A has a lower rank, and then the trace is exact to rounding. Where d products are allowed
-    they are spent on the diagonal, which is the trace itself. Memory: half as many vectors as
-    products, of the product's dtype.
+    Half of the products are with test vectors, the other half with a basis of their images. If A
+    has a lower rank, the basis is smaller, and the trace is exact to rounding. If d products are
+    allowed, they compute the diagonal, whose sum is the trace. The memory is half as many vectors
+    as products, in the product's dtype.
 
     Args:
         shell: The matrix A.
-        products: How many, at most.
-        seed: Of the test vectors.
-        on_product: Called after each product with the number of those done, on every rank.
+        products: The maximum number of products.
+        seed: The seed of the test vectors.
+        on_product: Called on every rank after each product, with the number of finished products.
 
     Returns:
-        The trace and its standard error, the same on every rank. The error is that of independent
-        estimates with their spread, as the paper has it; they share most of their basis, and it
-        has been found up to a third short. It is NaN where there is one test vector.
+        The trace and its standard error, the same on every rank. As in the paper, the error is that
+        of independent estimates. They share most of their basis, so that the true error has been
+        found up to a third larger. It is NaN for one test vector.
 
     Raises:
-        InputError: Fewer than two products are asked for; on every rank.
+        InputError: `products` is less than two; on every rank.
     """
     with shell.ranks.agreeing():
         if products < 2:
@@ -70,7 +63,8 @@ def xtrace(
     for i, vector in enumerate(_test_vectors(shell, count, seed)):
         basis[i] = shell.apply(vector)
         on_product(i + 1)
-    singular, right = _orthonormalise(basis, shell.ranks, _NOTHING * shell.epsilon)
+    negligible = 10.0 * shell.epsilon  # rounding, relative to the largest singular value
+    singular, right = _orthonormalise(basis, shell.ranks, negligible)
     basis = basis[: len(singular)]
     inner = np.empty((len(basis), len(basis)))
     for j, vector in enumerate(basis):
@@ -84,7 +78,7 @@ def xtrace(
     shell.require_symmetric(
         defect, 2 * float(np.linalg.norm(inner)), f"‖QᵀAQ − (QᵀAQ)ᵀ‖ = {defect:.6g}"
     )
-    # The test vectors are to lie on the sphere of radius √d.
+    # Normalise the test vectors to the sphere of radius √d.
     scale = np.sqrt(shell.size / squares)
     images = singular[:, None] * right.T * scale
     estimates = _leave_one_out(shell.size, inner, overlaps * scale, images, _lost(singular, right))
@@ -93,7 +87,7 @@ def xtrace(
 
 
 def _diagonal_sum(shell: ShellMatrix, on_product: Callable[[int], None]) -> float:
-    """The trace by d products, with unit vectors. Collective."""
+    """Compute the trace by d products with unit vectors. Collective."""
     begin, _ = shell.ranks.shard(shell.size)
     total = 0.0
     for j in range(shell.size):
@@ -104,7 +98,7 @@ def _diagonal_sum(shell: ShellMatrix, on_product: Callable[[int], None]) -> floa
 
 
 def _test_vectors(shell: ShellMatrix, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Normal vectors, this rank's entries, (d_local,), rounded as the product rounds them."""
+    """Draw normal vectors, (d_local,) on this rank, rounded to the product's dtype."""
     share = shell.ranks.shard(shell.size)
     for i in range(count):
         drawn = random_entries(derived_seed(seed, 1, i), *share)
@@ -126,20 +120,20 @@ def _orthonormalise(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Factor Y = U diag(σ) Vᵀ, and overwrite the first r columns of Y by U. Collective.
 
-    A tree of QR factorisations (Demmel et al. 2012): of blocks of entries, of a rank's triangular
-    factors, and of those of all ranks; then the singular values of what is left. It squares no
-    condition number, as a Gram matrix does.
+    This is a tree of QR factorisations (Demmel et al. 2012): of blocks of entries, of the
+    triangular factors of a rank, and of those of all ranks, whose singular values come last. Unlike
+    a Gram matrix it does not square the condition number.
 
     Args:
-        columns: Y, this rank's entries, (n, d_local), n < d.
+        columns: The columns of Y, this rank's entries, (n, d_local), n < d.
         ranks: The ranks.
-        tolerance: Singular values below this share of the largest do not count.
+        tolerance: Singular values below this share of the largest one count as zero.
 
     Returns:
-        σ, (r,), descending, and V, (n, r), the same on every rank.
+        The singular values σ, (r,), descending, and V, (n, r), the same on every rank.
     """
     count = len(columns)
-    width = max(_BLOCK, 4 * count)
+    width = max(1 << 12, 4 * count)  # entries of a leaf, well more than columns
     parts = [slice(begin, begin + width) for begin in range(0, columns.shape[1], width)]
 
     def block(part: slice) -> NDArray[np.float64]:
@@ -148,7 +142,7 @@ def _orthonormalise(
     leaves = [np.linalg.qr(block(part), mode="r") for part in parts]
     rotation, triangle = np.linalg.qr(np.concatenate([np.empty((0, count)), *leaves]))
     triangles = ranks.collect(triangle)
-    # Factored once, for all to have the same signs.
+    # One rank factors it, so that all ranks have the same signs.
     root = _singular(triangles, tolerance) if ranks.is_root else None
     rotations, singular, right = ranks.broadcast(root)
     rotation = rotation @ rotations[ranks.rank]
@@ -163,31 +157,31 @@ def _orthonormalise(
 def _singular(
     triangles: list[NDArray[np.float64]], tolerance: float
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
-    """Singular values of stacked triangles: U in the pieces of the stack, σ and V."""
+    """Factor stacked triangles: U in the pieces of the stack, σ and V."""
     left, singular, right = np.linalg.svd(np.concatenate(triangles), full_matrices=False)
     rank = int(np.count_nonzero(singular > tolerance * singular[0]))
     ends = np.cumsum([len(triangle) for triangle in triangles])[:-1]
     return np.split(left[:, :rank], ends), singular[:rank], right[:rank].T
 
 
-# -- what is left out ------------------------------------------------------------------------
+# -- the estimates ---------------------------------------------------------------------------
 
 
 def _lost(singular: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Directions that the space loses with each of the n vectors that made it.
+    """Compute the directions that the space loses without each of the n vectors that span it.
 
-    Of Y = U Σ Vᵀ without column i a direction U s is gone if sᵀ Σ Vᵀ is a multiple of eᵢᵀ. As V has
-    orthonormal columns that takes an eᵢ in their span, ‖Vᵀeᵢ‖ = 1, and then s ∝ Σ⁻¹ Vᵀ eᵢ. It is so
-    for every i where Y has full rank, and for hardly any where it has not.
+    Without column i, Y = U Σ Vᵀ loses the direction U s if sᵀ Σ Vᵀ is a multiple of eᵢᵀ. As V has
+    orthonormal columns, this needs an eᵢ in their span, ‖Vᵀeᵢ‖ = 1, and then s ∝ Σ⁻¹ Vᵀ eᵢ. This
+    holds for every i if Y has full rank, and for hardly any i otherwise.
 
     Returns:
-        Unit vectors in terms of U, or zero where nothing is lost, (r, n).
+        Unit vectors in terms of U, or zero if nothing is lost, (r, n).
     """
     directions: NDArray[np.float64] = right.T / singular[:, None]
     norms = np.linalg.norm(directions, axis=0)
-    alone = np.einsum("ir,ir->i", right, right) > 1 - _ALONE
-    directions[:, alone] /= norms[alone]
-    directions[:, ~alone] = 0
+    is_lost = np.einsum("ir,ir->i", right, right) > 1 - 1e-8  # leverage one, up to rounding
+    directions[:, is_lost] /= norms[is_lost]
+    directions[:, ~is_lost] = 0
     return directions
 
 
@@ -198,21 +192,21 @@ def _leave_one_out(
     images: NDArray[np.float64],
     lost: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The n estimates of the trace, each with a basis that knows nothing of its test vector.
+    """Compute n estimates of the trace, each with a basis independent of its test vector.
 
     With Qᵢ = Q (I − sᵢsᵢᵀ), Pᵢ the projection on the complement of Qᵢ and dᵢ the dimension there,
-    tr(QᵢᵀA Qᵢ) + dᵢ / ‖Pᵢωᵢ‖² · (Pᵢωᵢ)ᵀA (Pᵢωᵢ): a vector of a sphere, projected, is one of a
-    smaller sphere, whose radius is known (the paper's normalisation of the test vectors).
+    an estimate is tr(QᵢᵀA Qᵢ) + dᵢ / ‖Pᵢωᵢ‖² · (Pᵢωᵢ)ᵀA (Pᵢωᵢ). A projected vector of a sphere is
+    one of a smaller sphere, whose radius is known (the paper's normalisation of test vectors).
 
     Args:
-        size: the dimension d.
-        inner: QᵀA Q, (r, r).
-        overlaps: QᵀΩ, (r, n).
-        images: QᵀA Ω, (r, n); A Ω lies in Q.
-        lost: sᵢ in columns, zero where Qᵢ = Q, (r, n).
+        size: The dimension d.
+        inner: The matrix QᵀA Q, (r, r).
+        overlaps: The matrix QᵀΩ, (r, n).
+        images: The matrix QᵀA Ω, (r, n); A Ω lies in Q.
+        lost: The vectors sᵢ in columns, zero if Qᵢ = Q, (r, n).
 
     Returns:
-        (n,).
+        The estimates, (n,).
     """
     inner = (inner + inner.T) / 2
     within = np.trace(inner) - _columnwise(lost, inner @ lost)
@@ -223,5 +217,5 @@ def _leave_one_out(
 
 
 def _columnwise(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scalar products of the columns of two matrices."""
+    """Compute the scalar products of corresponding columns of two matrices."""
     return np.asarray(np.einsum("ri,ri->i", one, other))
