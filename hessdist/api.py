@@ -15,6 +15,7 @@ from torch import nn
 
 from hessdist.errors import WorkloadError
 from hessdist.objective import Compute, Objective, Operator
+from hessdist.parallel.host import prepared_process
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
@@ -305,7 +306,7 @@ def _objective_of(
         section = Compute(dtype=_dtype_of(model), **compute)
     given = ", ".join(sorted(settings))
     ranks.require_same(given, sorted(settings.items()), "call it with the same on every rank")
-    with borrowed(unwrapped(model)) as mine:
+    with prepared_process(ranks, section.device), borrowed(unwrapped(model)) as mine:
         objective = Objective(
             ranks,
             mine,

@@ -22,8 +22,7 @@ from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
-from hessdist.parallel.memory import keep_freed_memory
-from hessdist.parallel.ranks import Ranks, choose_device, use_threads
+from hessdist.parallel.ranks import Ranks, choose_device
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate
 from hessdist.workload.datasets import (
@@ -186,19 +185,10 @@ class Objective:
     ) -> None:
         self.ranks, self.compute, self.l2 = ranks, compute, l2
         self.sample_digests = agreed_samples(ranks, dataset, indices)
-        node_index, _, threads = ranks.node()
+        node_index, _, _ = ranks.node()
         with ranks.agreeing():
-            use_threads(threads)
-            keep_freed_memory()
-            # The same bits from the same product, and float32 that is float32.
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             self.device = choose_device(compute.device, node_index)
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)  # for pinned memory and MPI as well
             dtype = DTYPES[compute.dtype]
-            # Its fused layers drop padding, and take another way than derivatives do.
-            torch.backends.mha.set_fastpath_enabled(False)
             check_model(model)
             self.model = converted(model, self.device, dtype).eval()
 

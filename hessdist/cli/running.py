@@ -15,6 +15,8 @@ import typer
 from hessdist.config.job import Job
 from hessdist.config.loader import load_job
 from hessdist.errors import DependencyError
+from hessdist.parallel.host import prepared_process
+from hessdist.parallel.memory import keep_freed_memory
 from hessdist.parallel.ranks import Ranks
 from hessdist.service.console import Console
 
@@ -55,7 +57,9 @@ def on_all_ranks(
         with ranks.agreeing():
             module = import_solver(service)
         loaded, text = _load_same_job(ranks, context, job, overrides or ())
-        with Console(enabled=ranks.is_root) as console:
+        keep_freed_memory()
+        console = Console(enabled=ranks.is_root)
+        with prepared_process(ranks, loaded.compute.device), console:
             yield ParallelCommand(module, loaded, text, ranks, console)
     except (Exception, SystemExit) as error:
         if ranks.size > 1 and not getattr(error, "agreed", False):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.conv import _ConvNd
 
 from hessdist.curvature.differentiation import twice_differentiable
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
@@ -56,7 +56,9 @@ class LocalProduct(_OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
-        self._block_seconds: dict[int, dict[bool, float]] = {}  # by size, and whether vectorized
+        self._vectorizes = not any(
+            isinstance(module, _ConvNd) for module in local.model.modules()
+        )
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
 
@@ -89,9 +91,10 @@ class LocalProduct(_OnSamples):
     def of_block(self, block: Tensor) -> Tensor:
         """Multiply several vectors in one pass over the samples.
 
-        The vectors are multiplied one by one or by `torch.func.vmap`, which saves a small network
-        many small calls, but has no fast kernels for convolutions. The first two blocks of a size
-        are timed, one with each method.
+        Without convolutions `torch.func.vmap` multiplies the vectors side by side, which saves a
+        small network many small calls. It has no fast kernels for convolutions, so that a network
+        with convolutions multiplies them one by one. The rule depends on the network alone: the
+        same bits come on every rank and at every start.
 
         Args:
             block: The vectors, (b, d), in the product's dtype and on its device.
@@ -102,16 +105,10 @@ class LocalProduct(_OnSamples):
         Raises:
             NumericalError: A product is not finite; the message names rank and batch.
         """
-        times = self._block_seconds.setdefault(len(block), {})
-        vectorized = min((True, False), key=lambda method: times.get(method, 0.0))
-        start = time.perf_counter()
-        total = self._vectorized(block) if vectorized else None
+        total = self._vectorized(block) if self._vectorizes else None
         if total is None:
-            times[True], vectorized = math.inf, False
+            self._vectorizes = False
             total = torch.stack([self(v) for v in block])
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        times.setdefault(vectorized, time.perf_counter() - start)
         return total
 
     def _vectorized(self, block: Tensor) -> Tensor | None:

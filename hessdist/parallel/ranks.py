@@ -617,12 +617,6 @@ def choose_device(requested: str, node_index: int) -> torch.device:
     return torch.device("cuda", node_index % torch.cuda.device_count())
 
 
-def use_threads(threads: int) -> None:
-    """Give PyTorch and every BLAS this many threads, unless OMP_NUM_THREADS is set."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        set_threads(threads)
-
-
 def limit_blas_threads(threads: int) -> AbstractContextManager[Any]:
     """Give every BLAS this many threads for a while, unless OMP_NUM_THREADS is set.
 
