@@ -1,4 +1,4 @@
-"""`hessdist doctor`: what is installed, what is wrong, and how to mend it."""
+"""The checks of `hessdist doctor`: what is installed, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,21 @@ from hessdist.errors import DependencyError, InputError
 from hessdist.parallel.ranks import Ranks, check_launcher, import_mpi
 from hessdist.spectrum import petsc
 
-_LIBRARIES = (
-    "numpy",
-    "h5py",
-    "scipy",
-    "sklearn",
-    "matplotlib",
-    "xarray",
-    "h5netcdf",
-    "safetensors",
-)
-
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination."""
+    """One line of the report."""
 
     what: str
     found: str
-    remedy: str = ""  # empty: nothing is wrong
+    remedy: str = ""  # empty if nothing is wrong
 
 
 def examine() -> list[Finding]:
-    """Look at everything that hessdist stands on. Collective under a launcher.
+    """Check everything that hessdist depends on. Collective under a launcher.
 
     Returns:
-        Findings, in the order in which things build on each other.
+        The findings, each after those that it depends on.
     """
     from hessdist import __version__
 
@@ -49,7 +38,10 @@ def examine() -> list[Finding]:
     ]
     for check in (_torch, _mpi, _petsc, _hdf5, _threads):
         findings += _guarded(check)
-    for name in _LIBRARIES:
+    libraries = (
+        "numpy", "h5py", "scipy", "sklearn", "matplotlib", "xarray", "h5netcdf", "safetensors",
+    )  # fmt: skip
+    for name in libraries:
         findings += _guarded(lambda name=name: [_library(name)])  # type: ignore[misc]
     return findings
 
@@ -77,7 +69,7 @@ def _torch() -> list[Finding]:
         built = torch.version.cuda
         hidden = built and Path("/dev/nvidia0").exists()
         remedy = "check the driver (nvidia-smi)" if hidden else ""
-        return [*findings, Finding("GPUs", "none that PyTorch sees", remedy)]
+        return [*findings, Finding("GPUs", "PyTorch finds none", remedy)]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [*findings, Finding("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]
 
@@ -99,7 +91,7 @@ def _mpi() -> list[Finding]:
 
 def _petsc() -> list[Finding]:
     petsc.require()
-    import_mpi()  # which PETSc starts, and which may not be able to
+    import_mpi()  # reports an MPI that cannot start, before PETSc starts it
     import petsc4py
     import slepc4py
 

@@ -220,7 +220,7 @@ class Group:
         path = locks.claim_of(self.job.output.path, step)
         try:
             return locks.acquire(path)
-        except locks.NoLocksError:  # nobody else works on it: groups and --share are refused
+        except locks.NoLocksError:  # then groups and --share are refused, so this is the only group
             return locks.Lock(path, None)
 
     def _release(self) -> None:
