@@ -1,10 +1,10 @@
 """Options of SLEPc's eigensolver that do not fit the problem solved here.
 
-The matrix is symmetric, known by its products alone, and the pairs wanted are those at the two ends
-of its spectrum, as the job says. Options that ask SLEPc for another problem, for interior
-eigenvalues, or for a factorisation end in a segmentation fault (SLEPc 3.18), in an error deep
-inside, or in a spectrum with gaps: they are refused by name before the solve. Others are overruled
-here or looked at by no method for such a problem: they are said to have no effect.
+The matrix is symmetric and known only by its products, and the job sets the wanted pairs at both
+ends of the spectrum. Options for another problem, for interior eigenvalues, or for a factorisation
+cause a segmentation fault (SLEPc 3.18), an error deep inside SLEPc, or a spectrum with gaps: they
+are refused before the solve. Other options are overridden here, or no method for such a problem
+uses them: the user is warned that they have no effect.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from hessdist.errors import InputError
-
-_RITZ = "pairs at the ends of a spectrum are extracted by Ritz"
-_SLICING = "spectrum slicing takes a factorisation, and the matrix is known by its products alone"
-_PROBLEM = "the matrix is symmetric, and the problem a standard one"
-_REGION = "a region would hide eigenvalues at the ends"
 
 REFUSED = {
     **dict.fromkeys(
@@ -29,7 +24,7 @@ REFUSED = {
             "eps_refined",
             "eps_refined_harmonic",
         ),
-        _RITZ,
+        "pairs at the ends of a spectrum are extracted by Ritz",
     ),
     **dict.fromkeys(
         (
@@ -39,7 +34,7 @@ REFUSED = {
             "eps_krylovschur_detect_zeros",
             "eps_krylovschur_subintervals",
         ),
-        _SLICING,
+        "spectrum slicing takes a factorisation, and only products of the matrix are known",
     ),
     **dict.fromkeys(
         (
@@ -52,7 +47,7 @@ REFUSED = {
             "eps_hamiltonian",
             "eps_two_sided",
         ),
-        _PROBLEM,
+        "the matrix is symmetric, and the problem a standard one",
     ),
     **dict.fromkeys(
         (
@@ -67,11 +62,11 @@ REFUSED = {
             "rg_ring_center",
             "rg_ring_radius",
         ),
-        _REGION,
+        "a region would hide eigenvalues at the ends",
     ),
     "st_shift": "the ends of the spectrum are those of the matrix itself",
 }
-"""Why an option is refused, by its name."""
+"""The names of refused options, each with the reason."""
 
 WITHOUT_EFFECT = {
     **dict.fromkeys(
@@ -87,7 +82,7 @@ WITHOUT_EFFECT = {
             "eps_target",
             "eps_nev",
         ),
-        "the job says which eigenvalues are wanted (spectrum.largest, spectrum.smallest)",
+        "the job sets which eigenvalues are wanted (spectrum.largest, spectrum.smallest)",
     ),
     **dict.fromkeys(
         ("eps_conv_abs", "eps_conv_norm"),
@@ -98,9 +93,7 @@ WITHOUT_EFFECT = {
         "it is for other problems than a symmetric one",
     ),
 }
-"""Why an option has no effect, by its name."""
-
-_TRANSFORMATIONS = ("shift", "precond")
+"""The names of options without effect, each with the reason."""
 
 
 def refuse_unfit(given: Any) -> None:
@@ -114,24 +107,24 @@ def refuse_unfit(given: Any) -> None:
     """
     for name, reason in REFUSED.items():
         if given.hasName(name) and not _is_off(given.getString(name, "")):
-            raise InputError(f"-{name} does not fit: {reason}", f"leave -{name} out")
-    kind = given.getString("st_type", _TRANSFORMATIONS[0])
-    if kind not in _TRANSFORMATIONS:
+            raise InputError(f"-{name} does not fit: {reason}", f"leave out -{name}")
+    kind = given.getString("st_type", "shift")
+    if kind not in ("shift", "precond"):
         raise InputError(
             f"-st_type {kind} does not fit: the ends of the spectrum are those of the matrix "
-            "itself, which is known by its products alone",
-            "leave -st_type out",
+            "itself, of which only products are known",
+            "leave out -st_type",
         )
 
 
 def ineffective(words: Iterable[str]) -> list[str]:
-    """What there is to say of options of a command line that have no effect.
+    """Find the options of a command line that have no effect.
 
     Args:
-        words: Names of options, with their dash.
+        words: The names of options, each with its dash.
 
     Returns:
-        A sentence for each of them.
+        A sentence for each option without effect.
     """
     return [
         f"PETSc option {word} has no effect: {WITHOUT_EFFECT[word[1:]]}"

@@ -1,4 +1,4 @@
-"""Both ends of a spectrum: the eigenpairs, their Rayleigh quotients and measured residuals."""
+"""Eigenpairs at both ends of a spectrum, with Rayleigh quotients and measured residuals."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def extreme_eigenpairs(
 
     Args:
         shell: The matrix.
-        largest: k, the number of algebraically largest eigenpairs.
-        smallest: m, the number of algebraically smallest.
-        tolerance: Relative residual ‖Av − λv‖ / |λ| of a converged pair.
-        seed: Of the starting vector.
-        residuals: Where the products Av of the final residuals come from. "recorded": every
-            product of the solve is kept (d / P numbers of the product's dtype each, never more
-            than twice the basis) and combined, which costs no product; "recomputed": k + m more
-            products, no memory.
-        guesses: Approximate eigenvectors, such as those of the checkpoint before, this rank's
-            entries, (n, d_local); the start leans on them.
+        largest: The number k of algebraically largest eigenpairs.
+        smallest: The number m of algebraically smallest eigenpairs.
+        tolerance: The relative residual ‖Av − λv‖ / |λ| of a converged pair.
+        seed: The seed of the starting vector.
+        residuals: The source of the products Av of the final residuals. "recorded" keeps every
+            product of the solve (d / P numbers of the product's dtype each, at most twice the
+            basis) and combines them, without more products. "recomputed" computes k + m more
+            products, without more memory.
+        guesses: Approximate eigenvectors, such as those of the previous checkpoint, this rank's
+            entries, (n, d_local); the starting vector is close to their span.
         negligible: An eigenvalue below this share of the largest |λ| converges as if it were that
-            large, which spares the search for zeros in the null space of a singular matrix.
-        on_restart: Told the progress after every restart, on every rank.
+            large, so that no products are spent on the null space of a singular matrix.
+        on_restart: Called with the progress after every restart, on every rank.
 
     Returns:
-        The pairs; those that did not converge are there, and marked.
+        The pairs. Those that did not converge are included and marked.
 
     Raises:
         InputError: The numbers do not fit the matrix.
@@ -61,12 +61,7 @@ def extreme_eigenpairs(
     start, products = time.perf_counter(), shell.products
     with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible) as solver:
         solver.on_restart = on_restart
-        if solver.one_space:
-            if residuals == "recorded":
-                shell.record()
-            solver.solve_both_ends()
-        else:
-            solver.solve_each_end()
+        _solve(solver, recording=residuals == "recorded")
         found = _measured(shell, solver)
     shell.forget()
     n, (upper, lower) = len(found.values), solver.found
@@ -82,6 +77,16 @@ def extreme_eigenpairs(
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
     )
+
+
+def _solve(solver: Solver, recording: bool) -> None:
+    """Solve in one Krylov space, or for each end if `-eps_type` is another method. Collective."""
+    if not solver.one_space:
+        solver.solve_each_end()
+        return
+    if recording:
+        solver.shell.record()
+    solver.solve_both_ends()
 
 
 def _check_wanted(size: int, largest: int, smallest: int, tolerance: float) -> None:
@@ -104,7 +109,7 @@ def _outcome(good: bool, hit_limit: bool) -> Outcome:
 
 
 def _end(found: End, rows: slice, count: int) -> End:
-    """Some of the pairs as one end of `count` rows; NaN where a pair was not found at all."""
+    """Make one end of `count` rows of some of the pairs; NaN for pairs that were not found."""
     short = count - len(found.values[rows])
 
     def padded(array: NDArray[Any], filling: float) -> NDArray[Any]:
@@ -120,24 +125,25 @@ def _end(found: End, rows: slice, count: int) -> End:
 
 
 def _measured(shell: ShellMatrix, solver: Solver) -> End:
-    """The pairs found, by ascending value, with Rayleigh quotients and residuals. Collective.
+    """Compute the Rayleigh quotients and residuals of the pairs that were found. Collective.
 
     With r = Av − θv for the solver's value θ, the Rayleigh quotient is ρ = θ + vᵀr / vᵀv and the
-    residual ‖Av − ρv‖² = ‖r‖² − (vᵀr)² / vᵀv: one pass over the entries, in float64, and one
-    reduction.
+    residual ‖Av − ρv‖² = ‖r‖² − (vᵀr)² / vᵀv. This takes one pass over the entries, in float64, and
+    one reduction.
 
     Returns:
-        Pairs with unit vectors, this rank's entries; the solver's vectors are normalised in place.
+        The pairs by ascending value, with unit vectors, this rank's entries. The solver's vectors
+        are normalised in place.
     """
     vectors = solver.vectors
     if not len(vectors):
         return End(np.zeros(0), np.zeros(0), np.zeros(0, bool), vectors)
     sums = np.zeros((3, len(vectors)))
     for rows, part, images in _images(shell, solver):
-        here = vectors[rows, part].astype(np.float64)
-        defects = images - solver.values[rows, None] * here
-        sums[0, rows] += np.einsum("id,id->i", here, here)
-        sums[1, rows] += np.einsum("id,id->i", here, defects)
+        entries = vectors[rows, part].astype(np.float64)
+        defects = images - solver.values[rows, None] * entries
+        sums[0, rows] += np.einsum("id,id->i", entries, entries)
+        sums[1, rows] += np.einsum("id,id->i", entries, defects)
         sums[2, rows] += np.einsum("id,id->i", defects, defects)
     norms, slopes, squares = shell.ranks.sum(sums)
     vectors /= np.sqrt(norms)[:, None].astype(vectors.dtype)
@@ -147,7 +153,7 @@ def _measured(shell: ShellMatrix, solver: Solver) -> End:
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(values == 0, np.inf, absolute / np.abs(values))
     order = np.argsort(values)
-    if (np.diff(order) != 1).any():  # the correction has changed places of near neighbours
+    if (np.diff(order) != 1).any():  # the correction has changed the order of close values
         vectors = vectors[order]
     return End(
         values[order], relative[order], (absolute <= solver.tolerance * scale)[order], vectors
@@ -155,7 +161,7 @@ def _measured(shell: ShellMatrix, solver: Solver) -> End:
 
 
 def _images(shell: ShellMatrix, solver: Solver) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
-    """A times the solver's vectors, piece by piece: rows, entries, and the product there."""
+    """Iterate over pieces of A times the solver's vectors: rows, entries, and the product."""
     everything = slice(None)
     if solver.coefficients is not None:
         for part, images in shell.products_of(solver.coefficients, solver.vectors):

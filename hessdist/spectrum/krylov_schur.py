@@ -1,9 +1,9 @@
-"""Krylov-Schur with a ranking of Ritz values and a stopping test that serve both ends at once.
+"""Krylov-Schur with a ranking of Ritz values and a stopping test for both ends at once.
 
 A Krylov space does not change when the matrix is shifted, so one Lanczos process with thick
 restarts (Wu and Simon 2000; in SLEPc's form, Stewart 2001) converges at both ends of the spectrum.
-What has to be told is how to rank Ritz values: by |λ − c|, with c halfway between the k-th largest
-and the m-th smallest, the k + m wanted ones are exactly the farthest from c.
+Only the ranking of Ritz values has to be set: by |λ − c|, with c halfway between the k-th largest
+and the m-th smallest, so that the k + m wanted values are exactly the farthest from c.
 """
 
 from __future__ import annotations
@@ -25,53 +25,27 @@ from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
 
-# The share of unconverged Ritz vectors that a restart keeps; SLEPc allows no more.
-_KEEP = 0.9
-# A vector is orthogonalised a second time if the first time took away more than this share of it.
-# The two terms of the Lanczos recurrence alone take 1 - 1/√2 of it where the spectrum lies around
-# zero, so that SLEPc's 0.7071 repeats nearly every time; where zero lies outside the spectrum, and
-# errors would grow, they take more than 1 - 1/√6.
-_REFINE_BELOW = 0.5
-# The first cycle is short, so that an easy problem stops soon, and the basis then grows up to ncv
-# by so many vectors a restart, so that a hard one converges nearly as if it were never restarted.
-_GROWTH = 6
-# Products of a cycle, at least: a restart costs about as much as one.
-_FEWEST = 3
-_MAX_RESTARTS = 500
-# The solver's estimate and the measured residual differ by rounding: aim a little lower.
-_MARGIN = 0.97
-# A pair whose residual is this many roundings of ‖A‖ cannot do better (an eigenvalue zero has no
-# relative residual at all).
-_ROUNDINGS = 8
-# The cycle in which all pairs are accepted may turn up one more near zero, less converged by so
-# much: iterate until negligible eigenvalues are that much better.
-_TURNED_UP = 3.0
-# Seconds within which an error that is all ranks' reaches all of them.
-_PATIENCE = 10.0
-# Seed of the Lanczos run that proves the ends that another method has found.
-_PROOF = 11
-
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a solve stands, after a restart."""
+    """The progress of a solve after a restart."""
 
     products: int
     converged_largest: int
     converged_smallest: int
     worst_residual: float  # largest estimated relative residual of a wanted pair
-    to_go: int | None  # products that it still takes at the present rate, where one can be told
+    to_go: int | None  # products until convergence at the present rate; None if there is no rate
 
 
 def basis_sizes(wanted: int, dimension: int) -> tuple[int, int]:
-    """Vectors of the Krylov basis where the command line does not say.
+    """Choose the numbers of vectors of the Krylov basis if no option sets them.
 
     Args:
-        wanted: Eigenpairs wanted.
-        dimension: the dimension d.
+        wanted: The number of wanted eigenpairs.
+        dimension: The dimension d.
 
     Returns:
-        Those of the first cycle (`mpd`, which then grows), and the most there can be (`ncv`).
+        The size after the first cycle (`mpd`, which then grows), and the maximum (`ncv`).
     """
     first = max(2 * wanted, wanted + 12)
     return min(dimension, first), min(dimension, first + max(first // 2, 16))
@@ -82,10 +56,10 @@ class Solver:
 
     Args:
         shell: The matrix.
-        largest: Pairs wanted at the upper end.
-        smallest: Pairs wanted at the lower end.
-        tolerance: Relative residual; `-eps_tol` overrides it.
-        seed: Of the starting vector.
+        largest: The number of pairs at the upper end.
+        smallest: The number of pairs at the lower end.
+        tolerance: The relative residual of a converged pair; `-eps_tol` overrides it.
+        seed: The seed of the starting vector.
         guesses: Approximate eigenvectors to start from, (n, d_local).
         negligible: An eigenvalue below this share of ‖A‖ converges as if it were that large.
 
@@ -112,17 +86,17 @@ class Solver:
         self._negligible = negligible
         self.restarts = 0
         self.hit_limit = False
-        self.values = np.zeros(0)  # (n,) what the solver takes for the eigenvalues
+        self.values = np.zeros(0)  # (n,) the eigenvalues according to the solver
         self.vectors = np.zeros((0, shell.local_size), shell.dtype)  # (n, d_local)
         self.found = (0, 0)  # pairs of the upper and of the lower end among them
-        # Vectors as combinations of those multiplied, (recorded, n); None where that is unknown.
+        # Vectors as combinations of the multiplied ones, (recorded, n); None if unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
         self._multiplied = shell.products
         self._failure: Exception | None = None
-        self._broken: Exception | None = None  # PETSc's own, which leaves its objects half-way
+        self._broken: Exception | None = None  # an error of PETSc, after which objects are unusable
         self._accepting = False
         self._ritz: Ritz | None = None
-        self._kept = 0  # vectors that the last restart kept
+        self._kept = 0  # vectors that the last restart has kept
         self._ranking: Callable[[float], tuple[int, float]] | None = None
 
         given = PETSc.Options()
@@ -143,7 +117,7 @@ class Solver:
         self._aim, self._max_restarts = self.eps.getTolerances()
         self.tolerance = self._aim if given.hasName("eps_tol") else tolerance
         self._ends = Ends(largest, smallest, self._aim)
-        self._keep = self.eps.getKrylovSchurRestart() if self.one_space else _KEEP
+        self._keep = self.eps.getKrylovSchurRestart() if self.one_space else 1.0
 
     def _configure(self, wanted: int, tolerance: float) -> None:
         eps, kinds = self.eps, self._slepc.EPS
@@ -151,18 +125,21 @@ class Solver:
         eps.setProblemType(kinds.ProblemType.HEP)
         eps.setType(kinds.Type.KRYLOVSCHUR)
         eps.setDimensions(wanted)
-        eps.setTolerances(tolerance * _MARGIN, _MAX_RESTARTS)
+        # The solver's estimate and the measured residual differ by rounding: aim a little lower.
+        eps.setTolerances(0.97 * tolerance, 500)
         eps.setConvergenceTest(kinds.Conv.REL)
-        eps.setKrylovSchurRestart(_KEEP)
+        eps.setKrylovSchurRestart(0.9)  # the share that a restart keeps; SLEPc allows no more
         basis = eps.getBV()
         basis.setType(self._slepc.BV.Type.MAT)  # one dense block: matrix-matrix algebra
-        basis.setOrthogonalization(
-            refine=self._slepc.BV.OrthogRefineType.IFNEEDED, eta=_REFINE_BELOW
-        )
+        # A vector is orthogonalised again if the first pass has removed more than 1 − eta of it.
+        # The two terms of the Lanczos recurrence remove 1 − 1/√2 if the spectrum is centred at
+        # zero, so that SLEPc's 0.7071 would nearly always repeat; if zero is outside the spectrum,
+        # where errors would grow, they remove more than 1 − 1/√6.
+        basis.setOrthogonalization(refine=self._slepc.BV.OrthogRefineType.IFNEEDED, eta=0.5)
         eps.setInitialSpace([self.start])
         with self._refusals():
-            eps.setFromOptions()  # the command line has the last word
-            # Not in what is wanted, which the job says, nor in what is converged.
+            eps.setFromOptions()  # options override all of this
+            # Except for the number of wanted pairs and the test for convergence.
             eps.setConvergenceTest(kinds.Conv.REL)
             self._set_dimensions(wanted)
         columns = eps.getDimensions()[1]
@@ -170,7 +147,7 @@ class Solver:
             touch((columns + 2) * self.shell.local_size * petsc.scalar_bytes())
 
     def _set_dimensions(self, wanted: int) -> None:
-        """Set how many pairs are wanted, and the basis where the command line does not say."""
+        """Set the number of wanted pairs, and the size of the basis if no option sets it."""
         if not self._grows:
             given = self._petsc.Options()
             sizes = {
@@ -181,12 +158,12 @@ class Solver:
             self.eps.setDimensions(wanted, **sizes)
             return
         first, most = basis_sizes(wanted, self.shell.size)
-        # Our own test stops the solve; SLEPc's nev has to be no less than ncv - mpd.
+        # The stopping test here ends the solve; SLEPc's nev must be at least ncv - mpd.
         self.eps.setDimensions(max(wanted, most - first), most, first)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """PETSc's errors at set-up, which are the same on every rank, as errors of the user's."""
+        """Turn errors of PETSc at set-up, the same on every rank, into input errors."""
         with self.shell.ranks.agreeing():
             try:
                 yield
@@ -198,8 +175,8 @@ class Solver:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._broken or (kind is not None and issubclass(kind, self._petsc.Error)):
-            # PETSc's objects are in no state to be destroyed: that would hide the error, or end the
-            # program when PETSc tidies up at its end. A reference too many keeps them.
+            # PETSc's objects cannot be destroyed now: that would hide the error, or crash the
+            # program when PETSc finalises. An extra reference keeps them.
             for thing in (self.eps, self.start, self.matrix):
                 thing.incRef()
             return
@@ -210,7 +187,7 @@ class Solver:
             thing.destroy()
 
     def _run(self) -> None:
-        """Solve, and raise now what could not be raised through SLEPc."""
+        """Solve, and raise the errors that could not be raised through SLEPc."""
         with self._refusals():
             self.eps.setUp()
         try:
@@ -222,8 +199,8 @@ class Solver:
             raise failure
         if self._broken is not None:
             refusal = _refusal(self._broken)
-            # What the options do to PETSc they do on all ranks; anything else is one rank's fault.
-            if not self.shell.ranks.are_all_here(_PATIENCE):
+            # An error from options occurs on all ranks within seconds, any other one on one rank.
+            if not self.shell.ranks.are_all_here(seconds=10.0):
                 self.shell.ranks.abort(refusal)
             refusal.agreed = True
             raise refusal from self._broken
@@ -253,12 +230,12 @@ class Solver:
             self.coefficients = self.coefficients[:, chosen]
 
     def _compare(self, one: complex, other: complex, *unused: object) -> int:
-        """SLEPc's order of Ritz values: negative if the first one comes first."""
+        """Compare Ritz values for SLEPc: negative if the first one comes first."""
         try:
             if self._ranking is None:  # the first comparison of a restart's sort
-                # A locked vector stays at the tolerance and spoils the smaller ones; without
-                # locking all of them go on improving, at no cost. SLEPc takes a basis that grows
-                # only with locking, but looks at that at set-up alone.
+                # A locked vector stays at the tolerance and limits the smaller ones; without
+                # locking all of them continue to improve, at no cost. SLEPc accepts a growing basis
+                # only with locking, but it checks this only at set-up.
                 self.eps.setKrylovSchurLocking(self._locks)
                 if self.restarts >= self._max_restarts - 1:
                     self._accept_everything()
@@ -271,7 +248,7 @@ class Solver:
         return (first > second) - (first < second)
 
     def _projected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Diagonal and last row (as a column) of SLEPc's projected, solved problem."""
+        """Return the diagonal and the last row of SLEPc's projected problem, after it is solved."""
         ds = self.eps.getDS()
         n = ds.getDimensions()[0]
         matrix = ds.getMat(self._slepc.DS.MatType.T)
@@ -290,7 +267,7 @@ class Solver:
     def _stop(
         self, eps: Any, restarts: int, max_restarts: int, converged: int, *unused: object
     ) -> Any:
-        """SLEPc's stopping test: both ends are counted, each for itself."""
+        """Test for SLEPc whether to stop; converged pairs of the two ends are counted apart."""
         reasons = self._slepc.EPS.ConvergedReason
         try:
             if self.shell.failure is not None:
@@ -303,9 +280,9 @@ class Solver:
             return reasons.CONVERGED_USER
 
     def _fail(self, error: Exception) -> None:
-        """Keep an error of a callback, since SLEPc does not survive one that is raised through it.
+        """Keep an error of a callback, because SLEPc does not survive an exception in it.
 
-        On many ranks the others would go on without this one, and wait for it: all end.
+        Several ranks are aborted: the others would continue and wait for this rank.
         """
         if self.shell.ranks.size > 1:
             self.shell.ranks.abort(error)
@@ -318,7 +295,9 @@ class Solver:
         self._ranking = None
         self.restarts = restarts
         self._follow_basis(self._ritz)
-        floor = self.floor(float(np.abs(values).max()), margin=_TURNED_UP)
+        # The cycle in which all pairs are accepted may find one more near zero that is three times
+        # less converged: iterate until negligible eigenvalues are better by that factor.
+        floor = self.floor(float(np.abs(values).max()), margin=3.0)
         relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
@@ -340,55 +319,58 @@ class Solver:
         if self._accepting or restarts >= max_restarts or converged >= ncv:
             self.hit_limit = restarts >= max_restarts and not done
             return reasons.CONVERGED_USER
-        if done:  # pairs that rounding limits: SLEPc would not count them, the next time it shall
+        if done:  # SLEPc does not count pairs that rounding limits: let it accept them next time
             self._accept_everything()
         self._plan_cycle(len(values), to_go, converged)
         return reasons.ITERATING
 
     def _plan_cycle(self, size: int, to_go: int | None, converged: int) -> None:
-        """Say how large the basis shall be when the next cycle ends, and it is looked at again.
+        """Set the size of the basis at which the next cycle ends.
 
-        As large as convergence will take at the present rate, so that the solve stops at the
-        product that makes it, but for a start no more than a few vectors larger than this one.
+        It is as large as convergence needs at the present rate, so that the solve stops at the
+        right product. The first cycle is short, so that an easy problem stops soon. The basis then
+        grows by a few vectors at every restart up to ncv, so that a hard problem converges nearly
+        as without restarts.
         """
-        self._kept = converged + max(1, int((size - converged) * self._keep))  # as SLEPc has it
+        growth, fewest = 6, 3  # vectors a restart; products a cycle, since a restart costs as much
+        self._kept = converged + max(1, int((size - converged) * self._keep))  # as in SLEPc
         if not self._grows:
             return
         nev, ncv, _ = self.eps.getDimensions()
-        target = size + _GROWTH
+        target = size + growth
         if to_go is not None:
-            target = min(target, self._kept + max(to_go, _FEWEST))
-        # One rank says it for all: theirs may round differently.
+            target = min(target, self._kept + max(to_go, fewest))
+        # One rank decides for all, because their roundings may differ.
         self.eps.setDimensions(nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
 
     def floor(self, norm: float, margin: float = 1.0) -> float:
-        """The |λ| below which residuals are held against this, not against |λ|.
+        """Compute the |λ| below which residuals are relative to this value instead of |λ|.
 
-        It is `negligible` times the norm, but at least where a residual of rounding size is above
-        the tolerance.
+        It is `negligible` times the norm, but at least so large that a residual of rounding size is
+        within the tolerance. (An eigenvalue of zero has no relative residual at all.)
 
         Args:
-            norm: ‖A‖.
-            margin: How many times smaller the negligible |λ| is taken while iterating.
+            norm: The norm ‖A‖.
+            margin: A factor by which the negligible |λ| is smaller while iterating.
 
         Returns:
             The |λ|.
         """
         algebra = float(np.finfo(self._petsc.ScalarType).eps)
-        rounding = _ROUNDINGS * max(self.shell.epsilon, algebra) * norm
+        rounding = 8 * max(self.shell.epsilon, algebra) * norm  # no residual gets smaller
         negligible = self._negligible * norm / margin
         return float(max(rounding / self._aim, negligible, np.finfo(float).tiny))
 
     def _accept_everything(self) -> None:
-        """Have SLEPc hand over every Ritz pair of the next restart; we mark what converged."""
+        """Make SLEPc return all Ritz pairs of the next restart; `_measured` marks the converged."""
         self._accepting = True
         self.eps.setTolerances(np.finfo(np.float32).max, self._max_restarts)
 
     def _follow_basis(self, ritz: Ritz) -> None:
-        """Keep the Ritz vectors known as combinations of the vectors that were multiplied.
+        """Update the Ritz vectors as combinations C of the vectors that were multiplied.
 
-        A restart's basis is the last Ritz vectors that were kept, then one new vector for each
-        product. C, (products, n), holds Ritz vectors; its columns are orthonormal.
+        The basis of a restart has the Ritz vectors that were kept and then one new vector for each
+        product. C, (products, n), has orthonormal columns.
         """
         made = self.shell.products - self._multiplied
         self._multiplied = self.shell.products
@@ -411,7 +393,7 @@ class Solver:
     # -- a solve for each end ----------------------------------------------------------------
 
     def solve_each_end(self) -> None:
-        """Two solves by the method that the command line asks for (-eps_type). Collective."""
+        """Solve for one end after the other by the method of `-eps_type`. Collective."""
         self.coefficients = None
         which = self._slepc.EPS.Which
         values: list[float] = []
@@ -440,19 +422,19 @@ class Solver:
         self._require_ends()
 
     def _require_ends(self) -> None:
-        """Refuse pairs of a method that has missed an end of the spectrum. Collective.
+        """Refuse the result of a method that has missed an end of the spectrum. Collective.
 
-        A Ritz value of any Krylov space lies within the spectrum, and the i-th from either end no
-        farther out than the i-th eigenvalue (Cauchy's interlacing): an eigenvalue that lies behind
-        it is not the i-th. A short Lanczos run says so for methods that may converge to inner
-        eigenvalues, or to fewer than there are.
+        Ritz values of any Krylov space are within the spectrum, and the i-th from either end is not
+        farther out than the i-th eigenvalue (Cauchy's interlacing): an eigenvalue inside of it is
+        not the i-th. A short Lanczos run shows this for methods that may converge to inner
+        eigenvalues, or to too few.
 
         Raises:
             InputError: An eigenvalue was missed; on every rank.
         """
         wanted = self.largest + self.smallest
         steps = min(self.shell.size, max(2 * wanted, wanted + 12))
-        ritz = lanczos_quadrature(self.shell, probes=1, steps=steps, seed=_PROOF).nodes[0]
+        ritz = lanczos_quadrature(self.shell, probes=1, steps=steps).nodes[0]
         ritz = np.sort(ritz[np.isfinite(ritz)])
         found = np.sort(self.values)
         norm = float(np.abs(ritz).max(initial=0))
@@ -469,7 +451,7 @@ class Solver:
         ritz: NDArray[np.float64],
         slack: NDArray[np.float64],
     ) -> None:
-        """Refuse eigenvalues of one end, its sign turned so that they descend. Not collective."""
+        """Refuse eigenvalues of one end, with signs such that they descend. Not collective."""
         count = min(len(found), len(ritz))
         inside = found[:count] < ritz[:count] - slack[:count]
         if inside.any():
@@ -478,12 +460,12 @@ class Solver:
                 f"-eps_type {self.eps.getType()} has missed an eigenvalue: it gives "
                 f"{sign * found[place]:.6g} as number {place + 1} of the {end}, and there is one "
                 f"at or beyond {sign * ritz[place]:.6g}",
-                "leave -eps_type out, or try another one",
+                "leave out -eps_type, or try another one",
             )
 
 
 def _refusal(error: Exception) -> InputError:
-    """PETSc's error in a line: the last of its own, without what continues it."""
+    """Turn an error of PETSc into one line, the last one that PETSc itself has written."""
     lines = [line for line in str(error).splitlines() if line.startswith("[")]
     said = lines[-1].split("] ", 1)[-1].strip() if lines else " ".join(str(error).split())
     return InputError(f"PETSc refuses the options: {said}", "correct the -eps_ options")
