@@ -257,7 +257,6 @@ class _Planner:
         units: list[Unit] = []
         for study, settings in self._work.studies:
             hashed = settings_hash(study, self._job, settings, self._options)
-            self._refuse_other_settings(study, hashed)
             if not study.needs.checkpoints:
                 units.append(Unit(study.name, None, hashed))
                 continue
@@ -266,6 +265,9 @@ class _Planner:
                     assert run is not None
                     _require_vectors(run, step)
                 units.append(Unit(study.name, step, hashed))
+        if not self._overwrite:
+            for unit in units:
+                self._refuse_other_settings(unit)
         steps = {unit.step for unit in units if unit.step is not None}
         return _Plan(units, run, self._checkpoints(steps) if steps else {})
 
@@ -284,16 +286,14 @@ class _Planner:
             )
         return run
 
-    def _refuse_other_settings(self, study: Study, settings: str) -> None:
-        if self._overwrite:
-            return
-        there = units_of(parts_folder(self._path), self._fingerprint).get(study.name, ())
-        for unit in map(read_unit, there):
-            if unit is not None and unit.attributes["settings"] != settings:
-                raise OutputError(
-                    f"{self._path} has results with other settings of [{_place(study)}]",
-                    "use --overwrite to replace it, or change output.path",
-                )
+    def _refuse_other_settings(self, unit: Unit) -> None:
+        there = read_unit(unit_path(self._path, unit.study, unit.step, self._fingerprint))
+        if there is not None and there.attributes["settings"] != unit.settings:
+            place = _place(registry()[unit.study])
+            raise OutputError(
+                f"{self._path} has the {unit.name} with other settings of [{place}]",
+                "use --overwrite to replace it, or change output.path",
+            )
 
     def _steps(
         self, study: Study, settings: Any, run: Run | None, units: Sequence[Unit]

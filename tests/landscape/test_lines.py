@@ -22,7 +22,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 def total_of(problem: Problem, l2: float = 0.0, **compute: float) -> Objective:
-    settings = Compute(dtype="float64", batch_size=3, workers=0).model_copy(update=compute)
+    settings = Compute(**{"dtype": "float64", "batch_size": 3, "workers": 0, **compute})
     count = len(problem.dataset)
     return Objective(
         Ranks(), problem.model, problem.loss, problem.dataset, np.arange(count),
