@@ -23,7 +23,7 @@ from hessdist.parallel.ranks import launched_size
 
 
 def is_terminal() -> bool:
-    """Whether standard output goes to a terminal, through mpirun or directly.
+    """Return whether standard output goes to a terminal, through mpirun or directly.
 
     Open MPI gives a rank a pseudo-terminal even if mpirun itself writes to a file, so under a
     launcher the output of the launcher counts.

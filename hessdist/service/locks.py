@@ -129,7 +129,7 @@ def _refuse(path: Path, error: OSError) -> NoReturn:
 
 
 def _is_current(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one at this path."""
+    """Return whether the open file is still the one at this path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

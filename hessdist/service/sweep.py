@@ -273,7 +273,7 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
 
 
 def _is_current(path: Path, parts: Sequence[Path]) -> bool:
-    """Whether the file of the run is an index of these files."""
+    """Return whether the file of the run is an index of these files."""
     try:
         run = open_run(path)
     except ReadingError:
