@@ -1,0 +1,329 @@
+"""Every shipped job, shortened so that it runs in seconds: overrides, commands, tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_DOUBLE = ("compute.dtype=float64",)
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A job of jobs/ with overrides that keep everything that it does, at a small size.
+
+    Args:
+        job: Name of the file in jobs/, without its suffix.
+        commands: Commands that the job is for, in order.
+        overrides: Values of --set.
+        slow: Whether it is left to the slow tests.
+        rtol: Tolerance of numbers on another CPU, relative to the largest value of an array.
+        unstable: Names of arrays whose values differ on another CPU by more than that.
+    """
+
+    job: str
+    commands: tuple[str, ...] = ("study",)
+    overrides: tuple[str, ...] = ()
+    slow: bool = False
+    rtol: float = 1e-4
+    unstable: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The job file."""
+        return ROOT / "jobs" / f"{self.job}.toml"
+
+
+def _trained(steps: int, at: list[int], samples: int, batch: int = 32) -> tuple[str, ...]:
+    return (
+        f"training.steps={steps}",
+        f"training.checkpoint_steps={at}",
+        f"data.samples={samples}",
+        f"compute.batch_size={batch}",
+    )
+
+
+JOBS = (
+    Shortened(
+        "critical_points",
+        overrides=(
+            "study.critical_points.width=3",
+            "study.critical_points.ratios=[0.25,0.75]",
+            "study.critical_points.networks=20",
+            "study.critical_points.fit_below=0.3",
+        ),
+    ),
+    Shortened(
+        "curvature_optimizer_mnist",
+        overrides=(
+            *_DOUBLE,
+            "data.samples=40",
+            "study.optimizer.seeds=[0,1]",
+            "study.optimizer.iterations=10",
+            "study.optimizer.evaluate_every=5",
+            "study.optimizer.exact_at=[10]",
+            "spectrum.smallest=2",
+            "spectrum.tolerance=1e-2",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "decomposition_mnist",
+        ("train", "study"),
+        (
+            *_DOUBLE,
+            *_trained(10, [0, 10], 40, 40),
+            "spectrum.tolerance=1e-2",
+            "study.decomposition.largest=4",
+            "study.decomposition.smallest=2",
+            "study.decomposition.trace_products=6",
+            "study.decomposition.lanczos_steps=8",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "demo",
+        ("train", "spectrum"),
+        (*_DOUBLE, *_trained(20, [0, 10, 20], 60), "spectrum.largest=5"),
+    ),
+    Shortened(
+        "density_mnist",
+        ("train", "study"),
+        (
+            *_DOUBLE,
+            *_trained(10, [0, 10], 40),
+            "model.factory=lenet5",
+            "study.density.probes=2",
+            "study.density.lanczos_steps=15",
+            "study.density.trace_products=8",
+            "study.density.steps=[10]",
+            "study.laws.steps=[10]",
+            'study.laws.operators=["hessian"]',
+        ),
+    ),
+    Shortened(
+        "diagnosis_digits",
+        ("train", "diagnose"),
+        (
+            "training.steps=100",
+            "training.checkpoint_steps=[0,10,100]",
+            "data.samples=200",
+            "training.batch_size=200",
+            "spectrum.largest=4",
+            "spectrum.smallest=4",
+        ),
+    ),
+    Shortened(
+        "diagnosis_mnist",
+        ("train", "spectrum", "diagnose"),
+        (*_trained(20, [0, 20], 60), "spectrum.largest=4"),
+        slow=True,
+        rtol=1e-2,
+    ),
+    Shortened(
+        "eigenspace_mnist",
+        overrides=(
+            *_DOUBLE,
+            "model.arguments={widths=[784,8,8,10]}",
+            "data.samples=200",
+            "study.eigenspace.base_learning_rates=[0.1,0.5]",
+            "study.eigenspace.seeds=[0,1]",
+            "study.eigenspace.gradients=80",
+            "study.eigenspace.pairs=3",
+            "study.eigenspace.refresh_every=20",
+            "study.eigenspace.curvature_samples=64",
+            "study.eigenspace.average_every=5",
+            "study.eigenspace.rank=3",
+            "study.eigenspace.draws=2",
+            "study.eigenspace.evaluate_every=20",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "laws_mnist",
+        ("train", "study"),
+        (
+            *_trained(20, [0, 20], 60, 60),
+            'model.arguments={widths=[784,1,4,10],activation="tanh"}',
+            "study.exact.picture=20",
+            "study.exact.steps=[20]",
+            "study.density.probes=2",
+            "study.density.lanczos_steps=15",
+            'study.laws.operators=["hessian"]',
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "lenet_mnist",
+        ("train", "spectrum"),
+        (
+            "training.steps=2",
+            "training.checkpoint_steps=[2]",
+            "data.fraction=0.0002",
+            "spectrum.largest=2",
+            "spectrum.smallest=1",
+            "spectrum.tolerance=2e-2",
+        ),
+        slow=True,
+        rtol=1e-2,
+    ),
+    Shortened(
+        "loss_model",
+        overrides=(
+            "study.loss_model.ratios=[0.25,0.75]",
+            "study.loss_model.energies=[0.0,0.3]",
+            "study.loss_model.points=60",
+            "study.loss_model.index_points=6",
+        ),
+    ),
+    Shortened(
+        "minimize_digits",
+        ("minimize", "spectrum", "study"),
+        (
+            'model.arguments={widths=[64,8,10],activation="tanh"}',
+            "data.samples=200",
+            "spectrum.largest=4",
+            "minimize.iterations=20",
+            "study.minimizers.seeds=[0,1]",
+            "study.minimizers.iterations=15",
+        ),
+    ),
+    Shortened(
+        "minimize_mnist",
+        ("minimize", "study"),
+        (
+            "data.samples=40",
+            "minimize.iterations=10",
+            "minimize.checkpoint_every=5",
+            "study.minimizers.seeds=[0]",
+            "study.minimizers.iterations=4",
+            "study.minimizers.gradients=60",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "negative_curvature_mnist",
+        ("train", "spectrum", "study"),
+        (
+            *_DOUBLE,
+            "training.steps=10",
+            "training.checkpoint_steps=[0,10]",
+            "data.fraction=0.001",
+            "compute.batch_size=60",
+            "model.factory=lenet5",
+            "spectrum.largest=3",
+            "spectrum.smallest=2",
+            "spectrum.tolerance=1e-2",
+            "study.lines.points=7",
+            "study.lines.steps=[10]",
+            "study.step_sizes.count=8",
+            "study.step_sizes.steps=[10]",
+            "study.blocks.steps=[10]",
+            "study.blocks.largest=2",
+            "study.blocks.smallest=1",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "progression_cifar10",
+        ("train", "spectrum"),
+        (
+            *_DOUBLE,
+            "model.factory=lenet5",
+            "training.steps=10",
+            "training.checkpoint_steps=[0,5,10]",
+            "data.fraction=0.001",
+            "compute.batch_size=50",
+            "spectrum.largest=5",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "saddle_digits",
+        overrides=(
+            "data.samples=100",
+            "training.learning_rate=1.0",
+            "study.saddle.noise=[1.0]",
+            "study.saddle.displacement=0.1",
+            "study.saddle.seeds=[0,1]",
+            "study.saddle.iterations=30",
+        ),
+    ),
+    Shortened(
+        "singularity_blobs",
+        overrides=(
+            "data.arguments={samples=40,spread=0.3,seed=0}",
+            "study.architectures.hidden=[[2,2],[4,4]]",
+            "study.architectures.networks=3",
+            "study.architectures.picture=20",
+            "study.architectures.max_steps=200",
+            "study.initialisations.networks=20",
+            "study.initialisations.max_steps=200",
+            "study.spreads.values=[0.2,1.0]",
+            "study.spreads.networks=4",
+            "study.spreads.max_steps=200",
+        ),
+    ),
+    Shortened(
+        "singularity_mnist",
+        overrides=(
+            "data.samples=100",
+            "study.architectures.hidden=[[1,1],[1,2]]",
+            "study.architectures.picture=20",
+            "study.architectures.max_steps=100",
+            "study.interpolation.steps=40",
+            "study.interpolation.points=5",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "singularity_random",
+        overrides=(
+            "data.arguments={samples=60,shape=[1,8,8],num_classes=4,seed=0}",
+            "model.arguments={widths=[64,4,4,4]}",
+            "study.architectures.hidden=[[2,2],[4,4]]",
+            "study.architectures.picture=20",
+            "study.architectures.max_steps=300",
+        ),
+    ),
+    Shortened(
+        "subset_against_full_mnist",
+        ("train", "spectrum", "study"),
+        (
+            *_DOUBLE,
+            "training.steps=10",
+            "training.checkpoint_steps=[0,10]",
+            "data.samples=100",
+            "compute.batch_size=100",
+            "spectrum.largest=4",
+            "spectrum.smallest=3",
+            "study.subsets.fractions=[0.2,0.5]",
+            "study.subsets.seeds=[0,1]",
+            "study.subsets.steps=[10]",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "two_layer",
+        overrides=(
+            "study.two_layer.sizes=[4,6]",
+            "study.two_layer.ratios=[0.5,4.0]",
+            "study.two_layer.networks=2",
+        ),
+    ),
+    Shortened(
+        "widths_digits",
+        overrides=(
+            "data.samples=30",
+            "study.widths.hidden=[[2],[4]]",
+            "study.widths.networks=2",
+            "study.widths.at=[0,20]",
+            "study.widths.exact_below=200",
+            "study.widths.trace_products=20",
+            "study.widths.lanczos_steps=15",
+        ),
+    ),
+)
+"""All jobs of jobs/, in order of their names."""
