@@ -56,9 +56,7 @@ class LocalProduct(_OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
-        self._vectorizes = not any(
-            isinstance(module, _ConvNd) for module in local.model.modules()
-        )
+        self._vectorizes = not any(isinstance(module, _ConvNd) for module in local.model.modules())
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
 
@@ -125,10 +123,13 @@ class LocalProduct(_OnSamples):
                     for piece, like in pieces
                 ])
 
-            try:
-                images: Tensor = torch.func.vmap(flat)(block)
-            except (RuntimeError, NotImplementedError):  # such as a custom autograd.Function
-                return None
+            with evaluating(self._name(number)):
+                try:
+                    images: Tensor = torch.func.vmap(flat)(block)
+                except torch.OutOfMemoryError:  # free memory must not choose the method
+                    raise
+                except (RuntimeError, NotImplementedError):  # such as a custom autograd.Function
+                    return None
             self.local.require_finite(images, f"the product over batch {number}")
             total += images
         return total

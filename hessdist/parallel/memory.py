@@ -1,4 +1,4 @@
-"""The process's memory: what the C library keeps, and how much there was at the peak."""
+"""The memory of the process: what the C library keeps, what is available, and the peak."""
 
 from __future__ import annotations
 
@@ -12,55 +12,58 @@ from pathlib import Path
 
 from hessdist.errors import InputError
 
-# glibc's mallopt parameters (malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_UP_TO = (1 << 31) - 1  # larger blocks go back to the system; a C int counts no more
-_NEVER = -1
+_KEPT_UP_TO = (1 << 31) - 1  # bytes of a block; a C int cannot count more
+_state = {"keeps": False}  # of this process
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep freed blocks of up to 2 GiB for the next time. Not collective.
+    """Make the C library keep freed blocks of up to 2 GiB for later use. Not collective.
 
-    A product allocates and frees hundreds of MB of temporaries. glibc gives blocks above 32 MiB
-    back to the system at once and takes fresh pages for the next ones, which the kernel has to
-    fill with zeros: a tenth of the time of a product. What is kept serves the next product, which
-    settles after a few: aligned blocks leave holes at first.
+    A product allocates and frees hundreds of MB of temporaries. glibc returns blocks above 32 MiB
+    to the system at once and takes fresh pages for the next ones, which the kernel fills with
+    zeros: a tenth of the time of a product. Kept blocks serve the next product. This settles after
+    a few products, because aligned blocks leave holes at first.
+
+    It cannot be undone, because glibc does not return its settings. So only the command line calls
+    it, for its own process.
 
     Returns:
-        Whether it was done: not without glibc, nor where a variable of its own, such as
-        `MALLOC_TRIM_THRESHOLD_`, says already what to keep.
+        Whether it was done. It is not without glibc, or if the user has set a variable of glibc,
+        such as `MALLOC_TRIM_THRESHOLD_`.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
+    trim_threshold, mmap_threshold, never = -1, -3, -1  # malloc.h
     libc = ctypes.CDLL(None)
-    trim = libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_UP_TO) and trim)
+    trim = libc.mallopt(trim_threshold, never)
+    _state["keeps"] = bool(libc.mallopt(mmap_threshold, _KEPT_UP_TO) and trim)
+    return _state["keeps"]
 
 
 def touch(size: int) -> None:
-    """Have all threads fetch the pages of a block that one thread will allocate. Not collective.
+    """Make all threads fetch the pages of a block that one thread will allocate. Not collective.
 
-    The kernel fills a page with zeros when it is first written, and the eigensolver writes its
-    basis first with one thread: 3 to 5 s for 1.7 GiB where two threads take 0.9 (on a virtual
-    machine whose host has to find the pages, too). The block is freed again and the C library
-    keeps it for the allocation that is to come; where it does not, a moment is lost.
+    The kernel fills a page with zeros at the first write, and the eigensolver first writes its
+    basis with one thread. For 1.7 GiB this takes 3 to 5 s, and 0.9 s with two threads (on a virtual
+    machine whose host has to provide the pages, too). The block is freed again, and the C library
+    keeps it for the next allocation. Nothing is done without `keep_freed_memory`.
 
     Args:
-        size: Bytes; more than the C library keeps are left alone.
+        size: The number of bytes. Nothing is done if the C library does not keep so many.
     """
     import torch
 
-    if size <= _KEPT_UP_TO:
+    if _state["keeps"] and size <= _KEPT_UP_TO:
         torch.zeros(size, dtype=torch.uint8)
 
 
 def available_bytes() -> int:
-    """Memory that this node can still give, within the limits of its control group.
+    """Find the available memory of this node, within the limits of its control group.
 
     Not collective.
 
     Returns:
-        Bytes; a large number where the system does not say.
+        The number of bytes; a large number if the system does not report it.
     """
     limits = [sys.maxsize]
     with suppress(OSError, ValueError, StopIteration):
@@ -83,8 +86,8 @@ def require_room(needed: float, what: str, remedy: str) -> None:
     """Check that something fits into the memory of this node. Not collective.
 
     Args:
-        needed: Bytes, of all ranks of the node.
-        what: What takes them, in the plural.
+        needed: The number of bytes, over all ranks of the node.
+        what: The things that take them, in the plural.
         remedy: What the user can do.
 
     Raises:
@@ -98,6 +101,6 @@ def require_room(needed: float, what: str, remedy: str) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had in use so far. Not collective."""
+    """Return the largest memory that this process has used so far. Not collective."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -249,6 +249,7 @@ class Ranks:
         self._sent: list[MPI.Request] = []
         self._posted: Counter[int] = Counter()  # messages by receiver
         self._received = 0
+        self._place: tuple[int, int, int] | None = None  # see `node`
 
     @property
     def is_root(self) -> bool:
@@ -464,9 +465,10 @@ class Ranks:
 
     def first(self, count: int) -> Ranks | None:
         """The first ranks as a communicator of their own; None on the others. Collective."""
+        self.node()
         color = 0 if self.rank < count else self._mpi.UNDEFINED
         comm = self.comm.Split(color, self.rank)
-        return None if comm == self._mpi.COMM_NULL else Ranks(comm)
+        return None if comm == self._mpi.COMM_NULL else self._group(comm)
 
     def split(self, groups: int) -> tuple[int, Ranks]:
         """Split the ranks into groups of neighbours whose sizes differ by at most one. Collective.
@@ -477,9 +479,10 @@ class Ranks:
         Returns:
             The index of this rank's group, and the group's ranks.
         """
+        self.node()
         ends = [shard_bounds(self.size, groups, group)[1] for group in range(groups)]
         mine = next(group for group, end in enumerate(ends) if self.rank < end)
-        return mine, Ranks(self.comm.Split(mine, self.rank))
+        return mine, self._group(self.comm.Split(mine, self.rank))
 
     def any(self, here: bool) -> bool:
         """Whether something is so on any rank. Collective."""
@@ -577,18 +580,27 @@ class Ranks:
     # -- devices and threads -----------------------------------------------------------------
 
     def node(self) -> tuple[int, int, int]:
-        """This rank's place on its node. Collective.
+        """Find the place of this rank on its node. Collective.
+
+        The ranks of a group have the places that they have among all ranks of the run, so that
+        groups share neither a GPU nor cores.
 
         Returns:
-            `(index, ranks, threads)`: index among the ranks of the node, their number, and the
-            threads that are this rank's share of the cores it may run on.
+            `(index, ranks, threads)`: the index among the ranks of the node, their number, and the
+            threads that are this rank's share of the cores on which it may run.
         """
-        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        cores = frozenset(os.sched_getaffinity(0))
-        sharing = sum(other == cores for other in node.allgather(cores))
-        place = node.Get_rank(), node.Get_size(), max(1, len(cores) // sharing)
-        node.Free()
-        return place
+        if self._place is None:
+            node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+            cores = frozenset(os.sched_getaffinity(0))
+            sharing = sum(other == cores for other in node.allgather(cores))
+            self._place = node.Get_rank(), node.Get_size(), max(1, len(cores) // sharing)
+            node.Free()
+        return self._place
+
+    def _group(self, comm: MPI.Comm) -> Ranks:
+        group = Ranks(comm)
+        group._place = self._place
+        return group
 
 
 def choose_device(requested: str, node_index: int) -> torch.device:
@@ -615,47 +627,3 @@ def choose_device(requested: str, node_index: int) -> torch.device:
         )
     # A launcher that shows each rank one device (srun --gpus-per-task) leaves only index 0.
     return torch.device("cuda", node_index % torch.cuda.device_count())
-
-
-def limit_blas_threads(threads: int) -> AbstractContextManager[Any]:
-    """Give every BLAS this many threads for a while, unless OMP_NUM_THREADS is set.
-
-    Args:
-        threads: Their number.
-
-    Returns:
-        A context; the threads are as before after it.
-    """
-    from threadpoolctl import threadpool_limits
-
-    return nullcontext() if "OMP_NUM_THREADS" in os.environ else threadpool_limits(threads, "blas")
-
-
-def set_threads(threads: int) -> None:
-    """Give PyTorch and every BLAS this many threads."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """Train with one thread: rounding depends on their number, and training multiplies it.
-
-    Args:
-        device: On a GPU threads do not matter.
-
-    Yields:
-        Nothing.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        set_threads(1)
-    try:
-        yield
-    finally:
-        set_threads(before)

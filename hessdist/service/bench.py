@@ -226,8 +226,8 @@ def _measure(
         kept=kept,
         solve=solved,
         memory=memory,
-        strong=time_scaling("strong", job, workload, ranks, threads, repeat, console.line),
-        weak=time_scaling("weak", job, workload, ranks, threads, repeat, console.line),
+        strong=time_scaling("strong", job, workload, ranks, repeat, console.line),
+        weak=time_scaling("weak", job, workload, ranks, repeat, console.line),
     )
 
 

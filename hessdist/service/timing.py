@@ -19,7 +19,7 @@ from hessdist.config.job import Job
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.objective import Objective, Workload
-from hessdist.parallel.ranks import Ranks, set_threads
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 
@@ -101,7 +101,6 @@ def time_scaling(
     job: Job,
     workload: Workload,
     ranks: Ranks,
-    threads: int,
     repeat: int,
     line: Callable[[str], None] = lambda text: None,
 ) -> list[Scaling]:
@@ -112,7 +111,6 @@ def time_scaling(
         job: The job.
         workload: The model, the loss and the data of the job.
         ranks: All ranks.
-        threads: Number of threads of each rank, the same for each number of ranks.
         repeat: Number of repetitions.
         line: Writes a line for the user.
 
@@ -124,7 +122,7 @@ def time_scaling(
     line(f"{kind} scaling:")
     for count in [count for count in counts if count <= ranks.size]:
         share = len(workload.indices) * count // ranks.size if kind == "weak" else None
-        gradient, product = _on_first(ranks, count, job, workload, share, threads, repeat)
+        gradient, product = _on_first(ranks, count, job, workload, share, repeat)
         one = found[0].product.median if found else product.median
         ideal = one / count if kind == "strong" else one
         samples = len(workload.indices[:share])
@@ -142,7 +140,6 @@ def _on_first(
     job: Job,
     workload: Workload,
     share: int | None,
-    threads: int,
     repeat: int,
 ) -> tuple[Seconds, Seconds]:
     """Time gradient and kept product on the first `count` ranks. Collective over all of them."""
@@ -152,7 +149,6 @@ def _on_first(
     if some is not None:
         try:
             objective = workload.on(some, workload.indices[:share])
-            set_threads(threads)  # the number that a rank has when all of them work
             shell = curvature_matrix(objective, job.spectrum.operator, 1)
             x = _entries(objective)
             work = {"gradient": lambda: _gradient(objective), "product": lambda: shell.apply(x)}

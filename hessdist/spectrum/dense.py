@@ -21,8 +21,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
+from hessdist.parallel.host import blas_threads
 from hessdist.parallel.memory import available_bytes
-from hessdist.parallel.ranks import Ranks, limit_blas_threads
+from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
@@ -291,7 +292,7 @@ def _by_lapack(
     values, found = np.empty(size), None
     with ranks.asleep_until_all_are_done():
         if whole is not None:
-            with limit_blas_threads(neighbours * threads):
+            with blas_threads(neighbours * threads):
                 solved = scipy.linalg.eigh(
                     whole.T,  # in Fortran's order, so that it is overwritten and not copied
                     eigvals_only=not eigenvectors,

@@ -203,3 +203,13 @@ def test_arrays_larger_than_a_message_are_broadcast_whole(
     ranks.broadcast_array(array)
     assert np.array_equal(array, np.arange(777.0))
     assert ranks.collectives["bcast"] == 7
+
+
+@pytest.mark.mpi(ranks=3, timeout=60, unit="s")
+def test_groups_share_neither_a_gpu_nor_cores(mpi_ranks: int, comm: Any) -> None:
+    ranks = Ranks(comm)
+    _, group = ranks.split(2)
+    first = ranks.first(2)
+    assert group.node() == ranks.node()
+    assert first is None or first.node() == ranks.node()
+    assert ranks.node()[:2] == (ranks.rank, mpi_ranks)

@@ -23,7 +23,7 @@ from hessdist.landscape.escape import expected_change, first_below, growth_facto
 from hessdist.objective import Evaluation
 from hessdist.optimizers.ensemble import on_sphere
 from hessdist.optimizers.noisy_sgd import NoisySGD
-from hessdist.parallel.ranks import one_thread
+from hessdist.parallel.host import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.shell import curvature_matrix

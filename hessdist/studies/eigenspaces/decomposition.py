@@ -33,7 +33,8 @@ from hessdist.curvature.products import LocalProduct
 from hessdist.errors import NumericalError
 from hessdist.objective import DTYPES
 from hessdist.optimizers.training import initialise
-from hessdist.parallel.ranks import Ranks, one_thread
+from hessdist.parallel.host import one_thread
+from hessdist.parallel.ranks import Ranks
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles

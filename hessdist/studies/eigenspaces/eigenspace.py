@@ -30,7 +30,8 @@ from hessdist.objective import Workload
 from hessdist.optimizers.eigenspace import Eigenspace, Pairs, largest_magnitude
 from hessdist.optimizers.swag import SWAG
 from hessdist.optimizers.training import build_optimizer
-from hessdist.parallel.ranks import Ranks, import_mpi, one_thread
+from hessdist.parallel.host import one_thread
+from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.extreme import extreme_eigenpairs

@@ -24,7 +24,7 @@ from hessdist.errors import NumericalError
 from hessdist.objective import Objective, Workload
 from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.optimizers.training import build_optimizer, penalty
-from hessdist.parallel.ranks import one_thread
+from hessdist.parallel.host import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.shell import curvature_matrix

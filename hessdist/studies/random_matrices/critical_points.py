@@ -24,8 +24,8 @@ from hessdist.landscape.index_energy import (
     fit_three_halves,
     linear_critical_points,
 )
+from hessdist.parallel.host import one_thread
 from hessdist.parallel.memory import require_room
-from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import CriticalPointsSection

@@ -22,8 +22,8 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import HessdistError, InputError
+from hessdist.parallel.host import one_thread
 from hessdist.parallel.memory import require_room
-from hessdist.parallel.ranks import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import TwoLayerSection

@@ -24,7 +24,7 @@ from hessdist.errors import InputError, WorkloadError
 from hessdist.objective import DTYPES, Workload
 from hessdist.optimizers.ensemble import Descent, Ensemble, on_sphere
 from hessdist.optimizers.training import initialise
-from hessdist.parallel.ranks import one_thread
+from hessdist.parallel.host import one_thread
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.spectrum.shell import curvature_matrix
