@@ -28,11 +28,11 @@ from hessdist.results.units import Measurements
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.context import Context
-from hessdist.studies.debugging.saddle import leave_a_saddle
-from hessdist.studies.eigenspaces.eigenspace import compare_on_a_budget
+from hessdist.studies.debugging.saddle import saddle
+from hessdist.studies.eigenspaces.eigenspace import eigenspace
 from hessdist.workload.models import build_model, mlp
 
-SECTIONS = {"eigenspace": compare_on_a_budget, "saddle": leave_a_saddle}
+SECTIONS = {"eigenspace": eigenspace, "saddle": saddle}
 EIGENSPACE = """
 [study.eigenspace]
 seeds = [3, 4]

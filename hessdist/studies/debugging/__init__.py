@@ -19,7 +19,7 @@ STUDIES = (
     Study(
         name="saddle",
         settings=SaddleSection,
-        compute=f"{_HERE}.saddle:leave_a_saddle",
+        compute=f"{_HERE}.saddle:saddle",
         needs=Needs(
             all_layers=True,
             keys=("training.batch_size", "training.learning_rate", "training.momentum"),

@@ -32,7 +32,7 @@ STUDIES = (
     Study(
         name="eigenspace",
         settings=EigenspaceSection,
-        compute=f"{_HERE}.eigenspace:compare_on_a_budget",
+        compute=f"{_HERE}.eigenspace:eigenspace",
         needs=Needs(
             all_layers=True,
             keys=("training.batch_size", "training.learning_rate", "training.momentum"),

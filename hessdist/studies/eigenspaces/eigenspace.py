@@ -1,9 +1,8 @@
 """Weight averages and eigenspaces: sections 3 and 4 of Salkey, Benton and Maddox (2019).
 
 The note names SWA, SWAG and an optimiser that uses eigenspaces, and measures none of them. Here
-networks are trained with one budget of gradients each, in which the eigensolves count. Every rank
-trains networks of its own, with one thread and with solves of its own, so that a run is the same
-whatever the number of ranks.
+every training run has the same budget of gradients, and the eigensolves are part of it. Each rank
+makes runs and their solves by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from hessdist.objective import Workload
 from hessdist.optimizers.eigenspace import Eigenspace, Pairs, largest_magnitude
 from hessdist.optimizers.swag import SWAG
 from hessdist.optimizers.training import build_optimizer
-from hessdist.parallel.host import one_thread
 from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import Eigenpairs
@@ -38,47 +36,42 @@ from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.settings import EigenspaceSection
-from hessdist.studies.networks import Alone, judged, shard_of
+from hessdist.studies.networks import Trainer, loss_and_accuracy, whole_on_rank
+from hessdist.studies.tasks import distribute
 from hessdist.workload.datasets import build_dataset
 from hessdist.workload.losses import is_summed_loss
 from hessdist.workload.shard import Shard
 
 AVERAGES = ("none", "SWA", "SWAG")
-"""Whose predictions are judged: the weights', their average's, the mean of draws around it."""
+"""The weights whose predictions are evaluated: as they are, averaged, drawn around the average."""
 
-_WITH_TEST_SET = ("mnist", "fashion_mnist", "cifar10")
 _MEASURES = 3  # loss, test loss, test accuracy
-# Gradients that a product counts as, with its graph kept and without, and that the graph counts as
-# (section 5 of the design, by counted matrix products).
-_KEPT, _ANEW, _GRAPH = 2, 3, 1
-# Pairs below this share of the largest |λ| need not converge by themselves: they are seldom used.
-_NEGLIGIBLE = 0.1
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train."""
+    """A base optimiser, without or with steps in the eigenspace."""
 
     base: str
     base_rate: float
-    rate: float | None  # in the eigenspace; None: the base optimiser by itself
+    rate: float | None  # in the eigenspace; None without it
 
     @property
     def name(self) -> str:
-        """Such as "sgd 0.05" or "sgd 0.05 + eigenspace 0.1"."""
+        """The name, such as "sgd 0.05" or "sgd 0.05 + eigenspace 0.1"."""
         extra = "" if self.rate is None else f" + eigenspace {self.rate:g}"
         return f"{self.base} {self.base_rate:g}{extra}"
 
 
-def variants(job: Job, settings: EigenspaceSection) -> list[Variant]:
-    """Every base optimiser at each of its rates: by itself, then with each rate in the eigenspace.
+def variants_of(job: Job, settings: EigenspaceSection) -> list[Variant]:
+    """List every base optimiser at each of its rates, without and with each eigenspace rate.
 
     Args:
-        job: Its training section says the rate where the settings do not.
+        job: The job. Its training section gives the rate if the settings do not.
         settings: The training runs.
 
     Returns:
-        The ways to train.
+        The variants.
     """
     base_rates = settings.base_learning_rates or [job.training.learning_rate]
     rates = [None, *settings.learning_rates]
@@ -87,9 +80,9 @@ def variants(job: Job, settings: EigenspaceSection) -> list[Variant]:
 
 @dataclass
 class _Run:
-    """What a training run leaves."""
+    """The result of a training run."""
 
-    judged: NDArray[np.float64]  # (averages, evaluations, measures); NaN: none, or diverged
+    evaluations: NDArray[np.float64]  # (averages, evaluations, measures); NaN: none, or diverged
     minibatches: int = 0
     products: int = 0
     converged: bool = True
@@ -99,41 +92,39 @@ class _Run:
     seconds: float = 0.0
 
 
-def compare_on_a_budget(context: Context, settings: EigenspaceSection) -> Measurements:
+def eigenspace(context: Context, settings: EigenspaceSection) -> Measurements:
     """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
 
     Args:
-        context: Its job's training section says batch size, learning rate and momentum.
+        context: The job. Its training section gives batch size, learning rate and momentum.
         settings: The training runs.
 
     Returns:
-        The section, with dimensions run, average, seed, gradients, refresh and pair.
+        Measurements with the dimensions run, average, seed, gradients, refresh and pair.
 
     Raises:
         InputError: The model, the loss and the data do not fit together, or there are fewer samples
             than `curvature_samples`; on every rank.
         Stopped: A signal came; on every rank.
     """
-    ranks = context.ranks
-    ways = variants(context.job, settings)
-    tasks = list(product(range(len(ways)), range(len(settings.seeds))))
-    with ranks.agreeing():
+    variants = variants_of(context.job, settings)
+    with context.ranks.agreeing():
         _check(context.workload, settings)
         samples = _Samples.of(context, settings)
-        Alone(context.job, context.workload, context.objective.device, 0, samples.training)
-    mine: dict[tuple[int, int], _Run] = {}
-    with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
-        for way, seed in tasks[ranks.rank :: ranks.size]:
-            training = _Training(context, settings, ways[way], settings.seeds[seed], samples)
-            mine[way, seed] = training.work()
-    context.check_stop()
-    runs: dict[tuple[int, int], _Run] = {}
-    for theirs in ranks.collect(mine):
-        runs |= theirs
-    return _section(settings, ways, runs)
+        Trainer(context, 0, samples.training)
+
+    def run(task: tuple[int, int]) -> _Run:
+        variant, seed = variants[task[0]], settings.seeds[task[1]]
+        return _Training(context, settings, variant, seed, samples).run()
+
+    tasks = list(product(range(len(variants)), range(len(settings.seeds))))
+    return _measurements(
+        settings, variants, distribute(context, tasks, run, context.objective.device)
+    )
 
 
 def _check(workload: Workload, settings: EigenspaceSection) -> None:
+    """Refuse settings that do not fit the samples or the loss."""
     count = len(workload.indices)
     if settings.curvature_samples > count:
         raise JobError(
@@ -150,7 +141,7 @@ def _check(workload: Workload, settings: EigenspaceSection) -> None:
 
 @dataclass(frozen=True)
 class _Samples:
-    """What a rank trains on, judges by, and takes the curvature of."""
+    """The samples that a rank uses for training, for evaluations and for the curvature."""
 
     training: Shard  # the whole data set
     job: Shard
@@ -159,13 +150,13 @@ class _Samples:
 
     @classmethod
     def of(cls, context: Context, settings: EigenspaceSection) -> _Samples:
-        job, workload, device = context.job, context.workload, context.objective.device
-        data, shard = job.data, partial(shard_of, job, device)
+        data, workload = context.job.data, context.workload
+        shard, batch_size = partial(whole_on_rank, context), context.job.training.batch_size
         test = None
-        if data.dataset in _WITH_TEST_SET and data.split == "train":
+        if data.dataset in ("mnist", "fashion_mnist", "cifar10") and data.split == "train":
             test = shard(build_dataset(data.dataset, data.root, data.arguments, "test"))
         return cls(
-            training=shard(workload.dataset, memory=0, batch_size=job.training.batch_size),
+            training=shard(workload.dataset, memory=0, batch_size=batch_size),
             job=shard(workload.dataset, workload.indices),
             curvature=shard(workload.dataset, workload.indices[: settings.curvature_samples]),
             test=test,
@@ -174,100 +165,99 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A Hessian, and what its products count as."""
+    """A Hessian, and the cost of its products."""
 
     shell: ShellMatrix
-    gradients: float  # of minibatches, that a gradient over its samples counts as
-    each: int  # gradients over its samples, that a product counts as
+    gradients: float  # cost of a gradient over its samples, in gradients of minibatches
+    is_kept: bool  # the graphs of all batches are kept
 
     @property
     def cost(self) -> float:
-        """Of graph and products so far, in gradients of minibatches."""
-        return self.gradients * (_GRAPH + self.each * self.shell.products)
+        """The cost of graph and products so far, in gradients of minibatches.
+
+        By the number of matrix products, a graph costs one gradient, and a product two with the
+        graph kept and three without.
+        """
+        return self.gradients * (1 + (2 if self.is_kept else 3) * self.shell.products)
 
 
-class _SpentError(Exception):
-    """The budget does not reach for what was begun."""
+class _BudgetError(Exception):
+    """The budget does not suffice for the present step."""
 
 
 class _Training:
-    """One training run, on this rank alone."""
+    """One training run on this rank. Not collective."""
 
     def __init__(
         self,
         context: Context,
         settings: EigenspaceSection,
-        way: Variant,
+        variant: Variant,
         seed: int,
         samples: _Samples,
     ) -> None:
         job = context.job
         self._job, self._settings, self._samples, self._seed = job, settings, samples, seed
-        self._heed = context.local_progress
-        self._what = f"{way.name}, seed {seed}"
-        self._alone = Ranks(import_mpi().COMM_SELF)
-        self._network = Alone(
-            job, context.workload, context.objective.device, seed, samples.training
-        )
-        self._model = self._network.model
-        base = build_optimizer(way.base, self._model, way.base_rate, job.training.momentum)
+        self._context, self._name = context, f"{variant.name}, seed {seed}"
+        self._this_rank = Ranks(import_mpi().COMM_SELF)
+        self._trainer = Trainer(context, seed, samples.training)
+        self._model = self._trainer.model
+        base = build_optimizer(variant.base, self._model, variant.base_rate, job.training.momentum)
         trainable = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer: torch.optim.Optimizer = base
-        if way.rate is not None:
+        if variant.rate is not None:
             self._optimizer = Eigenspace(
                 trainable,
                 base,
-                lr=way.rate,
+                lr=variant.rate,
                 floor=settings.floor,
-                refresh=self._refreshed,
+                refresh=self._solve_for_pairs,
                 every=settings.refresh_every,
             )
         self._swa, self._swag = AveragedModel(self._model), SWAG(trainable, settings.rank)
         self._guesses: NDArray[np.float32] | None = None
-        self._smallest = 1  # eigenvalues of the lower end that are asked for
+        self._smallest = 1  # eigenvalues of the lower end that are computed
         self._spent = 0.0  # gradients of minibatches
         self._due = list(range(0, settings.gradients + 1, settings.evaluate_every))
         self._run = _Run(np.full((len(AVERAGES), len(self._due), _MEASURES), np.nan))
         self._evaluated = 0
 
-    def work(self) -> _Run:
-        """Train; it ends early where a loss is no longer finite."""
-        begin, run = time.perf_counter(), self._run
-        try:
-            with suppress(_SpentError):
+    def run(self) -> _Run:
+        """Train; the run ends early if a loss is not finite."""
+        begin = time.perf_counter()
+        with suppress(NumericalError):
+            with suppress(_BudgetError):
                 self._train()
             self._evaluate_before(np.inf)
-            self._curvature_at_the_end()
-        except NumericalError:  # it has diverged
-            pass
-        run.seconds = time.perf_counter() - begin
-        return run
+            self._solve_at_the_end()
+        self._run.seconds = time.perf_counter() - begin
+        return self._run
 
     def _train(self) -> None:
         settings, run = self._settings, self._run
-        collected_from = settings.average_from * settings.gradients
+        average_from = settings.average_from * settings.gradients
         while self._spent < settings.gradients:
-            self._heed(f"{self._what}, {self._spent:,.0f} gradients")
-            self._network.backward()
+            self._context.local_progress(f"{self._name}, {self._spent:,.0f} gradients")
+            self._trainer.backward()
             self._spend(1)
             self._optimizer.step()
             run.minibatches += 1
             run.shares.append(getattr(self._optimizer, "share", np.nan))
-            if self._spent >= collected_from and run.minibatches % settings.average_every == 0:
+            if self._spent >= average_from and run.minibatches % settings.average_every == 0:
                 self._swa.update_parameters(self._model)
                 self._swag.collect()
 
     # -- the budget --------------------------------------------------------------------------
 
     def _spend(self, cost: float) -> None:
-        """Count gradients, before the parameters move by what they gave."""
+        """Count gradients, before the parameters move."""
         self._spent += cost
         self._evaluate_before(self._spent)
         if self._spent > self._settings.gradients:
-            raise _SpentError
+            raise _BudgetError
 
     def _evaluate_before(self, spent: float) -> None:
-        """Judge the parameters as they are for all evaluations that are due."""
+        """Evaluate the present parameters, for all evaluations that are due."""
         due = self._due[self._evaluated :]
         count = sum(when < spent for when in due)
         if not count:
@@ -276,25 +266,24 @@ class _Training:
         for row, average in enumerate(AVERAGES):
             if average == "SWAG" and not last:  # it takes many passes
                 continue
-            here = slice(self._evaluated, self._evaluated + count)
-            if average == "SWAG":
-                here = slice(len(self._due) - 1, None)
-            self._run.judged[row, here] = self._judged(average)
+            first = len(self._due) - 1 if average == "SWAG" else self._evaluated
+            columns = slice(first, self._evaluated + count)
+            self._run.evaluations[row, columns] = self._evaluate(average)
         self._evaluated += count
 
-    def _judged(self, average: str) -> NDArray[np.float64]:
-        """Loss, test loss and test accuracy; NaN where there is no average yet."""
+    def _evaluate(self, average: str) -> NDArray[np.float64]:
+        """Return loss, test loss and test accuracy; NaN as long as there is no average."""
         measures, models = np.full(_MEASURES, np.nan), self._models(average)
         if models:
-            loss, samples = self._network.loss, self._samples
-            measures[0] = judged(loss, models, samples.job)[0]
+            loss, samples = self._trainer.loss, self._samples
+            measures[0] = loss_and_accuracy(loss, models, samples.job)[0]
             if samples.test is not None:
-                measures[1:] = judged(loss, models, samples.test)
+                measures[1:] = loss_and_accuracy(loss, models, samples.test)
         measures[~np.isfinite(measures)] = np.nan
         return measures
 
     def _models(self, average: str) -> Sequence[Callable[[], nn.Module]]:
-        """The networks whose mean prediction is judged, each put together when it is called."""
+        """Return functions that build the networks whose mean prediction is evaluated."""
         if average == "none":
             return [lambda: self._model]
         if average == "SWA":
@@ -307,7 +296,7 @@ class _Training:
         return self._with_statistics(self._swa.module)
 
     def _drawn(self, number: int) -> nn.Module:
-        """A network drawn around the average, always the same one."""
+        """Draw a network around the average, the same one at every call."""
         generator = torch.Generator().manual_seed(self._seed * self._settings.draws + number)
         model = copy.deepcopy(self._model)
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -317,27 +306,27 @@ class _Training:
         return self._with_statistics(model)
 
     def _with_statistics(self, model: nn.Module) -> nn.Module:
-        """Give batch norm, where there is some, the statistics of these weights."""
+        """Compute the statistics of batch norm for the weights of a network."""
         update_bn((batch for _, batch in self._samples.job.batches()), model)
         return model.eval()
 
     # -- eigenpairs --------------------------------------------------------------------------
 
-    def _refreshed(self) -> Pairs:
-        """The k eigenpairs of largest |λ| at the present parameters, which count.
+    def _solve_for_pairs(self) -> Pairs:
+        """Compute the k eigenpairs of largest |λ| at the present parameters, within the budget.
 
-        Few of them are negative as a rule: a few of the smallest eigenvalues are asked for beside
-        the k largest, and more only where the last of those few is among the k.
+        Usually few of them are negative. So a few of the smallest eigenvalues are computed together
+        with the k largest ones, and more only if the last of those few is among the k.
 
         Returns:
             The pairs, by descending |λ|.
         """
-        matrix = self._matrix(self._network.local(self._samples.curvature))
+        matrix = self._matrix(self._trainer.loss_over(self._samples.curvature))
         largest = min(self._settings.pairs, matrix.shell.size)
         most = min(largest, matrix.shell.size - largest)
         while True:
             smallest = min(self._smallest, most)
-            found = self._solved(matrix, largest, smallest)
+            found = self._solve(matrix, largest, smallest)
             ends = found.largest, found.smallest
             values, vectors, converged = (
                 torch.from_numpy(np.concatenate([getattr(end, name) for end in ends]))
@@ -358,20 +347,22 @@ class _Training:
         return chosen
 
     def _matrix(self, local: LocalLoss) -> _Matrix:
-        """The Hessian of a loss, for solves on this rank alone."""
+        """Return the Hessian of a loss, for solves on this rank."""
         operator = LocalProduct(local, "hessian", self._job.compute.cache_gib * 2**30)
         samples = local.shard.num_samples
         shell = ShellMatrix(
             operator,
-            self._alone,
+            self._this_rank,
             scale=1 / samples,
-            shift=self._network.l2,
-            on_product=lambda products: self._heed(f"{self._what}, eigensolve, {products}"),
+            shift=self._trainer.l2,
+            on_product=lambda products: self._context.local_progress(
+                f"{self._name}, eigensolve, {products}"
+            ),
         )
-        each = _KEPT if operator.kept_batches == len(local.shard) else _ANEW
-        return _Matrix(shell, samples / self._job.training.batch_size, each)
+        is_kept = operator.kept_batches == len(local.shard)
+        return _Matrix(shell, samples / self._job.training.batch_size, is_kept)
 
-    def _solved(self, matrix: _Matrix, largest: int, smallest: int) -> Eigenpairs:
+    def _solve(self, matrix: _Matrix, largest: int, smallest: int) -> Eigenpairs:
         return extreme_eigenpairs(
             matrix.shell,
             largest,
@@ -379,15 +370,15 @@ class _Training:
             tolerance=self._settings.tolerance,
             seed=self._seed,
             guesses=self._guesses,
-            negligible=_NEGLIGIBLE,
+            negligible=0.1,  # pairs below this share of the largest |λ| are seldom used
         )
 
-    def _curvature_at_the_end(self) -> None:
-        """λ_1 of the weights and of their average, outside the budget."""
+    def _solve_at_the_end(self) -> None:
+        """Compute λ_1 of the weights and of their average, outside the budget."""
         models = [self._model, *([self._averaged()] if self._swag.count else [])]
         for row, model in enumerate(models):
-            matrix = self._matrix(self._network.local(self._samples.curvature, model))
-            found = self._solved(matrix, 1, 0)
+            matrix = self._matrix(self._trainer.loss_over(self._samples.curvature, model))
+            found = self._solve(matrix, 1, 0)
             self._run.largest[row] = found.largest.values[0]
             self._run.converged &= found.converged
 
@@ -395,19 +386,19 @@ class _Training:
 # -- what is stored --------------------------------------------------------------------------
 
 
-def _section(
-    settings: EigenspaceSection, ways: Sequence[Variant], runs: dict[tuple[int, int], _Run]
+def _measurements(
+    settings: EigenspaceSection, variants: Sequence[Variant], runs: dict[tuple[int, int], _Run]
 ) -> Measurements:
     seeds = settings.seeds
-    rows = [[runs[way, seed] for seed in range(len(seeds))] for way in range(len(ways))]
+    rows = [[runs[row, seed] for seed in range(len(seeds))] for row in range(len(variants))]
     everything = [run for row in rows for run in row]
     refreshes = max((len(run.eigenvalues) for run in everything), default=0)
-    eigenvalues = np.full((len(ways), len(seeds), refreshes, settings.pairs), np.nan)
-    for at, run in runs.items():
+    eigenvalues = np.full((len(variants), len(seeds), refreshes, settings.pairs), np.nan)
+    for place, run in runs.items():
         for number, values in enumerate(run.eigenvalues):
-            eigenvalues[(*at, number)][: len(values)] = values
+            eigenvalues[(*place, number)][: len(values)] = values
     # (run, seed, average, evaluation, measure) with the averages in front of the seeds
-    measured = np.array([[run.judged for run in row] for row in rows]).swapaxes(1, 2)
+    measured = np.array([[run.evaluations for run in row] for row in rows]).swapaxes(1, 2)
     due = np.arange(0, settings.gradients + 1, settings.evaluate_every)
 
     def of_runs(value: Callable[[_Run], object], long_name: str, units: str = "1") -> Variable:
@@ -417,7 +408,7 @@ def _section(
     def curve(measure: int, long_name: str) -> Variable:
         return Variable(("run", "average", "seed", "gradients"), measured[..., measure], long_name)
 
-    names = np.array([way.name for way in ways], dtype=object)
+    names = np.array([variant.name for variant in variants], dtype=object)
     largest = np.array([[run.largest for run in row] for row in rows]).swapaxes(1, 2)
     return Measurements({
         "run": Variable(
