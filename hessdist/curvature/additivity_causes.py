@@ -64,9 +64,8 @@ def _cause(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tuple[st
     lost = sum(not math.isfinite(single.value) for single in singles)
     if lost and (not fits or max(fit[2] for fit in fits) <= _FIT):
         return (
-            f"the loss of {lost} of {count} single samples is not finite, but that of their batch "
-            "is: it is a mean over tokens or by class weights, and these samples have no label "
-            "that counts",
+            f"the loss of {lost} of {count} single samples is not finite: it is a mean over tokens "
+            "or by class weights, and these samples have no label that counts",
             _TOKENS,
         )
     if not fits:

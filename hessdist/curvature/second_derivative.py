@@ -310,8 +310,8 @@ def _wrong(local: LocalLoss, operator: str, batch: Batch, compared: _Comparison)
     return (
         local.called(
             "the second derivative of the model or the loss is wrong by "
-            f"{min(compared.error, 9.99):.0%} of a product of the {operator.replace('_', ' ')} "
-            f"matrix with a vector, measured by differences of gradients{named}"
+            f"{min(compared.error, 9.99):.0%} of a product with the {operator.replace('_', ' ')} "
+            f"matrix{named}"
         ),
         remedy,
     )

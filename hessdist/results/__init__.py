@@ -1,1 +1,1 @@
-"""The HDF5 schema, its writer and its reader: h5py and NumPy alone."""
+"""The HDF5 schema, its writer and its reader, with h5py and NumPy only."""

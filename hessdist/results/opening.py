@@ -1,4 +1,4 @@
-"""Opening result files for reading, with system errors kept apart from damaged files.
+"""Opening result files for reading; system errors are not reported as damaged files.
 
 Result files are written under another name and renamed, so a reader needs no lock. They are opened
 without HDF5's own locking, so they can be read on a file system without locks, and while another

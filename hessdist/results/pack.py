@@ -19,7 +19,7 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
     """Write a run with everything that belongs to it into one file.
 
     It is read by `open_run`, h5py and xarray as the run's own file is; eigenvectors and gradients
-    are compressed. One vector is held at a time.
+    are compressed. Only one vector is in memory at a time.
 
     Args:
         run: The result.

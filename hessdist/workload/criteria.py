@@ -19,6 +19,9 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own abbreviation
 
 from hessdist.errors import DataError
 
+Criterion = Callable[[Any, Any], Tensor]
+"""Maps (outputs, targets) to a scalar: a sum or a mean over the samples of the batch."""
+
 Reduction = Literal["sum", "mean", "none"]
 
 _OF_CLASSES: dict[Callable[..., Any], str] = {
@@ -125,7 +128,7 @@ class Known:
     """One of PyTorch's criteria, with its reduction and its labels."""
 
     name: str  # in torch.nn.functional
-    criterion: Callable[[Any, Any], Tensor]  # (outputs, targets) to a value with `reduction`
+    criterion: Criterion
     reduction: Reduction  # the reduction of `criterion`
     labels: ClassLabels | None  # if targets are classes
     over_labels: bool  # whether the mean is over labels that count, not over samples

@@ -115,7 +115,7 @@ _MODULES = {
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
     """An unpickler that makes only plain values and placeholders.
 
-    It is pickle's reader in Python, because the one in C allocates any size that a damaged file has.
+    It is pickle's reader in Python, as the one in C allocates any size that a damaged file has.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -31,7 +31,7 @@ def find_factory(
         The callable: a function, a class, or any other object that can be called.
 
     Raises:
-        WorkloadError: The name is unknown, the module does not import, or the object is not callable.
+        WorkloadError: The name is unknown, the module does not import, or it is not callable.
     """
     if name in built_in:
         return built_in[name]
@@ -106,7 +106,7 @@ def name_of(factory: Callable[..., Any]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Format an error in one line: its type and the first line of its message, up to 200 letters."""
+    """Format an error in one line of up to 200 letters: its type and its message's first line."""
     name = type(error).__name__
     try:
         lines = str(error).strip().splitlines()
@@ -119,8 +119,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _import(module_name: str, name: str, where: str) -> ModuleType:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which can raise anything
@@ -200,13 +200,13 @@ def _shadow(error: BaseException) -> str | None:
 
 def _local_modules() -> Iterator[tuple[str, str]]:
     """Iterate over top-level modules of the working directory and their files."""
-    here = Path.cwd()
+    folder = Path.cwd()
     try:
-        files = sorted([*here.glob("*.py"), *here.glob("*/__init__.py")])
+        files = sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")])
     except OSError:
         return
     for file in files:
-        relative = file.relative_to(here)
+        relative = file.relative_to(folder)
         yield (relative.stem if len(relative.parts) == 1 else relative.parts[0]), str(relative)
 
 
@@ -214,9 +214,9 @@ def _is_elsewhere(name: str) -> bool:
     """Return whether Python or an installed package has a module of this name."""
     if name in sys.stdlib_module_names:
         return True
-    here = {"", ".", str(Path.cwd())}
+    local = {"", ".", str(Path.cwd())}
     try:
-        return PathFinder.find_spec(name, [p for p in sys.path if p not in here]) is not None
+        return PathFinder.find_spec(name, [p for p in sys.path if p not in local]) is not None
     except Exception:
         return False
 

@@ -1,4 +1,4 @@
-"""A state put into a model: checked tensor by tensor first, and every parameter set, or refused."""
+"""Loading a state into a model: every tensor is checked first, and every parameter is set."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from torch.nn.parameter import is_lazy
 
 from hessdist.errors import CheckpointError
 from hessdist.workload.conversion import equal, reason_against, reason_not_finite
-from hessdist.workload.model_names import ModelNames, unwrapped
-from hessdist.workload.state_dicts import Choice, adapter_of, fit, listed, shown
+from hessdist.workload.listing import listed, shown
+from hessdist.workload.model_names import ModelNames
+from hessdist.workload.preparation import unwrapped
+from hessdist.workload.state_dicts import Choice, adapter_of, fit
 
-_ANOTHER = "correct model.factory and model.arguments, or checkpoints.directory"
+_CORRECT_MODEL = "correct model.factory and model.arguments, or checkpoints.directory"
 
 
 def load_content(model: nn.Module, content: Mapping[str, Any], where: str, choice: Choice) -> None:
-    """Put what a checkpoint holds into a model, in place and in the model's dtypes.
+    """Load the content of a checkpoint into a model, in place and in the model's dtypes.
 
     Args:
         model: The model, also a compiled or a parallel one.
-        content: Tensors by name, perhaps under keys.
-        where: What the checkpoint is called in messages.
-        choice: Where the state is, as far as the job says.
+        content: The tensors by name, perhaps under keys.
+        where: The name of the checkpoint in messages.
+        choice: The place of the state, as far as the job names it.
 
     Raises:
-        CheckpointError: It is of another model, a value is not finite, or a tensor could only be
-            taken with a loss.
+        CheckpointError: It is of another model, a value is not finite, or a tensor cannot be
+            loaded exactly.
     """
     model = unwrapped(model)
     adapted = _adapted(model)
@@ -49,7 +51,7 @@ def load_content(model: nn.Module, content: Mapping[str, Any], where: str, choic
 
 
 def _check(names: ModelNames, state: Mapping[str, Any], where: str) -> None:
-    """Refuse tensors that would not be the same in the model, or are not finite."""
+    """Refuse tensors that would change in the model, or are not finite."""
     for name, value in state.items():
         own = names.tensors.get(name)
         if not isinstance(value, Tensor):
@@ -63,19 +65,19 @@ def _check(names: ModelNames, state: Mapping[str, Any], where: str) -> None:
                 "save plain tensors of floating-point numbers, as model.state_dict() has them",
             )
         reason = reason_not_finite(value, own)
-        # The model's own constant, such as a mask of minus infinity, may be what it is.
-        is_own = name in names.tensors and name not in names.parameters and equal(value, own)
-        if reason is not None and not is_own:
+        # A constant of the model, such as a mask of minus infinity, may be infinite.
+        is_constant = name in names.tensors and name not in names.parameters and equal(value, own)
+        if reason is not None and not is_constant:
             raise CheckpointError(
                 f"{where} is not finite: {shown(name)} {reason}",
-                "move it out of the folder; training diverged before it",
+                "move it out of the folder: training diverged",
             )
         for other in names.tied_to(name) if name in names.tensors else ():
             if other in state and not equal(state[other], value):
                 raise CheckpointError(
                     f"{where} has two different tensors, {shown(name)} and {shown(other)}, for "
-                    "what is one in the model",
-                    "correct model.factory, so that they are not tied, or the checkpoint",
+                    "one tensor of the model",
+                    "correct the checkpoint, or model.factory so that they are not tied",
                 )
 
 
@@ -85,23 +87,23 @@ def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
         model.load_state_dict(state)
     except Exception as error:  # a module's own code may raise anything
         raise _unloadable(where, error) from error
-    # A module may take a state in a way of its own, and leave out what it does not expect.
+    # A module may have its own way to load a state, and skip tensors that it does not expect.
     _require_set(model, versions, set(state), where)
 
 
 def _versions(model: nn.Module) -> dict[str, int]:
-    """Return how often each parameter has been written to."""
+    """Return PyTorch's write count of each parameter."""
     every = _parameters(model).items()
     return {name: tensor._version for name, tensor in every if not is_lazy(tensor)}
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     every = model.named_parameters()
-    return {name: one for name, one in every if is_lazy(one) or not one.is_inference()}
+    return {name: p for name, p in every if is_lazy(p) or not p.is_inference()}
 
 
 def _require_set(
-    model: nn.Module, versions: Mapping[str, int], given: set[str], where: str
+    model: nn.Module, versions: Mapping[str, int], loaded: set[str], where: str
 ) -> None:
     unset = [
         name
@@ -111,47 +113,47 @@ def _require_set(
             tensor.numel()
             and tensor.requires_grad
             and versions.get(name, -1) == tensor._version
-            and name not in given
+            and name not in loaded
         )
     ]
     if unset:
         raise CheckpointError(
-            f"{where} is of another model: it leaves {listed(unset)} as they were", _ANOTHER
+            f"{where} is of another model: it leaves {listed(unset)} as they were", _CORRECT_MODEL
         )
 
 
 def _unloadable(where: str, error: Exception) -> CheckpointError:
     lines = str(error).split("\n")
     return CheckpointError(
-        f"{where} is not taken by the model ({type(error).__name__}: {shown(lines[-1].strip())})",
-        _ANOTHER,
+        f"the model refuses {where} ({type(error).__name__}: {shown(lines[-1].strip())})",
+        _CORRECT_MODEL,
     )
 
 
-# -- libraries that read their files in ways of their own ------------------------------------
+# -- libraries with their own readers --------------------------------------------------------
 
 
 def _adapted(model: nn.Module) -> Any | None:
-    """The part of a model that peft has given an adapter, if any."""
+    """Return the part of a model that has an adapter of peft, if any."""
     peft = sys.modules.get("peft")
     if peft is None:
         return None
-    return next((one for one in model.modules() if isinstance(one, peft.PeftModel)), None)
+    return next((m for m in model.modules() if isinstance(m, peft.PeftModel)), None)
 
 
 def _load_adapter(model: nn.Module, adapted: Any, adapter: Mapping[str, Any], where: str) -> None:
-    """Let peft read the weights of an adapter; the rest of the network is the factory's."""
+    """Load the weights of an adapter by peft; the factory makes the rest of the network."""
     import peft  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     wanted = peft.get_peft_model_state_dict(adapted)
     missing = [name for name in wanted if name not in adapter]
     unknown = [name for name in adapter if name not in wanted]
     if missing or unknown:
-        words = [("missing", missing), ("not in the model", unknown)]
+        differences = [("missing", missing), ("not in the model", unknown)]
         raise CheckpointError(
             f"{where} is the adapter of another model: "
-            + "; ".join(f"{what}: {listed(names)}" for what, names in words if names),
-            "correct model.factory and model.arguments: the same network and the same peft config",
+            + "; ".join(f"{what}: {listed(names)}" for what, names in differences if names),
+            "use the same network and the same peft config in model.factory",
         )
     for name, value in adapter.items():
         own = wanted[name]
@@ -159,7 +161,7 @@ def _load_adapter(model: nn.Module, adapted: Any, adapter: Mapping[str, Any], wh
             raise CheckpointError(
                 f"{where} is the adapter of another model: {shown(name)} is {tuple(value.shape)} "
                 f"there and {tuple(own.shape)} in the model",
-                "correct model.factory and model.arguments: the same peft config",
+                "use the same peft config in model.factory",
             )
         reason = reason_against(value, own) or reason_not_finite(value, own)
         if reason is not None:
@@ -169,16 +171,16 @@ def _load_adapter(model: nn.Module, adapted: Any, adapter: Mapping[str, Any], wh
     versions = _versions(model)
     try:
         peft.set_peft_model_state_dict(adapted, dict(adapter), adapted.active_adapter)
-    except Exception as error:  # whatever peft raises
+    except Exception as error:  # peft can raise anything
         raise _unloadable(where, error) from error
     _require_set(model, versions, set(), where)
 
 
 def _as_transformers_reads(model: nn.Module, content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of a model as transformers reads it, with the names of its files changed.
+    """Read a state by transformers, which may change the names of tensors.
 
     Returns:
-        The state by the model's names; None where it is no such model, or something is left over.
+        The state by the model's names; None if it is no such model, or if tensors are left over.
     """
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
@@ -191,29 +193,29 @@ def _as_transformers_reads(model: nn.Module, content: Mapping[str, Any]) -> dict
     log.disable_progress_bar()
     try:
         read = [_from_pretrained(model, content, seed) for seed in (0, 1)]
-    except Exception:  # whatever transformers raises: the refusal of the state is told
+    except Exception:  # transformers can raise anything; the user gets the earlier error
         return None
     finally:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
-    one, other = read
-    if one is None or other is None:
+    first, second = read
+    if first is None or second is None:
         return None
-    # What is not in the files would be drawn at random.
-    is_whole = all(equal(value, other[name]) for name, value in one.items())
-    return one if is_whole else None
+    # Tensors that are not in the files would be random.
+    is_whole = all(equal(value, second[name]) for name, value in first.items())
+    return first if is_whole else None
 
 
 def _from_pretrained(model: Any, content: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        read, told = type(model).from_pretrained(
+        read, info = type(model).from_pretrained(
             None,
             config=model.config,
             state_dict=dict(content),
             output_loading_info=True,
             dtype=next(model.parameters()).dtype,
         )
-    left = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-    return None if any(told.get(one) for one in left) else dict(read.state_dict())
+    faults = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    return None if any(info.get(fault) for fault in faults) else dict(read.state_dict())

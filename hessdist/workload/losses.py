@@ -1,9 +1,9 @@
-"""Losses as sums over samples, whatever form the user has them in.
+"""Losses of all forms as sums over samples.
 
-The loss of a run is L = Σ s / Σ w over all batches of all ranks: every form gives the sum s of a
-batch and its weight w, which is the number of samples, of labels that count, or the sum of class
-weights: what PyTorch's own mean over all samples at once would divide by. So batches and shards of
-any size weigh right, and the division is done once, at the end.
+The loss of a run is L = Σ s / Σ w over all batches of all ranks. Every form gives the sum s of a
+batch and its weight w: the number of samples, of labels that count, or the sum of class weights,
+which is the divisor of PyTorch's own mean over all samples at once. So batches and shards of any
+size have the right weight, and the division is done once, at the end.
 """
 
 from __future__ import annotations
@@ -21,28 +21,25 @@ import torch
 from torch import Tensor, nn
 
 from hessdist.errors import DataError, HessdistError, WorkloadError
-from hessdist.workload.criteria import ClassLabels, Reduction, known, placed
+from hessdist.workload.criteria import ClassLabels, Criterion, Known, Reduction, known, placed
 from hessdist.workload.factories import call_factory, find_factory
 from hessdist.workload.nestings import Batch, batch_length, leading, map_tensors, part
 from hessdist.workload.reductions import fitting_reductions
 from hessdist.workload.user_code import evaluating
 
-Criterion = Callable[[Any, Any], Tensor]
-"""(outputs, targets) to a scalar: a sum or a mean over the samples of the batch."""
-
 SummedLoss = Callable[[nn.Module, Batch], tuple[Tensor, float]]
-"""(model, batch) to (s, w): the loss summed over the batch, and its weight."""
+"""Maps (model, batch) to (s, w): the loss summed over the batch, and its weight."""
 
 
 @runtime_checkable
 class OutputsLoss(Protocol):
-    """A loss in two steps, of which curvature matrices by the outputs can be formed."""
+    """A loss in two steps, for which the matrices G, S and F exist."""
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        """The outputs z of the model: a tensor, or a nesting of tensors."""
+        """Compute the outputs z of the model: a tensor, or a nesting of tensors."""
 
     def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
-        """(s, w): the loss summed over the batch, and its weight."""
+        """Compute (s, w): the loss summed over the batch, and its weight."""
 
 
 AnyLoss = Criterion | SummedLoss | OutputsLoss
@@ -67,7 +64,7 @@ class Loss:
         raise NotImplementedError
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> Loss:
-        """The same loss with its own tensors on a device and in a dtype."""
+        """Return the same loss with its own tensors on a device and in a dtype."""
         raise NotImplementedError
 
 
@@ -75,22 +72,22 @@ class OfOutputs(Loss):
     """A loss that is a function of the model's outputs z, so that G, S and F exist."""
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        """The outputs z: a tensor, or a nesting of tensors."""
+        """Compute the outputs z: a tensor, or a nesting of tensors."""
         raise NotImplementedError
 
     def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
-        """(s, w) as a function of z."""
+        """Compute (s, w) as a function of z."""
         raise NotImplementedError
 
     def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sum s_i and the weight w_i of each sample.
+        """Compute the sum s_i and the weight w_i of each sample.
 
         Args:
             model: The model.
             batch: A batch of B samples.
 
         Returns:
-            (B,) with its graph, and (B,).
+            The sums, (B,) with their graph, and the weights, (B,).
         """
         raise NotImplementedError
 
@@ -105,10 +102,10 @@ class CriterionLoss(OfOutputs):
 
     Args:
         criterion: The criterion.
-        reduction: Whether it sums, averages, or gives a value for each sample or entry.
-        labels: Which labels count, where targets are classes.
-        over_labels: Whether the weight of a batch is that of its labels, and not its samples.
-        name: The name of the function of torch.nn.functional, where it is one of PyTorch's
+        reduction: The reduction of the criterion: sum, mean, or a value for each sample or entry.
+        labels: The labels that count, if targets are classes.
+        over_labels: Whether the weight of a batch is that of its labels instead of its samples.
+        name: The name of the function of torch.nn.functional, if it is one of PyTorch's
             criteria.
     """
 
@@ -120,17 +117,17 @@ class CriterionLoss(OfOutputs):
 
     @property
     def takes_any_dtype(self) -> bool:
-        """Return whether outputs may be of another dtype than the model's."""
+        """Return whether outputs may have another dtype than the model."""
         return bool(self.name) or self.criterion is mse
 
     @property
     def is_plain(self) -> bool:
-        """Return whether it is the mean over samples of PyTorch's function, without further arguments."""
+        """Return whether it is PyTorch's mean over samples without other arguments."""
         options = getattr(self.criterion, "args", (None, {"reduction": "sum"}))[1]
         return self.over_labels and dict(options) == {"reduction": "sum"}
 
     def total(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss summed over a batch; a scalar tensor."""
+        """Compute the loss summed over a batch, a scalar tensor."""
         value = self.criterion(outputs, targets)
         if self.reduction == "sum":
             return value
@@ -138,23 +135,23 @@ class CriterionLoss(OfOutputs):
         return mean * batch_length(targets)
 
     def weight(self, targets: Any) -> float:
-        """The weight of a batch: its number of samples, or of labels that count, weighted."""
+        """Compute the weight of a batch: the number of samples, or the weight of its labels."""
         if self.over_labels and self.labels is not None and isinstance(targets, Tensor):
             return self.labels.total(targets)
         return float(batch_length(targets))
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        """The model's outputs for the inputs of a batch (inputs, targets)."""
+        """Compute the model's outputs for the inputs of a batch (inputs, targets)."""
         inputs, _ = batch
         return model(inputs)
 
     def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
-        """(s, w) as a function of the outputs."""
+        """Compute (s, w) as a function of the outputs."""
         _, targets = batch
         return self.total(z, targets), self.weight(targets)
 
     def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The criterion on batches of one."""
+        """Evaluate the criterion on batches of one sample."""
         z, (_, targets) = self.outputs(model, batch), batch
 
         def of_one(output: Any, target: Any) -> Tensor:
@@ -162,7 +159,7 @@ class CriterionLoss(OfOutputs):
 
         try:
             values: Tensor = torch.func.vmap(of_one)(z, targets)
-        except RuntimeError:  # a criterion that looks at its values, as gaussian_nll_loss does
+        except RuntimeError:  # the criterion depends on values, such as gaussian_nll_loss
             rows = [slice(i, i + 1) for i in range(batch_length(targets))]
             each = [self.total(part(z, row), part(targets, row)) for row in rows]
             values = torch.stack([value.reshape(()) for value in each])
@@ -171,7 +168,7 @@ class CriterionLoss(OfOutputs):
         return values, torch.ones_like(values)
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> CriterionLoss:
-        """The same criterion with its weights on a device and in a dtype."""
+        """Return the same criterion with its weights on a device and in a dtype."""
         weight = None if self.labels is None else self.labels.weight
         labels = self.labels and replace(
             self.labels, weight=None if weight is None else placed(weight, device, dtype)
@@ -182,8 +179,8 @@ class CriterionLoss(OfOutputs):
         """Refuse class labels that are out of the range of the outputs.
 
         Args:
-            outputs: The model's.
-            targets: Those of the batch.
+            outputs: The outputs of the model.
+            targets: The targets of the batch.
 
         Raises:
             DataError: A label is out of range.
@@ -199,51 +196,51 @@ class ModelLoss(Loss):
     function: SummedLoss
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """Evaluate it; what it returns is checked."""
+        """Evaluate the callable, and check the result."""
         return _checked_sums(self.function(model, batch), "the loss of (model, batch)")
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> ModelLoss:
-        """The same loss with its own tensors on a device and in a dtype."""
+        """Return the same loss with its own tensors on a device and in a dtype."""
         return replace(self, function=_placed(self.function, device, dtype))
 
 
 @dataclass(frozen=True)
 class TwoStepLoss(OfOutputs):
-    """An object of the user's with `outputs` and `of_outputs`."""
+    """An object of the user with `outputs` and `of_outputs`."""
 
     loss: OutputsLoss
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        """Return what the user's `outputs` gives."""
+        """Call the user's `outputs`."""
         return self.loss.outputs(model, batch)
 
     def of_outputs(self, z: Any, batch: Batch) -> tuple[Tensor, float]:
-        """Return what the user's `of_outputs` gives, checked."""
+        """Call the user's `of_outputs`, and check the result."""
         return _checked_sums(self.loss.of_outputs(z, batch), "of_outputs of the loss")
 
     def of_each_sample(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss on batches of one sample, each with a forward pass of its own.
+        """Evaluate batches of one sample, each by its own forward pass.
 
-        The outputs of a batch cannot be divided among its samples: they may be those of tokens.
+        The outputs of a batch cannot be assigned to its samples, because they may be of tokens.
 
         Args:
             model: The model.
             batch: A batch whose tensors all have its length as their first dimension.
 
         Returns:
-            (B,) with its graph, and (B,).
+            The sums, (B,) with their graph, and the weights, (B,).
         """
         sums = [self(model, part(batch, slice(i, i + 1))) for i in range(batch_length(batch))]
         values = torch.stack([value.reshape(()) for value, _ in sums])
         return values, values.new_tensor([weight for _, weight in sums])
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> TwoStepLoss:
-        """The same loss with its own tensors on a device and in a dtype."""
+        """Return the same loss with its own tensors on a device and in a dtype."""
         return replace(self, loss=_placed(self.loss, device, dtype))
 
 
 def _placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A loss with the tensors that it is seen to hold moved; the user's own is left as it is."""
+    """Copy a loss with its visible tensors moved; the user's loss does not change."""
     if isinstance(loss, functools.partial):
         return functools.partial(
             _placed(loss.func, device, dtype),
@@ -253,11 +250,11 @@ def _placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(loss, nn.Module):
         tensors = [*loss.parameters(), *loss.buffers()]
         moved = [placed(tensor, device, dtype) for tensor in tensors]
-        if all(one is other for one, other in zip(tensors, moved, strict=True)):
+        if all(a is b for a, b in zip(tensors, moved, strict=True)):
             return loss
         try:
             return copy.deepcopy(loss).to(device, dtype)
-        except (RuntimeError, TypeError):  # it holds what cannot be copied
+        except (RuntimeError, TypeError):  # it has parts that cannot be copied
             return loss
     if isinstance(loss, Mapping) and type(loss) is dict:
         return {name: _placed(value, device, dtype) for name, value in loss.items()}
@@ -265,32 +262,33 @@ def _placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _checked_sums(returned: Any, what: str) -> tuple[Tensor, float]:
-    """Return what a loss of the user's returns, as (s, w).
+    """Check the result of a loss of the user, and return it as (s, w).
 
     Returns:
         The sum, a scalar tensor, and the weight.
 
     Raises:
-        WorkloadError: It is no such pair, or the weight is no positive number.
+        WorkloadError: The result is no such pair, or the weight is no positive number.
     """
     pair = isinstance(returned, (tuple, list)) and len(returned) == 2
     if not pair or not isinstance(returned[0], Tensor) or returned[0].numel() != 1:
-        found = (
-            f"({', '.join(_kind(one) for one in returned)})"
+        kind = (
+            f"({', '.join(map(_kind, returned))})"
             if isinstance(returned, (tuple, list))
             else _kind(returned)
         )
         raise WorkloadError(
-            f"{what} returns {found}, where a pair is wanted",
-            "return (loss summed over the batch, weight of the batch), the weight being the number "
+            f"{what} returns {kind} instead of a pair",
+            "return (loss summed over the batch, weight of the batch); the weight is the number "
             "of samples, of tokens that count, or the sum of class weights",
         )
-    value, given = returned
+    value = returned[0]
     try:
-        weight = float(given)
+        weight = float(returned[1])
     except (TypeError, ValueError, RuntimeError) as error:
         raise WorkloadError(
-            f"{what} returns {_kind(given)} as the weight of a batch", "return a positive number"
+            f"{what} returns {_kind(returned[1])} as the weight of a batch",
+            "return a positive number",
         ) from error
     empty = weight == 0 and float(value.detach()) == 0
     if not (weight > 0 and math.isfinite(weight)) and not empty:
@@ -309,19 +307,19 @@ def _kind(value: Any) -> str:
 
 
 def checked_loss(loss: Loss, model: nn.Module, batch: Batch, what: str) -> tuple[Tensor, float]:
-    """Evaluate a batch for the first time: class labels are looked at, failures are one line.
+    """Evaluate a batch with a check of class labels; failures become one line.
 
     Args:
         loss: The loss.
         model: The model.
         batch: The batch.
-        what: Its name in messages.
+        what: The name of the batch in messages.
 
     Returns:
         The summed loss and the weight.
 
     Raises:
-        WorkloadError: The model or the loss cannot be evaluated there.
+        WorkloadError: The model or the loss cannot be evaluated on this batch.
         DataError: A class label is out of the range of the model's outputs.
     """
     with evaluating(what):
@@ -333,19 +331,19 @@ def checked_loss(loss: Loss, model: nn.Module, batch: Batch, what: str) -> tuple
 
 
 def plain_value(evaluate: Callable[[], Result]) -> Result:
-    """Evaluate without a graph, or with one where the model or the loss differentiates itself.
+    """Evaluate without a graph, or with one if the model or the loss itself takes derivatives.
 
-    Physics-informed losses and force fields take derivatives by their inputs.
+    Physics-informed losses and force fields take derivatives with respect to their inputs.
 
     Args:
-        evaluate: Evaluates the loss; it may be called twice.
+        evaluate: The function that evaluates the loss; it may be called twice.
 
     Returns:
-        What it returns.
+        The value of the function.
 
     Raises:
-        HessdistError: It fails with a graph as well.
-        RuntimeError: Likewise.
+        HessdistError: The function fails with a graph as well.
+        RuntimeError: The function fails with a graph as well.
     """
     try:
         with torch.no_grad():
@@ -358,18 +356,18 @@ def plain_value(evaluate: Callable[[], Result]) -> Result:
         return evaluate()
 
 
-# -- built-in losses, and what a job names ---------------------------------------------------
+# -- built-in losses, and the loss of a job ---------------------------------------------------
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error, the mean over samples and outputs (PyTorch's convention).
+    """Compute the squared error, the mean over samples and outputs (PyTorch's convention).
 
     Args:
-        outputs: (B, C).
-        targets: (B, C), or class labels (B,), which stand for unit vectors.
+        outputs: The outputs, (B, C).
+        targets: The targets, (B, C), or class labels (B,), which mean unit vectors.
 
     Returns:
-        A scalar.
+        The error, a scalar.
     """
     if not targets.is_floating_point():
         targets = nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
@@ -385,45 +383,41 @@ def build_loss(factory: str, arguments: Mapping[str, Any]) -> AnyLoss:
     Args:
         factory: "cross_entropy", "mse", or "package.module:callable". The callable is the loss
             itself, or makes it when called: a class, a function without parameters, or any
-            function where there are `arguments`.
-        arguments: Keyword arguments for a callable that makes the loss.
+            function if there are `arguments`.
+        arguments: The keyword arguments for a callable that makes the loss.
 
     Returns:
-        A loss in one of the three forms.
+        The loss in one of the three forms.
 
     Raises:
-        WorkloadError: The factory is not found, fails, or makes nothing that is a loss.
+        WorkloadError: The factory is not found, fails, or does not make a loss.
     """
-    found = find_factory(factory, LOSSES, "loss.factory")
-    if not (arguments or inspect.isclass(found) or _takes_nothing(found)):
-        return found
-    made = call_factory(found, arguments, "loss")
-    if not (callable(made) or isinstance(made, OutputsLoss)):
+    candidate = find_factory(factory, LOSSES, "loss.factory")
+    if not (arguments or inspect.isclass(candidate) or _takes_nothing(candidate)):
+        return candidate
+    loss = call_factory(candidate, arguments, "loss")
+    if not (callable(loss) or isinstance(loss, OutputsLoss)):
         raise WorkloadError(
-            f"loss.factory: '{factory}' made {type(made).__name__}, which is no loss",
+            f"loss.factory: '{factory}' made {type(loss).__name__}, which is no loss",
             "name a criterion of (outputs, targets), a callable of (model, batch), or an object "
             "with outputs and of_outputs",
         )
-    return made  # type: ignore[no-any-return]
+    return loss  # type: ignore[no-any-return]
 
 
-def _takes_nothing(found: Any) -> bool:
-    """Return whether a callable has no parameters, so that it can be no loss itself."""
+def _takes_nothing(factory: Any) -> bool:
+    """Return whether a callable has no parameters, so that it cannot itself be a loss."""
     try:
-        return not isinstance(found, nn.Module) and not inspect.signature(found).parameters
+        return not isinstance(factory, nn.Module) and not inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return False
 
 
-# -- which form a loss has -------------------------------------------------------------------
-
-
-_MODEL_NAMES = {"model", "net", "network", "module"}
-_TARGET_NAMES = {"target", "targets", "label", "labels", "y"}
+# -- the form of a loss ----------------------------------------------------------------------
 
 
 def is_summed_loss(loss: Any) -> bool:
-    """Return whether a loss is a callable of (model, batch), as the names of its parameters say."""
+    """Return whether a loss is a callable of (model, batch), by the names of its parameters."""
     called = loss.forward if isinstance(loss, nn.Module) else loss
     try:
         names = list(inspect.signature(called).parameters)
@@ -431,32 +425,32 @@ def is_summed_loss(loss: Any) -> bool:
         return False
     if names[1:2] == ["batch"]:
         return True
-    return names[:1] != [] and names[0] in _MODEL_NAMES and not {*names[1:2]} & _TARGET_NAMES
+    models = {"model", "net", "network", "module"}
+    targets = {"target", "targets", "label", "labels", "y"}
+    return names[:1] != [] and names[0] in models and not {*names[1:2]} & targets
 
 
 def as_summed_loss(
     loss: AnyLoss, model: nn.Module, samples: Batch, further: Iterable[Batch] = ()
 ) -> Loss:
-    """Bring any loss into the summed form.
+    """Convert any loss into the summed form.
 
-    PyTorch's own criteria are handled from what they are. Of others it is found out whether they
-    sum or average over samples; that they do nothing else is proven elsewhere
-    (`curvature/additivity.py`).
+    The reduction of PyTorch's own criteria is known. For other criteria it is found by evaluation;
+    `curvature/additivity.py` proves that the result is right.
 
     Args:
         loss: A criterion of (outputs, targets), a callable of (model, batch), or an object with
             `outputs` and `of_outputs`.
-        model: In evaluation mode.
-        samples: A batch of one to three samples of the data set, of the model's dtype and device.
-        further: Batches of other samples, which are looked at where those have no loss at all, as
+        model: The model in evaluation mode.
+        samples: A batch of one to three samples of the data set, with the model's dtype and device.
+        further: Batches of other samples, which are used if these have a loss of zero, such as
             images without an object.
 
     Returns:
         The loss, as a sum over samples.
 
     Raises:
-        WorkloadError: The criterion is neither a sum nor a mean over samples, or returns no value
-            of its samples.
+        WorkloadError: The criterion is neither a sum nor a mean over samples.
         DataError: The samples are no pair of inputs and targets, or do not fit the criterion.
     """
     device, dtype = _place_of(model)
@@ -475,34 +469,35 @@ def as_summed_loss(
     with evaluating("the first samples"):
         inputs, targets = samples
         outputs = plain_value(lambda: detached(model(inputs)))
-    pytorchs = known(criterion, device, dtype)
-    if pytorchs is not None:
-        _require_tensor(outputs, pytorchs.name)
-        summed = CriterionLoss(
-            pytorchs.criterion,
-            pytorchs.reduction,
-            pytorchs.labels,
-            pytorchs.over_labels,
-            pytorchs.name,
-        )
-        with evaluating("the first samples"), torch.no_grad():
-            summed.check_labels(outputs, targets)
-            summed.total(outputs, targets)
-        return summed
+    recognised = known(criterion, device, dtype)
+    if recognised is not None:
+        return _of_pytorch(recognised, outputs, targets)
     labels = ClassLabels() if criterion is mse else None
     moved = _placed(criterion, device, dtype)
     with evaluating("the first samples"), torch.no_grad():
         if labels is not None:
             labels.check(outputs, targets)
-        found = fitting_reductions(moved, outputs, targets)
+        reductions = fitting_reductions(moved, outputs, targets)
     others = iter(further)
-    while len(found) > 1 and (batch := next(others, None)) is not None:
-        found = _narrowed(moved, model, batch, found)
-    return CriterionLoss(moved, found[0], labels)
+    while len(reductions) > 1 and (batch := next(others, None)) is not None:
+        reductions = _narrowed(moved, model, batch, reductions)
+    return CriterionLoss(moved, reductions[0], labels)
+
+
+def _of_pytorch(known: Known, outputs: Any, targets: Any) -> CriterionLoss:
+    """Make the loss of one of PyTorch's criteria, and evaluate it on the first samples."""
+    _require_tensor(outputs, known.name)
+    loss = CriterionLoss(
+        known.criterion, known.reduction, known.labels, known.over_labels, known.name
+    )
+    with evaluating("the first samples"), torch.no_grad():
+        loss.check_labels(outputs, targets)
+        loss.total(outputs, targets)
+    return loss
 
 
 def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a model's parameters."""
+    """Return the device and the dtype of a model's parameters."""
     for tensor in model.parameters():
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
@@ -510,29 +505,29 @@ def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def detached(outputs: Any) -> Any:
-    """Outputs of a model without their graph."""
+    """Return outputs of a model without their graph."""
     return map_tensors(outputs, lambda tensor: tensor.detach())
 
 
 def _require_tensor(outputs: Any, name: str) -> None:
-    """Refuse outputs that a criterion of PyTorch's cannot take."""
+    """Refuse outputs that are no tensor, which PyTorch's criteria need."""
     if isinstance(outputs, Tensor):
         return
-    held = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    keys = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
     raise WorkloadError(
-        f"the model returns {type(outputs).__name__}{held}, and {name} takes a tensor",
+        f"the model returns {type(outputs).__name__}{keys}, but {name} takes a tensor",
         "let the model return that tensor, or give a loss with outputs(model, batch) that returns "
         "it and of_outputs(z, batch)",
     )
 
 
 def _narrowed(
-    criterion: Criterion, model: nn.Module, batch: Batch, found: list[Reduction]
+    criterion: Criterion, model: nn.Module, batch: Batch, reductions: list[Reduction]
 ) -> list[Reduction]:
-    """Of several reductions, those that fit other samples as well; all where these do not tell."""
+    """Return the reductions that fit other samples as well; all if these do not decide."""
     inputs, targets = batch
     with suppress(HessdistError), evaluating("some samples"), torch.no_grad():
         outputs = plain_value(lambda: detached(model(inputs)))
         fitting = fitting_reductions(criterion, outputs, targets)
-        return [one for one in fitting if one in found] or found
-    return found
+        return [reduction for reduction in fitting if reduction in reductions] or reductions
+    return reductions

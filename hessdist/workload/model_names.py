@@ -1,9 +1,8 @@
-"""The names that a model has for its tensors, and what it makes up for when a state lacks some."""
+"""The names of a model's tensors, and the tensors that a state may lack."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-# Parts that DataParallel, torch.compile, FSDP, checkpointing and Fabric put into names.
+# Parts that DataParallel, torch.compile, FSDP, checkpointing and Fabric add to names.
 WRAPPERS = frozenset((
     "module",
     "_orig_mod",
@@ -23,41 +22,21 @@ WRAPPERS = frozenset((
 
 
 def canonical(name: str, wrappers: Iterable[str] = WRAPPERS) -> str:
-    """Take the parts that wrappers put into a name out of it.
+    """Remove the parts that wrappers add to a name.
 
     Args:
         name: The name of a tensor.
-        wrappers: Such parts.
+        wrappers: The parts to remove.
 
     Returns:
-        The name without them; its last part always stays.
+        The name without these parts; its last part is always kept.
     """
     *parts, last = name.split(".")
     return ".".join([*(part for part in parts if part not in set(wrappers)), last])
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that is inside of wrappers.
-
-    Args:
-        model: A compiled module, a DataParallel or DistributedDataParallel one, or any other.
-
-    Returns:
-        The module whose tensors it has.
-    """
-    # What compiles is slow to import; where nothing has, there is no compiled module.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    while True:
-        if compiler is not None and isinstance(model, compiler.OptimizedModule):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
-
-
 class ModelNames:
-    """The tensors of a model's state by name, and by name without what wrappers put in.
+    """The tensors of a model's state by name, and by name without the parts of wrappers.
 
     Args:
         model: The model.
@@ -69,7 +48,7 @@ class ModelNames:
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.wrappers: frozenset[str] = WRAPPERS
         self.by_short = {canonical(name): name for name in self.tensors}
-        if len(self.by_short) < len(self.tensors):  # such parts are names of its own
+        if len(self.by_short) < len(self.tensors):  # the model itself uses such parts
             self.wrappers = frozenset()
             self.by_short = {name: name for name in self.tensors}
         self._modules = {
@@ -83,7 +62,7 @@ class ModelNames:
         self._missing = list(_patterns(model, "_keys_to_ignore_on_load_missing"))
 
     def name_of(self, short: str) -> str:
-        """The model's own name for one without wrappers, whether or not it has such a tensor.
+        """Return the model's own name for a name without wrappers, even of no existing tensor.
 
         Args:
             short: The name without wrappers.
@@ -102,14 +81,14 @@ class ModelNames:
         return short
 
     def differs(self, name: str, value: Any) -> bool:
-        """Return whether a value is of another shape than the model's tensor, or no tensor.
+        """Return whether a value has another shape than the model's tensor, or is no tensor.
 
         Args:
             name: A name of the model.
-            value: What a state has for it.
+            value: The value that a state has for it.
 
         Returns:
-            Whether.
+            True if it differs.
         """
         own = self.tensors[name]
         if not isinstance(own, Tensor) or is_lazy(own):
@@ -120,26 +99,26 @@ class ModelNames:
         return value.shape != own.shape and not (own.dim() == 0 and tuple(value.shape) == (1,))
 
     def tied_to(self, name: str) -> tuple[str, ...]:
-        """Other names of the same tensor.
+        """Return the other names of the same tensor.
 
         Args:
             name: A name of the model.
 
         Returns:
-            Its others.
+            The other names.
         """
         return tuple(other for other in self._tied.get(name, ()) if other != name)
 
     def known(self, name: str, state: Mapping[str, Any]) -> Any | None:
-        """The value of a tensor that a state lacks, where it follows from the rest.
+        """Return the value of a tensor that a state lacks, if it follows from the rest.
 
         Args:
             name: A name of the model that the state lacks.
             state: The state.
 
         Returns:
-            The value under another name of the same tensor; or the model's own, of a buffer that
-            transformers says need not be saved; None where it is unknown.
+            The value under another name of the same tensor, or the model's own value if
+            transformers does not save this buffer; None if the value is unknown.
         """
         for other in self.tied_to(name):
             if other in state:
@@ -153,11 +132,11 @@ class ModelNames:
         """Return whether a tensor that the model lacks can be left out.
 
         Args:
-            name: Its name.
+            name: The name of the tensor.
             value: The tensor.
 
         Returns:
-            True where transformers says so, or where the model makes the same one by itself.
+            True if transformers ignores it, or if the model itself makes the same tensor.
         """
         if _matches(name, self._unexpected):
             return True
@@ -169,16 +148,16 @@ class ModelNames:
     def versions(
         self, metadata: Mapping[str, Any] | None, taken: str, prefix: str, added: str
     ) -> OrderedDict[str, Any] | None:
-        """PyTorch's versions of modules, by the model's own paths.
+        """Return PyTorch's versions of modules, by the model's own paths.
 
         Args:
-            metadata: Versions by path as a state has them.
-            taken: What is taken off names as they are.
-            prefix: What is taken off names without wrappers then.
-            added: What is put on instead.
+            metadata: The versions by the paths of a state.
+            taken: The prefix to remove from original names.
+            prefix: The prefix to remove after that from names without wrappers.
+            added: The prefix to add instead.
 
         Returns:
-            The versions; None where there are none.
+            The versions; None if there are none.
         """
         if metadata is None:
             return None
@@ -192,16 +171,16 @@ class ModelNames:
         return versions
 
     def takes(self, state: Mapping[str, Any]) -> bool:
-        """Return whether the model takes a state strictly; it stays as it is.
+        """Return whether the model loads a state strictly; the model does not change.
 
-        Modules may rename what they find, as the parametrizations of weight_norm do with the names
-        of the older one, so that nothing but loading itself can tell.
+        Modules may rename tensors, like the parametrizations of weight_norm with older names, so
+        only loading itself decides.
 
         Args:
             state: The state.
 
         Returns:
-            Whether.
+            True if it does.
         """
         before = {
             name: tensor.detach().clone()
@@ -210,7 +189,7 @@ class ModelNames:
         }
         try:
             self.model.load_state_dict(state, strict=True)
-        except Exception:  # whatever a module's own code raises
+        except Exception:  # a module's own code can raise anything
             return False
         finally:
             with torch.no_grad():
@@ -220,7 +199,7 @@ class ModelNames:
 
 
 def _tied(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names by the memory that they are of."""
+    """Group names that have the same memory."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.layout != torch.strided:
@@ -238,7 +217,7 @@ def _unsaved_buffers(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Te
 
 
 def _patterns(model: nn.Module, attribute: str) -> Iterator[tuple[str, re.Pattern[str]]]:
-    """Patterns of transformers for names in a module, with the module's path."""
+    """Iterate over patterns of transformers for names in a module, with the module's path."""
     for path, module in model.named_modules():
         for pattern in getattr(module, attribute, None) or ():
             yield (f"{path}." if path else ""), re.compile(pattern)

@@ -1,4 +1,4 @@
-"""Built-in networks. Any `torch.nn.Module` of one's own serves as well."""
+"""Built-in networks. Any other `torch.nn.Module` can be used as well."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def lenet(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
-    """The LeNet of Alain, Le Roux and Manzagol: 3,274,634 parameters for 28 x 28 images.
+    """Build the LeNet of Alain, Le Roux and Manzagol: 3,274,634 parameters for 28 x 28 images.
 
     Two 5 x 5 convolutions (`conv1`, 32 channels; `conv2`, 64; padding 2), each with ReLU and 2 x 2
     max pooling, then `fc1` (1,024 units, ReLU) and `fc2`.
 
     Args:
-        in_channels: Channels of the images.
-        image_size: Their height and width in pixels, at least 4.
-        num_classes: Outputs.
+        in_channels: The number of channels of the images.
+        image_size: The height and width of the images in pixels, at least 4.
+        num_classes: The number of outputs.
 
     Returns:
-        The network; images (B, in_channels, image_size, image_size) to logits (B, num_classes).
+        The network from images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     Raises:
         WorkloadError: `image_size` leaves no pixel after two poolings.
@@ -61,18 +61,18 @@ def lenet(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> 
 
 
 def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
-    """LeNet-5 of LeCun et al. (1998) with ReLU and max pooling: 61,706 parameters for 28 x 28.
+    """Build LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: 61,706 parameters for 28 x 28.
 
     Two 5 x 5 convolutions (`conv1`, 6 channels, padding 2; `conv2`, 16, no padding), each with
     ReLU and 2 x 2 max pooling, then `fc1` (120), `fc2` (84) and `fc3`.
 
     Args:
-        in_channels: Channels of the images.
-        image_size: Their height and width in pixels, at least 12.
-        num_classes: Outputs.
+        in_channels: The number of channels of the images.
+        image_size: The height and width of the images in pixels, at least 12.
+        num_classes: The number of outputs.
 
     Returns:
-        The network; images (B, in_channels, image_size, image_size) to logits (B, num_classes).
+        The network from images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     Raises:
         WorkloadError: `image_size` leaves no pixel for the second pooling.
@@ -99,16 +99,16 @@ def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) ->
 
 
 class NTKLinear(nn.Module):
-    """A linear layer whose size is in the function and not in the weights.
+    """A linear layer that is scaled in the function instead of the weights.
 
-    z = W x / √fan_in + 0.1 b, all entries of W and b drawn from N(0, 1) (Jacot, Gabriel and Hongler
-    2018, section 3, whose β is 0.1). As widths grow at this parametrization, gradient descent with
-    one step size converges to that of the neural tangent kernel.
+    It is z = W x / √fan_in + 0.1 b, with all entries of W and b drawn from N(0, 1) (Jacot, Gabriel
+    and Hongler 2018, section 3, whose β is 0.1). With this parametrization and one step size,
+    gradient descent converges to that of the neural tangent kernel for large widths.
 
     Args:
-        fan_in: Inputs.
-        fan_out: Outputs.
-        bias: Whether there is b.
+        fan_in: The number of inputs.
+        fan_out: The number of outputs.
+        bias: Whether the layer has b.
     """
 
     def __init__(self, fan_in: int, fan_out: int, bias: bool = True) -> None:
@@ -117,12 +117,11 @@ class NTKLinear(nn.Module):
         self.bias = nn.Parameter(torch.randn(fan_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in) to (B, fan_out)."""
-        shift = None if self.bias is None else _BIAS * self.bias
+        """Map (B, fan_in) to (B, fan_out)."""
+        shift = None if self.bias is None else 0.1 * self.bias
         return nn.functional.linear(x, self.weight / self.weight.shape[1] ** 0.5, shift)
 
 
-_BIAS = 0.1  # β
 _LINEAR: dict[str, Callable[..., nn.Module]] = {"standard": nn.Linear, "ntk": NTKLinear}
 
 
@@ -132,17 +131,17 @@ def mlp(
     bias: bool = True,
     parametrization: str = "standard",
 ) -> nn.Module:
-    """A fully connected network; inputs of any shape are flattened.
+    """Build a fully connected network; inputs of any shape are flattened.
 
     Args:
-        widths: Sizes of the input, the hidden layers and the output: at least two numbers.
-        activation: Between layers: relu, tanh, sigmoid, gelu, softplus or identity.
-        bias: Whether layers have biases.
+        widths: The sizes of the input, the hidden layers and the output: at least two numbers.
+        activation: The activation between layers: relu, tanh, sigmoid, gelu, softplus or identity.
+        bias: Whether the layers have biases.
         parametrization: "standard", with PyTorch's layers and initialisation, or "ntk", see
             `NTKLinear`.
 
     Returns:
-        The network, its layers named `fc1`, `fc2`, ...; (B, ...) to (B, widths[-1]).
+        The network from (B, ...) to (B, widths[-1]), with layers `fc1`, `fc2`, ...
 
     Raises:
         WorkloadError: Fewer than two widths, a width below 1, or an unknown activation or
@@ -178,13 +177,13 @@ def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Args:
         factory: "lenet", "lenet5", "mlp" or "package.module:callable".
-        arguments: Keyword arguments of the factory.
+        arguments: The keyword arguments of the factory.
 
     Returns:
         The model, on the CPU.
 
     Raises:
-        WorkloadError: The factory is not found, fails, or returns something else than a module.
+        WorkloadError: The factory is not found, fails, or does not return a module.
     """
     model = call_factory(find_factory(factory, MODELS, "model.factory"), arguments, "model")
     if not isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""Nestings of tensors keep their kind: named tuples, dataclasses, mappings, tuples and lists."""
+"""Functions of nestings: named tuples, dataclasses, mappings, tuples and lists."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Batch = Any
-"""What samples are collated to: a pair (inputs, targets), or any nesting of tensors."""
+"""A batch of samples: a pair (inputs, targets), or any nesting of tensors."""
 
 
 def map_leaves(nesting: Any, change: Callable[[Any], Any]) -> Any:
     """Apply a function to every leaf of a nesting.
 
     Args:
-        nesting: Named tuples, dataclasses, mappings, tuples, lists, of anything.
+        nesting: Named tuples, dataclasses, mappings, tuples or lists of anything.
         change: The function.
 
     Returns:
-        A nesting of the same kinds; the given one is left as it is.
+        A new nesting of the same kinds.
     """
     parts = parts_of(nesting)
     if parts is None:
@@ -32,14 +32,14 @@ def map_leaves(nesting: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a nesting, and to those of a graph library's batch.
+    """Apply a function to every tensor of a nesting, also in a batch of a graph library.
 
     Args:
-        batch: Named tuples, dataclasses, mappings, tuples, lists, of tensors and anything else.
+        batch: Named tuples, dataclasses, mappings, tuples or lists of tensors and anything else.
         change: The function.
 
     Returns:
-        A nesting of the same kinds; the given one is left as it is.
+        A new nesting of the same kinds.
     """
 
     def of_leaf(leaf: Any) -> Any:
@@ -53,73 +53,62 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def floating_tensors(nesting: Any) -> list[Tensor]:
-    """The floating tensors of a nesting, in order."""
-    found: list[Tensor] = []
+    """Return the floating tensors of a nesting, in order."""
+    return [tensor for tensor in _tensors_of(nesting) if tensor.is_floating_point()]
 
-    def take(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            found.append(tensor)
+
+def _tensors_of(nesting: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
         return tensor
 
-    map_tensors(nesting, take)
-    return found
+    map_tensors(nesting, collect)
+    return tensors
 
 
 def with_tensors(nesting: Any, tensors: Sequence[Tensor]) -> Any:
-    """The same nesting with other floating tensors, in the order of `floating_tensors`."""
+    """Replace the floating tensors of a nesting, in the order of `floating_tensors`."""
     remaining = iter(tensors)
 
-    def put(tensor: Tensor) -> Tensor:
+    def replace(tensor: Tensor) -> Tensor:
         return next(remaining) if tensor.is_floating_point() else tensor
 
-    return map_tensors(nesting, put)
+    return map_tensors(nesting, replace)
 
 
 def batch_length(batch: Batch) -> int:
-    """The number of samples in a batch: the length of its first tensor."""
+    """Return the number of samples in a batch: the length of its first tensor."""
     if isinstance(batch, Tensor):
         return len(batch)
-    found: list[int] = []
-
-    def look(tensor: Tensor) -> Tensor:
-        if tensor.ndim:
-            found.append(len(tensor))
-        return tensor
-
-    map_tensors(batch, look)
-    return found[0] if found else len(batch)
+    first = next((tensor for tensor in _tensors_of(batch) if tensor.ndim), batch)
+    return len(first)
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    """Some samples of a batch whose tensors all have its length as their first dimension."""
+    """Return some samples of a batch whose tensors all have its length as first dimension."""
     return map_tensors(batch, lambda tensor: tensor[rows] if tensor.ndim else tensor)
 
 
 def leading(sample: Any) -> Any:
-    """A sample as a batch of one."""
+    """Make a batch of one sample."""
     return map_tensors(sample, lambda tensor: tensor.unsqueeze(0))
 
 
 def count_bytes(batch: Batch) -> int:
-    """Bytes of all the tensors in a nesting."""
-    sizes: list[int] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    map_tensors(batch, add)
-    return sum(sizes)
+    """Return the number of bytes of all tensors in a nesting."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_of(batch))
 
 
 def place(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Bring a batch to where it is computed on.
+    """Move a batch to a device and a dtype.
 
     Args:
         batch: Any nesting.
-        device: Where its tensors shall be.
-        dtype: Floating tensors are converted to it, complex ones to the complex dtype of the same
-            precision; the others keep their own.
+        device: The device for its tensors.
+        dtype: The dtype for floating tensors. Complex tensors get the complex dtype of the same
+            precision, and the others keep their dtype.
 
     Returns:
         A nesting of the same kinds.
@@ -137,10 +126,10 @@ def place(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def parts_of(nesting: Any) -> list[Any] | None:
-    """Return what a nesting is made of; None for a leaf."""
+    """Return the parts of a nesting; None for a leaf."""
     if isinstance(nesting, Mapping):
         return [nesting[key] for key in nesting]
-    if isinstance(nesting, PackedSequence):  # its lengths stay where they are, on the CPU
+    if isinstance(nesting, PackedSequence):  # its lengths always stay on the CPU
         return [nesting.data, nesting.sorted_indices, nesting.unsorted_indices]
     if isinstance(nesting, (tuple, list)):
         return list(nesting)
@@ -150,7 +139,7 @@ def parts_of(nesting: Any) -> list[Any] | None:
 
 
 def rebuilt(nesting: Any, parts: list[Any]) -> Any:
-    """The same kind of nesting of other parts."""
+    """Make a nesting of the same kind with other parts."""
     if isinstance(nesting, Mapping):
         return _mapping_like(nesting, dict(zip(nesting, parts, strict=True)))
     if isinstance(nesting, PackedSequence):
@@ -172,10 +161,10 @@ def _mapping_like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping
     try:
         if not isinstance(mapping, MutableMapping):
             return type(mapping)(values)  # type: ignore[call-arg]
-        changed = copy.copy(mapping)  # with its class and whatever else it has
+        changed = copy.copy(mapping)  # with its class and its other attributes
         for key, value in values.items():
             changed[key] = value
-    except Exception:  # a constructor or a setter of the user's that wants something else
+    except Exception:  # a constructor or a setter of the user can raise anything
         return values
     return changed
 
@@ -188,7 +177,7 @@ def _tuple_like(like: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
         return kind._make(parts)  # type: ignore[attr-defined,no-any-return]
     try:
         return kind(parts)
-    except Exception:  # torch.Size takes integers alone
+    except Exception:  # such as torch.Size, which accepts only integers
         return tuple(parts)
 
 
@@ -214,12 +203,12 @@ def is_dataclass(value: Any) -> bool:
 
 
 def field_names(value: Any) -> list[str]:
-    """Names of the fields that a dataclass's instance has."""
+    """Return the names of the fields that an instance of a dataclass has."""
     return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
 
 
 def _has_apply(value: Any) -> bool:
-    """Return whether it is a batch of graphs, as PyTorch Geometric has them: `apply` maps its tensors."""
+    """Return whether a value has `apply` for its tensors, like a batch of PyTorch Geometric."""
     if isinstance(value, (type, nn.Module)):
         return False
     return callable(getattr(value, "apply", None)) and callable(getattr(value, "to", None))

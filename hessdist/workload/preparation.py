@@ -1,4 +1,4 @@
-"""From the user's module to the one that is differentiated: unwrapped, checked, converted."""
+"""Preparing the user's module for derivatives: unwrapping, checks and conversion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hessdist.errors import WorkloadError
 def unwrapped(model: nn.Module) -> nn.Module:
     """Find the module behind torch.compile, DataParallel and DistributedDataParallel.
 
-    A compiled model has no second derivative, and the parallel ones are for processes and devices
-    that hessdist spreads samples over itself.
+    A compiled model has no second derivative, and hessdist itself distributes samples over
+    processes and devices.
 
     Args:
         model: Any module.
 
     Returns:
-        The module inside; the module itself where there is no wrapper.
+        The wrapped module, or the module itself if it has no wrapper.
     """
     while True:
         inner = None
@@ -39,13 +39,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model of which something would be lost, or whose loss is no sum over samples.
+    """Refuse a model with unsuitable parameters, or whose loss is no sum over samples.
 
     Args:
         model: The model, before it is converted.
 
     Raises:
-        WorkloadError: A parameter or a module cannot be differentiated as it is; it is named.
+        WorkloadError: A parameter or a module cannot be differentiated; the message names it.
     """
     for name, parameter in model.named_parameters():
         _check_tensor(name, parameter)
@@ -57,7 +57,7 @@ def _check_tensor(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise WorkloadError(
             f"the parameter {name} has no shape yet: its layer is lazy",
-            "call the model once on a batch, or name the sizes of its layers",
+            "call the model once on a batch, or give the sizes of its layers",
         )
     kind, remedy = _unsuitable(parameter)
     if kind:
@@ -65,7 +65,7 @@ def _check_tensor(name: str, parameter: nn.Parameter) -> None:
 
 
 def _unsuitable(parameter: nn.Parameter) -> tuple[str, str]:
-    """Return what a parameter is that cannot be differentiated, and the remedy."""
+    """Return why a parameter cannot be differentiated, and the remedy; empty if it can."""
     if parameter.is_meta:
         return "on the meta device, and has no values", "build the model on the CPU"
     if type(parameter.data) is not Tensor:
@@ -79,9 +79,8 @@ def _unsuitable(parameter: nn.Parameter) -> tuple[str, str]:
         if not parameter.requires_grad:
             return "", ""
         return (
-            "complex, and eigenpairs are of real parameters",
-            "keep torch.view_as_real of it as the parameter, and call torch.view_as_complex in "
-            "forward",
+            "complex, but eigenpairs need real parameters",
+            "use torch.view_as_real of it as the parameter, and torch.view_as_complex in forward",
         )
     if not parameter.is_floating_point():
         return (
@@ -104,24 +103,24 @@ def _check_module(name: str, module: nn.Module) -> None:
         )
     if getattr(module, "scale_grad_by_freq", False):
         raise WorkloadError(
-            f"the module {name} scales its gradient by the frequencies of a batch, which makes it "
+            f"the module {name} scales its gradient by the frequencies of a batch, so that it is "
             "the gradient of no loss",
             "set scale_grad_by_freq to False",
         )
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
         raise WorkloadError(
-            f"the module {name} normalises by statistics of the batch in evaluation too, so the "
-            "loss of a sample depends on the other samples of its batch",
+            f"the module {name} has no running statistics, so the loss of a sample depends on the "
+            "other samples of its batch",
             "use track_running_stats=True",
         )
 
 
 def converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a model to a device, its floating tensors to a dtype and complex ones to its complex.
+    """Move a model to a device, and its floating and complex tensors to a precision.
 
     Args:
-        model: The model; it is changed in place.
-        device: Where it is wanted.
+        model: The model, which is changed in place.
+        device: The device for the model.
         dtype: float32 or float64.
 
     Returns:
@@ -139,21 +138,21 @@ def converted(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend a copy of the user's model, or the model itself where it cannot be copied.
+    """Provide a copy of the user's model, or the model itself if it cannot be copied.
 
-    Modules may hold what copy.deepcopy refuses. Activations of the last pass are copied without
-    their graph. Where process groups or open files make a copy impossible, the model itself is
-    lent, and put back as it was.
+    copy.deepcopy refuses some objects in modules. Activations of the last pass are copied without
+    their graph. If process groups or open files make a copy impossible, the model itself is used,
+    and restored at the end.
 
     Args:
         model: The user's model.
 
     Yields:
-        A model that may be moved and put into evaluation mode.
+        A model that may be moved and set to evaluation mode.
     """
     try:
         copied = copy.deepcopy(model, _without_graphs(model))
-    except Exception:  # whatever a module holds refuses in its own way
+    except Exception:  # objects in a module can raise anything
         copied = None
     if copied is not None:
         yield copied
@@ -172,30 +171,30 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _without_graphs(model: nn.Module) -> dict[int, Any]:
-    """Return what copy.deepcopy shall take for tensors that are the result of a computation."""
+    """Make a memo for copy.deepcopy that replaces tensors with a graph by detached copies."""
     memo: dict[int, Any] = {}
 
-    def look(value: Any, depth: int) -> None:
+    def visit(value: Any, depth: int) -> None:
         if isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
         elif depth and isinstance(value, dict):
             for item in list(value.values()):
-                look(item, depth - 1)
+                visit(item, depth - 1)
         elif depth and isinstance(value, (list, tuple)):
             for item in value:
-                look(item, depth - 1)
+                visit(item, depth - 1)
 
     for module in model.modules():
-        look(vars(module), 3)
+        visit(vars(module), 3)
     return memo
 
 
 @contextmanager
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Have a model compute in another dtype for a while, on copies of its tensors.
+    """Let a model compute in another dtype within a context, on copies of its tensors.
 
     Args:
-        model: The model; its own tensors are back, untouched, at the end.
+        model: The model; its own tensors are restored, unchanged, at the end.
         dtype: float32 or float64.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Files of tensors, and folders of them: read without running code that they carry."""
+"""Reading files and folders of tensors without running code in them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,28 @@ from hessdist.errors import CheckpointError
 from hessdist.workload.archives import broken_record
 from hessdist.workload.distributed_checkpoint import read_distributed
 from hessdist.workload.folders import Folder, Layout, look_into, shards_of
-
-_DEPTH = 16  # of nestings that are looked into
-_MANY = 3  # keys that a message names
-# How PyTorch's reader names what it does not let a checkpoint make.
-_FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)")
+from hessdist.workload.listing import listed
 
 
 class _Inert:
-    """Stands for settings and records beside the tensors, which nothing looks at.
+    """A placeholder for settings and records in a checkpoint, which are not used.
 
-    Nothing of the classes that a file names is imported or called: they are made as this one.
+    The classes that a file names are neither imported nor called: this class replaces them.
     """
 
     def __new__(cls, *args: object, **options: object) -> _Inert:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Forget the state."""
+        """Discard the state."""
 
 
 def _plain_dict(*factory: object) -> dict[Any, Any]:
-    """Stands for collections.defaultdict."""
+    """Replace collections.defaultdict."""
     return {}
 
 
-# What training scripts put beside a state: options, scores, paths, dates.
+# Types that training scripts save together with a state: options, scores, paths, dates.
 _HARMLESS = (
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -68,21 +64,20 @@ _HARMLESS = (
     "numpy._core.multiarray.scalar",
     "numpy._core.multiarray._reconstruct",
 )
-_OF_SETTINGS = ("omegaconf.", "mmengine.", "yacs.", "ml_collections.", "typing.")
 
 
 def read_content(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint as it is; code in it is refused, not run.
+    """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
         path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
             or of torch.distributed.checkpoint.
 
     Returns:
-        What it holds: tensors by name, perhaps under keys, with other things beside them.
+        The content: tensors by name, perhaps under keys and together with other objects.
 
     Raises:
-        CheckpointError: It is missing, truncated, carries code, or holds no tensors by name.
+        CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
     try:
         mode = path.stat().st_mode
@@ -102,11 +97,11 @@ def read_content(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"the checkpoint {path} is no regular file", "move it out of the folder"
         )
-    if not _has_tensors(loaded, _DEPTH):
+    if not _has_tensors(loaded, depth=16):
         raise CheckpointError(
             f"the checkpoint {path} holds no state dict",
             "save model.state_dict(), plain or under a key such as state_dict or model; this is "
-            f"{_what_it_is(loaded)}",
+            f"{_described(loaded)}",
         )
     return loaded  # type: ignore[no-any-return]
 
@@ -115,9 +110,8 @@ def _read_folder(path: Path) -> Mapping[str, Any]:
     folder = look_into(path)
     if folder is None:
         raise CheckpointError(
-            f"the checkpoint {path} is a folder without a model: neither model.safetensors nor "
-            "pytorch_model.bin, whole or in shards with an index, nor adapter_model.safetensors, "
-            "nor .metadata of torch.distributed.checkpoint",
+            f"the checkpoint {path} is a folder without a model: no model.safetensors, "
+            "pytorch_model.bin, adapter_model.safetensors or .metadata",
             "move it out of the folder",
         )
     if folder.layout is Layout.DISTRIBUTED:
@@ -135,14 +129,14 @@ def _read_shards(folder: Folder) -> Mapping[str, Any]:
         missing = [name for name in names or () if name not in state]
         if missing:
             raise CheckpointError(
-                f"the checkpoint {folder.path}: its index has {_listed(missing)} in {file.name}, "
+                f"the checkpoint {folder.path}: its index has {listed(missing)} in {file.name}, "
                 "which lacks it",
                 "write the checkpoint again",
             )
-        again = [name for name in state if name in whole]
-        if again:
+        repeated = [name for name in state if name in whole]
+        if repeated:
             raise CheckpointError(
-                f"the checkpoint {folder.path} has {_listed(again)} in two shards",
+                f"the checkpoint {folder.path} has {listed(repeated)} in two shards",
                 "write the checkpoint again",
             )
         whole |= state
@@ -163,6 +157,8 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    # How PyTorch's reader names a class that it does not allow in a checkpoint.
+    forbidden = r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)"
     broken = broken_record(path)
     if broken is not None:
         raise CheckpointError(
@@ -172,8 +168,8 @@ def _read_torch(path: Path) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's age, which is no matter here
-            with torch.serialization.safe_globals(_stand_ins(path)):
+            warnings.simplefilter("ignore")  # about old pickles
+            with torch.serialization.safe_globals(_placeholders(path)):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in many ways
         if "TorchScript" in str(error):
@@ -181,25 +177,26 @@ def _read_torch(path: Path) -> Any:
                 f"the checkpoint {path} is a TorchScript archive, which holds code",
                 "save the bare model.state_dict()",
             ) from error
-        named = _FORBIDDEN.search(str(error))
+        named = re.search(forbidden, str(error))
         if named is None and not _is_foreign_pickle(path):
             raise _damaged(path, error) from error
-        what = named[1] if named else "a pickle that torch.save did not write"
+        content = named[1] if named else "a pickle that torch.save did not write"
         raise CheckpointError(
-            f"the checkpoint {path} carries more than tensors ({what}), which could run "
+            f"the checkpoint {path} carries more than tensors ({content}), which could run "
             "code and is refused",
             "save the bare model.state_dict()",
         ) from error
 
 
-def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Classes of settings and scores, each with what is made in its place."""
+def _placeholders(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return the names of harmless classes in a file, each with its placeholder."""
+    settings = ("omegaconf.", "mmengine.", "yacs.", "ml_collections.", "typing.")
     names = list(_HARMLESS)
     try:
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no archive, or a damaged one, which reading itself will tell
-        asked = []
-    names += [name for name in asked if name.startswith(_OF_SETTINGS)]
+        requested = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no archive, or a damaged one, which reading itself reports
+        requested = []
+    names += [name for name in requested if name.startswith(settings)]
     return [(_plain_dict, "collections.defaultdict"), *((_Inert, name) for name in names)]
 
 
@@ -213,7 +210,7 @@ def _is_foreign_pickle(path: Path) -> bool:
 
 
 def _has_tensors(content: Any, depth: int) -> bool:
-    """Return whether there is a tensor under a name somewhere in a nesting of mappings."""
+    """Return whether a nesting of mappings has a tensor under a name."""
     if not isinstance(content, Mapping) or not depth:
         return False
     return any(
@@ -222,16 +219,11 @@ def _has_tensors(content: Any, depth: int) -> bool:
     )
 
 
-def _what_it_is(content: Any) -> str:
+def _described(content: Any) -> str:
     if isinstance(content, Mapping):
         keys = [repr(key) for key in content]
-        return f"a mapping with {_listed(keys)}" if keys else "an empty mapping"
+        return f"a mapping with {listed(keys)}" if keys else "an empty mapping"
     return "a sequence without names" if isinstance(content, list | tuple) else "no mapping"
-
-
-def _listed(names: list[str]) -> str:
-    shown = [name if name.isprintable() else ascii(name) for name in names[:_MANY]]
-    return ", ".join(shown) + (f" and {len(names) - _MANY} more" if len(names) > _MANY else "")
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

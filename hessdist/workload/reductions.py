@@ -1,9 +1,8 @@
-"""What a criterion of the user's own does with samples: it sums, averages, or keeps them apart."""
+"""Finding the reduction of a criterion of the user: a sum, a mean, or one value for each sample."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -11,12 +10,10 @@ import torch
 from torch import Tensor
 
 from hessdist.errors import HessdistError, NumericalError, WorkloadError
-from hessdist.workload.criteria import Reduction
+from hessdist.workload.criteria import Criterion, Reduction
 from hessdist.workload.nestings import batch_length, map_tensors, part
 
-Criterion = Callable[[Any, Any], Tensor]
-
-_KNOWN = (
+_REMEDY = (
     "use a criterion of torch.nn, whose class weights and ignored labels are known, or give a loss "
     "of (model, batch) that returns (loss summed over the batch, its weight)"
 )
@@ -27,15 +24,15 @@ def fitting_reductions(criterion: Criterion, outputs: Any, targets: Any) -> list
 
     Args:
         criterion: The criterion.
-        outputs: The model's, for one to three samples.
-        targets: The targets.
+        outputs: The outputs of the model for one to three samples.
+        targets: The targets of these samples.
 
     Returns:
-        What it does: all that fit, where the samples do not tell.
+        The reductions that fit; several if the samples do not decide.
 
     Raises:
         NumericalError: A loss is not finite.
-        WorkloadError: It is neither.
+        WorkloadError: No reduction fits.
     """
     count = batch_length(targets)
     whole = criterion(outputs, targets)
@@ -54,62 +51,66 @@ def fitting_reductions(criterion: Criterion, outputs: Any, targets: Any) -> list
 
     def values(z: Any) -> tuple[float, list[float]]:
         rows = [slice(i, i + 1) for i in range(count)]
-        alone = [float(criterion(part(z, row), part(targets, row))) for row in rows]
-        return float(criterion(z, targets)), alone
+        singles = [float(criterion(part(z, row), part(targets, row))) for row in rows]
+        return float(criterion(z, targets)), singles
 
-    together, alone = values(outputs)
-    if math.isfinite(together) and not all(map(math.isfinite, alone)):
-        raise WorkloadError(
-            "the loss of a single sample is not finite, and that of a batch is: it is a mean over "
-            "labels that count, and the sample has none",
-            _KNOWN,
-        )
-    if not all(math.isfinite(value) for value in (together, *alone)):
-        raise NumericalError(
-            "the loss of the first samples is not finite", "check the data, the model and the loss"
-        )
-    found = _told(together, alone)
-    if len(found) > 1 and count > 1:
-        # The first samples have no loss. A criterion is one of any outputs.
+    batch, singles = values(outputs)
+    _require_finite(batch, singles)
+    reductions = _fitting(batch, singles)
+    if len(reductions) > 1 and count > 1:
+        # The loss of the first samples is zero. Any outputs may be used for the decision.
         with suppress(HessdistError, RuntimeError, ValueError):
-            found = _told(*values(_displaced(outputs))) or found
+            reductions = _fitting(*values(_displaced(outputs))) or reductions
     stated = getattr(criterion, "reduction", None)
-    if len(found) > 1 and stated in found:
+    if len(reductions) > 1 and stated in reductions:
         return [cast("Reduction", stated)]
-    if found:
-        return found
+    if reductions:
+        return reductions
     raise WorkloadError(
         "the loss is neither the sum nor the mean of the losses of its samples "
-        f"(batch {together:.6g}, samples {', '.join(f'{value:.6g}' for value in alone)}): "
-        + _why(outputs, targets),
-        _KNOWN,
+        f"(batch {batch:.6g}, samples {', '.join(f'{value:.6g}' for value in singles)}): "
+        + _cause(outputs, targets),
+        _REMEDY,
     )
 
 
-def _told(together: float, alone: list[float]) -> list[Reduction]:
-    """Which reductions fit the loss of a batch and those of its samples."""
-    total, allowed = sum(alone), 1e-4 * max(map(abs, alone))
-    found: list[Reduction] = []
-    if abs(together - total / len(alone)) <= allowed:
-        found.append("mean")
-    if abs(together - total) <= allowed:
-        found.append("sum")
-    return found
+def _require_finite(batch: float, singles: list[float]) -> None:
+    if math.isfinite(batch) and not all(map(math.isfinite, singles)):
+        raise WorkloadError(
+            "the loss of a single sample is not finite: it is a mean over labels that count, and "
+            "the sample has none",
+            _REMEDY,
+        )
+    if not all(map(math.isfinite, (batch, *singles))):
+        raise NumericalError(
+            "the loss of the first samples is not finite", "check the data, the model and the loss"
+        )
 
 
-def _why(outputs: Any, targets: Any) -> str:
-    """The likely cause of a criterion that is neither a sum nor a mean."""
+def _fitting(batch: float, singles: list[float]) -> list[Reduction]:
+    """Return the reductions that fit the loss of a batch and those of its samples."""
+    total, allowed = sum(singles), 1e-4 * max(map(abs, singles))
+    reductions: list[Reduction] = []
+    if abs(batch - total / len(singles)) <= allowed:
+        reductions.append("mean")
+    if abs(batch - total) <= allowed:
+        reductions.append("sum")
+    return reductions
+
+
+def _cause(outputs: Any, targets: Any) -> str:
+    """Return the likely cause of a criterion that is neither a sum nor a mean."""
     both = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
     if both and targets.is_floating_point() and outputs.ndim != targets.ndim:
         return (
             f"outputs of shape {tuple(outputs.shape)} are broadcast against targets of shape "
             f"{tuple(targets.shape)}"
         )
-    return "class weights, ignored labels or a statistic of the batch do that"
+    return "the cause may be class weights, ignored labels or a statistic of the batch"
 
 
 def _displaced(outputs: Any) -> Any:
-    """Outputs moved at random, by as much as they are large."""
+    """Add random numbers to outputs, as large as the outputs."""
     generator = torch.Generator().manual_seed(0)
 
     def move(tensor: Tensor) -> Tensor:

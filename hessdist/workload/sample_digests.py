@@ -1,8 +1,8 @@
-"""Whether a data set gives the same samples each time: digests of some of them, compared.
+"""Checks that a data set gives the same samples each time, by digests of some of them.
 
-A data set that is drawn anew at every call, on every rank or at every start of the program has no
-spectrum. Some samples, always the same ones, are looked at: between two readings, between ranks,
-and between this start and an earlier one.
+A data set that is random at every call, on every rank or at every start of the program has no
+spectrum. Some samples, always the same ones, are compared: between two readings, between ranks, and
+between this start and an earlier one.
 """
 
 from __future__ import annotations
@@ -24,23 +24,20 @@ from hessdist.workload.nestings import field_names, is_dataclass
 Digests = dict[int, str]
 """Digests of samples by their index in the data set."""
 
-MOST = 32
-"""How many samples are looked at."""
+
+# -- digests of samples ----------------------------------------------------------------------
 
 
-# -- which samples, and their digests --------------------------------------------------------
-
-
-def probe_positions(count: int, seed: int, most: int = MOST) -> NDArray[np.int64]:
+def probe_positions(count: int, seed: int, most: int = 32) -> NDArray[np.int64]:
     """Choose positions among `count` samples, the same ones for the same arguments.
 
     Args:
         count: The number of samples, 0 or more.
         seed: The seed of the choice.
-        most: How many at most.
+        most: The largest number of positions.
 
     Returns:
-        Positions, increasing; the first and the last are among them where two are asked for.
+        The positions, increasing; with `most` of at least two, the first and the last are included.
     """
     if count <= most:
         return np.arange(count, dtype=np.int64)
@@ -50,14 +47,14 @@ def probe_positions(count: int, seed: int, most: int = MOST) -> NDArray[np.int64
 
 
 def sample_digest(sample: Any) -> str:
-    """A hash of a sample: of every leaf of its nesting, with dtypes and shapes.
+    """Hash a sample: every leaf of its nesting, with dtypes and shapes.
 
     Args:
-        sample: Any nesting of tensors, arrays, numbers, strings; the order of a mapping's keys does
-            not matter. Of any other object, its type alone does.
+        sample: Any nesting of tensors, arrays, numbers, strings. The order of a mapping's keys does
+            not matter, and of any other object only its type.
 
     Returns:
-        16 hexadecimal digits.
+        The hash, 16 hexadecimal digits.
     """
     hashed = hashlib.sha256()
     _add(hashed, sample)
@@ -65,14 +62,14 @@ def sample_digest(sample: Any) -> str:
 
 
 def read_digests(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]) -> Digests:
-    """Read samples and take their digests.
+    """Read samples and compute their digests.
 
     Args:
         dataset: The data set.
-        indices: Which of its samples.
+        indices: The indices of the samples.
 
     Returns:
-        Digests by index.
+        The digests by index.
 
     Raises:
         DataError: A sample cannot be read.
@@ -81,54 +78,54 @@ def read_digests(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]
 
 
 def _digest_of_any(sample: Any) -> str:
-    """A sample's digest; that of its type where its content cannot be looked at."""
+    """Return a sample's digest, or the name of its type if its content cannot be read."""
     try:
         return sample_digest(sample)
-    except Exception:  # a tensor of a strange layout, a class of the user's
+    except Exception:  # a tensor of a special layout, or a class of the user
         return type(sample).__qualname__
 
 
 def _add(hashed: Any, value: Any) -> None:
-    """Add a value to a hash, so that no two different values add the same bytes."""
+    """Add a value to a hash, so that different values always add different bytes."""
 
-    def tell(*words: object) -> None:
+    def update(*words: object) -> None:
         for word in words:
             raw = word if isinstance(word, bytes) else str(word).encode("utf-8", "replace")
             hashed.update(len(raw).to_bytes(8, "little") + raw)
 
     if isinstance(value, Tensor):
-        tell("array", value.dtype, tuple(value.shape), _bytes_of(value))
+        update("array", value.dtype, tuple(value.shape), _bytes_of(value))
     elif isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, (str, bytes)):
         if value.dtype.hasobject:
-            tell("objects", value.shape)
+            update("objects", value.shape)
             _add(hashed, np.asarray(value).ravel().tolist())
         else:
-            tell("array", value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
+            update("array", value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
     elif isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
-        tell(type(value).__name__, value if isinstance(value, (str, bytes)) else repr(value))
+        update(type(value).__name__, value if isinstance(value, (str, bytes)) else repr(value))
     elif isinstance(value, Mapping):
         keys = sorted(value, key=repr)
-        tell("mapping", len(keys))
+        update("mapping", len(keys))
         for key in keys:
             _add(hashed, key)
             _add(hashed, value[key])
     elif isinstance(value, (tuple, list)):
-        tell("sequence", len(value))
+        update("sequence", len(value))
         for item in value:
             _add(hashed, item)
     elif is_dataclass(value):
         names = field_names(value)
-        tell("fields", *names)
+        update("fields", *names)
         for name in names:
             _add(hashed, getattr(value, name))
     elif type(value).__module__.startswith("PIL."):
         _add(hashed, np.asarray(value))
     else:
-        tell("object", type(value).__module__, type(value).__qualname__)
+        update("object", type(value).__module__, type(value).__qualname__)
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
-    """The values of a tensor, whatever its layout and dtype."""
+    """Return the values of a tensor of any layout and dtype as bytes."""
     tensor = tensor.detach()
     if tensor.device.type == "meta":
         return b""
@@ -143,23 +140,23 @@ def _bytes_of(tensor: Tensor) -> bytes:
 # -- comparisons -----------------------------------------------------------------------------
 
 
-def differing(one: Mapping[int, str], other: Mapping[int, str]) -> list[int]:
-    """Indices at which two sets of digests differ, or that only one of them has; increasing."""
-    return sorted(index for index in {*one, *other} if one.get(index) != other.get(index))
+def differing(first: Mapping[int, str], second: Mapping[int, str]) -> list[int]:
+    """Return the indices at which digests differ or are missing in one of two sets, increasing."""
+    return sorted(index for index in {*first, *second} if first.get(index) != second.get(index))
 
 
 def require_repeatable(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]) -> Digests:
-    """Read samples twice, and refuse a data set that gives others the second time.
+    """Read samples twice, and refuse a data set that does not give the same samples again.
 
     Args:
         dataset: The data set.
-        indices: The samples that are looked at.
+        indices: The indices of the samples to compare.
 
     Returns:
-        Their digests.
+        The digests by index.
 
     Raises:
-        DataError: They differ, or cannot be read.
+        DataError: The samples differ, or cannot be read.
     """
     first = read_digests(dataset, indices)
     if changed := differing(first, read_digests(dataset, indices)):
@@ -178,7 +175,7 @@ def require_same_lengths(lengths: Sequence[int]) -> None:
         lengths: The lengths of the data set, in rank order.
 
     Raises:
-        DataError: They differ.
+        DataError: The data sets differ.
     """
     for rank, length in enumerate(lengths):
         if length != lengths[0]:
@@ -189,13 +186,13 @@ def require_same_lengths(lengths: Sequence[int]) -> None:
 
 
 def require_same_samples(everyone: Sequence[Mapping[int, str]]) -> None:
-    """Refuse data sets that give other samples on other ranks.
+    """Refuse data sets that give different samples on different ranks.
 
     Args:
-        everyone: Digests of the samples that are looked at, in rank order.
+        everyone: The digests of the compared samples, in rank order.
 
     Raises:
-        DataError: They differ.
+        DataError: The data sets differ.
     """
     for rank, digests in enumerate(everyone):
         if changed := differing(everyone[0], digests):
@@ -209,44 +206,44 @@ def require_same_samples(everyone: Sequence[Mapping[int, str]]) -> None:
 def require_unchanged(
     before: Mapping[int, str], now: Mapping[int, str], which: str, remedy: str
 ) -> None:
-    """Refuse a data set that gives other samples than at an earlier start.
+    """Refuse a data set that has changed since an earlier start.
 
     Args:
-        before: Digests at the earlier start.
-        now: Digests of the same samples.
-        which: What the earlier data set was, for the message.
-        remedy: What to do where the data were changed on purpose.
+        before: The digests at the earlier start.
+        now: The present digests of the same samples.
+        which: The name of the earlier data set in the message.
+        remedy: The remedy if the data were changed on purpose.
 
     Raises:
-        DataError: They differ.
+        DataError: The data sets differ.
     """
     if changed := differing(before, now):
         raise DataError(
             f"the data set is not {which}: {differ(changed)}",
-            f"draw it with a fixed seed; where the data were changed on purpose, {remedy}",
+            f"draw it with a fixed seed; if the data were changed on purpose, {remedy}",
         )
 
 
 def differ(indices: Sequence[int]) -> str:
-    """Say which samples differ: the first few of many."""
+    """Describe the samples that differ, at most the first five."""
     shown = ", ".join(map(str, indices[:5]))
     if len(indices) == 1:
         return f"sample {shown} differs"
     return f"samples {shown}{f' and {len(indices) - 5} more' if len(indices) > 5 else ''} differ"
 
 
-# -- as a file -------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------
 
 
 def to_text(digests: Mapping[int, str]) -> str:
-    """Digests as JSON."""
+    """Format digests as JSON."""
     return json.dumps({str(index): digest for index, digest in sorted(digests.items())}, indent=0)
 
 
 def from_text(text: str) -> Digests | None:
-    """Digests from JSON; None where it is none, as in a file that is cut or of another make."""
+    """Read digests from JSON; None if the text is truncated or has another form."""
     try:
-        found = json.loads(text)
-        return {int(index): str(digest) for index, digest in found.items()}
+        digests = json.loads(text)
+        return {int(index): str(digest) for index, digest in digests.items()}
     except (ValueError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-"""What can be given to another process: found out before the process is started."""
+"""Checks that an object can be sent to another process, before the process is started."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch  # its import teaches ForkingPickler to share tensors
+import torch  # its import enables ForkingPickler to share tensors
 from torch import Tensor
 
 from hessdist.workload.factories import one_line
 
 
 def why_not_sent(value: Any) -> str | None:
-    """Find out why an object cannot be given to a process that reads samples ahead.
+    """Return the reason why an object cannot be sent to a process that reads samples ahead.
 
-    It is pickled as that would do, into nothing; the values of its arrays are not looked at.
+    The object is pickled for a trial without the values of its arrays.
 
     Args:
         value: The object.
 
     Returns:
-        The reason in one line; None where it can be given.
+        The reason in one line; None if it can be sent.
     """
     sink = _Sink()
     try:
         _Trial(sink).dump(value)
     except _NotSentError as error:
         return str(error)
-    except Exception as error:  # pickling runs the user's code: anything can come out of it
+    except Exception as error:  # pickling runs the user's code, which can raise anything
         return one_line(error)
     return None
 
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
-    """Let processes that start here not run the user's script again, as spawned ones do.
+    """Prevent processes that start in this context from running the user's script again.
 
     Yields:
         Nothing.
@@ -54,7 +54,7 @@ def without_main_module() -> Iterator[None]:
 
 
 class _NotSentError(Exception):
-    """Something that a process that is started anew cannot have, or not at a bearable price."""
+    """An object cannot be sent to a new process, or only at a high cost."""
 
 
 class _Sink:
@@ -63,17 +63,17 @@ class _Sink:
 
 
 class _Trial(ForkingPickler):
-    """Pickles all but the values of arrays."""
+    """A pickler that leaves out the values of arrays."""
 
     def __init__(self, sink: Any) -> None:
         super().__init__(sink)
         self._storages: set[int] = set()
-        # A shared tensor is an open file in each of the processes.
+        # A shared tensor is an open file in each process.
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            self._look_at_tensor(value)
+            self._check_tensor(value)
             return int, ()
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             if _is_mapped(value):
@@ -83,7 +83,7 @@ class _Trial(ForkingPickler):
             _require_importable(value)
         return NotImplemented
 
-    def _look_at_tensor(self, tensor: Tensor) -> None:
+    def _check_tensor(self, tensor: Tensor) -> None:
         if tensor.requires_grad and not tensor.is_leaf:
             raise _NotSentError("it holds a tensor with a graph")
         if tensor.device.type not in ("cpu", "meta"):
@@ -104,7 +104,7 @@ def _is_mapped(array: Any) -> bool:
 
 
 def _require_importable(value: type | FunctionType) -> None:
-    """Refuse a class or function of a module that a process that is started anew cannot import."""
+    """Refuse a class or a function of a module that a new process cannot import."""
     name = getattr(value, "__module__", None)
     if not isinstance(name, str):
         return

@@ -1,4 +1,4 @@
-"""This rank's samples, in fixed batches and in a fixed order: kept on the device, or streamed."""
+"""The samples of a rank in fixed batches and a fixed order: kept on the device, or streamed."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _log = logging.getLogger("hessdist")
 
 
 class Shard:
-    """The batches of one rank: batch b holds samples b * batch_size and on.
+    """The batches of one rank; batch b starts with sample b * batch_size.
 
     Args:
         dataset: The whole data set.
-        indices: Which of its samples are this rank's, (n_local,) int64; may be empty.
-        batch_size: Samples in a batch.
-        device: Where batches are wanted.
-        dtype: Floating tensors of a batch are converted to it, complex ones to its complex dtype.
-        memory: Bytes that the shard may take on the device; a larger one is read again, batch by
-            batch, whenever it is iterated over.
-        workers: Processes that read a streamed shard ahead, where the data set can be given to
-            them.
-        collate: Makes a batch of a list of samples; None: their leaves are stacked.
-        quiet: Whether another rank says what there is to say.
+        indices: The indices of this rank's samples, (n_local,) int64; may be empty.
+        batch_size: The number of samples in a batch.
+        device: The device for batches.
+        dtype: The dtype for floating tensors; complex ones get the complex dtype of its precision.
+        memory: The bytes that the shard may take on the device. A larger shard is read again, batch
+            by batch, at every iteration.
+        workers: The number of processes that read a streamed shard ahead, if the data set can be
+            sent to them.
+        collate: The function that makes a batch of a list of samples; None: leaves are stacked.
+        quiet: Whether to log no warnings, because another rank logs them.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class Shard:
 
     @property
     def is_streamed(self) -> bool:
-        """Return whether batches are read anew at every iteration."""
+        """Return whether batches are read again at every iteration."""
         return self._kept is None
 
     @cached_property
-    def reads_here(self) -> bool:
-        """Return whether this process reads the samples, be it that no other one can be given them."""
+    def reads_in_process(self) -> bool:
+        """Return whether this process reads the samples itself."""
         if not (self._workers and self.is_streamed and self.num_samples):
             return True
         reason = why_not_sent((self._samples, self._samples.read(self._indices[0][:1])))
         if reason is not None and not self._quiet:
-            _tell(reason)
+            _warn(reason)
         return reason is not None
 
     def __len__(self) -> int:
@@ -86,14 +86,14 @@ class Shard:
         return len(self._indices)
 
     def head(self, count: int) -> Batch:
-        """The first `count` samples as a batch, read anew from the data set."""
+        """Read the first `count` samples as a batch from the data set."""
         return self.fetch(list(range(min(count, self.num_samples))))
 
     def fetch(self, positions: list[int]) -> Batch:
-        """Samples of the shard by their position in it, as a batch, read anew.
+        """Read samples by their positions in the shard as a batch from the data set.
 
         Args:
-            positions: One or more of 0 ... num_samples - 1.
+            positions: At least one number of 0 ... num_samples - 1.
 
         Returns:
             The batch on the device.
@@ -102,15 +102,15 @@ class Shard:
             DataError: A sample cannot be read, the samples make no batch, or there are none.
         """
         if not (positions and self.num_samples):
-            raise DataError("no sample is left of the data set", "check that it is not empty")
+            raise DataError("the data set has no sample", "check that it is not empty")
         size = len(self._indices[0])
         return self._read([self._indices[p // size][p % size] for p in positions])
 
     def batches(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Batch]]:
-        """Go through batches in order.
+        """Iterate over batches in order.
 
         Args:
-            wanted: Numbers of the batches; all when None.
+            wanted: The numbers of the batches; None for all.
 
         Yields:
             The number of a batch, and the batch on the device.
@@ -121,20 +121,20 @@ class Shard:
         numbers = sorted(range(len(self)) if wanted is None else wanted)
         if self._kept is not None:
             yield from ((number, self._kept[number]) for number in numbers)
-        elif self.reads_here:
+        elif self.reads_in_process:
             yield from ((number, self._read(self._indices[number])) for number in numbers)
         elif numbers:
             yield from zip(numbers, self._read_ahead(numbers), strict=True)
 
     def _keep(self, memory: float) -> list[Batch] | None:
-        """All batches on the device, unless they take more memory than they may."""
+        """Read all batches to the device; None if they take too much memory."""
         if self.num_samples * count_bytes(self.head(1)) > memory:
             return None
         kept, taken = [], 0
         for indices in self._indices:
             kept.append(self._read(indices))
             taken += count_bytes(kept[-1])
-            if taken > memory:  # samples of different sizes, or a batch that is padded
+            if taken > memory:  # samples have different sizes, or batches are padded
                 return None
         return kept
 
@@ -144,16 +144,16 @@ class Shard:
     def _place(self, batch: Batch, indices: list[int]) -> Batch:
         try:
             return place(batch, self._device, self._dtype)
-        except Exception as error:  # out of memory, or tensors of a class of the user's
+        except Exception as error:  # out of memory, or tensors of a class of the user
             raise DataError(
-                f"{range_of(indices)} cannot be brought to {self._device} ({one_line(error)})",
-                "lower compute.batch_size and compute.data_gib, or change what a sample is",
+                f"{range_of(indices)} cannot be moved to {self._device} ({one_line(error)})",
+                "lower compute.batch_size and compute.data_gib, or make samples smaller",
             ) from error
 
     def _read_ahead(self, numbers: list[int]) -> Iterator[Batch]:
         try:
             with without_main_module(), warnings.catch_warnings():
-                # The number of processes is the user's choice, and all ranks would warn of it.
+                # The number of processes is the user's choice, and all ranks would warn.
                 warnings.filterwarnings("ignore", "This DataLoader will create")
                 stream = iter(self._stream(numbers))
             for number in numbers:
@@ -164,17 +164,17 @@ class Shard:
             raise
 
     def _stream(self, numbers: list[int]) -> DataLoader[_Sent]:
-        """A loader of these batches, kept for the next pass over the same ones."""
+        """Return a loader of these batches, which is kept for the next pass over them."""
         if self._loader is None or self._loader[0] != numbers:
             self._loader = (
                 numbers,
                 DataLoader(
                     self._samples,
                     batch_sampler=[self._indices[number] for number in numbers],
-                    collate_fn=_as_it_is,
+                    collate_fn=_unchanged,
                     num_workers=self._workers,
                     pin_memory=self._device.type == "cuda",
-                    # Forked copies of a process that runs MPI are not safe; fresh ones are.
+                    # Forked copies of a process that runs MPI are not safe.
                     multiprocessing_context="forkserver",
                     persistent_workers=True,
                 ),
@@ -184,18 +184,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What a process that reads ahead hands over: a batch, or why there is none."""
+    """The result of a process that reads ahead: a batch, or an error."""
 
     batch: Batch
     failure: tuple[str, str] | None = None  # what, remedy
 
     def pin_memory(self, *_: Any) -> _Sent:
-        """The same in pinned memory; PyTorch's loader calls it."""
+        """Copy the batch to pinned memory; PyTorch's loader calls this method."""
         return _Sent(map_tensors(self.batch, Tensor.pin_memory), self.failure)
 
 
 class _Samples(Dataset[Any]):
-    """The user's data set and collate function; processes that read ahead have a copy."""
+    """The user's data set and collate function, of which processes that read ahead have copies."""
 
     def __init__(self, dataset: MapDataset, collate: Collate | None) -> None:
         self._dataset, self._collate = dataset, collate
@@ -207,25 +207,25 @@ class _Samples(Dataset[Any]):
         return make_batch(samples, numbers, self._collate)
 
     def __getitems__(self, numbers: list[int]) -> _Sent:
-        """Read them in a process ahead: an error goes back as text, which always can."""
+        """Read samples in a process ahead; an error is sent back as text, which always works."""
         try:
             return _Sent(self.read(numbers))
         except HessdistError as error:
             return _Sent(None, (error.what, error.remedy))
 
 
-def _as_it_is(sent: Any) -> Any:
+def _unchanged(sent: Any) -> Any:
     return sent
 
 
 def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:
-    """Return what comes next from the processes that read ahead."""
+    """Return the next batch from the processes that read ahead."""
     try:
         sent = next(stream)
     except Exception as error:
         raise DataError(
             f"a process that reads {range_of(numbers)} ahead has ended ({one_line(error)})",
-            "set compute.workers = 0, so that samples are read without such processes",
+            "set compute.workers = 0, so that no such process is used",
         ) from error
     if sent.failure is not None:
         raise DataError(*sent.failure)
@@ -233,10 +233,10 @@ def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:
 
 
 @functools.cache
-def _tell(reason: str) -> None:
-    """Say once why samples are not read ahead."""
+def _warn(reason: str) -> None:
+    """Log once why samples are not read ahead."""
     _log.warning(
-        "samples are read without processes that read ahead, since the data set cannot be given "
+        "samples are read without processes that read ahead, because the data set cannot be given "
         "to one (%s)",
         reason,
     )

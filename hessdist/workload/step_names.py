@@ -1,4 +1,4 @@
-"""The training step in the name of a checkpoint: which of its numbers it is, if any."""
+"""Reading the training step from the name of a checkpoint, which may have several numbers."""
 
 from __future__ import annotations
 
@@ -11,45 +11,26 @@ from hessdist.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".t7")
 REMEDY = (
-    "rename it, or tell the step with checkpoints.pattern, a regular expression such as "
-    "'step_(?P<step>[0-9]+)'"
+    "rename it, or set checkpoints.pattern to a regular expression such as 'step_(?P<step>[0-9]+)'"
 )
-_ENDINGS = {suffix.removeprefix(".") for suffix in SUFFIXES}
 _LARGEST = 2**63 - 1
-_DIGITS = 19  # of the largest
 
-# Longer words first. A word counts where a run of letters ends with it ("global_step",
-# "timestep"), but "ep" only as a whole run, since many words end with these letters.
+# Keywords, longer words first. Letters that end with one count too ("global_step",
+# "timestep"), but "ep" only as a whole word, because many words end with these letters.
 _KINDS = {"steps": "step", "step": "step"} | dict.fromkeys(
     ("iterations", "iteration", "iters", "iter", "itr", "updates", "update"), "iteration"
 )
 _KINDS |= {"epochs": "epoch", "epoch": "epoch", "ep": "epoch"}
-_ORDER = ("step", "iteration", "epoch")
-_CHECKPOINT = ("checkpoint", "ckpt", "ckp", "chkpt")  # "checkpoint5" of fairseq
-# Words before a keyword that make a setting of it, and words that only end like one.
+# Words before a keyword that make it a setting, and words that only end like one.
 _SETTINGS = {
     *("warmup", "max", "total", "decay", "grad", "accum", "accumulation", "sampling"),
     *("inference", "diffusion", "per", "every", "multi", "sub", "foot", "one"),
 }
-_FILLERS = ("number", "num", "no", "nr", "idx", "index", "count")
-# Words whose number is a quality, a setting, a size or a count of something else.
+# Words whose number is a score, a setting, a size or a count of something else.
 _OTHER_NUMBERS = {
     *("acc", "accuracy", "loss", "lr", "err", "error", "f1", "auc", "map", "iou", "miou", "psnr"),
-    *(
-        "ssim",
-        "bleu",
-        "wer",
-        "cer",
-        "ppl",
-        "perplexity",
-        "fid",
-        "score",
-        "top",
-        "top1",
-        "top5",
-        "dice",
-        "mae",
-    ),
+    *("ssim", "bleu", "wer", "cer", "ppl", "perplexity", "fid", "score", "top", "top1", "top5"),
+    *("dice", "mae"),
     *("mse", "rmse", "reward", "metric", "val", "valid", "test", "wd", "decay", "momentum"),
     *("dropout", "drop", "alpha", "beta", "gamma", "lambda", "eps", "temp", "temperature", "tau"),
     *("seed", "bs", "batch", "batchsize", "size", "img", "image", "res", "resolution", "dim"),
@@ -58,32 +39,8 @@ _OTHER_NUMBERS = {
     *("version", "ver", "v", "rev", "part", "shard", "node", "job", "task", "id", "split"),
     *("precision", "recall", "r2", "bits", "rate", "date", "time"),
 }
-_NO_MODEL = {
-    *("optimizer", "optimizers", "optimiser", "optim", "scheduler", "schedulers", "sched"),
-    *("scaler", "rng", "tokenizer", "metrics", "history", "config"),
-}
-_NO_MODEL_PHRASES = re.compile(
-    r"(^|[^a-z])(training[_-]args|trainer[_-]state|random[_-]states?|replay[_-]buffer|"
-    r"mp[_-]rank[_-]\d+)([^a-z]|$)"
-)
-_OPTIMIZERS = {"sgd", "adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lars", "lbfgs"}
-_JOINED = {"and", "with"}  # model_and_optimizer_10.pt holds a model
 _MULTIPLES = {"k": 3, "thousand": 3, "m": 6, "mil": 6, "million": 6, "b": 9, "g": 9, "billion": 9}
-_AFTER_NUMBERS = {"st", "nd", "rd", "th", *_KINDS}  # "7th", "10ep"
-_ODD_LETTERS = 2  # a longer run of letters after a number is a word
-# Names of networks and data sets whose number is a part of them.
-_FAMILIES = {
-    "resnet": {"18", "20", "32", "34", "44", "50", "56", "101", "110", "152"},
-    "vgg": {"11", "13", "16", "19"},
-    "densenet": {"121", "161", "169", "201"},
-    "cifar": {"10", "100"},
-}
-
-_NUMBER = re.compile(
-    r"(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+(?:\.[0-9]+)*)(?:e[+-]?[0-9]+)?"
-)
 _WORD = re.compile(r"[a-z]+")
-_GAP = re.compile(r"[\s_\-=:.#(\[]{0,3}")
 _DATE = re.compile(
     r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])"
     r"(?:[t_\-\s]{1,2}[0-2][0-9]([-_.:]?)[0-5][0-9](?:\2[0-5][0-9])?)?(?![0-9])"
@@ -93,7 +50,7 @@ _SHARD = re.compile(r"(?<![0-9])[0-9]+[-_]?of[-_]?[0-9]+(?![0-9])")
 
 @dataclass(frozen=True)
 class NamedStep:
-    """A number in a name, and what it counts."""
+    """A number in a name, and the quantity that it counts."""
 
     step: int
     kind: str  # "step", "iteration", "epoch" or "number"
@@ -101,7 +58,7 @@ class NamedStep:
 
 @dataclass(frozen=True)
 class _Number:
-    """A number as it is written, and where."""
+    """A number in a name, as text, with its position."""
 
     text: str
     begin: int
@@ -109,8 +66,8 @@ class _Number:
 
 
 def stem_of(name: str) -> str:
-    """The name of a checkpoint without its suffixes: "checkpoint_0010" of a ".pth.tar"."""
-    while len(name) > 1 and name.lower().rpartition(".")[2] in _ENDINGS and "." in name[1:]:
+    """Remove the suffixes of a checkpoint's name: "checkpoint_0010" of a ".pth.tar"."""
+    while name.lower().endswith(SUFFIXES) and "." in name[1:]:
         name = name[: name.rindex(".")]
     return name
 
@@ -119,44 +76,47 @@ def read_step(name: str) -> NamedStep | None:
     """Read the step from the name of a file or folder.
 
     Args:
-        name: The name: the number after "step" counts, else the one after "iteration" or "iter",
-            else the one after "epoch", else the only number that stands by itself.
+        name: The name. The step is the number after "step", otherwise the one after "iteration" or
+            "iter", otherwise the one after "epoch", otherwise the only separate number.
 
     Returns:
-        The step; None where there is none, or where the name is that of no model.
+        The step; None if there is none, or if the name is not that of a model.
 
     Raises:
-        CheckpointError: Several numbers compete, or the number is no whole one of 64 bits.
+        CheckpointError: The step is not clear, or is no whole number of 64 bits.
     """
+    number_pattern = (
+        r"(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+(?:\.[0-9]+)*)(?:e[+-]?[0-9]+)?"
+    )
     text = stem_of(name).lower()
-    if _holds_no_model(text):
+    if _has_no_model(text):
         return None
-    numbers = [_Number(match[0], *match.span()) for match in _NUMBER.finditer(text)]
+    numbers = [_Number(match[0], *match.span()) for match in re.finditer(number_pattern, text)]
     numbers = [whole for number in numbers for whole in _without_exponent_of_word(text, number)]
     by_kind: dict[str, list[_Number]] = {}
     for kind, number in _after_keywords(name, text, numbers):
         by_kind.setdefault(kind, []).append(number)
-    if _is_shard(text, [one for found in by_kind.values() for one in found]):
+    if _is_shard(text, [number for group in by_kind.values() for number in group]):
         return None
-    for kind in _ORDER:
+    for kind in ("step", "iteration", "epoch"):
         if kind in by_kind:
-            return NamedStep(_the_only(name, text, by_kind[kind]), kind)
-    bare = list(_bare(name, text, numbers))
-    return NamedStep(_the_only(name, text, bare), "number") if bare else None
+            return NamedStep(_common_value(name, text, by_kind[kind]), kind)
+    separate = list(_separate(name, text, numbers))
+    return NamedStep(_common_value(name, text, separate), "number") if separate else None
 
 
 def match_step(name: str, pattern: str) -> int | None:
-    """Read the step from a name by a pattern of the user's.
+    """Read the step from a name by a pattern of the user.
 
     Args:
         name: The name, with its suffixes.
         pattern: A regular expression with a group "step", which is searched in the name.
 
     Returns:
-        The step; None where the pattern is not found.
+        The step; None if the pattern does not match.
 
     Raises:
-        CheckpointError: What the group holds is no whole number of 64 bits.
+        CheckpointError: The group does not match a whole number of 64 bits.
     """
     match = re.search(pattern, name)
     if match is None:
@@ -165,24 +125,33 @@ def match_step(name: str, pattern: str) -> int | None:
     if not re.fullmatch("[0-9]+", digits) or int(digits) > _LARGEST:
         raise CheckpointError(
             f"the group 'step' of checkpoints.pattern matches {match['step']!r} in {name!r}",
-            "it must match a whole number below 2^63, digits alone",
+            "it must match a whole number below 2^63, in digits",
         )
     return int(digits)
 
 
-def _holds_no_model(text: str) -> bool:
-    if _NO_MODEL_PHRASES.search(text):
+def _has_no_model(text: str) -> bool:
+    phrases = (
+        r"(^|[^a-z])(training[_-]args|trainer[_-]state|random[_-]states?|replay[_-]buffer|"
+        r"mp[_-]rank[_-]\d+)([^a-z]|$)"
+    )
+    parts = {
+        *("optimizer", "optimizers", "optimiser", "optim", "scheduler", "schedulers", "sched"),
+        *("scaler", "rng", "tokenizer", "metrics", "history", "config"),
+    }
+    optimizers = {"sgd", "adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lars", "lbfgs"}
+    if re.search(phrases, text):
         return True
     words = _WORD.findall(text)
-    if _JOINED & set(words):
+    if {"and", "with"} & set(words):  # model_and_optimizer_10.pt has a model
         return False
-    # "optimizer_adam" is a setting of the run, not what the file holds.
+    # "optimizer_adam" is a setting of the run, not the content of the file.
     pairs = zip(words, [*words[1:], ""], strict=False)
-    return any(word in _NO_MODEL and after not in _OPTIMIZERS for word, after in pairs)
+    return any(word in parts and after not in optimizers for word, after in pairs)
 
 
 def _without_exponent_of_word(text: str, number: _Number) -> Iterator[_Number]:
-    """A number; without "e10" where that begins a word, as in "12e10x" it might."""
+    """Return a number, without "e10" if this begins a word, as in "12e10x"."""
     if "e" in number.text and number.end < len(text) and text[number.end].isalpha():
         plain = number.text[: number.text.index("e")]
         yield _Number(plain, number.begin, number.begin + len(plain))
@@ -191,7 +160,7 @@ def _without_exponent_of_word(text: str, number: _Number) -> Iterator[_Number]:
 
 
 def _after_keywords(name: str, text: str, numbers: list[_Number]) -> Iterator[tuple[str, _Number]]:
-    """Numbers that belong to a keyword: after it, or before it ("1000_steps")."""
+    """Iterate over numbers of keywords, which are after or before them ("1000_steps")."""
     at = {number.begin: number for number in numbers}
     ends = {number.end: number for number in numbers}
     claimed: set[_Number] = set()
@@ -220,22 +189,22 @@ def _after_keywords(name: str, text: str, numbers: list[_Number]) -> Iterator[tu
 
 def _keyword(text: str, word: re.Match[str]) -> str | None:
     letters = word[0]
-    found = next(
-        (one for one in _KINDS if (letters == one if one == "ep" else letters.endswith(one))), None
+    keyword = next(
+        (k for k in _KINDS if (letters == k if k == "ep" else letters.endswith(k))), None
     )
-    if found is None:
+    if keyword is None:
         return None
-    before = letters.removesuffix(found)
+    before = letters.removesuffix(keyword)
     if not before:
         previous = re.search(r"([a-z]+)[_\-\s]?$", text[: word.start()])
         before = previous[1] if previous else ""
-    return None if before in _SETTINGS else found
+    return None if before in _SETTINGS else keyword
 
 
 def _number_after(text: str, place: int, at: dict[int, _Number]) -> _Number | None:
-    filler = re.compile(rf"[_\-\s]?(?:{'|'.join(_FILLERS)})(?![a-z])").match(text, place)
+    filler = re.compile(r"[_\-\s]?(?:number|num|no|nr|idx|index|count)(?![a-z])").match(text, place)
     place = filler.end() if filler else place
-    gap = _GAP.match(text, place)
+    gap = re.compile(r"[\s_\-=:.#(\[]{0,3}").match(text, place)
     assert gap is not None  # it may be empty
     if len(gap[0]) > 1 and gap[0].endswith("-"):
         return None  # a negative number, as in "step=-1"
@@ -245,7 +214,7 @@ def _number_after(text: str, place: int, at: dict[int, _Number]) -> _Number | No
 def _number_before(
     text: str, word: re.Match[str], keyword: str, ends: dict[int, _Number]
 ) -> _Number | None:
-    """The number right before a keyword, perhaps with a multiple: "1000_steps", "10ksteps"."""
+    """Return the number before a keyword, perhaps with a multiple: "1000_steps", "10ksteps"."""
     between = word[0].removesuffix(keyword)
     if between and between not in _MULTIPLES and between not in {"train", "training", "global"}:
         return None
@@ -259,36 +228,41 @@ def _number_before(
 
 
 def _is_free(text: str, number: _Number) -> bool:
-    """Return whether no word before it says that the number is of something else, and no date has it."""
+    """Return whether a number is not in a date, and not that of another word before it."""
     before = text[: number.begin]
     if before and before[-1].isalpha():
         return False
     word = re.search(r"(f1|r2|top[15]|[a-z]+)[\s_\-=:.#(\[]{0,3}$", before)
-    if word and (word[1] in _OTHER_NUMBERS or _ends_like_keyword(word[1])):
+    # Words that end like a keyword are settings, such as "warmup_steps_100".
+    keywords = tuple(keyword for keyword in _KINDS if keyword != "ep")
+    if word and (word[1] in _OTHER_NUMBERS or word[1].endswith(keywords)):
         return False
     inside = (match.span() for match in (*_DATE.finditer(text), *_SHARD.finditer(text)))
     return not any(begin <= number.begin < end for begin, end in inside)
 
 
-def _ends_like_keyword(word: str) -> bool:
-    """Return whether a word ends like a keyword that a setting is named by, as in "warmup_steps_100"."""
-    return any(word.endswith(one) for one in _KINDS if one != "ep")
-
-
 def _is_shard(text: str, claimed: list[_Number]) -> bool:
-    """Return whether a name is that of one of several parts; "epoch_10_of_100" is none."""
+    """Return whether a name is that of one of several parts, unlike "epoch_10_of_100"."""
     starts = {number.begin for number in claimed}
     return any(match.start() not in starts for match in _SHARD.finditer(text))
 
 
-def _bare(name: str, text: str, numbers: list[_Number]) -> Iterator[_Number]:
-    """Numbers that stand by themselves, or after a word for a checkpoint."""
+def _separate(name: str, text: str, numbers: list[_Number]) -> Iterator[_Number]:
+    """Iterate over separate numbers, and numbers after a word for a checkpoint."""
+    checkpoint = ("checkpoint", "ckpt", "ckp", "chkpt")  # such as "checkpoint5" of fairseq
+    # Names of networks and data sets that include a number.
+    families = {
+        "resnet": {"18", "20", "32", "34", "44", "50", "56", "101", "110", "152"},
+        "vgg": {"11", "13", "16", "19"},
+        "densenet": {"121", "161", "169", "201"},
+        "cifar": {"10", "100"},
+    }
     for number in numbers:
         before, after = text[: number.begin], text[number.end : number.end + 1]
         word = re.search(r"([a-z]+)[\s_\-]?$", before)
-        is_glued = before[-1:].isalpha() and not before.endswith(_CHECKPOINT)
+        is_glued = before[-1:].isalpha() and not before.endswith(checkpoint)
         is_plain = re.fullmatch(r"[0-9]+|[0-9]{1,3}(,[0-9]{3})+", number.text)
-        of_checkpoint = before.rstrip("_-=. ").endswith(_CHECKPOINT)
+        of_checkpoint = before.rstrip("_-=. ").endswith(checkpoint)
         if of_checkpoint and after and after in "kmb" and not is_glued:
             tail = text[number.end + 1 : number.end + 2]
             if not tail.isalnum():  # "checkpoint-100k"
@@ -298,9 +272,9 @@ def _bare(name: str, text: str, numbers: list[_Number]) -> Iterator[_Number]:
             continue
         if re.search(r"[a-z0-9][_=:(\[]-$|--$", before):
             continue  # a negative number
-        if not before.endswith(_CHECKPOINT) and not _is_free(text, number):
+        if not before.endswith(checkpoint) and not _is_free(text, number):
             continue
-        if word and number.text in _FAMILIES.get(word[1], ()):
+        if word and number.text in families.get(word[1], ()):
             raise CheckpointError(
                 f"{name!r} may be of step {number.text}, or the number is a part of "
                 f"'{word[1]} {number.text}'",
@@ -309,8 +283,8 @@ def _bare(name: str, text: str, numbers: list[_Number]) -> Iterator[_Number]:
         yield number
 
 
-def _the_only(name: str, text: str, numbers: list[_Number]) -> int:
-    """The value of numbers that all are the same."""
+def _common_value(name: str, text: str, numbers: list[_Number]) -> int:
+    """Return the value of numbers that must all be equal."""
     values = {_value(name, text, number) for number in numbers}
     if len(values) > 1:
         raise _competing(name, numbers)
@@ -323,7 +297,7 @@ def _competing(name: str, numbers: list[_Number]) -> CheckpointError:
 
 
 def _value(name: str, text: str, number: _Number) -> int:
-    """A number as an integer: with thousands, an exponent, or a multiple ("5k", "1.5M")."""
+    """Convert a number with thousands, an exponent, or a multiple ("5k", "1.5M") to an integer."""
     after = text[number.end :]
     multiple = _multiple(after)
     mantissa, _, exponent = number.text.replace(",", "").partition("e")
@@ -333,7 +307,8 @@ def _value(name: str, text: str, number: _Number) -> int:
         )
     power = int(exponent or 0) + _MULTIPLES.get(multiple, 0)
     digits = len(mantissa.partition(".")[0].lstrip("0"))
-    if not -_DIGITS <= power <= _DIGITS or digits + power > _DIGITS:
+    most = 19  # digits of the largest number
+    if not -most <= power <= most or digits + power > most:
         raise _beyond(name)
     value = Decimal(mantissa).scaleb(power)
     if value > _LARGEST:
@@ -346,21 +321,22 @@ def _value(name: str, text: str, number: _Number) -> int:
 
 
 def _multiple(after: str) -> str:
-    """The multiple at the beginning of what follows a number; empty where there is none."""
+    """Return the multiple at the beginning of the text after a number; empty if there is none."""
     spelt = re.match(r"[\s_\-]?(thousand|million|billion)(?![a-z])", after)
     if spelt:
         return spelt[1]
     word = _WORD.match(after)
     if word is None or word[0] in _KINDS:
         return ""
-    # "10ksteps": what follows the multiple is the keyword.
-    return next((one for one in _MULTIPLES if word[0].removeprefix(one) in {"", *_KINDS}), "")
+    # In "10ksteps" the keyword follows the multiple.
+    return next((m for m in _MULTIPLES if word[0].removeprefix(m) in {"", *_KINDS}), "")
 
 
 def _is_odd(number: str, after: str, multiple: str) -> bool:
-    """Return whether a number goes on in a way that makes its value doubtful."""
+    """Return whether the text after a number makes its value doubtful."""
     word = _WORD.match(after)
-    if word and len(word[0]) <= _ODD_LETTERS and not multiple and word[0] not in _AFTER_NUMBERS:
+    usual = {"st", "nd", "rd", "th", *_KINDS}  # "7th", "10ep"
+    if word and len(word[0]) <= 2 and not multiple and word[0] not in usual:
         is_next = re.match(r"(v|r|s|f)[0-9]|ep[0-9=_\-]", after)  # "step10v2", "step10s3"
         if not is_next:
             return True

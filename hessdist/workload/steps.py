@@ -1,4 +1,4 @@
-"""Checkpoints of a run: found in a folder, ordered by step, selected. Files are not opened."""
+"""Finding the checkpoints of a run in a folder by their names, without opening files."""
 
 from __future__ import annotations
 
@@ -11,43 +11,35 @@ from pathlib import Path
 
 from hessdist.errors import CheckpointError
 from hessdist.workload.folders import global_step, look_into
+from hessdist.workload.listing import listed
 from hessdist.workload.step_names import REMEDY, SUFFIXES, match_step, read_step
-
-_NEAR = 3  # steps that a message names
-_SHOWN = 3  # files that a message names
-_SELECTION = re.compile(r"\d+|\d*:\d*(:[1-9]\d*)?")
-# A folder of such a name is meant as a checkpoint, whatever is in it.
-_MEANT = re.compile(
-    r"(global[-_]?)?(step|iter|iteration|epoch|checkpoint|ckpt)s?[-_=]?[0-9]+", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A checkpoint, a file or a folder, and the training step it was written at."""
+    """A checkpoint, which is a file or a folder, and the training step at which it was written."""
 
     step: int
     path: Path
     remark: str = field(default="", compare=False)
-    """What a person should know about how it was found."""
+    """A remark for the user on how the step was found."""
 
 
 def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkpoint]:
     """Find the checkpoints of a run.
 
     Args:
-        directory: A folder of files or folders whose names hold the step, as `step_of` reads it; or
-            a folder that is itself one checkpoint of Hugging Face's libraries or of
+        directory: A folder of files or folders whose names have the step (see `step_of`), or a
+            folder that is itself one checkpoint of Hugging Face's libraries or of
             torch.distributed.checkpoint.
-        pattern: A regular expression with a group "step": only names that it is found in are those
-            of checkpoints.
+        pattern: A regular expression with a group "step"; other names are not checkpoints.
 
     Returns:
-        Checkpoints by increasing step (a number, not text).
+        The checkpoints by increasing step (a number, not text).
 
     Raises:
-        CheckpointError: No such folder, no checkpoint in it, two of one step, a name with several
-            numbers, or names that count different things.
+        CheckpointError: The folder does not exist, it has no checkpoint or two of one step, a name
+            has several numbers, or the numbers mean different things.
     """
     if not os.path.isdir(directory):  # noqa: PTH112 - it raises nothing
         what = "is no folder" if os.path.lexists(directory) else "does not exist"
@@ -55,24 +47,25 @@ def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
             f"the checkpoint folder {directory} {what}",
             "run `hessdist train` with the same job file, or correct checkpoints.directory",
         )
-    found = scan_checkpoints(directory, pattern)
-    if not found:
-        raise CheckpointError(*_nothing(directory, pattern))
-    return found
+    checkpoints = scan_checkpoints(directory, pattern)
+    if not checkpoints:
+        raise CheckpointError(*_no_checkpoint(directory, pattern))
+    return checkpoints
 
 
 def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkpoint]:
-    """`find_checkpoints` where there may be none yet.
+    """Find the checkpoints of a run, of which there may be none yet.
 
     Args:
-        directory: The folder, which may not be there yet either.
-        pattern: As `find_checkpoints`.
+        directory: The folder, which may not exist yet.
+        pattern: A regular expression with a group "step"; other names are not checkpoints.
 
     Returns:
         Checkpoints by increasing step.
 
     Raises:
-        CheckpointError: As `find_checkpoints`.
+        CheckpointError: There are two checkpoints of one step, a name has several numbers, or the
+            numbers mean different things.
     """
     try:
         return _scanned(directory, pattern)
@@ -84,19 +77,19 @@ def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
 
 
 def step_of(path: Path, pattern: str | None = None) -> int | None:
-    """The training step in the name of a file or folder.
+    """Read the training step from the name of a file or folder.
 
     Args:
-        path: The file or folder. The number after "step" counts ("epoch=0-step=10.ckpt" is 10),
-            else the one after "iteration" or "iter", else the one after "epoch", else the only
-            number that stands by itself ("model_0050.pt").
+        path: The file or folder. The step is the number after "step" ("epoch=0-step=10.ckpt" is
+            10), otherwise the one after "iteration" or "iter", otherwise the one after "epoch",
+            otherwise the only separate number ("model_0050.pt").
         pattern: A regular expression with a group "step", which is used instead.
 
     Returns:
-        The step; None where there is none, or where the name is that of no model.
+        The step; None if there is none, or if the name is not that of a model.
 
     Raises:
-        CheckpointError: Several numbers compete, or it is no whole number of 64 bits.
+        CheckpointError: The step is not clear, or is no whole number of 64 bits.
     """
     if pattern is not None:
         return match_step(path.name, pattern)
@@ -105,7 +98,7 @@ def step_of(path: Path, pattern: str | None = None) -> int | None:
 
 
 def _scanned(directory: Path, pattern: str | None) -> list[Checkpoint]:
-    found: dict[int, Checkpoint] = {}
+    checkpoints: dict[int, Checkpoint] = {}
     kinds: dict[str, Path] = {}
     for path in _listed(directory):
         if path.name.startswith((".", "tmp-")) or not _may_be(path, pattern):
@@ -119,14 +112,14 @@ def _scanned(directory: Path, pattern: str | None) -> list[Checkpoint]:
                 kinds.setdefault(named.kind, path)
         if step is None:
             continue
-        if step in found:
+        if step in checkpoints:
             raise CheckpointError(
-                f"{path} and {found[step].path.name} are both of step {step}",
+                f"{path} and {checkpoints[step].path.name} are both of step {step}",
                 f"move one away, or {REMEDY}",
             )
-        found[step] = Checkpoint(step, path)
+        checkpoints[step] = Checkpoint(step, path)
     _refuse_mixed(kinds)
-    return sorted(found.values()) or _itself(directory, pattern)
+    return sorted(checkpoints.values()) or _itself(directory, pattern)
 
 
 def _listed(directory: Path) -> list[Path]:
@@ -135,13 +128,15 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _may_be(path: Path, pattern: str | None) -> bool:
-    """Return whether an entry of a folder is of a kind that may be a checkpoint."""
+    """Return whether an entry of a folder may be a checkpoint."""
     if path.name.lower().endswith(SUFFIXES):
         return True
     if path.is_dir():
-        is_named = _MEANT.fullmatch(path.name) if pattern is None else re.search(pattern, path.name)
+        # A folder with such a name is a checkpoint, with any content.
+        usual = r"(?i:(global[-_]?)?(step|iter|iteration|epoch|checkpoint|ckpt)s?[-_=]?[0-9]+)"
+        is_named = re.search(pattern, path.name) if pattern else re.fullmatch(usual, path.name)
         return is_named is not None or look_into(path) is not None
-    # A pattern that goes to the end of the name has seen the suffix, too.
+    # A pattern that matches to the end of the name includes the suffix.
     match = re.search(pattern, path.name) if pattern else None
     return match is not None and match.end() == len(path.name)
 
@@ -150,14 +145,14 @@ def _refuse_mixed(kinds: dict[str, Path]) -> None:
     others = [path for kind, path in kinds.items() if kind != "epoch"]
     if "epoch" in kinds and others:
         raise CheckpointError(
-            f"{kinds['epoch']} is named by its epoch and {others[0].name} is not: their numbers "
+            f"{kinds['epoch']} is named by its epoch, but {others[0].name} is not: their numbers "
             "mean different things",
             f"move some away, or {REMEDY}",
         )
 
 
 def _itself(directory: Path, pattern: str | None) -> list[Checkpoint]:
-    """The folder as one checkpoint, where it is one."""
+    """Return the folder itself as one checkpoint, if it is one."""
     if look_into(directory) is None:
         return []
     step = step_of(directory.resolve(), pattern)
@@ -170,21 +165,21 @@ def _itself(directory: Path, pattern: str | None) -> list[Checkpoint]:
     return [Checkpoint(step, directory, remark)]
 
 
-def _nothing(directory: Path, pattern: str | None) -> tuple[str, str]:
-    """Return that there is no checkpoint, and what there is."""
+def _no_checkpoint(directory: Path, pattern: str | None) -> tuple[str, str]:
+    """Return the message and the remedy for a folder without checkpoints."""
     train = "run `hessdist train` with the same job file, or correct checkpoints.directory"
     others = [path.name for path in _listed(directory) if not path.name.startswith(".")]
     if pattern is not None and others:
         return (
-            f"the folder {directory} holds no checkpoint whose name has checkpoints.pattern "
-            f"'{pattern}'; it holds {_some(others)}",
+            f"the folder {directory} holds no checkpoint whose name matches checkpoints.pattern "
+            f"'{pattern}'; it holds {listed(others)}",
             f"correct the pattern, or {train}",
         )
     stepless = [name for name in others if name.lower().endswith(SUFFIXES)]
     if stepless:
         return (
             f"the folder {directory} holds no checkpoint with the step in its name; it holds "
-            f"{_some(stepless)}",
+            f"{listed(stepless)}",
             f"{REMEDY}; or {train}",
         )
     return (
@@ -194,80 +189,63 @@ def _nothing(directory: Path, pattern: str | None) -> tuple[str, str]:
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(printable, names[:_SHOWN])) + more
-
-
-def printable(name: str) -> str:
-    """A name without control characters, for a message.
+def select_checkpoints(checkpoints: Sequence[Checkpoint], selection: str) -> list[Checkpoint]:
+    """Select checkpoints by their steps.
 
     Args:
-        name: Any text.
+        checkpoints: The checkpoints by increasing step.
+        selection: Steps and ranges, separated by commas: "0,50,500:2000:100" selects 0, 50, and
+            500, 600, ... up to 2000 inclusive, as far as they exist; "500:" selects all from 500.
 
     Returns:
-        The same, or its representation in ASCII.
-    """
-    return name if name.isprintable() else ascii(name)
-
-
-def select_checkpoints(found: Sequence[Checkpoint], words: str) -> list[Checkpoint]:
-    """Those of some steps.
-
-    Args:
-        found: Checkpoints by increasing step.
-        words: Steps and ranges, separated by commas: "0,50,500:2000:100" takes 0, 50, and 500, 600,
-            ... up to 2000 inclusive; "500:" all from there on. Of a range, those that exist.
-
-    Returns:
-        Checkpoints by increasing step.
+        The selected checkpoints by increasing step.
 
     Raises:
-        CheckpointError: The words are no selection, or no checkpoint has a step that they name.
+        CheckpointError: The selection is not valid, or no checkpoint has a selected step.
     """
     chosen: set[int] = set()
-    steps = [checkpoint.step for checkpoint in found]
-    for word in words.split(","):
-        if not _SELECTION.fullmatch(word.strip()):
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    for item in selection.split(","):
+        if not re.fullmatch(r"\d+|\d*:\d*(:[1-9]\d*)?", item.strip()):
             raise CheckpointError(
-                f"--checkpoints {words}: '{word}' is no step and no range",
+                f"--checkpoints {selection}: '{item}' is no step and no range",
                 "write steps and ranges such as 0,50,500:2000:100",
             )
-        first, *rest = word.strip().split(":")
+        first, *rest = item.strip().split(":")
         begin = int(first or 0)
         end = begin if not rest else int(rest[0] or max(steps, default=begin))
         stride = int(rest[1]) if len(rest) > 1 else 1
         taken = {step for step in steps if begin <= step <= end and (step - begin) % stride == 0}
         if not taken:
-            near = ", ".join(map(str, sorted(steps, key=lambda step: abs(step - begin))[:_NEAR]))
+            near = ", ".join(map(str, sorted(steps, key=lambda step: abs(step - begin))[:3]))
             raise CheckpointError(
-                f"--checkpoints {words}: there is no checkpoint of step {word.strip()}",
-                f"near it are {near}",
+                f"--checkpoints {selection}: there is no checkpoint of step {item.strip()}",
+                f"the nearest are {near}",
             )
         chosen |= taken
-    return [checkpoint for checkpoint in found if checkpoint.step in chosen]
+    return [checkpoint for checkpoint in checkpoints if checkpoint.step in chosen]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What tells one content of a checkpoint from the next without reading it."""
+    """Numbers that change with the content of a checkpoint, found without reading it."""
 
     size: int
     modified: int  # ns
-    inode: int  # of a folder, a hash of those of its files
+    inode: int  # for a folder, a hash of those of its files
 
 
 def signature(path: Path) -> Signature:
-    """The present signature of a checkpoint.
+    """Return the present signature of a checkpoint.
 
     Args:
         path: The file, or the folder.
 
     Returns:
-        Its signature: of a folder, that of all files that hold the model.
+        The signature; for a folder, of all files that have the model.
 
     Raises:
-        CheckpointError: It is gone.
+        CheckpointError: The checkpoint does not exist any more.
     """
     try:
         status = path.stat()
@@ -279,10 +257,10 @@ def signature(path: Path) -> Signature:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error.strerror})", "correct its path"
         ) from error
-    names = [f"{name} {one.st_ino} {one.st_size} {one.st_mtime_ns}" for name, one in files.items()]
+    names = [f"{name} {s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in files.items()]
     digest = hashlib.sha256("\n".join(names).encode()).digest()
     return Signature(
-        sum(one.st_size for one in files.values()),
-        max(one.st_mtime_ns for one in files.values()),
+        sum(status.st_size for status in files.values()),
+        max(status.st_mtime_ns for status in files.values()),
         int.from_bytes(digest[:7], "big"),
     )

@@ -1,4 +1,4 @@
-"""Many two-layer networks at once, each on data of its own, with Hessians in closed form."""
+"""Many two-layer networks at once, each on its own data, with Hessians in closed form."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Activation = Literal["tanh", "identity"]
 
 @dataclass(frozen=True)
 class TwoLayerNetworks:
-    """K networks ŷ = W₂ f(W₁ x) without biases, and their losses ‖Ŷ − Y‖² / (2m).
+    """K networks ŷ = W₂ f(W₁ x) without biases, with losses ‖Ŷ − Y‖² / (2m).
 
-    A row of parameters is W₁ and then W₂, each by rows, as those of a `torch.nn.Module` are.
-    Second derivatives are written out: a matrix takes a sixth of the time that differentiating
-    twice by torch.func takes (two layers of 8 units, 64 samples).
+    A row of parameters is W₁ and then W₂, each by rows, as in a `torch.nn.Module`. Second
+    derivatives are written out: a matrix takes a sixth of the time that torch.func needs to
+    differentiate twice (two layers of 8 units, 64 samples).
 
     Raises:
         WorkloadError: Data sets and targets differ in number or size.
@@ -40,21 +40,21 @@ class TwoLayerNetworks:
 
     @property
     def size(self) -> int:
-        """Parameters of a network, d = h (n + c)."""
+        """The number of parameters of a network, d = h (n + c)."""
         return self.hidden * (self.inputs.shape[2] + self.targets.shape[2])
 
     def of(self, rows: Tensor) -> TwoLayerNetworks:
-        """Some of the networks, by number or by a mask (K,)."""
+        """Select networks by numbers or by a mask (K,)."""
         return TwoLayerNetworks(self.inputs[rows], self.targets[rows], self.hidden, self.activation)
 
     def losses_and_gradients(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each network and its gradient.
+        """Compute the loss of each network and its gradient.
 
         Args:
-            theta: (K, d).
+            theta: The parameters, (K, d).
 
         Returns:
-            (K,) and (K, d).
+            The losses, (K,), and the gradients, (K, d).
         """
         m = self.inputs.shape[1]
         _, second, z, slope, _, errors = self._forward(theta)
@@ -64,13 +64,13 @@ class TwoLayerNetworks:
         return losses, torch.cat([by_first.flatten(1), by_second.flatten(1)], 1) / m
 
     def hessians(self, theta: Tensor) -> Tensor:
-        """The Hessian of each network's loss.
+        """Compute the Hessian of each network's loss.
 
         Args:
-            theta: (K, d).
+            theta: The parameters, (K, d).
 
         Returns:
-            (K, d, d), symmetric.
+            The Hessians, (K, d, d), symmetric.
         """
         x, h = self.inputs, self.hidden
         count, m, n = x.shape
@@ -90,16 +90,16 @@ class TwoLayerNetworks:
         last = z.new_zeros(count, outputs, h, outputs, h)
         last[:, rows, :, rows, :] = z.mT @ z
         cut = h * n
-        found = z.new_empty(count, self.size, self.size)
-        found[:, :cut, :cut] = both.reshape(count, cut, cut)
-        found[:, :cut, cut:] = mixed.reshape(count, cut, -1)
-        found[:, cut:, :cut] = found[:, :cut, cut:].mT
-        found[:, cut:, cut:] = last.reshape(count, self.size - cut, -1)
-        found = found / m
-        return (found + found.mT) / 2
+        hessian = z.new_empty(count, self.size, self.size)
+        hessian[:, :cut, :cut] = both.reshape(count, cut, cut)
+        hessian[:, :cut, cut:] = mixed.reshape(count, cut, -1)
+        hessian[:, cut:, :cut] = hessian[:, :cut, cut:].mT
+        hessian[:, cut:, cut:] = last.reshape(count, self.size - cut, -1)
+        hessian = hessian / m
+        return (hessian + hessian.mT) / 2
 
     def _forward(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """W₁, W₂, f(a), f'(a), f''(a) at a = X W₁ᵀ, and the errors Ŷ − Y."""
+        """Compute W₁, W₂, f(a), f'(a), f''(a) at a = X W₁ᵀ, and the errors Ŷ − Y."""
         n, outputs = self.inputs.shape[2], self.targets.shape[2]
         first, second = torch.split(theta, [self.hidden * n, self.hidden * outputs], dim=1)
         first = first.view(-1, self.hidden, n)

@@ -1,4 +1,4 @@
-"""What the user's model and loss raise, and what PyTorch raises on their behalf, as one line."""
+"""Errors of the user's model and loss, and of PyTorch in them, in one line with a remedy."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import torch
 
 from hessdist.errors import HessdistError, WorkloadError
 
-_LONGEST = 200  # characters of a message that is passed on
-
-_NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
-
-# What serves instead of operations that PyTorch differentiates once.
-_INSTEAD = {
+# Remedies for operations that PyTorch differentiates only once.
+_REPLACEMENTS = {
     "ctc_loss": "write the recursion of CTC with logsumexp, or analyse the network below it",
     "segment_reduce": "use index_add or scatter_reduce",
     "flash_attention": "use torch.nn.functional.scaled_dot_product_attention",
     "efficient_attention": "use torch.nn.functional.scaled_dot_product_attention",
-    "cudnn_rnn": "use torch.nn.LSTM, GRU or RNN as they come",
+    "cudnn_rnn": "use torch.nn.LSTM, GRU or RNN",
     "pdist": "use torch.cdist",
 }
 
-# Other causes that PyTorch's messages tell, with what and the remedy.
+# Other causes, by patterns of PyTorch's messages, each with its remedy.
 _CAUSES = (
     (
         re.compile(r"once_differentiable"),
@@ -35,7 +31,7 @@ _CAUSES = (
     (
         re.compile(r"support double backward|donated buffer"),
         "a part of the model or the loss was compiled, and compiled code has no second derivative",
-        "pass it as it was before torch.compile",
+        "pass it without torch.compile",
     ),
     (
         re.compile(r"use_reentrant=True|[Cc]heckpointing is not compatible with \.grad"),
@@ -44,13 +40,13 @@ _CAUSES = (
     ),
     (
         re.compile(r"strides should be multiple of 16|_grouped_mm"),
-        "the model multiplies its experts by a fused kernel that does not take these sizes",
+        "the model multiplies its experts by a fused kernel that does not support these sizes",
         "choose the plain one (in transformers: experts_implementation='eager')",
     ),
     (
         re.compile(r"'Tensor' object is not callable"),
-        "the loss was called with (outputs, targets) and calls one of them, as a loss of (model, "
-        "batch) does",
+        "the loss was called with (outputs, targets), but it calls one of them like a loss of "
+        "(model, batch)",
         "name its first parameter `model`",
     ),
 )
@@ -58,17 +54,17 @@ _CAUSES = (
 
 @contextmanager
 def evaluating(what: str) -> Iterator[None]:
-    """Turn what PyTorch and the user's code raise when a model is evaluated into one line.
+    """Convert errors of PyTorch and of the user's code in an evaluation to one line.
 
     Args:
-        what: What is evaluated ("batch 3").
+        what: The name of the evaluated data ("batch 3").
 
     Yields:
         Nothing.
 
     Raises:
-        WorkloadError: The model or the loss cannot be evaluated or differentiated there.
-        HessdistError: Passed on as it is.
+        WorkloadError: The model or the loss cannot be evaluated or differentiated.
+        HessdistError: An error of hessdist itself, without changes.
     """
     try:
         yield
@@ -85,22 +81,22 @@ def evaluating(what: str) -> Iterator[None]:
 
 
 def explained(error: Exception) -> tuple[str, str]:
-    """Say what an error of PyTorch's or of the user's code means.
+    """Explain an error of PyTorch or of the user's code.
 
     Args:
         error: The error.
 
     Returns:
-        What it is, and the remedy.
+        The cause and the remedy.
     """
     text = str(error)
-    missing = _NO_DERIVATIVE.search(text)
+    missing = re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", text)
     if missing:
         operation = missing[1].removesuffix("_backward").lstrip("_")
-        instead = next((text for name, text in _INSTEAD.items() if name in operation), None)
+        replacement = next((r for name, r in _REPLACEMENTS.items() if name in operation), None)
         return (
             f"PyTorch has no second derivative of {operation}",
-            instead or "write that operation of the model or the loss by others that have one",
+            replacement or "replace this operation of the model or the loss by others",
         )
     for pattern, cause, remedy in _CAUSES:
         if pattern.search(text):
@@ -112,5 +108,5 @@ def explained(error: Exception) -> tuple[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut where it is long."""
-    return (str(error).strip().splitlines() or ["no message"])[0][:_LONGEST]
+    """Return the first line of an error's message, up to 200 characters."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]

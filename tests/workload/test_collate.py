@@ -321,7 +321,7 @@ def image() -> Any:
         (lambda i: (x_of(i), None if i else 1), r"sample 6 is None \(at \[1\]\)"),
         (lambda i: (torch.ones(2 + i), i), r"sample 6 is of shape \(3,\), and sample 5 is of "
          r"\(2,\) \(at \[0\]\); .*data.collate"),
-        (lambda i: {"a": {"ids": [1] * (i + 1)}}, r"sample 6 is a list of 2, .*one of 1 "
+        (lambda i: {"a": {"ids": [1] * (i + 1)}}, r"sample 6 is a list of 2, .*a list of 1 "
          r"\(at \['a'\]\['ids'\]\); .*data.collate"),
         (lambda i: {"ids": [[1], [1] * (i + 1)]}, r"lists of different lengths.*\['ids'\]"),
         (lambda i: {"ids": [1, None if i else 2]}, r"sample 6 is None \(at \['ids'\]"),

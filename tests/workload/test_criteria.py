@@ -216,7 +216,7 @@ def test_labels_that_do_not_count_are_in_range(ignored: int) -> None:
     labels.check(z, torch.full((4, 2), ignored))
     assert labels.of_each_sample(y).tolist() == [1, 0, 2, 1]
     y[2, 0] = 3
-    with pytest.raises(DataError, match=r"labels are 0 \.\.\. 3, and .* outputs 0 \.\.\. 2"):
+    with pytest.raises(DataError, match=r"labels are 0 \.\.\. 3, but .* outputs 0 \.\.\. 2"):
         labels.check(z, y)
 
 

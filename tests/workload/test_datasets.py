@@ -462,15 +462,15 @@ class Length:
 @pytest.mark.parametrize(
     ("lengths", "says"),
     [
-        ([-5], r"cannot be had \(ValueError"),
-        (["forty"], r"cannot be had \(TypeError"),
-        ([3.0], r"cannot be had \(TypeError"),
-        ([None], r"cannot be had \(TypeError"),
-        ([2**70], r"cannot be had \(OverflowError"),
-        ([RuntimeError("no length\ntoday")], r"cannot be had \(RuntimeError: no length\)"),
-        ([4, 5], "has 4 samples and, asked again, 5"),
-        ([5, 4], "has 5 samples and, asked again, 4"),
-        ([5, RuntimeError("no")], "cannot be had"),
+        ([-5], r"has no length \(ValueError"),
+        (["forty"], r"has no length \(TypeError"),
+        ([3.0], r"has no length \(TypeError"),
+        ([None], r"has no length \(TypeError"),
+        ([2**70], r"has no length \(OverflowError"),
+        ([RuntimeError("no length\ntoday")], r"has no length \(RuntimeError: no length\)"),
+        ([4, 5], "has 4 samples, and then 5"),
+        ([5, 4], "has 5 samples, and then 4"),
+        ([5, RuntimeError("no")], "has no length"),
     ],
 )
 def test_a_length_that_is_none_is_refused_in_one_line(lengths: list[Any], says: str) -> None:
@@ -632,7 +632,7 @@ def test_a_data_set_of_the_users_gets_the_folder_of_the_environment_as_built_in_
     [
         ("minst", {}, "did you mean 'mnist'"),
         ("data_of_a_user:stream", {}, "returned generator, not a map-style data set; .*list"),
-        ("data_of_a_user:Grows", {}, "has 1 samples and, asked again, 2"),
+        ("data_of_a_user:Grows", {}, "has 1 samples, and then 2"),
         ("data_of_a_user:loader", {}, "DataLoader.*loader.dataset"),
         ("data_of_a_user:Squares", {"sizes": 4}, "data.arguments do not fit Squares"),
         ("data_of_a_user:rootless", {}, "missing a required argument: 'size'"),
@@ -683,7 +683,7 @@ def test_smaller_subsets_are_part_of_larger_ones(subset: Any) -> None:
         (1797, 1e-9, None, "no sample is left.*1797.*data.fraction = 1e-09"),
         (0, None, None, "no sample is left: the data set is empty"),
         (0, 0.5, None, "no sample is left: the data set is empty"),
-        (1797, None, 1798, "data.samples = 1798 and the data set has 1797"),
+        (1797, None, 1798, "data.samples is 1798, but the data set has 1797"),
     ],
 )
 def test_no_samples_and_more_than_there_are_are_refused(

@@ -81,7 +81,7 @@ def test_anything_that_can_be_called_is_a_factory(
         ("made_by_a_user:", "write 'package.module:callable'"),
         (":make", "write 'package.module:callable'"),
         ("made_by_a_user:mkae", "has no attribute 'mkae'.*did you mean 'make'"),
-        ("made_by_a_user:zzz", "has no attribute 'zzz'.*looked for in .*made_by_a_user.py"),
+        ("made_by_a_user:zzz", "has no attribute 'zzz'.*define it in .*made_by_a_user.py"),
         ("made_by_a_user:Made.of_tow", "did you mean 'of_two'"),
         ("made_by_a_user:number", "is not callable, it is an int; name a function"),
         ("made_by_nobody:make", "No module named 'made_by_nobody'.*check the spelling"),

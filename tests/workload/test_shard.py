@@ -20,7 +20,7 @@ from hessdist.workload.datasets import ImageDataset
 from hessdist.workload.nestings import count_bytes, map_tensors
 from hessdist.workload.sending import why_not_sent
 from hessdist.workload.shard import Shard
-from hessdist.workload.shard import _tell as tell
+from hessdist.workload.shard import _warn as warn
 
 CPU = torch.device("cpu")
 
@@ -286,7 +286,7 @@ def test_whatever_a_sample_raises_is_one_short_line_that_names_it(
 def test_errors_come_back_whole_from_processes_that_read_ahead() -> None:
     dataset = Failing("recursion")  # ends in a process of its own as well, and cannot be sent
     made = shard(dataset, range(10), memory=0, workers=1)
-    assert not made.reads_here
+    assert not made.reads_in_process
     found = made.batches()
     assert next(found)[1][1].tolist() == [0, 1, 2, 3]
     with pytest.raises(DataError, match=r"sample 5 cannot be read \(RecursionError") as caught:
@@ -331,10 +331,10 @@ def of_a_module_that_is_gone() -> Any:
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    tell.cache_clear()
+    warn.cache_clear()
     caplog.set_level(logging.WARNING, "hessdist")
     yield caplog
-    tell.cache_clear()
+    warn.cache_clear()
 
 
 def held_by(tmp_path: Path) -> dict[str, tuple[Callable[[], Any], str]]:
@@ -365,7 +365,7 @@ def test_what_cannot_be_given_to_a_process_is_read_here_and_said_once(
     for _ in range(2):
         made = shard(dataset, range(6), memory=0, workers=2)
         assert labels(made) == [[0, 1, 2, 3], [4, 5]]
-        assert made.reads_here
+        assert made.reads_in_process
     (record,) = told.records
     assert reason in record.getMessage()
     assert "\n" not in record.getMessage()
@@ -388,7 +388,7 @@ def test_nothing_is_said_where_nothing_would_be_read_ahead_or_another_rank_says_
         quiet=quiet,
     )
     assert labels(made) == [[0, 1, 2, 3], [4, 5]]
-    assert made.reads_here
+    assert made.reads_in_process
     assert not told.records
 
 

@@ -150,7 +150,7 @@ def test_two_states_that_are_equal_are_one() -> None:
         (
             {"model": A},
             {"key": "ema"},
-            "no tensors under checkpoints.key 'ema'; it holds under 'mo",
+            "no tensors under checkpoints.key 'ema'; it has under 'mo",
         ),
         (A, {"prefix": "net"}, "no names that begin with checkpoints.prefix"),
         ({**before("model.", A), "head.weight": torch.ones(2)}, {}, "leaves out head.weight"),
@@ -160,7 +160,7 @@ def test_two_states_that_are_equal_are_one() -> None:
             "checkpoints.prefix = 'trunk.'",
         ),
         ({**before("model.", A), "model.7.w": torch.ones(2)}, {}, "not in the model: 7.w"),
-        ({**A, "extra": torch.ones(2)}, {}, "not in the model: extra; it holds 10 tensors (0.wei"),
+        ({**A, "extra": torch.ones(2)}, {}, "not in the model: extra; it has 10 tensors (0.wei"),
         ({name: A[name] for name in A if name != "3.bias"}, {}, "missing: 3.bias"),
         ({"model": {name: A[name] for name in A if name != "3.bias"}}, {}, "under key 'model'"),
         ({**A, "3.bias": torch.ones(4)}, {}, "3.bias is (4,) there and (3,) in the model"),
