@@ -171,12 +171,14 @@ def doctor(context: typer.Context) -> None:
     refuse_petsc_options(context)
     from hessdist.cli.doctor import examine
 
-    findings = examine()
-    wrong = [finding for finding in findings if finding.remedy]
+    components = examine()
+    wrong = [component for component in components if component.remedy]
     if launched_rank() == 0:
-        for finding in findings:
-            typer.echo(f"{'!!' if finding.remedy else 'ok'} {finding.what:12} {finding.found}")
-            if finding.remedy:
-                typer.echo(f"   {'':12} -> {finding.remedy}")
+        for component in components:
+            typer.echo(
+                f"{'!!' if component.remedy else 'ok'} {component.what:12} {component.found}"
+            )
+            if component.remedy:
+                typer.echo(f"   {'':12} -> {component.remedy}")
         typer.echo(f"{len(wrong)} problems" if wrong else "all is well")
     raise typer.Exit(InputError.exit_status if wrong else 0)

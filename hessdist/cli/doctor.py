@@ -16,80 +16,83 @@ from hessdist.spectrum import petsc
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
+class Component:
+    """A component that hessdist depends on."""
 
     what: str
     found: str
     remedy: str = ""  # empty if nothing is wrong
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Component]:
     """Check everything that hessdist depends on. Collective under a launcher.
 
     Returns:
-        The findings, each after those that it depends on.
+        The components, each after those that it depends on.
     """
     from hessdist import __version__
 
-    findings = [
-        Finding("hessdist", __version__),
-        Finding("Python", f"{sys.version.split()[0]} ({sys.executable})"),
+    components = [
+        Component("hessdist", __version__),
+        Component("Python", f"{sys.version.split()[0]} ({sys.executable})"),
     ]
     for check in (_torch, _mpi, _petsc, _hdf5, _threads):
-        findings += _guarded(check)
+        components += _guarded(check)
     libraries = (
         "numpy", "h5py", "scipy", "sklearn", "matplotlib", "xarray", "h5netcdf", "safetensors",
     )  # fmt: skip
     for name in libraries:
-        findings += _guarded(lambda name=name: [_library(name)])  # type: ignore[misc]
-    return findings
+        components += _guarded(lambda name=name: [_library(name)])  # type: ignore[misc]
+    return components
 
 
-def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
+def _guarded(check: Callable[[], list[Component]]) -> list[Component]:
     try:
         return check()
     except DependencyError as error:
-        return [Finding(check.__name__.strip("_"), error.what, error.remedy)]
+        return [Component(check.__name__.strip("_"), error.what, error.remedy)]
     except ImportError as error:
         name = error.name or check.__name__.strip("_")
-        return [Finding(name, f"missing ({error})", f"pip install {name}")]
+        return [Component(name, f"missing ({error})", f"pip install {name}")]
 
 
-def _library(name: str) -> Finding:
+def _library(name: str) -> Component:
     module = importlib.import_module(name)
-    return Finding(name, str(getattr(module, "__version__", None) or metadata.version(name)))
+    return Component(name, str(getattr(module, "__version__", None) or metadata.version(name)))
 
 
-def _torch() -> list[Finding]:
+def _torch() -> list[Component]:
     import torch
 
-    findings = [Finding("torch", torch.__version__)]
+    components = [Component("torch", torch.__version__)]
     if not torch.cuda.is_available():
         built = torch.version.cuda
         hidden = built and Path("/dev/nvidia0").exists()
         remedy = "check the driver (nvidia-smi)" if hidden else ""
-        return [*findings, Finding("GPUs", "PyTorch finds none", remedy)]
+        return [*components, Component("GPUs", "PyTorch finds none", remedy)]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return [*findings, Finding("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]
+    return [*components, Component("GPUs", f"{len(names)}: {', '.join(sorted(set(names)))}")]
 
 
-def _mpi() -> list[Finding]:
+def _mpi() -> list[Component]:
     import mpi4py
 
     MPI = import_mpi()  # noqa: N806 (the module's own name)
     ranks = Ranks(MPI.COMM_WORLD)
     library = MPI.Get_library_version().split("\n")[0].strip("\0")
-    findings = [Finding("mpi4py", mpi4py.__version__), Finding("MPI", library)]
+    components = [Component("mpi4py", mpi4py.__version__), Component("MPI", library)]
     remedy = ""
     try:
         check_launcher(os.environ, ranks.size)
     except InputError as error:
         remedy = str(error)
-    return [*findings, Finding("ranks", f"{ranks.size}, {ranks.node()[1]} on this node", remedy)]
+    return [
+        *components,
+        Component("ranks", f"{ranks.size}, {ranks.node()[1]} on this node", remedy),
+    ]
 
 
-def _petsc() -> list[Finding]:
+def _petsc() -> list[Component]:
     petsc.require()
     import_mpi()  # reports an MPI that cannot start, before PETSc starts it
     import petsc4py
@@ -97,23 +100,23 @@ def _petsc() -> list[Finding]:
 
     PETSc, _ = petsc.initialise()  # noqa: N806 (the module's own name)
     types = f"{PETSc.ScalarType.__name__} scalars, {PETSc.IntType.__name__} integers"
-    findings = [
-        Finding("PETSc", f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, {types}"),
-        Finding("petsc4py", f"{petsc4py.__version__} ({petsc4py.get_config()['PETSC_DIR']})"),
+    components = [
+        Component("PETSc", f"{'.'.join(map(str, PETSc.Sys.getVersion()))}, {types}"),
+        Component("petsc4py", f"{petsc4py.__version__} ({petsc4py.get_config()['PETSC_DIR']})"),
     ]
     same = petsc4py.__version__.split(".")[:2] == slepc4py.__version__.split(".")[:2]
     remedy = "" if same else "install slepc4py of PETSc's version"
-    return [*findings, Finding("slepc4py", slepc4py.__version__, remedy)]
+    return [*components, Component("slepc4py", slepc4py.__version__, remedy)]
 
 
-def _hdf5() -> list[Finding]:
+def _hdf5() -> list[Component]:
     import h5py
 
     parallel = "with MPI" if h5py.get_config().mpi else "serial"
-    return [Finding("HDF5", f"{h5py.version.hdf5_version}, {parallel}")]
+    return [Component("HDF5", f"{h5py.version.hdf5_version}, {parallel}")]
 
 
-def _threads() -> list[Finding]:
+def _threads() -> list[Component]:
     cores = len(os.sched_getaffinity(0))
     given = os.environ.get("OMP_NUM_THREADS")
-    return [Finding("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]
+    return [Component("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]

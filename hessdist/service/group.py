@@ -26,7 +26,7 @@ from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
 from hessdist.service import locks
 from hessdist.service.console import Console
-from hessdist.service.journal import Journal
+from hessdist.service.journal import ProductJournal
 from hessdist.service.metrics import Metrics
 from hessdist.service.progress import SolveProgress, summary_line
 from hessdist.service.queue import Source
@@ -304,7 +304,7 @@ class Group:
         if wanted.warm_start:
             self._guesses = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
 
-    def _journal(self, task: _Task) -> Journal:
+    def _journal(self, task: _Task) -> ProductJournal:
         identity = {
             "software": "hessdist journal 1",
             "job": self.fingerprint,
@@ -313,7 +313,7 @@ class Group:
         }
         limit = self.job.service.journal_gib * 2**30
         step, path = task.checkpoint.step, self.job.output.path
-        return Journal(path, step, self.ranks, identity, limit, self._line)
+        return ProductJournal(path, step, self.ranks, identity, limit, self._line)
 
     def _settle(self, task: _Task) -> None:
         """Mark a checkpoint as done, unless its file has changed since it was read."""

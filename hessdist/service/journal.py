@@ -31,7 +31,7 @@ _HEADER = 1024  # bytes of a file that come before its records
 _HASH = 32  # bytes of a SHA-256
 
 
-class Journal:
+class ProductJournal:
     """This rank's journal of one checkpoint. Making it is collective.
 
     Args:

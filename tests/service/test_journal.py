@@ -11,7 +11,7 @@ import torch
 from oracles import PrescribedSpectrum
 
 from hessdist.parallel.ranks import Ranks
-from hessdist.service.journal import Journal, remove_folder
+from hessdist.service.journal import ProductJournal, remove_folder
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 
@@ -25,10 +25,10 @@ class Lines(list[str]):
         self.append(text)
 
 
-def open_journal(folder: Path, lines: Lines | None = None, **changed: Any) -> Journal:
+def open_journal(folder: Path, lines: Lines | None = None, **changed: Any) -> ProductJournal:
     limit = changed.pop("limit", 2**30)
     identity = {**IDENTITY, **changed}
-    return Journal(
+    return ProductJournal(
         folder / "run.h5", 50, Ranks(), identity, limit, Lines() if lines is None else lines
     )
 
@@ -48,7 +48,7 @@ def written(folder: Path) -> Path:
     return journal.path
 
 
-def replayed(journal: Journal) -> int:
+def replayed(journal: ProductJournal) -> int:
     """How many of the five it gives back, in order and bit for bit."""
     for number, (x, y) in enumerate(zip(vectors(1), vectors(2), strict=True)):
         found = torch.empty(SIZE)
