@@ -70,7 +70,7 @@ def test_checkpoints_are_selected(words: str, steps: list[int]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("40", "no checkpoint of step 40; near it are 50, 0, 500"),
+        ("40", "no checkpoint of step 40; the nearest are 50, 0, 500"),
         ("0,800:900", "no checkpoint of step 800:900"),
         ("first", "'first' is no step and no range"),
         ("1:2:0", "is no step and no range"),
