@@ -56,6 +56,39 @@ def test_products_are_those_of_the_dense_matrix(make: Callable[[], Problem], ope
     assert torch.allclose(found, expected, atol=1e-11 * float(expected.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_blocks_have_the_same_bits_whenever_they_are_multiplied(
+    make: Callable[[], Problem], operator: str
+) -> None:
+    problem = make()
+    local = local_loss(problem)
+    product = LocalProduct(local, operator, 1e9)
+    generator = torch.Generator().manual_seed(3)
+    block = torch.randn(5, product.size, generator=generator, dtype=local.dtype)
+    first = product.of_block(block)
+    for again in (product, LocalProduct(local, operator, 1e9)):
+        for _ in range(3):
+            assert torch.equal(again.of_block(block), first)
+    each = torch.stack([product(v) for v in block])
+    assert torch.allclose(first, each, rtol=0, atol=1e-13 * float(each.abs().max()))
+    if any(isinstance(module, nn.Conv2d) for module in problem.model.modules()):
+        assert torch.equal(first, each)  # one by one
+
+
+def test_a_device_without_memory_is_an_error_and_no_other_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    product = LocalProduct(local_loss(PROBLEMS[0]()), "hessian", 1e9)
+
+    def out_of_memory(function: Callable[..., object]) -> Callable[..., object]:
+        raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+
+    monkeypatch.setattr(torch.func, "vmap", out_of_memory)
+    with pytest.raises(WorkloadError, match=r"out of memory.*compute\.batch_size"):
+        product.of_block(torch.ones(2, product.size, dtype=torch.float64))
+
+
 def test_loss_and_gradient_are_those_of_the_whole_set() -> None:
     problem = mlp_problem("tanh", "cross_entropy")
     sums = local_loss(problem, batch_size=7).loss_and_gradient()

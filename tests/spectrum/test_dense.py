@@ -80,7 +80,6 @@ def check_columns(comm: Any) -> None:
         whole = dense(problem, operator).detach().numpy() / count
         shell = curvature_matrix(objective, operator, count)
         begin, end = objective.ranks.shard(shell.size)
-        # Twice a block of one size: side by side, and one by one.
         for first, last in ((0, 5), (5, 10), (10, 15), (shell.size - 3, shell.size)):
             found = shell.columns(first, last)
             expected = whole[first:last, begin:end]
