@@ -105,11 +105,11 @@ def report(
     """Write a run as one HTML page that opens anywhere, without a network or a server."""
     if not is_first_process(context):
         return
-    from hessdist.present.page import write_report
+    from hessdist.studies.shows import write_page
 
     opened = open_run(run)
     path = run.with_suffix(".html") if output is None else output
-    write_report(opened, parse_job(opened.job, str(run))[0].name, path)
+    write_page(opened, parse_job(opened.job, str(run))[0].name, path)
     typer.echo(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 

@@ -1,110 +1,390 @@
-"""Pictures of lines and marks, as the page's script draws them.
+"""Views of the page: figures of plotly as plain dictionaries, and notes.
 
-A view has one picture of several that can be chosen, or of several for each step:
-
-    {"choices": [picture, ...], "mark": steps}      mark: x is these steps, side by side
-    {"shown": [[picture, ...], ...], "steps": steps}
+Plotly itself is needed in the browser alone. A figure has one frame for each step that the slider
+selects; a frame has what is different at that step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hessdist.present.values import cut, numbers
+from hessdist.present.style import BLUE, GREY, ORANGE
+from hessdist.present.values import decades, numbers, positive, quantiles
+
+INK, GRID = "var(--ink)", "var(--line)"
+"""Colours of text and of lines. The page's script replaces them: they depend on dark mode."""
+
+LEGEND: dict[str, Any] = {"showlegend": True, "legend": {"orientation": "h", "y": 1.16}}
+LOGARITHMIC = {"type": "log", "exponentformat": "power"}
+
+_CLEAR = "rgba(0,0,0,0)"
+_AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+LAYOUT: dict[str, Any] = {
+    "margin": {"l": 60, "r": 16, "t": 10, "b": 44},
+    "hovermode": "closest",
+    "clickmode": "none",
+    "showlegend": False,
+    "modebar": {"bgcolor": _CLEAR, "color": INK},
+    "paper_bgcolor": _CLEAR,
+    "plot_bgcolor": _CLEAR,
+    "font": {"color": INK, "size": 12},
+    "xaxis": _AXIS,
+    "yaxis": _AXIS,
+}
+"""The layout that the figures of the page share."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of plotly: traces, a layout, and frames."""
+
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    name: str = ""  # in the list of choices
+    frames: Sequence[Mapping[str, Any]] = ()  # changes of `data` and `layout`, one for each step
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note in words about one step."""
+
+    heading: str
+    findings: Sequence[tuple[str, str, str]]  # a topic, a text and its source
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of the page: a heading, a caption, and pictures or words."""
+    """A part of the page: a heading, a caption, and one of several figures or notes."""
 
     name: str  # unique on the page
     title: str
     caption: str
-    data: Mapping[str, Any]  # of JSON's types
-    kind: Literal["plot", "words"] = "plot"
+    figures: Sequence[Figure] = ()
+    steps: Sequence[int] = ()  # of the frames or of the notes; empty: it does not follow the slider
+    lists: Sequence[Sequence[str]] = ()
+    """Lists of choices, where there are several; the figures are in the order of their product."""
+    notes: Sequence[Note] = ()
+
+    def data(self) -> dict[str, Any]:
+        """Return what the page's script draws, as values of JSON's types."""
+        names = [one.name for one in self.figures]
+        return {
+            "lists": self.lists or ([[shorten(name) for name in names]] if len(names) > 1 else []),
+            "steps": list(self.steps),
+            "figures": [
+                {"data": one.data, "layout": one.layout, "frames": list(one.frames)}
+                for one in self.figures
+            ],
+        }
 
 
-INK = -1
-"""The colour of text; from 0 on, colours are of a list that the colour-blind can tell apart."""
-
-
-def picture(
-    name: str, x: str, y: str, lines: Sequence[dict[str, Any]], **more: Any
-) -> dict[str, Any]:
-    """Axes and what is in them.
+def panel(
+    name: str,
+    x: str,
+    y: str,
+    traces: Sequence[Mapping[str, Any]],
+    *,
+    logx: bool = False,
+    logy: bool = False,
+    bent: float | None = None,
+    shown: Sequence[float] | None = None,
+    rows: Sequence[str] = (),
+    steps: Sequence[int] = (),
+) -> Figure:
+    """Make a figure of lines and marks, with a legend below it.
 
     Args:
-        name: In the list of choices.
-        x: Title of the axis.
-        y: Title of the axis.
-        lines: Of `line`.
-        **more: `logx`, `logy`: logarithmic; `range`: of y; `bent`: x is linear up to so much and
-            logarithmic beyond; `rows`: y are places of these names.
+        name: The name in the list of choices.
+        x: The title of the horizontal axis.
+        y: The title of the vertical axis.
+        traces: Traces from `line` and `band`.
+        logx: Whether the horizontal axis is logarithmic.
+        logy: Whether the vertical axis is logarithmic.
+        bent: The horizontal axis is linear below this magnitude and logarithmic beyond.
+        shown: The range of the vertical axis.
+        rows: Names of the heights 0, 1, ...
+        steps: Training steps at the positions 0, 1, ... of the horizontal axis. The figure has a
+            frame for each, which marks the step.
 
     Returns:
-        The picture.
+        The figure.
     """
-    return {"name": cut(name), "x": x, "y": y, "lines": list(lines), **more}
+    own = [dict(trace) for trace in traces]
+    xaxis = _powers([value for trace in own for value in trace["x"]]) if logx else {}
+    yaxis = _powers([value for trace in own for value in trace["y"]]) if logy else {}
+    frames: list[dict[str, Any]] = []
+    marks: list[dict[str, Any]] = []
+    if bent:
+        xaxis = _bend(own, bent)
+    if shown:
+        yaxis["range"] = list(shown)
+    if rows:
+        places = {"tickvals": list(range(len(rows))), "ticktext": [plain(row) for row in rows]}
+        yaxis = {**places, "range": [len(rows) - 0.5, -0.5], "tickfont": {"size": 11}}
+        for trace in own:
+            trace["hovertemplate"] = "%{x:.5g}<extra>%{fullData.name}</extra>"
+    if len(steps):
+        xaxis = _step_axis(own, steps)
+        marks = [{**step_mark(), "layer": "below"}]
+        frames = [{"layout": {"shapes": [{"x0": row, "x1": row}]}} for row in range(len(steps))]
+    legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+    more: dict[str, Any] = {
+        "showlegend": True,
+        "legend": {**legend, "font": {"size": 11}},
+        "shapes": marks,
+    }
+    seen: set[str] = set()
+    for trace in own:
+        trace["showlegend"] = trace.get("showlegend", True) and trace["name"] not in seen
+        seen |= {trace["name"]} if trace["showlegend"] else set()
+    return Figure(own, layout(plain(x), plain(y), xaxis, yaxis, **more), name, frames)
+
+
+def _step_axis(traces: Sequence[dict[str, Any]], steps: Sequence[int]) -> dict[str, Any]:
+    """An axis with one place for each step; at points of the traces, the step is shown."""
+    for trace in traces:
+        trace["text"] = [str(steps[round(place)]) for place in trace["x"]]
+        trace["hovertemplate"] = "step %{text}<br>%{y:.5g}<extra>%{fullData.name}</extra>"
+    kept = range(0, len(steps), math.ceil(len(steps) / 12))
+    labels = {"tickvals": list(kept), "ticktext": [str(steps[i]) for i in kept]}
+    return {**labels, "range": [-0.5, len(steps) - 0.5]}
 
 
 def line(
     name: str,
     x: ArrayLike,
     y: ArrayLike,
-    colour: int | None = None,
-    shade: float = 0.0,
-    **more: Any,
+    colour: str = BLUE,
+    *,
+    dash: str = "solid",
+    symbol: str = "",
+    joined: bool = True,
+    errors: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """A line, or marks.
+    """Make a trace of a line, of marks, or of both.
 
     Args:
-        name: In the legend; lines of one name have one entry.
+        name: The name in the legend; traces of one name have one entry.
         x: Numbers, (n,).
         y: Numbers, (n,); a gap where not finite.
-        colour: Its number.
-        shade: Where no number is given: from 0 to 1 along a sequence of colours.
-        **more: `dash`: "dot" or "dash"; `symbol`: of marks, which are hollow where it ends in
-            "-open"; `line`: False for marks alone; `low`, `high`, `errors`: arrays like y.
+        colour: The colour.
+        dash: "solid", "dash" or "dot".
+        symbol: Plotly's symbol of the marks; empty: a line without marks.
+        joined: Whether a line joins the marks.
+        errors: Half the lengths of error bars, (n,).
 
     Returns:
-        The line.
+        The trace.
     """
-    of: dict[str, Any] = {"name": cut(name), "x": _numbers(x), "y": _numbers(y)}
-    of |= {"shade": round(shade, 3)} if colour is None else {"colour": colour}
-    arrays = {"low", "high", "errors"}
-    given = {k: value for k, value in more.items() if value is not None}
-    return of | {k: _numbers(value) if k in arrays else value for k, value in given.items()}
+    shown = plain(shorten(name))
+    trace: dict[str, Any] = {
+        "x": numbers(x),
+        "y": numbers(y),
+        "name": shown,
+        "legendgroup": shown,
+        "mode": "lines" if not symbol else "lines+markers" if joined else "markers",
+        "line": {"color": colour, "width": 1.6, "dash": dash},
+        "hovertemplate": "%{x:.5g}<br>%{y:.5g}<extra>%{fullData.name}</extra>",
+    }
+    if symbol:
+        size = 8 if "open" in symbol or "triangle" in symbol else 6
+        size = 13 if symbol == "star" else 4 if len(trace["x"]) > 150 else size
+        trace["marker"] = {"color": colour, "symbol": symbol, "size": size}
+    if errors is not None:
+        bars = {"type": "data", "array": numbers(errors), "color": colour}
+        trace["error_y"] = {**bars, "thickness": 1, "width": 3}
+    return trace
 
 
-def shades(count: int) -> NDArray[np.float64]:
-    """Places of so many along the sequence of colours."""
-    return np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+def band(
+    name: str, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str
+) -> list[dict[str, Any]]:
+    """Make areas between two curves, one for each part where both are finite.
+
+    Args:
+        name: The name of the line in it, with which the legend hides it.
+        x: Numbers, (n,).
+        low: The lower curve, (n,).
+        high: The upper curve, (n,).
+        colour: The colour of the line in it.
+
+    Returns:
+        The traces.
+    """
+    at, bottom, top = (np.asarray(values, float) for values in (x, low, high))
+    gaps = np.flatnonzero(~(np.isfinite(bottom) & np.isfinite(top)))
+    shown = plain(shorten(name))
+    return [
+        {
+            "x": numbers([*at[a + 1 : b], *at[a + 1 : b][::-1]]),
+            "y": numbers([*top[a + 1 : b], *bottom[a + 1 : b][::-1]]),
+            "name": shown,
+            "legendgroup": shown,
+            "showlegend": False,
+            "mode": "lines",
+            "fill": "toself",
+            "fillcolor": sheer(colour, 0.18),
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+        }
+        for a, b in pairwise([-1, *gaps, len(at)])
+        if b - a > 2
+    ]
 
 
-def positive(values: ArrayLike) -> NDArray[np.float64]:
-    """What a logarithmic axis can show; NaN for the rest."""
-    array = np.asarray(values, float)
-    return np.where(array > 0, array, np.nan)
+def seeds(
+    name: str, x: ArrayLike, values: NDArray[Any], colour: str, dash: str = "solid"
+) -> list[dict[str, Any]]:
+    """Make a line of the medians over seeds, and the range of them all.
+
+    Args:
+        name: The name in the legend.
+        x: Numbers, (n,).
+        values: Numbers, (seeds, n); what is not positive is left out.
+        colour: The colour.
+        dash: "solid", "dash" or "dot".
+
+    Returns:
+        The traces.
+    """
+    low, middle, high = (positive(own) for own in quantiles(values, [0, 0.5, 1], 0))
+    return [*band(name, x, low, high, colour), line(name, x, middle, colour, dash=dash)]
 
 
-def median(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """Of what is finite; NaN where nothing is."""
-    return np.asarray(quantiles(values, [0.5], axis)[0])
+def layout(
+    x: str,
+    y: str,
+    xaxis: Mapping[str, Any] | None = None,
+    yaxis: Mapping[str, Any] | None = None,
+    right: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Make a layout.
+
+    Args:
+        x: The title of the horizontal axis; plotly reads "<br>" and "&lt;" in it.
+        y: The title of the vertical axis, likewise.
+        xaxis: Attributes of the horizontal axis.
+        yaxis: Attributes of the vertical axis.
+        right: Attributes of a second vertical axis over the first.
+        **more: Attributes of the layout.
+
+    Returns:
+        What is different from `LAYOUT`.
+    """
+    made = {"xaxis": {"title": {"text": x}, **(xaxis or {})}}
+    made["yaxis"] = {"title": {"text": y}, **(yaxis or {})}
+    if right is not None:
+        made["yaxis2"] = {**_AXIS, "gridcolor": _CLEAR, "overlaying": "y", **right}
+    return made | more
 
 
-def quantiles(values: NDArray[Any], shares: Sequence[float], axis: int) -> NDArray[np.float64]:
-    """Of what is finite, the shares first; NaN where nothing is."""
-    moved = np.moveaxis(np.where(np.isfinite(values), values, np.nan), axis, 0)
-    found = np.full((len(shares), *moved.shape[1:]), np.nan)
-    some = np.isfinite(moved).any(axis=0)
-    found[:, some] = np.nanquantile(moved[:, some], shares, axis=0)
-    return found
+def step_mark(x: float | None = None) -> dict[str, Any]:
+    """Make the shape that marks a step: a vertical line over the whole height."""
+    place = {} if x is None else {"x0": x, "x1": x}
+    line = {"color": ORANGE, "width": 2}
+    return {"type": "line", **place, "yref": "paper", "y0": 0, "y1": 1, "line": line}
 
 
-def _numbers(values: ArrayLike) -> Any:
-    return numbers(np.asarray(values, float))
+def horizontal(y: float) -> dict[str, Any]:
+    """Make the shape of a dashed horizontal line over the whole width."""
+    line = {"color": GREY, "dash": "dash"}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+
+
+def by_step(figures: Sequence[Figure]) -> Figure:
+    """Make one figure of those of several steps: what they have in common, and a frame for each.
+
+    Args:
+        figures: The figures, one for each step.
+
+    Returns:
+        The figure with frames.
+    """
+    parts = [{"data": list(one.data), "layout": dict(one.layout)} for one in figures]
+    common = _common(parts)
+    frames = [_difference(part, common) for part in parts]
+    return Figure(common["data"], common["layout"], figures[0].name, frames)
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all values have in common; None where that is nothing."""
+    first = values[0]
+    if all(value is first or value == first for value in values):
+        return first
+    if all(isinstance(value, dict) for value in values):
+        shared = [key for key in first if all(key in value for value in values)]
+        found = {key: _common([value[key] for value in values]) for key in shared}
+        return {key: value for key, value in found.items() if value is not None}
+    if all(_is_list_of_parts(value) for value in values):
+        longest = max(map(len, values))
+        return [_common([v[i] for v in values if i < len(v)]) or {} for i in range(longest)]
+    return None
+
+
+def _difference(value: Any, common: Any) -> Any:
+    """What `_common` lacks of a value; an empty dictionary where it lacks nothing."""
+    if value is common or value == common:
+        return {}
+    if isinstance(value, dict) and isinstance(common, dict):
+        changed = {
+            key: own for key, own in value.items() if key not in common or own != common[key]
+        }
+        return {key: _difference(own, common.get(key)) for key, own in changed.items()}
+    if _is_list_of_parts(value) and value and isinstance(common, list):
+        return [_difference(own, of) for own, of in zip(value, common, strict=False)]
+    return value
+
+
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)
+
+
+def _powers(values: Sequence[float | None]) -> dict[str, Any]:
+    """A logarithmic axis with as many labels as it has room for."""
+    sizes = [value for value in values if value is not None and value > 0]
+    span = math.log10(max(sizes)) - math.log10(min(sizes)) if sizes else 0
+    return LOGARITHMIC | {"dtick": math.ceil(span / 8) if span > 1.7 else "D2"}
+
+
+def _bend(traces: Sequence[dict[str, Any]], linear: float) -> dict[str, Any]:
+    """Put traces on an axis of asinh(x / linear)."""
+    sizes = [abs(value) for trace in traces for value in trace["x"] if value is not None]
+    for trace in traces:
+        trace["text"] = numbers(np.array(trace["x"], float), 5)
+        trace["x"] = numbers(np.arcsinh(np.array(trace["x"], float) / linear))
+        trace["hovertemplate"] = "%{text}<br>%{y:.5g}<extra>%{fullData.name}</extra>"
+    return bent_axis(linear, max(sizes, default=0.0))
+
+
+def bent_axis(linear: float, largest: float) -> dict[str, Any]:
+    """Make the axis of asinh(x / linear), linear near zero and logarithmic beyond."""
+    ticks = decades(linear, largest)
+    return {
+        "tickvals": numbers(np.arcsinh(np.array(ticks) / linear)),
+        "ticktext": [f"{tick:g}" for tick in ticks],
+    }
+
+
+def plain(text: object) -> str:
+    """Return a text so that plotly's labels, which read some HTML, show it as it is."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def shorten(text: object, most: int = 60) -> str:
+    """Return a text short enough for a list of choices or a legend."""
+    words = str(text)
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def sheer(colour: str, opacity: float) -> str:
+    """Return a colour such as "#0072b2" with an opacity."""
+    parts = [str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
+    return f"rgba({','.join(parts)},{opacity:g})"

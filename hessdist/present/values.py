@@ -1,41 +1,103 @@
-"""Numbers and text as the page's data have them: few digits, nothing but JSON's types."""
+"""Arrays as the page's data have them: few numbers, few digits, and values of JSON's types."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 VIEW = 8000
-"""Numbers of a view of a study, about."""
-
-_DIGITS = 7  # of a number on the page: what a figure shows, and hovering tells
-_NAME = 60  # letters of a choice
+"""How many numbers a view of a study has, about."""
 
 
-def numbers(values: NDArray[Any], digits: int = _DIGITS) -> Any:
-    """Nested lists of floats with so many significant digits; None where not finite."""
-    if values.ndim:
-        return [numbers(row, digits) for row in values]
-    value = float(values)
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+def numbers(values: ArrayLike, digits: int = 7, otherwise: str | None = None) -> Any:
+    """Convert an array to nested lists.
+
+    Args:
+        values: The numbers.
+        digits: How many significant digits are kept.
+        otherwise: What stands for a number that is not finite; plotly draws a gap for None.
+
+    Returns:
+        Nested lists of floats.
+    """
+    array = np.asarray(values, float)
+    if array.ndim:
+        return [numbers(row, digits, otherwise) for row in array]
+    value = float(array)
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else otherwise
 
 
-def texts(values: Iterable[Any]) -> list[str]:
-    """Text as Python has it."""
-    return [str(value) for value in values]
+def hovered(values: ArrayLike, digits: int = 5) -> Any:
+    """Convert an array to nested lists for the text that is shown at a point.
+
+    Args:
+        values: The numbers.
+        digits: How many significant digits are kept.
+
+    Returns:
+        Nested lists of floats, and of "not finite".
+    """
+    return numbers(values, digits, "not finite")
 
 
-def cut(name: Any) -> str:
-    """A text short enough for a list of choices or a legend."""
-    text = str(name)
-    return text if len(text) <= _NAME else text[: _NAME - 1] + "…"
+def positive(values: ArrayLike) -> NDArray[np.float64]:
+    """Replace by NaN what a logarithmic axis cannot show."""
+    array = np.asarray(values, float)
+    return np.where(array > 0, array, np.nan)
+
+
+def median(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """Return the medians of the finite values; NaN where there are none."""
+    return np.asarray(quantiles(values, [0.5], axis)[0])
+
+
+def quantiles(values: NDArray[Any], shares: Sequence[float], axis: int) -> NDArray[np.float64]:
+    """Return quantiles of the finite values along an axis.
+
+    Args:
+        values: The values, of any shape.
+        shares: The quantiles that are wanted, from 0 to 1.
+        axis: The axis that is reduced.
+
+    Returns:
+        The quantiles, along a new first axis; NaN where no value is finite.
+    """
+    moved = np.moveaxis(np.where(np.isfinite(values), values, np.nan), axis, 0)
+    found = np.full((len(shares), *moved.shape[1:]), np.nan)
+    some = np.isfinite(moved).any(axis=0)
+    found[:, some] = np.nanquantile(moved[:, some], shares, axis=0)
+    return found
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `count` places, the first and the last among them where two fit."""
+    """Return at most so many of `count` indices, with the first and the last where two fit."""
     places = np.linspace(0, count - 1, max(1, min(count, most))).round()
     return np.asarray(np.unique(places.astype(np.int64)))
+
+
+def is_wide(values: ArrayLike) -> bool:
+    """Return whether all finite values are positive and span more than a decade or so."""
+    array = np.asarray(values, float)
+    finite = array[np.isfinite(array)]
+    return bool(finite.size and finite.min() > 0 and finite.max() > 30 * finite.min())
+
+
+def decades(linear: float, largest: float, most: int = 3) -> list[float]:
+    """Return ticks of an axis that is linear near zero and logarithmic beyond.
+
+    Args:
+        linear: The axis is about linear below this magnitude.
+        largest: The largest magnitude on the axis.
+        most: How many powers of ten are labelled on either side, at most.
+
+    Returns:
+        Zero, and powers of ten with both signs.
+    """
+    top = math.floor(math.log10(max(largest, linear)))
+    powers = [10.0 ** (top - k) for k in range(most)]
+    powers = [power for k, power in enumerate(powers) if k == 0 or power > 0.7 * linear]
+    return [0.0, *(sign * power for power in powers for sign in (1, -1))]

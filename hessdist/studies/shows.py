@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from hessdist.config.studies import registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from hessdist.present.panels import View
     from hessdist.results.reader import Run
 
 
@@ -47,3 +50,48 @@ def tables(run: Run) -> Iterator[Table]:
         yield summary(run)
     for study in registry().values():
         yield from study.tables_of(run)
+
+
+def views(run: Run) -> Iterator[View]:
+    """Views of the page of a run.
+
+    Args:
+        run: The result.
+
+    Yields:
+        The views of its eigenpairs, and those of its studies.
+    """
+    from hessdist.present.run_views import run_views
+
+    yield from run_views(run)
+    for study in registry().values():
+        yield from study.views_of(run)
+
+
+def steps(run: Run) -> list[int]:
+    """Steps of the checkpoints with eigenpairs or results of a study, ascending.
+
+    Args:
+        run: The result.
+
+    Returns:
+        The steps.
+    """
+    found = set(run.steps.tolist())
+    for name, study in registry().items():
+        if study.needs.checkpoints and name in run.studies:
+            found |= set(run.studies[name]["step"].tolist())
+    return sorted(found)
+
+
+def write_page(run: Run, title: str, path: Path) -> None:
+    """Write the page of a run.
+
+    Args:
+        run: The result.
+        title: The title of the run.
+        path: The path of the page.
+    """
+    from hessdist.present import page
+
+    page.write_page(run, title, views(run), steps(run), path)

@@ -28,8 +28,8 @@ MEASURED = {
     "open_run and its tables": "run = hessdist.open_run(path)",
     "open_run of the folder": "run = hessdist.open_run(path.with_suffix('.checkpoints'))",
     "one part of an eigenvector": "hessdist.open_run(path)[990].part('largest', 7, 'layer.weight')",
-    "report": "from hessdist.present.page import write_report; "
-    "write_report(hessdist.open_run(path), 'a long run', path.with_suffix('.html'))",
+    "report": "from hessdist.studies.shows import write_page; "
+    "write_page(hessdist.open_run(path), 'a long run', path.with_suffix('.html'))",
     "plot (PNG and PDF)": "from hessdist.present.look import Look; "
     "from hessdist.present.progression import progression; "
     "Look().save(progression(hessdist.open_run(path)), path.parent, 'figure')",

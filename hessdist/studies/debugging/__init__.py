@@ -15,6 +15,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:diagnosis",
         figures=f"{_HERE}.figures:draw_diagnosis",
         tables=f"{_HERE}.tables:diagnosis",
+        page=f"{_HERE}.page:diagnosis",
     ),
     Study(
         name="saddle",
@@ -27,5 +28,6 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:saddle",
         figures=f"{_HERE}.saddle_figures:draw_saddle",
         tables=f"{_HERE}.tables:saddle",
+        page=f"{_HERE}.page:saddle",
     ),
 )

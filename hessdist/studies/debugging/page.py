@@ -1,136 +1,190 @@
-"""The doctor's note of each checkpoint, and the lines it looked along, for the page."""
+"""The diagnosis of checkpoints, and optimisers that leave a saddle, for the page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.landscape.diagnosis import Point, findings, note_of
-from hessdist.present.panels import INK, line, picture, positive
-from hessdist.present.values import VIEW, evenly
+from hessdist.present.panels import INK, Figure, Note, View, by_step, line, panel, seeds
+from hessdist.present.style import BLUE, COLOURS, GREEN, PINK, RED
+from hessdist.present.values import VIEW, evenly, positive
 
 if TYPE_CHECKING:
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
-_NOTES = 100  # that a page has, at most
-_FALLS = (-1.6, 4.0)  # that an axis of the loss shows, times the greatest fall
-_LEAST = 1e-3  # of the loss: such a fall at least
-_LINEAR = 1e-2  # of the farthest distance: linear up to there
-_RATES = (("of the job", INK), ("best, gᵀg / gᵀHg", 2), ("largest stable, 2 / λ_max", 3))
+_RATES = (
+    ("learning_rate", "of the job", INK, "", "solid"),
+    ("best_rate", "best, gᵀg / gᵀHg", GREEN, "square", "dash"),
+    ("stable_rate", "largest stable, 2 / λ_max", PINK, "diamond", "dot"),
+)
+"""Names, labels, colours, marks over steps, and dashes of learning rates."""
 
 
-def diagnosis(section: Measurements) -> dict[str, Any]:
-    """Notes in words; losses along two lines at each step; rates over steps.
-
-    Args:
-        section: The section "diagnosis".
-
-    Returns:
-        Views by name.
-    """
-    steps = section["step"]
+def diagnosis(run: Run) -> Iterator[View]:
+    """Show notes in words, losses along two lines at each step, and rates over steps."""
+    measured = run.studies["diagnosis"]
+    steps = measured["step"]
     if not len(steps):
-        return {}
-    noted = evenly(len(steps), _NOTES)
-    points = section["rate"].shape[-1] + len(section["distance"])
-    drawn = evenly(len(steps), VIEW // (4 * points))
-    lines = {"descent": ("gradient", _descent), "escape": ("escape", _escape)}
-    views: dict[str, Any] = {
-        "diagnosis": {
-            "steps": steps[noted].tolist(),
-            "notes": [_note(section, row) for row in noted],
-        }
-    }
+        return
+    noted = evenly(len(steps), 100)
+    yield View(
+        "diagnosis",
+        "Diagnosis of the selected step",
+        "What the numbers at this checkpoint mean, each with its source, as hessdist diagnose says "
+        "it.",
+        steps=steps[noted].tolist(),
+        notes=[_note(measured, row) for row in noted],
+    )
+    yield from _along(
+        measured,
+        "gradient",
+        _descent,
+        "descent",
+        "The loss along the gradient step",
+        "L(θ − ε g) − L(θ) over all samples by the rate ε, beside −ε gᵀg + ½ ε² gᵀHg; the vertical "
+        "lines are the job's rate, the best one and the largest stable one.",
+    )
+    yield from _along(
+        measured,
+        "escape",
+        _escape,
+        "escape",
+        "The loss along the escape direction",
+        "L(θ + t u) − L(θ) over all samples, u the eigenvector of the smallest eigenvalue with its "
+        "downhill end at t > 0, beside the quadratic model; the axis is linear near zero.",
+    )
     if len(steps) > 1:
-        views["rates"] = _rates(section)
-    for name, (along, of) in lines.items():
-        if np.isfinite(section[f"loss_along_{along}"]).any():
-            shown = [[of(section, row, Point.of(section, row))] for row in drawn]
-            views[name] = {"steps": steps[drawn].tolist(), "shown": shown}
-    return views
+        yield View(
+            "rates",
+            "Rates of a gradient step",
+            "The job's learning rate beside the best one of a step along the gradient and the "
+            "largest at which gradient descent is stable; triangles where there is no best one.",
+            [_rates(measured)],
+            steps.tolist(),
+        )
 
 
-def _note(section: Measurements, row: int) -> dict[str, Any]:
+def _note(measured: Measurements, row: int) -> Note:
     """The words of `hessdist show`."""
-    found = findings(Point.of(section, row))
-    return {
-        "heading": note_of(section, row)[0],
-        "findings": [[one.topic, one.text, one.source] for one in found],
-    }
+    found = findings(Point.of(measured, row))
+    return Note(note_of(measured, row)[0], [(one.topic, one.text, one.source) for one in found])
 
 
-def _rates(section: Measurements) -> dict[str, Any]:
-    steps = section["step"]
-    names = ("learning_rate", "best_rate", "stable_rate")
-    symbols = (None, "square", "diamond")
+def _along(
+    measured: Measurements,
+    along: str,
+    draw: Callable[[Measurements, int, Point], Figure],
+    name: str,
+    title: str,
+    caption: str,
+) -> Iterator[View]:
+    """The view of a line, if a loss on it is known at any step."""
+    if np.isfinite(measured[f"loss_along_{along}"]).any():
+        points = measured["rate"].shape[-1] + len(measured["distance"])
+        rows = evenly(len(measured["step"]), VIEW // (4 * points))
+        figures = [draw(measured, row, Point.of(measured, row)) for row in rows]
+        steps = measured["step"][rows].tolist()
+        yield View(name, title, caption, [by_step(figures)], steps)
+
+
+def _rates(measured: Measurements) -> Figure:
+    steps = measured["step"].tolist()
     places = np.arange(len(steps))
+    values = [positive(measured[key]) for key, *_ in _RATES]
     lines = [
-        line(name, places, positive(section[key]), colour, symbol=symbol)
-        for key, (name, colour), symbol in zip(names, _RATES, symbols, strict=True)
+        line(name, places, own, colour, symbol=symbol)
+        for (_, name, colour, symbol, _), own in zip(_RATES, values, strict=True)
     ]
-    none = ~(section["best_rate"] > 0)
-    known = np.concatenate([positive(section[name]) for name in names])
+    none = ~(measured["best_rate"] > 0)
+    known = np.concatenate(values)
     if none.any() and np.isfinite(known).any():
         top = np.where(none, 1.5 * np.nanmax(known), np.nan)
-        marks = line(
-            "no best one: gᵀHg ≤ 0, or g = 0",
-            places,
-            top,
-            _RATES[1][1],
-            symbol="triangle-up-open",
-            line=False,
-        )
-        lines.append(marks)
-    drawn = picture("rates", "training step", "learning rate ε", lines, logy=True)
-    return {"choices": [drawn], "mark": steps.tolist()}
+        name, symbol = "no best one: gᵀHg ≤ 0, or g = 0", "triangle-up-open"
+        lines.append(line(name, places, top, GREEN, symbol=symbol, joined=False))
+    return panel("rates", "training step", "learning rate ε", lines, logy=True, steps=steps)
 
 
-def _descent(section: Measurements, row: int, point: Point) -> dict[str, Any]:
-    rate, losses = section["rate"][row], section["loss_along_gradient"][row]
-    seen = _seen(losses, point)
-    lines = _beside_the_model(rate, losses, section["model_along_gradient"][row], point)
-    values = (point.learning_rate, point.best_rate, point.stable_rate)
-    for value, (name, colour), dash in zip(values, _RATES, (None, "dash", "dot"), strict=True):
+def _descent(measured: Measurements, row: int, point: Point) -> Figure:
+    rate, losses = measured["rate"][row], measured["loss_along_gradient"][row]
+    shown = _range(losses, point)
+    lines = _with_model(rate, losses, measured["model_along_gradient"][row], point)
+    for key, name, colour, _, dash in _RATES:
+        value = getattr(point, key)
         if rate[0] <= value <= rate[-1]:
-            lines.append(line(name, [value, value], seen, colour, dash=dash))
-    where = f"rate ε of θ − ε g, step {section['step'][row]}"
+            lines.append(line(name, [value, value], shown, colour, dash=dash))
+    where = f"rate ε of θ − ε g, step {measured['step'][row]}"
     if not np.isfinite(losses).any():
         where += ": the gradient is zero"
-    return picture("descent", where, "change of the loss", lines, logx=True, range=seen)
+    return panel("descent", where, "change of the loss", lines, logx=True, shown=shown)
 
 
-def _escape(section: Measurements, row: int, point: Point) -> dict[str, Any]:
-    distance, losses = section["distance"], section["loss_along_escape"][row]
-    lines = _beside_the_model(distance, losses, section["model_along_escape"][row], point)
+def _escape(measured: Measurements, row: int, point: Point) -> Figure:
+    distance, losses = measured["distance"], measured["loss_along_escape"][row]
+    lines = _with_model(distance, losses, measured["model_along_escape"][row], point)
     if np.isfinite(point.escape_best_distance):
         best = [point.escape_best_distance], [point.escape_loss_change]
-        lines.append(line("lowest", *best, 2, symbol="star", line=False))
-    where = f"distance t of θ + t u, step {section['step'][row]}"
+        lines.append(line("lowest", *best, GREEN, symbol="star", joined=False))
+    where = f"distance t of θ + t u, step {measured['step'][row]}"
     if not np.isfinite(losses).any():
         where += ": no negative eigenvalue is known"
-    linear = float(distance[-1]) * _LINEAR
-    return picture(
-        "escape", where, "change of the loss", lines, bent=linear, range=_seen(losses, point)
-    )
+    linear, shown = 0.01 * float(distance[-1]), _range(losses, point)
+    return panel("escape", where, "change of the loss", lines, bent=linear, shown=shown)
 
 
-def _beside_the_model(
+def _with_model(
     x: NDArray[np.float64],
     losses: NDArray[np.float64],
     model: NDArray[np.float64],
     point: Point,
 ) -> list[dict[str, Any]]:
-    """Changes, so that few digits tell small ones."""
+    """Changes of the loss, so that few digits show small ones."""
     return [
-        line("loss", x, losses - point.loss, 1, symbol="circle"),
-        line("quadratic model", x, model - point.loss, 0, dash="dash"),
+        line("loss", x, losses - point.loss, RED, symbol="circle"),
+        line("quadratic model", x, model - point.loss, BLUE, dash="dash"),
     ]
 
 
-def _seen(losses: NDArray[np.float64], point: Point) -> list[float]:
-    """What an axis shows: a loss far above the start is cut off."""
+def _range(losses: NDArray[np.float64], point: Point) -> list[float]:
+    """The range of an axis: a loss far above the start is cut off."""
     finite = losses[np.isfinite(losses)]
-    fall = max(point.loss - float(finite.min(initial=point.loss)), _LEAST * abs(point.loss), 1e-12)
-    return [float(f"{share * fall:.3g}") for share in _FALLS]
+    fall = max(point.loss - float(finite.min(initial=point.loss)), 1e-3 * abs(point.loss), 1e-12)
+    return [float(f"{share * fall:.3g}") for share in (-1.6, 4.0)]
+
+
+def saddle(run: Run) -> Iterator[View]:
+    """Show how optimisers leave a saddle."""
+    measured = run.studies["saddle"]
+    kept = evenly(len(measured["iteration"]), VIEW // (10 * len(measured["run"])))
+    at, start = measured["iteration"][kept], float(measured["start_loss"])
+    left, least = -float(measured["fall"]), 1e-12 * abs(start)  # a smaller fall is rounding
+    losses: list[dict[str, Any]] = []
+    falls: list[dict[str, Any]] = []
+    for row, optimizer in enumerate(measured["run"]):
+        values, colour = measured["loss"][row][:, kept], COLOURS[row % len(COLOURS)]
+        stays = bool((values == start).all())
+        name, dash = (f"{optimizer} (stays)", "dash") if stays else (str(optimizer), "solid")
+        losses += seeds(name, at, values, colour, dash)
+        fall = start - values
+        if (fall > least).any():
+            falls += seeds(name, at, np.where(fall > least, fall, np.nan), colour)
+        expected = start - measured["predicted_loss"][row][kept]
+        shown = np.where((expected > least) & (expected <= left), expected, np.nan)
+        if np.isfinite(shown).any():
+            falls.append(line("quadratic model", at, shown, INK, dash="dash"))
+    falls.append(line("the saddle is left", at[[0, -1]], [left, left], INK, dash="dot"))
+    title = f"loss over all samples, {len(measured['seed'])} seeds"
+    yield View(
+        "saddle",
+        "From the saddle",
+        "Medians over seeds and the range of them all, beside the mean loss of the quadratic model "
+        "until the saddle is left.",
+        [
+            panel("loss", "steps", title, losses),
+            panel("fall of the loss", "steps", "fall of the loss", falls, logy=True),
+        ],
+    )

@@ -19,6 +19,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:decomposition",
         figures=f"{_HERE}.decomposition_figures:draw_decomposition",
         tables=f"{_HERE}.decomposition_tables:decomposition",
+        page=f"{_HERE}.page:decomposition",
     ),
     Study(
         name="widths",
@@ -28,6 +29,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:widths",
         figures=f"{_HERE}.decomposition_figures:draw_widths",
         tables=f"{_HERE}.decomposition_tables:widths",
+        page=f"{_HERE}.page:widths",
     ),
     Study(
         name="eigenspace",
@@ -40,6 +42,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:eigenspace",
         figures=f"{_HERE}.figures:draw_eigenspace",
         tables=f"{_HERE}.tables:eigenspace",
+        page=f"{_HERE}.page:eigenspace",
     ),
     Study(
         name="minimize",
@@ -49,6 +52,7 @@ STUDIES = (
         continues=True,
         figures=f"{_HERE}.minimize_figures:draw_minimize",
         tables=f"{_HERE}.tables:minimize",
+        page=f"{_HERE}.page:minimize",
     ),
     Study(
         name="minimizers",
@@ -68,5 +72,6 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:minimizers",
         figures=f"{_HERE}.minimize_figures:draw_minimizers",
         tables=f"{_HERE}.tables:minimizers",
+        page=f"{_HERE}.page:minimizers",
     ),
 )

@@ -1,4 +1,4 @@
-"""Curvature that helps to train, as pictures for the page: H = G + S, minimisers, eigenspaces."""
+"""H = G + S, minimisers and optimisers that use eigenspaces, for the page."""
 
 from __future__ import annotations
 
@@ -9,223 +9,227 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.present.histograms import spectral_norm
-from hessdist.present.panels import INK, line, median, picture, positive, quantiles, shades
-from hessdist.present.values import VIEW, evenly
+from hessdist.present.labels import MINIMIZERS, SYMBOLS, WORK, label
+from hessdist.present.panels import INK, Figure, View, line, panel, seeds
+from hessdist.present.style import BLUE, COLOURS, GREEN, MARKS, sequence
+from hessdist.present.values import VIEW, evenly, median, positive
 
 if TYPE_CHECKING:
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
-_SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
-_MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "star")
-_METHODS = {"gradient_descent": "gradient descent", "lbfgs": "L-BFGS", "newton_cg": "Newton-CG"}
-_WORK = "work, in gradients over all samples"
-_APART = 0.11  # of the distance of two steps: marks of different matrices
-_LEAST = 1e-12  # of a fall of the loss that is shown, as a share of the loss
 _RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
-
-
-def curvature_in_training(studies: Mapping[str, Measurements]) -> dict[str, Any]:
-    """The sections about decompositions and optimisers that a run has.
-
-    Args:
-        studies: Sections by name.
-
-    Returns:
-        Views by name.
-    """
-    of: dict[str, Callable[[Measurements], dict[str, Any]]] = {
-        "decomposition": _decomposition,
-        "widths": _widths,
-        "minimize": _minimize,
-        "minimizers": _minimizers,
-        "eigenspace": _eigenspace,
-        "saddle": _saddle,
-    }
-    return {name: draw(studies[name]) for name, draw in of.items() if name in studies}
 
 
 # -- H = G + S -------------------------------------------------------------------------------
 
 
-def _decomposition(section: Measurements) -> dict[str, Any]:
-    kept = evenly(len(section["step"]), VIEW // 100)
-    places = np.arange(len(kept))
-    operators = [str(name) for name in section["operator"]]
-    over = "training step"
+def decomposition(run: Run) -> Iterator[View]:
+    """Show eigenvalues, traces, norms and outliers of H, G, S and F during training."""
+    measured = run.studies["decomposition"]
+    kept = evenly(len(measured["step"]), VIEW // 100)
+    steps = measured["step"][kept].tolist()
 
-    def moved(row: int) -> NDArray[np.float64]:
-        return places + _APART * (row - (len(operators) - 1) / 2)
+    def figure(name: str, y: str, lines: list[dict[str, Any]], logy: bool = False) -> Figure:
+        return panel(name, "training step", y, lines, logy=logy, steps=steps)
 
-    def of_each(values: NDArray[Any], errors: NDArray[Any] | None = None) -> list[dict[str, Any]]:
-        lines = []
-        for row, operator in enumerate(operators):
-            mark = _MARKS[row % len(_MARKS)]
-            x = places if errors is None else moved(row)
-            more = {} if errors is None else {"errors": errors[kept, row], "line": False}
-            if np.isfinite(values[kept, row]).any():
-                one = line(_symbol(operator), x, values[kept, row], row, symbol=mark, **more)
-                lines.append(one)
-        return lines
-
-    traced = of_each(section["trace"], section["trace_error"])
-    if {"gauss_newton", "residual"} <= set(operators):
-        parts = [operators.index(one) for one in ("gauss_newton", "residual")]
-        total = section["trace"][kept][:, parts].sum(axis=1)
-        traced.append(line("tr G + tr S", places, total, INK, dash="dot"))
-    norms = of_each(section["frobenius_norm"], section["frobenius_norm_error"])
-    pictures = [
-        picture("traces", over, "trace", traced),
-        picture("Frobenius norms", over, "Frobenius norm", norms, logy=True),
-        picture("S and the residuals", over, "", _residual_size(section, kept, places), logy=True),
+    norm, error = measured["frobenius_norm"], measured["frobenius_norm_error"]
+    norms = _of_matrices(measured, kept, norm, error)
+    figures = []
+    for end, symbol in (("largest", "λ₁"), ("smallest", "λ_d")):
+        if (values := measured[f"eigenvalues_{end}"]).shape[-1]:
+            lines = _of_matrices(measured, kept, values[..., 0])
+            figures.append(figure(f"{end} eigenvalues", symbol, lines))
+    figures += [
+        figure("traces", "trace", _traces(measured, kept)),
+        figure("Frobenius norms", "Frobenius norm", norms, logy=True),
+        figure("S and the residuals", "", _size_of_residual(measured, kept), logy=True),
+        figure("outliers", "outliers, above the widest gap", _outliers(measured, kept)),
     ]
-    ends = (("largest", "λ₁", "largest eigenvalues"), ("smallest", "λ_d", "smallest eigenvalues"))
-    for place, (end, symbol, name) in enumerate(ends):
-        values = section[f"eigenvalues_{end}"]
-        if values.shape[-1]:
-            drawn = picture(name, over, symbol, of_each(values[..., 0]))
-            pictures.insert(place, drawn)
-    outliers = of_each(section["outliers"].astype(float))
-    for row, operator in enumerate(operators):
-        if operator != "gauss_newton":
-            shared = section["shared_outliers"][kept, row]
-            name, symbol = f"{_symbol(operator)}, shared with G", f"{_MARKS[row % 7]}-open"
-            outliers.append(line(name, places, shared, row, symbol=symbol, line=False))
-    pictures.append(picture("outliers", over, "outliers, above the widest gap", outliers))
-    return {"choices": pictures, "mark": section["step"][kept].tolist()}
+    yield View(
+        "decomposition",
+        "H = G + S during training",
+        "The Hessian H, its Gauss-Newton part G, the residual part S and the empirical Fisher "
+        "matrix F; bars are standard errors. Outliers of H, S and F within 45° of the space of G's "
+        "are shared.",
+        figures,
+        steps,
+    )
 
 
-def _residual_size(
-    section: Measurements, kept: NDArray[np.int64], places: NDArray[np.int64]
+def _of_matrices(
+    measured: Measurements,
+    kept: NDArray[np.int64],
+    values: NDArray[Any],
+    errors: NDArray[Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
-    operators = [str(name) for name in section["operator"]]
-    ends = [section[f"eigenvalues_{end}"] for end in ("largest", "smallest")]
-    lines = []
-    if "residual" in operators:
-        norm = spectral_norm(section, "residual")[kept]
-        lines.append(line("‖S‖₂", places, positive(norm), 2, symbol="triangle-up"))
-    if ends[1].shape[-1] and "hessian" in operators:
-        low = -ends[1][kept, operators.index("hessian"), 0]
-        lines.append(line("|λ_d| of H, where negative", places, positive(low), 0, symbol="circle"))
-    lines.append(line(_RESIDUALS, places, positive(section["misfit"][kept]), INK, symbol="x"))
+    """A line a matrix, or marks side by side with error bars."""
+    lines, operators = [], measured["operator"]
+    for row, operator in enumerate(operators):
+        style: dict[str, Any] = {"symbol": MARKS[row % len(MARKS)]}
+        x = np.arange(len(kept), dtype=float)
+        if errors is not None:
+            x += 0.11 * (row - (len(operators) - 1) / 2)
+            style |= {"errors": errors[kept, row], "joined": False}
+        if np.isfinite(values[kept, row]).any():
+            colour = COLOURS[row % len(COLOURS)]
+            lines.append(line(label(SYMBOLS, operator), x, values[kept, row], colour, **style))
     return lines
 
 
-def _symbol(operator: str) -> str:
-    return _SYMBOLS.get(operator, operator)
+def _traces(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
+    operators, trace = list(measured["operator"]), measured["trace"]
+    lines = _of_matrices(measured, kept, trace, measured["trace_error"])
+    if {"gauss_newton", "residual"} <= set(operators):
+        parts = trace[kept][:, [operators.index(one) for one in ("gauss_newton", "residual")]]
+        lines.append(line("tr G + tr S", range(len(kept)), parts.sum(axis=1), INK, dash="dot"))
+    return lines
 
 
-def _widths(section: Measurements) -> dict[str, Any]:
-    operators = [str(name) for name in section["operator"]]
-    place = {
-        symbol: operators.index(name) for name, symbol in _SYMBOLS.items() if name in operators
+def _size_of_residual(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
+    operators, places, lines = list(measured["operator"]), range(len(kept)), []
+    if "residual" in operators:
+        norm = spectral_norm(measured, "residual")[kept]
+        lines.append(line("‖S‖₂", places, positive(norm), GREEN, symbol="triangle-up"))
+    smallest = measured["eigenvalues_smallest"]
+    if smallest.shape[-1] and "hessian" in operators:
+        low = positive(-smallest[kept, operators.index("hessian"), 0])
+        lines.append(line("|λ_d| of H, where negative", places, low, BLUE, symbol="circle"))
+    residuals = positive(measured["misfit"][kept])
+    return [*lines, line(_RESIDUALS, places, residuals, INK, symbol="x")]
+
+
+def _outliers(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
+    lines = _of_matrices(measured, kept, measured["outliers"].astype(float))
+    for row, operator in enumerate(measured["operator"]):
+        if operator != "gauss_newton":
+            name, symbol = f"{label(SYMBOLS, operator)}, shared with G", f"{MARKS[row % 7]}-open"
+            shared, colour = measured["shared_outliers"][kept, row], COLOURS[row % len(COLOURS)]
+            lines.append(line(name, range(len(kept)), shared, colour, symbol=symbol, joined=False))
+    return lines
+
+
+def widths(run: Run) -> Iterator[View]:
+    """Show H, G and S of networks from narrow to wide."""
+    measured = run.studies["widths"]
+    operators = [str(name) for name in measured["operator"]]
+    place = {symbol: operators.index(name) for name, symbol in SYMBOLS.items() if name in operators}
+    residual, largest = place["S"], measured["eigenvalue_largest"]
+    trace, errors = measured["trace"], measured["trace_error"][..., residual]
+    norm = spectral_norm(measured, "residual")
+    logarithmic = {
+        "|tr S|": np.abs(trace[..., residual]),
+        "‖S‖_F": measured["frobenius_norm"][..., residual],
+        "‖S‖₂": norm,
+        _RESIDUALS: measured["misfit"],
+        "‖S‖₂ / rms of the residuals": norm / measured["misfit"],
     }
-    norm = spectral_norm(section, "residual")
-    quantities: dict[str, tuple[NDArray[Any], NDArray[Any] | None, bool]] = {
-        "|tr S|": (
-            np.abs(section["trace"][..., place["S"]]),
-            section["trace_error"][..., place["S"]],
-            True,
-        ),
-        "‖S‖_F": (section["frobenius_norm"][..., place["S"]], None, True),
-        "‖S‖₂": (norm, None, True),
-        _RESIDUALS: (section["misfit"], None, True),
-        "‖S‖₂ / rms of the residuals": (norm / section["misfit"], None, True),
-    }
-    for one in ("H", "G"):
-        quantities[f"λ₁ of {one}"] = section["eigenvalue_largest"][..., place[one]], None, False
-    for one in ("H", "G"):
-        quantities[f"tr {one}"] = section["trace"][..., place[one]], None, False
-    pictures = [
-        picture(name, "parameters d", name, _by_size(section, *found), logx=True, logy=found[2])
-        for name, found in quantities.items()
+    linear = {f"λ₁ of {one}": largest[..., place[one]] for one in ("H", "G")}
+    linear |= {f"tr {one}": trace[..., place[one]] for one in ("H", "G")}
+    figures = [
+        _by_size(measured, name, values, errors if name == "|tr S|" else None, logy)
+        for quantities, logy in ((logarithmic, True), (linear, False))
+        for name, values in quantities.items()
     ]
-    if (ranks := _ranks(section, place)) is not None:
-        pictures.append(ranks)
-    return {"choices": pictures}
+    yield View(
+        "widths",
+        "H = G + S from narrow to wide",
+        "A mark a network, lines through medians over networks; the bars of |tr S| are standard "
+        "errors.",
+        [*figures, *_ranks(measured, place)],
+    )
 
 
 def _by_size(
-    section: Measurements, values: NDArray[Any], errors: NDArray[Any] | None, logarithmic: bool
-) -> list[dict[str, Any]]:
+    measured: Measurements,
+    name: str,
+    values: NDArray[Any],
+    errors: NDArray[Any] | None,
+    logy: bool,
+) -> Figure:
     """A colour an iteration: a mark a network, and a line through medians."""
-    sizes, iterations = section["parameters"], section["iteration"]
-    shown = positive(values) if logarithmic else values
+    sizes, iterations = measured["parameters"], measured["iteration"]
+    shown = positive(values) if logy else values
     kept = evenly(values.shape[1], VIEW // (30 * len(sizes) * len(iterations)))
-    lines = []
-    for column, shade in enumerate(shades(len(iterations))):
-        name = f"{iterations[column]} iterations"
-        symbol, own = _MARKS[column % len(_MARKS)], shown[:, kept, column]
-        more: dict[str, Any] = {}
-        if errors is not None:
-            more["errors"] = errors[:, kept, column].ravel()
-        across = np.repeat(sizes, len(kept))
-        lines += [
-            line(name, across, own.ravel(), shade=shade, symbol=symbol, line=False, **more),
-            line(name, sizes, median(shown[..., column], 1), shade=shade),
-        ]
-    return lines
+    lines, across = [], np.repeat(sizes, len(kept))
+    for column, colour in enumerate(sequence(len(iterations))):
+        when, own = f"{iterations[column]} iterations", shown[:, kept, column].ravel()
+        bars = None if errors is None else errors[:, kept, column].ravel()
+        symbol = MARKS[column % len(MARKS)]
+        marks = line(when, across, own, colour, symbol=symbol, joined=False, errors=bars)
+        lines += [marks, line(when, sizes, median(shown[..., column], 1), colour)]
+    return panel(name, "parameters d", name, lines, logx=True, logy=logy)
 
 
-def _ranks(section: Measurements, place: Mapping[str, int]) -> dict[str, Any] | None:
-    """Eigenvalues that are not zero at the last iteration; None where none were counted."""
-    sizes = section["parameters"]
-    lines = []
-    for colour, one in enumerate(("H", "G")):
+def _ranks(measured: Measurements, place: Mapping[str, int]) -> Iterator[Figure]:
+    """Eigenvalues that are not zero at the last iteration, if they were counted."""
+    sizes, lines = measured["parameters"], []
+    for one, colour, symbol in zip(("H", "G"), COLOURS, MARKS, strict=False):
         least, most = (
-            section[f"null_count_{end}"][:, :, -1, place[one]] for end in ("least", "most")
+            measured[f"null_count_{end}"][:, :, -1, place[one]] for end in ("least", "most")
         )
-        left = np.where(least == most, sizes[:, None] - least, np.nan)
-        kept = evenly(left.shape[1], VIEW // (30 * len(sizes)))
-        if np.isfinite(left).any():
-            across = np.repeat(sizes, len(kept))
-            mark = _MARKS[colour]
-            lines.append(line(one, across, left[:, kept].ravel(), colour, symbol=mark, line=False))
-    if not lines:
-        return None
-    bounds = {"d": sizes, "N times the rank of ∇²_z ℓ": section["rank_bound"]}
-    for (name, bound), dash in zip(bounds.items(), ("dot", "dash"), strict=True):
-        lines.append(line(name, sizes, bound, INK, dash=dash))
-    name = "eigenvalues that are not zero, at the end"
-    return picture(name, "parameters d", "eigenvalues", lines, logx=True, logy=True)
+        rank = np.where(least == most, sizes[:, None] - least, np.nan)
+        kept = evenly(rank.shape[1], VIEW // (30 * len(sizes)))
+        if np.isfinite(rank).any():
+            across, own = np.repeat(sizes, len(kept)), rank[:, kept].ravel()
+            lines.append(line(one, across, own, colour, symbol=symbol, joined=False))
+    if lines:
+        lines.append(line("d", sizes, sizes, INK, dash="dot"))
+        bound = measured["rank_bound"]
+        lines.append(line("N times the rank of ∇²_z ℓ", sizes, bound, INK, dash="dash"))
+        name = "eigenvalues that are not zero, at the end"
+        yield panel(name, "parameters d", "eigenvalues", lines, logx=True, logy=True)
 
 
 # -- minimisation ----------------------------------------------------------------------------
 
 
-def _minimize(section: Measurements) -> dict[str, Any]:
-    kept = evenly(len(section["iteration"]), VIEW // 12)
+def minimize(run: Run) -> Iterator[View]:
+    """Show the progress of a minimisation."""
+    measured = run.studies["minimize"]
+    kept = evenly(len(measured["iteration"]), VIEW // 12)
 
     def draw(across: str, what: str) -> list[dict[str, Any]]:
-        x, y = section[across][kept], positive(section[what][kept])
-        met = section["negative_curvature"][kept].astype(bool)
-        return [line(what.replace("_", " "), x, y, 0), *_met(x, y, met)]
+        x, y = measured[across][kept], positive(measured[what][kept])
+        met = measured["negative_curvature"][kept].astype(bool)
+        return [line(what.replace("_", " "), x, y, BLUE), *_negative_curvature(x, y, met)]
 
-    return {"choices": [*_progress(draw, logx=False)]}
+    yield View(
+        "minimize",
+        "Minimisation over all samples",
+        "Loss and gradient norm by iteration, and by work in gradients.",
+        _progress(draw, logx=False),
+    )
 
 
-def _minimizers(section: Measurements) -> dict[str, Any]:
-    methods, seeds = len(section["method"]), len(section["seed"])
-    most = VIEW // (12 * methods * seeds)
+def minimizers(run: Run) -> Iterator[View]:
+    """Show the progress of several minimisers from the same starts."""
+    measured = run.studies["minimizers"]
+    methods, starts = len(measured["method"]), len(measured["seed"])
+    most, dashes = VIEW // (12 * methods * starts), ("solid", "dash", "dot")
 
     def draw(across: str, what: str) -> list[dict[str, Any]]:
         lines, marks = [], []
-        for i, j in np.ndindex(methods, seeds):
-            name = str(section["method"][i])
-            known = np.flatnonzero(np.isfinite(section["loss"][i, j]))
+        for i, j in np.ndindex(methods, starts):
+            known = np.flatnonzero(np.isfinite(measured["loss"][i, j]))
             if not len(known):
                 continue
             kept = known[_early(len(known), most)]
-            x = section[across][kept] if across == "iteration" else section[across][i, j, kept]
-            x, y = positive(x), positive(section[what][i, j, kept])
-            lines.append(line(_METHODS.get(name, name), x, y, i, dash=_DASHES[i % 3]))
-            marks += _met(x, y, section["negative_curvature"][i, j, kept] > 0)
+            x = measured[across][kept] if across == "iteration" else measured[across][i, j, kept]
+            x, y = positive(x), positive(measured[what][i, j, kept])
+            name = label(MINIMIZERS, measured["method"][i])
+            lines.append(line(name, x, y, COLOURS[i % len(COLOURS)], dash=dashes[i % 3]))
+            met = measured["negative_curvature"][i, j, kept] > 0
+            marks += _negative_curvature(x, y, met)
         return lines + marks
 
-    return {"choices": [*_progress(draw, logx=True)]}
-
-
-_DASHES = (None, "dash", "dot")
+    yield View(
+        "minimizers",
+        "The same starts by each minimiser",
+        "Loss and gradient norm of every start, by work in gradients and by iteration.",
+        _progress(draw, logx=True),
+    )
 
 
 def _early(count: int, most: int) -> NDArray[np.int64]:
@@ -235,113 +239,80 @@ def _early(count: int, most: int) -> NDArray[np.int64]:
     return np.union1d(evenly(count, half), early)
 
 
-def _progress(
-    draw: Callable[[str, str], list[dict[str, Any]]], logx: bool
-) -> Iterator[dict[str, Any]]:
+def _progress(draw: Callable[[str, str], list[dict[str, Any]]], logx: bool) -> list[Figure]:
+    figures = []
     for what, y in (("loss", "loss"), ("gradient_norm", "gradient norm")):
-        for across, x in (("cost", _WORK), ("iteration", "iteration")):
+        for across, x in (("cost", WORK), ("iteration", "iteration")):
             name = f"{y}, by {x.split(',')[0]}"
-            yield picture(name, x, y, draw(across, what), logx=logx, logy=True)
+            figures.append(panel(name, x, y, draw(across, what), logx=logx, logy=True))
+    return figures
 
 
-def _met(x: NDArray[Any], y: NDArray[Any], met: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _negative_curvature(
+    x: NDArray[Any], y: NDArray[Any], met: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     """Marks where a direction of negative curvature led to."""
-    if not met.any():
-        return []
-    symbol = "triangle-down-open"
-    return [line("negative curvature met", x[met], y[met], INK, symbol=symbol, line=False)]
+    style: dict[str, Any] = {"symbol": "triangle-down-open", "joined": False}
+    return [line("negative curvature met", x[met], y[met], INK, **style)] if met.any() else []
 
 
-# -- one budget, and a saddle ----------------------------------------------------------------
+# -- one budget ------------------------------------------------------------------------------
 
 
-def _eigenspace(section: Measurements) -> dict[str, Any]:
-    names = [str(name).split(" + ", 1) for name in section["run"]]
-    bases = list(dict.fromkeys(base for base, *_ in names))
-    extras = list(dict.fromkeys(_extra(own) for own in names))
-    averages = [str(name) for name in section["average"]]
-    tested = bool(np.isfinite(section["test_loss"]).any())
-    whats = {"loss": "samples of the job"} | ({"test_loss": "test set"} if tested else {})
-    kept = evenly(len(section["gradients"]) - 1, VIEW // (12 * len(names))) + 1
-    at, pictures = section["gradients"][kept], []
-    for base in bases:
-        for what, over in whats.items():
-            lines = []
-            for row, own in enumerate(names):
-                if own[0] != base:
-                    continue
-                colour = extras.index(_extra(own))
-                values = section[what][row][:, :, kept]
-                lines.append(_band(_extra(own), at, values[averages.index("none")], colour))
-                if "SWA" in averages:
-                    mean = median(values[averages.index("SWA")], 0)
-                    if np.isfinite(mean).any():
-                        name = f"{_extra(own)}, SWA"
-                        lines.append(line(name, at, positive(mean), colour, dash="dot"))
-            title = f"loss, {over}, {len(section['seed'])} seeds"
-            name = f"{base}: {over}"
-            x = "gradients of minibatches spent"
-            pictures.append(picture(name, x, title, lines, logy=True))
-    pictures += [_at_the_end(section, what, over) for what, over in whats.items()]
-    return {"choices": pictures}
+def eigenspace(run: Run) -> Iterator[View]:
+    """Show optimisers on one budget of gradients."""
+    measured = run.studies["eigenspace"]
+    tested = bool(np.isfinite(measured["test_loss"]).any())
+    losses = {"loss": "samples of the job"} | ({"test_loss": "test set"} if tested else {})
+    bases = dict.fromkeys(str(name).split(" + ", 1)[0] for name in measured["run"])
+    yield View(
+        "eigenspace",
+        "Optimisers on one budget of gradients",
+        "Medians over seeds and the range of them all; dotted are averages of the weights (SWA).",
+        [
+            *(_of_base(measured, base, *loss) for base in bases for loss in losses.items()),
+            *(_at_the_end(measured, *loss) for loss in losses.items()),
+        ],
+    )
 
 
-def _extra(name: list[str]) -> str:
-    return name[1] if len(name) > 1 else "by itself"
+def _of_base(measured: Measurements, base: str, loss: str, samples: str) -> Figure:
+    """The runs of a base optimiser, with and without eigenspaces."""
+    names = [str(name).partition(" + ")[::2] for name in measured["run"]]
+    extras = list(dict.fromkeys(extra for _, extra in names))
+    averages = [str(name) for name in measured["average"]]
+    kept = evenly(len(measured["gradients"]) - 1, VIEW // (12 * len(names))) + 1
+    at, lines = measured["gradients"][kept], []
+    for row, (own, extra) in enumerate(names):
+        if own != base:
+            continue
+        name, colour = extra or "by itself", COLOURS[extras.index(extra) % len(COLOURS)]
+        values = measured[loss][row][:, :, kept]
+        lines += seeds(name, at, values[averages.index("none")], colour)
+        if "SWA" in averages:
+            mean = median(values[averages.index("SWA")], 0)
+            if np.isfinite(mean).any():
+                lines.append(line(f"{name}, SWA", at, positive(mean), colour, dash="dot"))
+    title, x = f"loss, {samples}, {len(measured['seed'])} seeds", "gradients of minibatches spent"
+    return panel(f"{base}: {samples}", x, title, lines, logy=True)
 
 
-def _band(
-    name: str, at: NDArray[Any], values: NDArray[Any], colour: int, dash: str | None = None
-) -> dict[str, Any]:
-    """The median over seeds, (seed, at), and the range."""
-    low, middle, high = (positive(own) for own in quantiles(values, [0, 0.5, 1], 0))
-    return line(name, at, middle, colour, dash=dash, low=low, high=high)
-
-
-def _at_the_end(section: Measurements, what: str, over: str) -> dict[str, Any]:
+def _at_the_end(measured: Measurements, loss: str, samples: str) -> Figure:
     """Every seed, of weights, averages and draws."""
-    values = section[what][..., -1]  # run, average, seed
+    values = measured[loss][..., -1]  # run, average, seed
     kept = evenly(values.shape[2], VIEW // (8 * values.shape[0] * values.shape[1]))
     lines = []
-    for column, average in enumerate(section["average"]):
+    for column, average in enumerate(measured["average"]):
         own = values[:, column][:, kept]
         if not np.isfinite(own).any():
             continue
-        rows = np.repeat(np.arange(len(own)) + 0.2 * (column - 1), len(kept))
+        heights = np.repeat(np.arange(len(own)) + 0.2 * (column - 1), len(kept))
         name = "weights" if average == "none" else str(average)
-        seen = np.isfinite(own.ravel())
-        symbol = _MARKS[column % len(_MARKS)]
-        lines.append(line(name, own.ravel()[seen], rows[seen], column, symbol=symbol, line=False))
-    names = [str(name) for name in section["run"]]
+        seen, symbol = np.isfinite(own.ravel()), MARKS[column % len(MARKS)]
+        colour = COLOURS[column % len(COLOURS)]
+        x = own.ravel()[seen]
+        lines.append(line(name, x, heights[seen], colour, symbol=symbol, joined=False))
     known = values[np.isfinite(values)]
-    wide = bool(known.size and known.min() > 0 and known.max() > 10 * known.min())
-    title = f"loss, {over}, each seed"
-    return picture(f"at the end: {over}", title, "", lines, rows=names, logx=wide)
-
-
-def _saddle(section: Measurements) -> dict[str, Any]:
-    kept = evenly(len(section["iteration"]), VIEW // (10 * len(section["run"])))
-    at, start = section["iteration"][kept], float(section["start_loss"])
-    left = -float(section["fall"])
-    least = _LEAST * abs(start)
-    losses, falls = [], []
-    for row, run in enumerate(section["run"]):
-        values = section["loss"][row][:, kept]
-        stays = bool((values == start).all())
-        name, dash = f"{run} (stays)" if stays else str(run), "dash" if stays else None
-        losses.append(_band(name, at, values, row, dash))
-        fall = start - values
-        if (fall > least).any():
-            falls.append(_band(name, at, np.where(fall > least, fall, np.nan), row))
-        expected = start - section["predicted_loss"][row][kept]
-        shown = np.where((expected > least) & (expected <= left), expected, np.nan)
-        if np.isfinite(shown).any():
-            falls.append(line("quadratic model", at, shown, INK, dash="dash"))
-    falls.append(line("the saddle is left", at[[0, -1]], [left, left], INK, dash="dot"))
-    title = f"loss over all samples, {len(section['seed'])} seeds"
-    return {
-        "choices": [
-            picture("loss", "steps", title, losses),
-            picture("fall of the loss", "steps", "fall of the loss", falls, logy=True),
-        ]
-    }
+    logx = bool(known.size and known.min() > 0 and known.max() > 10 * known.min())
+    title, rows = f"loss, {samples}, each seed", [str(name) for name in measured["run"]]
+    return panel(f"at the end: {samples}", title, "", lines, rows=rows, logx=logx)

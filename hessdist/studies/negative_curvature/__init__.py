@@ -20,6 +20,7 @@ STUDIES = (
         check=f"{_HERE}.lines:check",
         remarks=f"{_HERE}.remarks:lines",
         figures=f"{_HERE}.figures:draw_lines",
+        page=f"{_HERE}.page:lines",
     ),
     Study(
         name="step_sizes",
@@ -29,6 +30,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:step_sizes",
         figures=f"{_HERE}.figures:draw_step_sizes",
         tables=f"{_HERE}.tables:gains",
+        page=f"{_HERE}.page:step_sizes",
     ),
     Study(
         name="subsets",

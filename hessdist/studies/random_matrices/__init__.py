@@ -19,6 +19,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:laws",
         figures=f"{_HERE}.laws_figures:draw_laws",
         tables=f"{_HERE}.tables:laws",
+        page=f"{_HERE}.page:laws",
     ),
     Study(
         name="critical_points",
@@ -28,6 +29,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:critical_points",
         figures=f"{_HERE}.critical_points_figures:draw_critical_points",
         tables=f"{_HERE}.tables:critical_points",
+        page=f"{_HERE}.page:critical_points",
     ),
     Study(
         name="two_layer",
@@ -37,6 +39,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:two_layer",
         figures=f"{_HERE}.critical_points_figures:draw_two_layer",
         tables=f"{_HERE}.tables:two_layer",
+        page=f"{_HERE}.page:two_layer",
     ),
     Study(
         name="loss_model",
@@ -46,5 +49,6 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:loss_model",
         figures=f"{_HERE}.loss_model_figures:draw_loss_model",
         tables=f"{_HERE}.tables:loss_model",
+        page=f"{_HERE}.page:loss_model",
     ),
 )

@@ -1,195 +1,205 @@
-"""Measurements beside random matrices, as pictures for the page."""
+"""Measurements and laws of random matrices, for the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.present.panels import INK, line, median, picture, positive, shades
-from hessdist.present.values import VIEW, evenly
+from hessdist.present.labels import ACTIVATIONS, LOSS_MODELS, label
+from hessdist.present.panels import INK, Figure, View, by_step, line, panel
+from hessdist.present.style import COLOURS, MARKS, sequence
+from hessdist.present.values import VIEW, evenly, median, positive
+from hessdist.theory.shortcomings import LAWS
 
 if TYPE_CHECKING:
+    from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
-_MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
-_WORDS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
-_LAWS = {
-    "semicircle": "semicircle",
-    "marchenko_pastur": "Marchenko-Pastur",
-    "marchenko_pastur_atom": "Marchenko-Pastur, atom",
-    "wishart_wigner": "Wishart + Wigner",
-    "wishart_wigner_spike": "Wishart + Wigner, spike",
-    "rectified": "rectified residual",
-}
-_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
-_HIGHEST = 1.2  # density shown: at ε = 0 and φ near 1 it has no bound
 _CURVE = 60  # points of a curve
-_STEP = 120  # points of a cumulative share
-_DISTANCES = {
-    "distance_positive": "H₀ from Marchenko-Pastur",
-    "distance_residual": "H₁ from the model's law",
-    "distance_bilinear": "H₁ from independent residuals",
-    "distance_sum": "H from the free sum of the laws",
-    "distance_turned": "H from H₀ + Q H₁ Qᵀ",
-}
 
 
-def random_matrices(studies: Mapping[str, Measurements]) -> dict[str, Any]:
-    """The sections about random matrices that a run has.
-
-    Args:
-        studies: Sections by name.
-
-    Returns:
-        Views by name.
-    """
-    of: dict[str, Callable[[Measurements], dict[str, Any]]] = {
-        "loss_model": _loss_model,
-        "laws": _laws,
-        "two_layer": _two_layer,
-        "critical_points": _critical_points,
-    }
-    return {name: draw(studies[name]) for name, draw in of.items() if name in studies}
-
-
-def _loss_model(section: Measurements) -> dict[str, Any]:
-    """Densities by energy, and the index against the excess over the critical energy."""
-    cells = [(i, j) for i in range(len(section["model"])) for j in range(len(section["ratio"]))]
-    energies = section["energy"]
-    across = evenly(section["points"].shape[-1], VIEW // (2 * len(cells) * len(energies)))
-    tops = section["density"][np.isfinite(section["density"])]
-    shown = [0.0, min(_HIGHEST, 1.1 * float(tops.max(initial=0.0)) or 1.0)]
-    pictures = []
-    for i, j in cells:
-        lines = []
-        for k, shade in enumerate(shades(len(energies))):
-            x, density = (section[key][i, j, k, across] for key in ("points", "density"))
-            lines.append(line(f"ε = {energies[k]:g}", x, density, shade=shade))
-        name = f"density: {_model(section, i)}, φ = {section['ratio'][j]:g}"
-        pictures.append(picture(name, "eigenvalue λ", "ρ(λ)", lines, range=shown))
-    along = evenly(section["index"].shape[-1], VIEW // (6 * len(cells)))
-    for i in range(len(section["model"])):
-        lines = []
-        for j, shade in enumerate(shades(len(section["ratio"]))):
-            name = f"φ = {section['ratio'][j]:g}"
-            excess = section["index_energy"][i, j, along] / section["critical_energy"][i, j] - 1
-            of = [positive(section[key][i, j, along]) for key in ("index", "index_law")]
-            of[1][of[1] > 1] = np.nan  # no share is
-            lines.append(line(name, excess, of[0], shade=shade))
-            lines.append(line(f"{name}: the 3/2 law", excess, of[1], shade=shade, dash="dash"))
-        name, x = f"index: {_model(section, i)}", "(ε − ε_c) / ε_c"
-        pictures.append(picture(name, x, "index α", lines, logx=True, logy=True))
-    return {"choices": pictures}
+def loss_model(run: Run) -> Iterator[View]:
+    """Show densities by energy, and the index by the excess over the critical energy."""
+    measured = run.studies["loss_model"]
+    models = [label(LOSS_MODELS, name) for name in measured["model"]]
+    cells = [(i, j) for i in range(len(models)) for j in range(len(measured["ratio"]))]
+    tops = measured["density"][np.isfinite(measured["density"])]
+    highest = min(1.2, 1.1 * float(tops.max(initial=0.0)) or 1.0)  # at ε = 0 there may be no bound
+    each = VIEW // (2 * len(cells) * len(measured["energy"]))
+    points = evenly(measured["points"].shape[-1], each)
+    excesses = evenly(measured["index"].shape[-1], VIEW // (6 * len(cells)))
+    yield View(
+        "loss_model",
+        "Random matrices as a model of the loss",
+        "Random matrices alone: the density of H by the energy ε, without an atom at zero, and its "
+        "share of negative eigenvalues against the excess over the critical energy; dashed is the "
+        "3/2 law.",
+        [
+            *(_densities(measured, cell, models[cell[0]], points, highest) for cell in cells),
+            *(_index_against_excess(measured, i, name, excesses) for i, name in enumerate(models)),
+        ],
+    )
 
 
-def _model(section: Measurements, i: int) -> str:
-    model = str(section["model"][i])
-    return _MODELS.get(model, model)
+def _densities(
+    measured: Measurements,
+    cell: tuple[int, int],
+    model: str,
+    points: NDArray[np.int64],
+    highest: float,
+) -> Figure:
+    lines, energies = [], measured["energy"]
+    for k, colour in enumerate(sequence(len(energies))):
+        x, density = (measured[key][*cell, k, points] for key in ("points", "density"))
+        lines.append(line(f"ε = {energies[k]:g}", x, density, colour))
+    name = f"density: {model}, φ = {measured['ratio'][cell[1]]:g}"
+    return panel(name, "eigenvalue λ", "ρ(λ)", lines, shown=[0.0, highest])
 
 
-def _laws(section: Measurements) -> dict[str, Any]:
-    steps = section["step"]
-    columns = evenly(section["grid"].shape[-1], _STEP)
-    each = (len(section["law"]) + 1) * 2 * len(columns) * len(section["spectrum"])
-    kept = evenly(len(steps), 2 * VIEW // each)
-    shown = [
-        [_law(section, row, i, columns) for i in range(len(section["spectrum"]))] for row in kept
-    ]
-    return {"steps": steps[kept].tolist(), "shown": shown}
+def _index_against_excess(
+    measured: Measurements, i: int, model: str, points: NDArray[np.int64]
+) -> Figure:
+    lines, ratios = [], measured["ratio"]
+    for j, colour in enumerate(sequence(len(ratios))):
+        name = f"φ = {ratios[j]:g}"
+        excess = measured["index_energy"][i, j, points] / measured["critical_energy"][i, j] - 1
+        index, law = (positive(measured[key][i, j, points]) for key in ("index", "index_law"))
+        law[law > 1] = np.nan  # it is a share
+        lines.append(line(name, excess, index, colour))
+        lines.append(line(f"{name}: the 3/2 law", excess, law, colour, dash="dash"))
+    return panel(f"index: {model}", "(ε − ε_c) / ε_c", "index α", lines, logx=True, logy=True)
 
 
-def _law(section: Measurements, row: int, i: int, columns: NDArray[np.int64]) -> dict[str, Any]:
+def laws(run: Run) -> Iterator[View]:
+    """Show the bulk of a spectrum and the laws that were fitted to it."""
+    measured = run.studies["laws"]
+    columns, spectra = evenly(measured["grid"].shape[-1], 120), len(measured["spectrum"])
+    each = (len(measured["law"]) + 1) * 2 * len(columns) * spectra
+    kept = evenly(len(measured["step"]), 2 * VIEW // each)
+    yield View(
+        "laws",
+        "Laws of random matrices beside the spectrum",
+        "Share of the bulk up to λ, and by the laws that were fitted to it, with their "
+        "Kolmogorov-Smirnov distance; the axis is linear near zero.",
+        [by_step([_laws(measured, row, i, columns) for row in kept]) for i in range(spectra)],
+        measured["step"][kept].tolist(),
+    )
+
+
+def _laws(measured: Measurements, row: int, i: int, columns: NDArray[np.int64]) -> Figure:
     """Cumulative shares of a bulk and of the laws that were fitted to it."""
-    x = section["grid"][row, i, columns]
-    lines = [line("measured", x, section["cumulative"][row, i, columns], INK)]
-    for column, law in enumerate(section["law"]):
-        own = section["law_cumulative"][row, i, column, columns]
+    x = measured["grid"][row, i, columns]
+    lines = [line("measured", x, measured["cumulative"][row, i, columns], INK)]
+    for column, law in enumerate(measured["law"]):
+        own = measured["law_cumulative"][row, i, column, columns]
         if np.isfinite(own).any():
-            distance = section["kolmogorov_smirnov"][row, i, column]
-            name = f"{_LAWS.get(str(law), law)}: distance {distance:.2g}"
-            lines.append(line(name, x, own, column, dash=("dash", "dot")[column % 2]))
-    where = f"λ, step {section['step'][row]}"
-    name, width = str(section["spectrum"][i]).replace("_", " "), section["bulk_deviation"][row, i]
+            distance = measured["kolmogorov_smirnov"][row, i, column]
+            name = f"{label(LAWS, law)}: distance {distance:.2g}"
+            colour, dash = COLOURS[column % len(COLOURS)], ("dash", "dot")[column % 2]
+            lines.append(line(name, x, own, colour, dash=dash))
+    name, width = str(measured["spectrum"][i]).replace("_", " "), measured["bulk_deviation"][row, i]
     bent = float(width) if np.isfinite(width) and width > 0 else None
-    return picture(name, where, "share of the bulk up to λ", lines, bent=bent)
+    where = f"λ, step {measured['step'][row]}"
+    return panel(name, where, "share of the bulk up to λ", lines, bent=bent)
 
 
-def _two_layer(section: Measurements) -> dict[str, Any]:
-    sizes, pictures = section["size"], []
-    cells = section["energy"].shape
+def two_layer(run: Run) -> Iterator[View]:
+    """Show distances between the spectra of two-layer networks and their laws."""
+    measured = run.studies["two_layer"]
+    cells = measured["energy"].shape
     kept = evenly(cells[-1], 2 * VIEW // (12 * int(np.prod(cells[:-1]))))
-    for which, how, column in np.ndindex(cells[0], cells[1], cells[3]):
-        lines = []
-        for colour, (key, name) in enumerate(_DISTANCES.items()):
-            found = section[key][which, how, :, column]
-            across, marks = np.repeat(sizes, len(kept)), found[:, kept].ravel()
-            symbol = _MARKS[colour]
-            lines += [
-                line(name, across, marks, colour, symbol=symbol, line=False),
-                line(name, sizes, median(found, 1), colour),
-            ]
-        activation = str(section["activation"][which])
-        drawn = "drawn" if section["residuals"][how] == "drawn" else "of targets"
-        name = f"{_WORDS.get(activation, activation)}, residuals {drawn}, φ = "
-        name += f"{section['ratio'][column]:.3g}"
-        pictures.append(picture(name, "width n", "Kolmogorov-Smirnov distance", lines))
-    return {"choices": pictures}
+    yield View(
+        "two_layer",
+        "Two-layer networks beside their laws",
+        "Distances between the spectra of H = H₀ + H₁ and their laws: a mark a network, lines "
+        "through medians.",
+        [
+            _distances(measured, which, how, column, kept)
+            for which, how, column in np.ndindex(cells[0], cells[1], cells[3])
+        ],
+    )
 
 
-def _critical_points(section: Measurements) -> dict[str, Any]:
-    pictures = []
-    for row, activation in enumerate(section["activation"]):
-        name = _WORDS.get(str(activation), str(activation))
-        lines = _index_against_energy(section, row)
-        pictures.append(picture(name, "energy ε", "index α", lines))
-    pictures.append(_critical_energy(section))
-    return {"choices": pictures}
+def _distances(
+    measured: Measurements, which: int, how: int, column: int, kept: NDArray[np.int64]
+) -> Figure:
+    names = {
+        "distance_positive": "H₀ from Marchenko-Pastur",
+        "distance_residual": "H₁ from the model's law",
+        "distance_bilinear": "H₁ from independent residuals",
+        "distance_sum": "H from the free sum of the laws",
+        "distance_turned": "H from H₀ + Q H₁ Qᵀ",
+    }
+    lines, sizes = [], measured["size"]
+    for (key, name), colour, symbol in zip(names.items(), COLOURS, MARKS, strict=False):
+        found = measured[key][which, how, :, column]
+        across, marks = np.repeat(sizes, len(kept)), found[:, kept].ravel()
+        lines.append(line(name, across, marks, colour, symbol=symbol, joined=False))
+        lines.append(line(name, sizes, median(found, 1), colour))
+    residuals = "drawn" if measured["residuals"][how] == "drawn" else "of targets"
+    name = f"{label(ACTIVATIONS, measured['activation'][which])}, residuals {residuals}, φ = "
+    name += f"{measured['ratio'][column]:.3g}"
+    return panel(name, "width n", "Kolmogorov-Smirnov distance", lines)
 
 
-def _index_against_energy(section: Measurements, row: int) -> list[dict[str, Any]]:
+def critical_points(run: Run) -> Iterator[View]:
+    """Show the index of critical points by their energy, and the critical energies."""
+    measured = run.studies["critical_points"]
+    figures = [
+        panel(label(ACTIVATIONS, name), "energy ε", "index α", _index_against_energy(measured, row))
+        for row, name in enumerate(measured["activation"])
+    ]
+    yield View(
+        "critical_points",
+        "Critical points: index and energy",
+        "Critical points that were found, and the 3/2 law fitted to small indices; the fitted "
+        "critical energies beside the closed forms.",
+        [*figures, _critical_energies(measured)],
+    )
+
+
+def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, Any]]:
     """Points, and the 3/2 law that was fitted to small indices."""
-    cells = section["critical_energy"].size
+    cells, ratios = measured["critical_energy"].size, measured["ratio"]
     points, curves = [], []
-    for column, shade in enumerate(shades(len(section["ratio"]))):
+    for column, colour in enumerate(sequence(len(ratios))):
         place = row, column
-        found = np.flatnonzero(section["found"][place] & ~section["trivial"][place])
+        found = np.flatnonzero(measured["found"][place] & ~measured["trivial"][place])
         kept = found[evenly(len(found), VIEW // (2 * cells))] if len(found) else found
-        name = f"φ = {section['ratio'][column]:.3g}"
-        energy, index = section["energy"][place][kept], section["index"][place][kept]
-        symbol = _MARKS[column % len(_MARKS)]
-        points.append(line(name, energy, index, shade=shade, symbol=symbol, line=False))
-        critical, factor = section["critical_energy"][place], section["coefficient"][place]
+        name, symbol = f"φ = {ratios[column]:.3g}", MARKS[column % 5]
+        energy, index = measured["energy"][place][kept], measured["index"][place][kept]
+        points.append(line(name, energy, index, colour, symbol=symbol, joined=False))
+        critical, factor = measured["critical_energy"][place], measured["coefficient"][place]
         if np.isfinite(factor):
-            alpha = np.linspace(0, float(np.max(section["fit_below"])), _CURVE)
+            alpha = np.linspace(0, float(np.max(measured["fit_below"])), _CURVE)
             curve = critical * (1 + (alpha / factor) ** (2 / 3))
-            curves.append(line(name, curve, alpha, shade=shade))
+            curves.append(line(name, curve, alpha, colour))
     return points + curves
 
 
-def _critical_energy(section: Measurements) -> dict[str, Any]:
+def _critical_energies(measured: Measurements) -> Figure:
     """ε_c against φ, beside the two closed forms of Pennington and Bahri (2017), figure 6b."""
-    ratios, lines = section["ratio"], []
-    for row, activation in enumerate(section["activation"]):
-        name = f"{_WORDS.get(str(activation), activation)}: fitted ε_c"
-        lines.append(
-            line(
-                name,
-                ratios,
-                section["critical_energy"][row],
-                row,
-                errors=section["critical_energy_error"][row],
-                symbol=_MARKS[row % len(_MARKS)],
-                line=False,
-            )
+    ratios = measured["ratio"]
+    lines = [
+        line(
+            f"{label(ACTIVATIONS, name)}: fitted ε_c",
+            ratios,
+            measured["critical_energy"][row],
+            COLOURS[row % len(COLOURS)],
+            errors=measured["critical_energy_error"][row],
+            symbol=MARKS[row % 5],
+            joined=False,
         )
+        for row, name in enumerate(measured["activation"])
+    ]
     phi = np.linspace(0, max(1.0, float(ratios.max())), _CURVE)
     rest = np.maximum(1 - phi, 0)
     lines += [
         line("½ (1 − φ)²", phi, rest**2 / 2, INK),
         line("½ (1 − φ)", phi, rest / 2, INK, dash="dash"),
-        line("Wishart + Wigner", ratios, section["wishart_wigner"], INK, dash="dot"),
+        line("Wishart + Wigner", ratios, measured["wishart_wigner"], INK, dash="dot"),
     ]
-    return picture("critical energy", "φ, parameters over data points", "energy ε", lines)
+    return panel("critical energy", "φ, parameters over data points", "energy ε", lines)

@@ -22,6 +22,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:exact",
         figures=f"{_HERE}.spectra_figures:draw_exact",
         tables=f"{_HERE}.spectra_tables:exact",
+        page=f"{_HERE}.page:exact",
     ),
     Study(
         name="density",
@@ -32,6 +33,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:density",
         figures=f"{_HERE}.spectra_figures:draw_density",
         tables=f"{_HERE}.spectra_tables:density",
+        page=f"{_HERE}.page:density",
     ),
     Study(
         name="architectures",
@@ -41,6 +43,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_architectures",
         tables=f"{_HERE}.tables:architectures",
+        page=f"{_HERE}.page:architectures",
     ),
     Study(
         name="initialisations",
@@ -50,6 +53,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_initialisations",
         tables=f"{_HERE}.tables:initialisations",
+        page=f"{_HERE}.page:initialisations",
     ),
     Study(
         name="spreads",
@@ -59,6 +63,7 @@ STUDIES = (
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_spreads",
         tables=f"{_HERE}.tables:spreads",
+        page=f"{_HERE}.page:spreads",
     ),
     Study(
         name="interpolation",
@@ -67,5 +72,6 @@ STUDIES = (
         needs=Needs(no_penalty=True),
         figures=f"{_HERE}.figures:draw_interpolation",
         tables=f"{_HERE}.tables:interpolation",
+        page=f"{_HERE}.page:interpolation",
     ),
 )

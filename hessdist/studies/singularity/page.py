@@ -1,8 +1,10 @@
-"""Whole spectra and the singular Hessian, as plain numbers and text for the page."""
+"""Whole spectra and the singular Hessian, for the page."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,79 +18,152 @@ from hessdist.present.histograms import (
     nearly_all,
     smoothing_width,
     top_edges,
-    words,
 )
+from hessdist.present.labels import MATRICES, label
 from hessdist.present.outliers import outliers_sought
-from hessdist.present.values import VIEW, cut, evenly, numbers
+from hessdist.present.panels import (
+    LEGEND,
+    LOGARITHMIC,
+    Figure,
+    View,
+    bent_axis,
+    by_step,
+    layout,
+    plain,
+    sheer,
+    shorten,
+)
+from hessdist.present.style import BLUE, GREY, ORANGE, RED, of_end
+from hessdist.present.values import VIEW, evenly, hovered, is_wide, numbers, quantiles
 from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
-_RANKS = 80  # eigenvalues of a spectrum that is shown by rank, about
-_GRID = 160  # points of a density
+_MARGIN = {"l": 60, "r": 16, "t": 10, "b": 64}  # with a title of two lines
+_POINTS = 160  # of a density
 
 
-def whole_spectra(run: Run) -> dict[str, Any]:
-    """The sections about whole spectra and the singular Hessian that a run has."""
-    most, studies = outliers_sought(run), run.studies
-    data: dict[str, Any] = {}
-    if "exact" in studies:
-        data["exact"] = _exact(studies["exact"], most)
-    if "density" in studies:
-        data["density"] = _density(studies["density"], studies.get("exact"))
-    if "architectures" in studies:
-        data["architectures"] = _architectures(studies["architectures"], most)
-    if "initialisations" in studies:
-        data["initialisations"] = _initialisations(studies["initialisations"])
-    if "spreads" in studies:
-        data["spreads"] = _spreads(studies["spreads"])
-    if "interpolation" in studies:
-        data["interpolation"] = _interpolation(studies["interpolation"])
-    return data
+# -- whole spectra ---------------------------------------------------------------------------
 
 
-def _exact(section: Measurements, most: int) -> dict[str, Any]:
-    of_each = section["eigenvalues"].swapaxes(0, 1)  # operator, step, index
-    size = of_each.shape[-1]
-    ranks = _ranks(size)
-    linear = [NEAR_ZERO * largest_of(values) for values in of_each]
-    edges = [bin_edges(*both) for both in zip(of_each, linear, strict=True)]
-    rows = evenly(of_each.shape[1], VIEW // sum(len(own) + len(ranks) for own in edges))
-    return {
-        "steps": section["step"][rows].tolist(),
-        "operators": [words(operator) for operator in section["operator"]],
-        "linear": linear,
-        "edges": [numbers(own) for own in edges],
-        "ranks": numbers((ranks + 0.5) / size),
-        "shown": [
-            [_one_spectrum(of_each[i, row], own, ranks, most) for i, own in enumerate(edges)]
-            for row in rows
-        ],
-    }
+def exact(run: Run) -> Iterator[View]:
+    """Show all eigenvalues as a histogram or by rank."""
+    measured, most = run.studies["exact"], outliers_sought(run)
+    spectra = measured["eigenvalues"].swapaxes(0, 1)  # operator, step, index
+    ranks = _ranks(spectra.shape[-1])
+    linear = [NEAR_ZERO * largest_of(own) for own in spectra]
+    edges = [bin_edges(*both) for both in zip(spectra, linear, strict=True)]
+    rows = evenly(spectra.shape[1], VIEW // sum(len(own) + len(ranks) for own in edges))
+    steps = measured["step"][rows].tolist()
+    figures = []
+    for own, near, bins in zip(spectra[:, rows], linear, edges, strict=True):
+        titles = [
+            f"step {step}<br>d = {len(values):,}: {in_numbers(values, most)}"
+            for step, values in zip(steps, own, strict=True)
+        ]
+        figures += [_histogram(own, near, bins, titles, most), _by_rank(own, ranks, titles)]
+    yield View(
+        "exact",
+        "All eigenvalues of the selected step",
+        "How many eigenvalues of the dense matrix lie in each bin, on an axis that is linear near "
+        "zero, the outliers marked above; or |λ| by rank, from the largest eigenvalue, hollow "
+        "where it is negative.",
+        figures,
+        steps,
+        [[label(MATRICES, name) for name in measured["operator"]], ["histogram", "by rank"]],
+    )
 
 
-def _one_spectrum(
-    values: NDArray[np.float64], edges: NDArray[np.float64], ranks: NDArray[np.int64], most: int
+def _histogram(
+    spectra: NDArray[np.float64],
+    linear: float,
+    edges: NDArray[np.float64],
+    titles: list[str],
+    most: int,
+) -> Figure:
+    bent = np.arcsinh(edges / linear)
+    counts = [_counts(values, edges) for values in spectra]
+    axis = bent_axis(linear, 1000 * linear)
+    axis["range"] = numbers(bent[[0, -1]])
+    highest = math.log10(5 * max(1, *map(max, counts)))
+    figures = []
+    for values, own, title in zip(spectra, counts, titles, strict=True):
+        number = int(np.nan_to_num(in_numbers(values, most).outliers))
+        outliers = _descending(values)[:number]
+        bars = {
+            "type": "bar",
+            "x": numbers((bent[1:] + bent[:-1]) / 2),
+            "width": numbers(np.diff(bent)),
+            "y": [count or None for count in own],
+            "marker": {"color": BLUE},
+            "customdata": numbers(np.stack([edges[:-1], edges[1:]], 1), 5),
+            "hovertemplate": "λ from %{customdata[0]} to %{customdata[1]}<br>%{y}<extra></extra>",
+        }
+        marks = {
+            "x": numbers(np.arcsinh(outliers / linear)),
+            "y": [0.93] * number,
+            "yaxis": "y2",
+            "mode": "markers",
+            "marker": {"symbol": "line-ns-open", "size": 12, "color": RED},
+            "text": hovered(outliers),
+            "hovertemplate": "outlier, λ %{text}<extra></extra>",
+        }
+        axes = layout(
+            f"λ, {title}",
+            "eigenvalues",
+            axis,
+            {"type": "log", "range": [math.log10(0.5), highest]},
+            {"range": [0, 1], "visible": False},
+            margin=_MARGIN,
+        )
+        figures.append(Figure([bars, marks], axes))
+    return by_step(figures)
+
+
+def _by_rank(spectra: NDArray[np.float64], ranks: NDArray[np.int64], titles: list[str]) -> Figure:
+    shown = [_descending(values)[ranks] for values in spectra]
+    x, yaxis = (ranks + 0.5) / spectra.shape[-1], _magnitudes(np.stack(shown))
+    return by_step([
+        Figure(
+            [_rank_trace(x, values, BLUE, "λ")],
+            layout(f"rank / d, {title}", "|λ|", yaxis=yaxis, margin=_MARGIN),
+        )
+        for values, title in zip(shown, titles, strict=True)
+    ])
+
+
+def _rank_trace(
+    x: NDArray[np.float64], values: NDArray[np.float64], colour: str, name: str
 ) -> dict[str, Any]:
-    ordered, told = _descending(values), in_numbers(values, most)
+    symbols = np.where(values < 0, "circle-open", "circle").tolist()
     return {
-        "counts": _counts(values, edges),
-        "outliers": numbers(ordered[: int(np.nan_to_num(told.outliers))]),
-        "values": numbers(ordered[ranks]),
-        "told": f"d = {len(values):,}: {told}",
+        "x": numbers(x),
+        "y": numbers(np.where(values == 0, np.nan, np.abs(values))),
+        "mode": "lines+markers",
+        "name": name,
+        "line": {"color": colour, "width": 1},
+        "marker": {"size": 5, "color": colour, "symbol": symbols},
+        "text": hovered(values),
+        "hovertemplate": "λ %{text}<extra></extra>",
     }
+
+
+def _magnitudes(values: NDArray[np.float64]) -> dict[str, Any]:
+    """The axis of |λ|, without what rounding leaves of zeros."""
+    top = math.log10(np.abs(values[np.isfinite(values)]).max(initial=1e-300))
+    return LOGARITHMIC | {"range": [top - 10.3, top + 0.3]}
 
 
 def _ranks(size: int) -> NDArray[np.int64]:
-    """Some ranks of a spectrum, from 0: both ends, and evenly between them."""
-    ends = np.arange(min(size, _RANKS // 4))
-    return np.asarray(np.unique([*ends, *(size - 1 - ends), *evenly(size, _RANKS // 2)]))
+    """Some 80 ranks of a spectrum, from 0: both ends, and evenly between them."""
+    ends = np.arange(min(size, 20))
+    return np.asarray(np.unique([*ends, *(size - 1 - ends), *evenly(size, 40)]))
 
 
 def _descending(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sorted, the largest first, what is not finite last."""
+    """Sorted values, the largest first, what is not finite last."""
     return -np.sort(-np.where(np.isfinite(values), values, np.nan))
 
 
@@ -98,136 +173,338 @@ def _counts(values: NDArray[np.float64], edges: NDArray[np.float64]) -> list[int
     return counts
 
 
-def _density(section: Measurements, exact: Measurements | None) -> dict[str, Any]:
-    shape = section["size"].shape
-    rows = evenly(shape[0], VIEW // (2 * _GRID * shape[1] * shape[2]))
-    return {
-        "steps": section["step"][rows].tolist(),
-        "operators": [words(operator) for operator in section["operator"]],
-        "blocks": [cut(block) for block in section["block"]],
-        "interval": numbers(section["interval"][rows]) if "interval" in section else None,
-        "shown": [
-            [
-                [_one_density(section, (row, i, j), exact) for j in range(shape[2])]
-                for i in range(shape[1])
-            ]
-            for row in rows
+def density(run: Run) -> Iterator[View]:
+    """Show spectral densities, with exact eigenvalues where the run has them."""
+    measured, other = run.studies["density"], run.studies.get("exact")
+    shape = measured["size"].shape
+    rows = evenly(shape[0], VIEW // (2 * _POINTS * shape[1] * shape[2]))
+    yield View(
+        "density",
+        "Spectral density of the selected step",
+        "The density of all eigenvalues by random vectors, with its standard error; bars are the "
+        "exact eigenvalues, where the run has them, the coloured strip is the interval.",
+        [
+            by_step([_density(measured, (row, i, j), other) for row in rows])
+            for i, j in product(range(shape[1]), range(shape[2]))
         ],
-    }
+        measured["step"][rows].tolist(),
+        [
+            [label(MATRICES, name) for name in measured["operator"]],
+            [shorten(block) for block in measured["block"]],
+        ],
+    )
 
 
-def _one_density(
-    section: Measurements, place: tuple[int, ...], exact: Measurements | None
-) -> dict[str, Any] | None:
-    """A density and its standard error on a grid, and estimates in words; None where all is NaN."""
-    found = density_at(section, place)
+def _density(measured: Measurements, place: tuple[int, ...], other: Measurements | None) -> Figure:
+    """A density and its standard error on a grid, and estimates in words."""
+    found, where = density_at(measured, place), f"λ, step {measured['step'][place[0]]}"
     if not np.isfinite(found.nodes).any():
-        return None
+        return Figure([], layout(f"{where}: nothing is finite", "density"))
     low, high = found.range()
     # At least as smooth as the grid can show.
-    width = max(smoothing_width(found), (high - low) / (0.75 * _GRID))
-    grid = np.linspace(low - 4 * width, high + 4 * width, _GRID)
+    width = max(smoothing_width(found), (high - low) / (0.75 * _POINTS))
+    grid = np.linspace(low - 4 * width, high + 4 * width, _POINTS)
     values, errors = found.smoothed(grid, width)
-    single = 1 / (found.size * width * math.sqrt(2 * math.pi))  # the peak of one eigenvalue
-    shown = {
-        "ends": numbers(grid[[0, -1]]),
-        "values": numbers(values, 3),
-        "errors": numbers(errors, 3),
-        "floor": 0.1 * single,
-        "told": _told(section, place),
+    floor = 0.1 / (found.size * width * math.sqrt(2 * math.pi))  # of the peak of one eigenvalue
+    traces, highest = [], float(values.max())
+    if (eigenvalues := exact_beside(measured, place, other)) is not None:
+        counts, edges = np.histogram(eigenvalues, _POINTS // 4, (grid[0], grid[-1]))
+        heights = counts / (counts.sum() * np.diff(edges))
+        highest = max(highest, float(heights.max()))
+        traces.append(_bars(heights, edges))
+    if np.isfinite(errors).all():
+        traces += _error_band(grid, *(np.maximum(values + s * errors, floor) for s in (-1, 1)))
+    traces.append({
+        **_even(grid),
+        "y": numbers(np.maximum(values, floor), 3),
+        "mode": "lines",
+        "name": "density",
+        "line": {"color": BLUE, "width": 1.5},
+        "hovertemplate": "λ %{x:.4g}<br>%{y:.4g}<extra></extra>",
+    })
+    axes = layout(
+        f"{where}<br>{_estimates(measured, place)}",
+        "density",
+        {"range": numbers(grid[[0, -1]])},
+        {**LOGARITHMIC, "range": [math.log10(2 * floor), math.log10(3 * highest)]},
+        **LEGEND,
+        margin=_MARGIN,
+        shapes=_interval(measured, place[0], grid),
+    )
+    return Figure(traces, axes)
+
+
+def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64]) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        **_even((edges[1:] + edges[:-1]) / 2),
+        "y": numbers(np.where(heights > 0, heights, np.nan), 3),
+        "width": float(edges[1] - edges[0]),
+        "name": "exact",
+        "marker": {"color": GREY, "opacity": 0.6},
+        "hovertemplate": "λ %{x:.4g}<br>exact %{y:.4g}<extra></extra>",
     }
-    beside = exact_beside(section, place, exact)
-    if beside is not None:
-        counts, edges = np.histogram(beside, _GRID // 4, (grid[0], grid[-1]))
-        shown["bars"] = numbers(counts / (counts.sum() * np.diff(edges)), 3)
-    return shown
 
 
-def _told(section: Measurements, place: tuple[int, ...]) -> str:
+def _even(places: NDArray[np.float64]) -> dict[str, float]:
+    """Positions that have the same distances."""
+    return {"x0": float(places[0]), "dx": float(places[1] - places[0])}
+
+
+def _error_band(
+    grid: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    edge = {**_even(grid), "mode": "lines", "line": {"width": 0, "color": BLUE}}
+    edge |= {"hoverinfo": "skip", "showlegend": False}
+    filled = {"fill": "tonexty", "fillcolor": sheer(BLUE, 0.3)}
+    return [
+        {**edge, "y": numbers(low, 3)},
+        {**edge, "y": numbers(high, 3), **filled, "name": "standard error", "showlegend": True},
+    ]
+
+
+def _interval(measured: Measurements, row: int, grid: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The interval of the job as a strip, as far as it is on the axis."""
+    if "interval" not in measured:
+        return []
+    ends = grid[[0, -1]]
+    bounds = np.where(np.isfinite(measured["interval"][row]), measured["interval"][row], ends)
+    low, high = np.clip(bounds, *ends).tolist()
+    strip = {"type": "rect", "x0": low, "x1": high, "yref": "paper", "y0": 0, "y1": 1}
+    return (
+        [{**strip, "fillcolor": ORANGE, "opacity": 0.15, "line": {"width": 0}}]
+        if high > low
+        else []
+    )
+
+
+def _estimates(measured: Measurements, place: tuple[int, ...]) -> str:
     """The better of the two traces, and the effective rank, with their standard errors."""
-    trace = "xtrace" if np.isfinite(section["xtrace"][place]) else "trace"
+    trace = "xtrace" if np.isfinite(measured["xtrace"][place]) else "trace"
     parts = []
-    for name, word in ((trace, "trace"), ("effective_rank", "effective rank")):
-        value, error = section[name][place], section[f"{name}_error"][place]
+    for name, words in ((trace, "trace"), ("effective_rank", "effective rank")):
+        value, error = measured[name][place], measured[f"{name}_error"][place]
         if np.isfinite(value):
-            parts.append(f"{word} {value:.4g}" + f" ± {error:.2g}" * bool(np.isfinite(error)))
+            parts.append(f"{words} {value:.4g}" + f" ± {error:.2g}" * bool(np.isfinite(error)))
     return ", ".join(parts)
 
 
 # -- the singular Hessian --------------------------------------------------------------------
 
 
-def _architectures(section: Measurements, most: int) -> dict[str, Any]:
-    sizes, values = section["parameters"], section["eigenvalues"]
+def architectures(run: Run) -> Iterator[View]:
+    """Show exact spectra of networks of growing width."""
+    measured, most = run.studies["architectures"], outliers_sought(run)
+    values, sizes = measured["eigenvalues"], measured["parameters"]
     count, networks, stages = values.shape[:3]
-    ranks = [_ranks(int(size)) for size in sizes]
-    first = [
-        [_descending(values[i, 0, s, : sizes[i]]) for s in range(stages)] for i in range(count)
-    ]
     kept = evenly(networks, VIEW // (5 * count))
-    told = [
-        [[in_numbers(values[i, k, s, : sizes[i]], most) for k in kept] for s in range(stages)]
+    found = np.array([
+        [
+            [
+                (one.near_zero, one.outliers)
+                for one in (in_numbers(values[i, k, s, : sizes[i]], most) for k in kept)
+            ]
+            for s in range(stages)
+        ]
         for i in range(count)
-    ]
-    shares, outliers = (
-        numbers(np.array([[[getattr(one, name) for one in row] for row in rows] for rows in told]))
-        for name in ("near_zero", "outliers")
+    ])
+    shares = (
+        ("share near zero", "share with |λ| ≤ 0.001 max |λ|"),
+        ("outliers", "outliers, above the widest gap"),
     )
-    return {
-        "sizes": sizes.tolist(),
-        "names": [cut(name) for name in section["architecture"]],
-        "ranks": [numbers((r + 0.5) / size) for r, size in zip(ranks, sizes, strict=True)],
-        "values": [[numbers(one[r]) for one in own] for r, own in zip(ranks, first, strict=True)],
-        "near_zero": shares,
-        "outliers": outliers,
-        "reached": section["reached"][:, kept].tolist(),
-    }
+    yield View(
+        "architectures",
+        "Networks of growing width",
+        "Exact spectra of networks before and after training: |λ| by rank of the first network of "
+        "each, hollow where λ is negative; the share near zero, and how many outliers, of all "
+        "networks, hollow where the gradient norm was not reached.",
+        [
+            _ranks_of_sizes(measured, 1, "by rank, after training"),
+            _ranks_of_sizes(measured, 0, "by rank, before training"),
+            *(_by_size(measured, kept, found[..., i], *names) for i, names in enumerate(shares)),
+        ],
+    )
 
 
-def _initialisations(section: Measurements) -> dict[str, Any]:
-    start, end = section["eigenvalues_start"][:, 0], section["eigenvalues"][:, 0]
-    reached = section["reached"]
-    data: dict[str, Any] = {"networks": len(end)}
-    for name, edges in (
-        ("end", top_edges(nearly_all(end))),
-        ("both", top_edges(np.append(start, end))),
-    ):
-        data[name] = {
-            "edges": numbers(edges),
-            "reached": _counts(end[reached], edges),
-            "missed": _counts(end[~reached], edges),
-            "start": _counts(start, edges),
+def _ranks_of_sizes(measured: Measurements, stage: int, name: str) -> Figure:
+    """Eigenvalues of the first network of each size."""
+    sizes, traces, shown = measured["parameters"].tolist(), [], []
+    colours = of_end("largest", len(sizes))
+    for i, (size, colour) in enumerate(zip(sizes, colours, strict=True)):
+        ranks = _ranks(size)
+        both = [_descending(own[:size])[ranks] for own in measured["eigenvalues"][i, 0]]
+        shown += both
+        traces.append(_rank_trace((ranks + 0.5) / size, both[stage], colour, f"d = {size}"))
+    yaxis = _magnitudes(np.concatenate(shown))
+    axes = layout("rank / d, from the largest eigenvalue", "|λ|", yaxis=yaxis, **LEGEND)
+    return Figure(traces, axes, name)
+
+
+def _by_size(
+    measured: Measurements, kept: NDArray[np.int64], values: NDArray[Any], name: str, y: str
+) -> Figure:
+    """A mark for each network, (size, stage, network)."""
+    sizes, reached = measured["parameters"].tolist(), measured["reached"][:, kept].ravel()
+    stages = (("before training", RED, "square"), ("after training", BLUE, "circle"))
+    traces = [
+        {
+            "x": np.repeat(sizes, len(kept)).tolist(),
+            "y": numbers(values[:, stage].ravel()),
+            "mode": "markers",
+            "name": when,
+            "marker": {
+                "size": 8,
+                "color": colour,
+                "symbol": np.where(reached | (stage == 0), mark, f"{mark}-open").tolist(),
+            },
+            "text": [plain(shorten(one)) for one in measured["architecture"] for _ in kept],
+            "hovertemplate": "hidden %{text}, d = %{x}<br>%{y}<extra>%{fullData.name}</extra>",
         }
-    return data
+        for stage, (when, colour, mark) in enumerate(stages)
+    ]
+    xaxis = {"type": "log", "tickvals": sizes, "ticktext": list(map(str, sizes))}
+    return Figure(traces, layout("parameters d", y, xaxis, {"rangemode": "tozero"}, **LEGEND), name)
 
 
-def _spreads(section: Measurements) -> dict[str, Any]:
-    values, found = section["value"], section["eigenvalues"]
-    tops = min(2, found.shape[-1])
+def initialisations(run: Run) -> Iterator[View]:
+    """Show the largest eigenvalue over starts."""
+    measured = run.studies["initialisations"]
+    start, end = measured["eigenvalues_start"][:, 0], measured["eigenvalues"][:, 0]
+    after = _over_starts(measured, top_edges(nearly_all(end)), {}, "after training")
+    edges = top_edges(np.append(start, end))
+    outline = {
+        "x": numbers(np.repeat(edges, 2)),
+        "y": [0, *np.repeat(_counts(start, edges), 2).tolist(), 0],
+        "mode": "lines",
+        "name": "before training",
+        "line": {"color": RED},
+        "hoverinfo": "skip",
+    }
+    axis = LOGARITHMIC if is_wide(edges) else {}
+    both = _over_starts(measured, edges, axis, "and before training", outline)
+    yield View(
+        "initialisations",
+        "The top eigenvalue over starts",
+        "The largest eigenvalue of the Hessian after training from many starts; grey did not reach "
+        "the gradient norm, the outline is before training.",
+        [after, both],
+    )
+
+
+def _over_starts(
+    measured: Measurements,
+    edges: NDArray[np.float64],
+    xaxis: dict[str, Any],
+    name: str,
+    *outline: dict[str, Any],
+) -> Figure:
+    values, reached = measured["eigenvalues"][:, 0], measured["reached"]
+    kinds = (
+        ("reached the gradient norm", reached, BLUE),
+        ("did not", ~reached, sheer(GREY, 0.5)),
+    )
+    bars = [
+        {
+            "type": "bar",
+            "x": numbers((edges[1:] + edges[:-1]) / 2),
+            "width": numbers(np.diff(edges)),
+            "y": _counts(values[which], edges),
+            "name": kind,
+            "marker": {"color": colour, "line": {"color": BLUE, "width": 1}},
+            "hovertemplate": "λ₁ about %{x:.4g}<br>%{y}<extra>%{fullData.name}</extra>",
+        }
+        for kind, which, colour in kinds
+    ]
+    title = f"λ₁ of {len(values)} networks"
+    axes = layout(title, "networks", xaxis, barmode="stack", **LEGEND)
+    return Figure([*bars, *outline], axes, name)
+
+
+def spreads(run: Run) -> Iterator[View]:
+    """Show the largest eigenvalues against an argument of the data set."""
+    measured = run.studies["spreads"]
+    figures = [_spread(measured, top) for top in range(min(2, measured["eigenvalues"].shape[-1]))]
+    yield View(
+        "spreads",
+        "The top eigenvalues against the data",
+        "The two largest eigenvalues after training against an argument of the data set: medians "
+        "and quartiles over starts, and the networks themselves, hollow where the gradient norm "
+        "was not reached.",
+        figures,
+    )
+
+
+def _spread(measured: Measurements, top: int) -> Figure:
+    values, found = measured["value"], measured["eigenvalues"][..., top]
     kept = evenly(found.shape[1], VIEW // (3 * max(1, len(values))))
-    quartiles = np.full((tops, 3, len(values)), np.nan)
-    for top in range(tops):
-        for i, row in enumerate(found[..., top]):
-            good = row[np.isfinite(row)]
-            if good.size:
-                quartiles[top, :, i] = np.quantile(good, [0.25, 0.5, 0.75])
-    return {
-        "argument": cut(section.variables["value"].long_name),
-        "values": numbers(values),
-        "quartiles": numbers(quartiles),
-        "found": numbers(np.moveaxis(found[:, kept, :tops], -1, 0)),
-        "reached": section["reached"][:, kept].tolist(),
+    low, middle, high = quantiles(found, [0.25, 0.5, 0.75], 1)
+    reached = measured["reached"][:, kept].ravel()
+    networks = {
+        "x": numbers(np.repeat(values, len(kept))),
+        "y": numbers(found[:, kept].ravel()),
+        "mode": "markers",
+        "name": "a network",
+        "marker": {
+            "size": 6,
+            "color": BLUE,
+            "opacity": 0.7,
+            "symbol": np.where(reached, "circle", "circle-open").tolist(),
+        },
+        "hovertemplate": "λ %{y:.4g}<extra></extra>",
     }
+    lengths = {"array": numbers(high - middle), "arrayminus": numbers(middle - low)}
+    medians = {
+        "x": numbers(values),
+        "y": numbers(middle),
+        "mode": "lines+markers",
+        "name": "median and quartiles",
+        "line": {"color": RED},
+        "marker": {"size": 8, "symbol": "diamond"},
+        "error_y": {"type": "data", "symmetric": False, **lengths, "color": RED},
+        "hovertemplate": "%{x}<br>median %{y:.4g}<extra></extra>",
+    }
+    argument = plain(shorten(measured.variables["value"].long_name))
+    yaxis = LOGARITHMIC if is_wide(found[:, kept]) else {}
+    axes = layout(argument, f"λ<sub>{top + 1}</sub> after training", yaxis=yaxis, **LEGEND)
+    return Figure([networks, medians], axes, f"eigenvalue {top + 1}")
 
 
-def _interpolation(section: Measurements) -> dict[str, Any]:
-    losses = section["loss"]
-    columns = evenly(losses.shape[2], 41)
-    rows = evenly(losses.shape[1], VIEW // (len(losses) * len(columns)))
-    return {
-        "comparisons": [cut(name) for name in section["comparison"]],
-        "steps": section["step"][rows].tolist(),
-        "fraction": numbers(section["fraction"][columns]),
-        "distance": numbers(section["distance"][:, rows]),
-        "loss": numbers(losses[:, rows][:, :, columns], 4),
+def interpolation(run: Run) -> Iterator[View]:
+    """Show the loss between two networks during training."""
+    measured = run.studies["interpolation"]
+    shape = measured["loss"].shape
+    columns = evenly(shape[2], 41)
+    rows = evenly(shape[1], VIEW // (shape[0] * len(columns)))
+    yield View(
+        "interpolation",
+        "Loss between two networks",
+        "The loss on straight lines between two networks in training, by step.",
+        [_heat(measured, i, rows, columns) for i in range(shape[0])],
+    )
+
+
+def _heat(
+    measured: Measurements, i: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> Figure:
+    loss, steps = measured["loss"][i, rows][:, columns], measured["step"][rows].tolist()
+    bar: dict[str, Any] = {"title": {"text": "loss"}}
+    shown = loss
+    if is_wide(loss):
+        shown = np.log10(loss)
+        ticks = np.unique(np.floor(shown[np.isfinite(shown)])).astype(int).tolist()
+        bar |= {"tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks]}
+    distances = hovered(measured["distance"][i, rows], 4)
+    heat = {
+        "type": "heatmap",
+        "x": numbers(measured["fraction"][columns]),
+        "y": steps,
+        "z": numbers(shown, 5),
+        "colorscale": "Viridis",
+        "colorbar": bar,
+        "text": hovered(loss, 4),
+        "customdata": [[distance] * len(columns) for distance in distances],
+        "hovertemplate": "step %{y}, distance %{customdata}<br>loss %{text}<br>"
+        "way %{x}<extra></extra>",
     }
+    axes = layout("way from the first to the second network", "training step")
+    return Figure([heat], axes, str(measured["comparison"][i]))

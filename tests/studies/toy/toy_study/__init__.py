@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hessdist.config.base import Section, Steps
 from hessdist.present.cells import new_table
-from hessdist.present.panels import View, line, picture
+from hessdist.present.panels import View, line, panel
 from hessdist.studies.base import Needs, Study
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def tables(run: Run) -> Iterator[Table]:
 def page(run: Run) -> Iterator[View]:
     """Show the curvature against the step."""
     measured = run.studies["gradient_curvature"]
-    curve = line("curvature", measured["step"], measured["curvature"], 0)
-    shown = {"choices": [picture("curvature", "training step", "gᵀHg / gᵀg", [curve])]}
-    yield View("gradient-curvature", "Curvature along the gradient", "gᵀHg / gᵀg.", shown)
+    curve = line("curvature", measured["step"], measured["curvature"])
+    figure = panel("curvature", "training step", "gᵀHg / gᵀg", [curve])
+    yield View("gradient-curvature", "Curvature along the gradient", "gᵀHg / gᵀg.", [figure])
 
 
 def remarks(measured: Measurements) -> Iterator[str]:

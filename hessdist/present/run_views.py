@@ -1,0 +1,299 @@
+"""Views of the eigenpairs of a run: during training, of the selected step, their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.config.loader import parse_job
+from hessdist.errors import ResultError
+from hessdist.present.panels import (
+    INK,
+    LOGARITHMIC,
+    Figure,
+    View,
+    by_step,
+    horizontal,
+    layout,
+    plain,
+    step_mark,
+)
+from hessdist.present.style import BLUE, GREEN, ORANGE, RED, of_end
+from hessdist.present.values import hovered, numbers
+from hessdist.results.layers import by_layer, layers_of
+from hessdist.results.schema import ENDS
+
+if TYPE_CHECKING:
+    from hessdist.results.reader import Run
+
+_RIGHT = {"l": 60, "r": 60, "t": 10, "b": 44}  # margins with a second axis
+
+
+def run_views(run: Run) -> Iterator[View]:
+    """Show the eigenpairs of a run.
+
+    Args:
+        run: The result.
+
+    Yields:
+        The views, if there are eigenpairs.
+    """
+    if not len(run):
+        return
+    tolerance = parse_job(run.job, str(run.path))[0].spectrum.tolerance
+    yield _progression(run)
+    yield _spectrum(run)
+    yield _residuals(run, tolerance)
+    yield _cost(run)
+    yield from _shares(run)
+
+
+def _progression(run: Run) -> View:
+    steps, traces = run.steps.tolist(), []
+    for end, sign in zip(ENDS, (1, -1), strict=True):
+        values, residuals, good = (
+            getattr(run, f"{what}_{end}") for what in ("eigenvalues", "residuals", "converged")
+        )
+        for i, colour in enumerate(of_end(end, values.shape[1])):
+            own = values[:, i]
+            expected = own * sign > 0
+            symbols = np.where(good[:, i], np.where(expected, "circle", "circle-open"), "x")
+            signed = {"text": hovered(own)} if (own * sign <= 0).any() else {}
+            value = "%{text}" if signed else ("−" if sign < 0 else "") + "%{y:.5g}"
+            traces.append({
+                "x": steps,
+                "y": numbers(np.abs(own)),
+                "mode": "lines+markers",
+                "name": f"{end} {i + 1}",
+                "line": {"color": colour, "width": 1},
+                "marker": {"size": 5, "color": colour, "symbol": _once(symbols.tolist())},
+                **signed,
+                "customdata": hovered(residuals[:, i], 3),
+                "hovertemplate": f"%{{fullData.name}}<br>step %{{x}}<br>λ {value}<br>"
+                "residual %{customdata}<extra></extra>",
+            })
+    traces.append({
+        "x": steps,
+        "y": numbers(run.loss),
+        "yaxis": "y2",
+        "mode": "lines",
+        "name": "loss",
+        "line": {"color": INK, "dash": "dot", "width": 1.5},
+        "hovertemplate": "step %{x}<br>loss %{y}<extra></extra>",
+    })
+    loss = {"side": "right", "type": "log", "nticks": 6, "tickformat": ".2~g"}
+    axes = layout(
+        "training step",
+        "|λ|",
+        yaxis=LOGARITHMIC,
+        right={**loss, "title": {"text": "loss"}},
+        margin=_RIGHT,
+        clickmode="event",
+        shapes=[step_mark(steps[-1])],
+    )
+    frames = [{"layout": {"shapes": [{"x0": step, "x1": step}]}} for step in steps]
+    return View(
+        "progression",
+        "Eigenvalues during training",
+        "|λ| of both ends on a logarithmic axis, the loss dotted on the right; hollow marks have "
+        "the other sign, crosses did not converge. The vertical line is the selected step; click a "
+        "point to select its step.",
+        [Figure(traces, axes, frames=frames)],
+        steps,
+    )
+
+
+def _once(values: list[Any]) -> Any:
+    """One value for all where all are the same."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _spectrum(run: Run) -> View:
+    names, colours = (
+        _names(run),
+        [colour for end in ENDS for colour in of_end(end, _count(run, end))],
+    )
+    figures = []
+    for row, step in enumerate(run.steps):
+        values, good = _both(run, "eigenvalues", row), _both(run, "converged", row).astype(bool)
+        sizes = np.abs(values[np.isfinite(values)])
+        largest = max(float(sizes.max(initial=0.0)), 1e-30)
+        linear, top = 1e-3 * largest, np.ceil(np.log10(largest))
+        powers = 10.0 ** (top - np.arange(4))
+        ticks = np.sort([0, *powers, *-powers])
+        notes = ["" if one else "<br>not converged" for one in good]
+        notes = [
+            note + best for note, best in zip(notes, _best_steps(run, step, names), strict=True)
+        ]
+        residuals = _both(run, "residuals", row)
+        bars = {
+            "type": "bar",
+            "x": names,
+            "y": numbers(_symmetric_log(values, linear), 5),
+            "marker": {"color": colours, "opacity": _once(np.where(good, 1, 0.4).tolist())},
+            "hovertext": hovered(values),
+            "customdata": hovered(residuals, 3),
+            "text": _once(notes),
+            "textposition": "none",
+            "hovertemplate": f"step {step}<br>%{{x}}<br>λ %{{hovertext}}<br>"
+            "residual %{customdata}%{text}<extra></extra>",
+        }
+        yaxis = {
+            "tickvals": numbers(_symmetric_log(ticks, linear)),
+            "ticktext": [f"{tick:g}" for tick in ticks],
+        }
+        figures.append(_of_pairs(step, [bars], "λ", yaxis))
+    return View(
+        "spectrum",
+        "Spectrum of the selected step",
+        "All computed eigenvalues by rank; linear near zero and logarithmic beyond.",
+        [by_step(figures)],
+        run.steps.tolist(),
+    )
+
+
+def _residuals(run: Run, tolerance: float) -> View:
+    figures = []
+    for row, step in enumerate(run.steps):
+        good = _both(run, "converged", row).astype(bool)
+        marks = {
+            "x": _names(run),
+            "y": numbers(_both(run, "residuals", row), 3),
+            "mode": "markers",
+            "marker": {
+                "size": 8,
+                "color": _once(np.where(good, BLUE, RED).tolist()),
+                "symbol": _once(np.where(good, "circle", "x").tolist()),
+            },
+            "hovertemplate": "%{x}<br>residual %{y}<extra></extra>",
+        }
+        axes = _of_pairs(step, [marks], "‖Hv − λv‖ / |λ|", LOGARITHMIC)
+        figures.append(Figure(axes.data, {**axes.layout, "shapes": [horizontal(tolerance)]}))
+    return View(
+        "residuals",
+        "Residuals of the selected step",
+        "‖Hv − λv‖ / |λ| of each pair; the dashed line is the tolerance.",
+        [by_step(figures)],
+        run.steps.tolist(),
+    )
+
+
+def _of_pairs(step: int, traces: list[Any], y: str, yaxis: dict[str, Any]) -> Figure:
+    """A figure with a place for each eigenpair."""
+    xaxis = {"type": "category", "tickangle": -60}
+    margin = {"l": 70, "r": 16, "t": 10, "b": 80}
+    return Figure(traces, layout(f"step {step}", y, xaxis, yaxis, margin=margin))
+
+
+def _cost(run: Run) -> View:
+    steps = [str(step) for step in run.steps]
+    products = {
+        "x": steps,
+        "y": run.products.tolist(),
+        "type": "bar",
+        "name": "products",
+        "marker": {"color": BLUE},
+        "selected": {"marker": {"color": ORANGE}},
+        "unselected": {"marker": {"opacity": 1}},
+        "customdata": hovered(run.seconds),
+        "hovertemplate": "step %{x}<br>%{y} products<br>%{customdata} s<extra></extra>",
+    }
+    seconds = {
+        "x": steps,
+        "y": numbers(run.seconds),
+        "yaxis": "y2",
+        "mode": "lines+markers",
+        "name": "seconds",
+        "line": {"color": GREEN},
+        "hovertemplate": "step %{x}<br>%{y} s<extra></extra>",
+    }
+    right = {"side": "right", "rangemode": "tozero", "title": {"text": "seconds"}}
+    axes = layout("training step", "products", {"type": "category"}, right=right, margin=_RIGHT)
+    frames = [{"data": [{"selectedpoints": [row]}, {}]} for row in range(len(run))]
+    return View(
+        "cost",
+        "Cost of each solve",
+        "Matrix-vector products and wall seconds of each checkpoint's solve.",
+        [Figure([products, seconds], axes, frames=frames)],
+        run.steps.tolist(),
+    )
+
+
+def _shares(run: Run) -> Iterator[View]:
+    """How much of each eigenvector lies in each layer."""
+    # Steps are left out, evenly, where all of them would be too much to read, and those whose
+    # vectors are not there or cannot be read.
+    read = 2 << 30  # bytes of eigenvectors, at most
+    pairs = _count(run, "largest") + _count(run, "smallest")
+    affordable = max(1, read // (4 * max(1, run.num_parameters * pairs)))
+    rows = np.linspace(0, len(run) - 1, min(affordable, len(run))).round().astype(int)
+    layers = [plain(name) for name in layers_of(tensor.name for tensor in run.parameters)]
+    found = {}
+    for step in map(int, run.steps[np.unique(rows)]):
+        with suppress(ResultError, OSError):
+            heat = {
+                "type": "heatmap",
+                "z": numbers(_shares_at(run, step), 3),
+                "x": layers,
+                "y": [*_names(run), "gradient", "parameters"],
+                "colorscale": "Viridis",
+                "zmin": 0,
+                "zmax": 1,
+                "hovertemplate": "%{y}<br>%{x}: %{z}<extra></extra>",
+            }
+            yaxis, margin = {"autorange": "reversed"}, {"l": 90, "r": 16, "t": 10, "b": 50}
+            axes = layout(f"layer, step {step}", "", yaxis=yaxis, margin=margin)
+            found[step] = Figure([heat], axes)
+    if found:
+        yield View(
+            "shares",
+            "Share of the layers",
+            "How much of the squared norm of each eigenvector lies in each layer.",
+            [by_step(list(found.values()))],
+            list(found),
+        )
+
+
+def _shares_at(run: Run, step: int) -> NDArray[np.float64]:
+    """Shares of the layers in each eigenvector, then in the gradient and in the parameters."""
+    result = run[step]
+    vectors: list[NDArray[Any]] = [
+        result.eigenvector(end, i + 1) for end in ENDS for i in range(_count(run, end))
+    ]
+    vectors += [result.gradient, np.ones(run.num_parameters)]
+    shares = np.stack([result.layer_shares(vector) for vector in vectors])
+    return by_layer(shares, [tensor.name for tensor in run.parameters])
+
+
+def _best_steps(run: Run, step: int, names: Sequence[str]) -> list[str]:
+    """The best step sizes along eigenvectors, where they were measured at the step."""
+    measured = run.studies.get("step_sizes")
+    found: dict[str, str] = {}
+    if measured is not None:
+        for row in np.flatnonzero(measured["step"] == step):
+            found = dict(
+                zip(map(str, measured["pair"]), hovered(measured["best_step"][row]), strict=True)
+            )
+    return [f"<br>α* {found[name]}" if name in found else "" for name in names]
+
+
+def _count(run: Run, end: str) -> int:
+    return int(getattr(run, f"eigenvalues_{end}").shape[1])
+
+
+def _names(run: Run) -> list[str]:
+    return [f"{end} {i + 1}" for end in ENDS for i in range(_count(run, end))]
+
+
+def _both(run: Run, what: str, row: int) -> NDArray[Any]:
+    """Values of a step of both ends, in the order of `_names`."""
+    return np.concatenate([getattr(run, f"{what}_{end}")[row] for end in ENDS])
+
+
+def _symmetric_log(values: NDArray[np.float64], linear: float) -> NDArray[np.float64]:
+    """sign(x) log₁₀(1 + |x| / linear): linear near zero, logarithmic beyond."""
+    return np.asarray(np.sign(values) * np.log10(1 + np.abs(values) / linear))

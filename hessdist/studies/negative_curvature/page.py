@@ -1,0 +1,140 @@
+"""The loss along eigenvectors, and the best step sizes along them, for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hessdist.landscape.found import Found
+from hessdist.present.panels import LEGEND, Figure, View, by_step, layout
+from hessdist.present.style import BLUE, GREY, ORANGE, RED
+from hessdist.present.values import hovered, numbers
+
+if TYPE_CHECKING:
+    from hessdist.results.reader import Run
+    from hessdist.results.units import Measurements
+
+
+def lines(run: Run) -> Iterator[View]:
+    """Show the loss along eigenvectors."""
+    measured = run.studies["lines"]
+    pairs, spans = [str(pair) for pair in measured["pair"]], measured["span"]
+    figures = [
+        by_step([_line(measured, row, pair, span) for row in range(len(measured["step"]))])
+        for pair, span in product(range(len(pairs)), spans)
+    ]
+    yield View(
+        "lines",
+        "Loss along eigenvectors",
+        "L(θ − α (gᵀv) v) over all samples, and its quadratic model; gaps are not finite.",
+        figures,
+        measured["step"].tolist(),
+        [pairs, [f"|α| ≤ {span:.7g}" for span in spans]],
+    )
+
+
+def _line(measured: Measurements, row: int, pair: int, span: float) -> Figure:
+    alpha = measured["alpha"]
+    inside = np.abs(alpha) <= span * (1 + 1e-9)
+    curves = (("loss", "loss", RED, "solid"), ("quadratic model", "quadratic_model", BLUE, "dash"))
+    traces = [
+        {
+            "x": numbers(alpha[inside]),
+            "y": numbers(measured[key][row, pair, inside]),
+            "name": name,
+            "mode": "lines+markers",
+            "line": {"color": colour, "dash": dash},
+            "marker": {"size": 4},
+            "hovertemplate": "α %{x}<br>%{fullData.name} %{y}<extra></extra>",
+        }
+        for name, key, colour, dash in curves
+    ]
+    step, value = measured["step"][row], hovered(measured["eigenvalue"][row, pair])
+    return Figure(traces, layout(f"α, step {step}, λ = {value}", "loss", **LEGEND))
+
+
+def step_sizes(run: Run) -> Iterator[View]:
+    """Show the best step sizes along eigenvectors, and what they change."""
+    measured = run.studies["step_sizes"]
+    values, steps = measured["eigenvalue"], measured["step"].tolist()
+    with np.errstate(divide="ignore"):
+        inverse = 1 / measured["best_step"]
+    limit = float(np.abs(values[np.isfinite(values)]).max(initial=1e-30)) * 1.05
+    ends = np.array([-limit, 0, limit])
+    laws = [
+        {
+            "x": numbers(ends),
+            "y": numbers(y),
+            "mode": "lines",
+            "line": {"color": GREY, "dash": dash},
+            "name": name,
+            "hoverinfo": "name",
+        }
+        for y, dash, name in ((ends, "dash", "1/α* = λ"), (abs(ends), "dot", "1/α* = |λ|"))
+    ]
+    both = {"range": numbers([-limit, limit])}
+    yield View(
+        "inverse",
+        "Best step sizes",
+        "1/α* against λ, with 1/α* = λ (dashed) and 1/α* = |λ| (dotted); hollow marks are edges of "
+        "the scan; large marks are of the selected step.",
+        [_scatter(measured, {"1/α*": inverse}, layout("λ", "1/α*", both, both), laws)],
+        steps,
+    )
+    changes = measured["best_loss_change"], *np.moveaxis(measured["loss_change"][:, :2], 1, 0)
+    shown = dict(zip(("L(α*) − L(0)", "by 1/λ", "by 1/|λ|"), changes, strict=True))
+    yield View(
+        "change",
+        "Best change of the loss",
+        "L(α*) − L(0) against λ; below zero is better.",
+        [_scatter(measured, shown, layout("λ", "L(α*) − L(0)"), [])],
+        steps,
+    )
+
+
+def _scatter(
+    measured: Measurements,
+    shown: dict[str, NDArray[np.float64]],
+    axes: dict[str, Any],
+    below: list[dict[str, Any]],
+) -> Figure:
+    """A mark for each eigenpair of each step, larger and on top at the selected step.
+
+    Args:
+        measured: The measurements of the section step_sizes.
+        shown: What is drawn, and what else is shown at a point, each (step, pair).
+        axes: The layout.
+        below: Other traces.
+
+    Returns:
+        The figure.
+    """
+    known = {"λ": measured["eigenvalue"], "α*": measured["best_step"], **shown}
+    lines = "".join(f"<br>{name} %{{customdata[{i}]}}" for i, name in enumerate(known))
+    hover, values = np.stack(list(known.values()), -1), next(iter(shown.values()))
+    symbols = np.where(measured["found"] == Found.EDGE, "triangle-up-open", "circle")
+    traces = [
+        {
+            "x": numbers(measured["eigenvalue"][row]),
+            "y": numbers(values[row], 4),
+            "mode": "markers",
+            "name": f"step {step}",
+            "marker": {
+                "size": 5,
+                "color": BLUE,
+                "opacity": 0.55,
+                "symbol": symbols[row].tolist(),
+            },
+            "text": [str(pair) for pair in measured["pair"]],
+            "customdata": hovered(hover[row]),
+            "hovertemplate": f"step {step}, %{{text}}{lines}<extra></extra>",
+        }
+        for row, step in enumerate(measured["step"])
+    ]
+    selected = {"marker": {"size": 11, "color": ORANGE, "opacity": 1}, "zorder": 1}
+    frames = [{"data": {len(below) + row: selected}} for row in range(len(traces))]
+    return Figure([*below, *traces], axes, frames=frames)
