@@ -196,9 +196,7 @@ def test_batch_norm_in_training_mode(dtype: torch.dtype) -> None:
 
     refused(model.to(dtype), loss, classes(), r"batch norm is in training mode \(1\); call eval")
     untracked = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False))
-    refused(
-        untracked.to(dtype), F.cross_entropy, classes(), "no running statistics"
-    )
+    refused(untracked.to(dtype), F.cross_entropy, classes(), "no running statistics")
 
 
 @both_dtypes
