@@ -258,6 +258,24 @@ def seeds(
     return [*band(name, x, low, high, colour), line(name, x, middle, colour, dash=dash)]
 
 
+def trace(x: Any, y: Any, hover: str, digits: int = 7, /, **more: Any) -> dict[str, Any]:
+    """Make a trace that has its own text at points.
+
+    Args:
+        x: Numbers or a list of texts, (n,).
+        y: Numbers, (n,).
+        hover: The text at points, a template of plotly; empty: what `hoverinfo` asks for.
+        digits: How many significant digits y has.
+        **more: Attributes of the trace; `mode` stands for lines and marks where `type` is missing.
+
+    Returns:
+        The trace.
+    """
+    places = {"x": x if isinstance(x, list) else numbers(x), "y": numbers(y, digits)}
+    text = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {}
+    return {"mode": "lines+markers"} | places | text | more
+
+
 def layout(
     x: str,
     y: str,

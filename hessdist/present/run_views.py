@@ -21,6 +21,7 @@ from hessdist.present.panels import (
     layout,
     plain,
     step_mark,
+    trace,
 )
 from hessdist.present.style import BLUE, GREEN, ORANGE, RED, of_end
 from hessdist.present.values import hovered, numbers
@@ -60,31 +61,19 @@ def _progression(run: Run) -> View:
         )
         for i, colour in enumerate(of_end(end, values.shape[1])):
             own = values[:, i]
-            expected = own * sign > 0
-            symbols = np.where(good[:, i], np.where(expected, "circle", "circle-open"), "x")
-            signed = {"text": hovered(own)} if (own * sign <= 0).any() else {}
-            value = "%{text}" if signed else ("−" if sign < 0 else "") + "%{y:.5g}"
-            traces.append({
-                "x": steps,
-                "y": numbers(np.abs(own)),
-                "mode": "lines+markers",
-                "name": f"{end} {i + 1}",
-                "line": {"color": colour, "width": 1},
-                "marker": {"size": 5, "color": colour, "symbol": _once(symbols.tolist())},
-                **signed,
-                "customdata": hovered(residuals[:, i], 3),
-                "hovertemplate": f"%{{fullData.name}}<br>step %{{x}}<br>λ {value}<br>"
-                "residual %{customdata}<extra></extra>",
-            })
-    traces.append({
-        "x": steps,
-        "y": numbers(run.loss),
-        "yaxis": "y2",
-        "mode": "lines",
-        "name": "loss",
-        "line": {"color": INK, "dash": "dot", "width": 1.5},
-        "hovertemplate": "step %{x}<br>loss %{y}<extra></extra>",
-    })
+            symbols = np.where(own * sign > 0, "circle", "circle-open")
+            symbols = np.where(good[:, i], symbols, "x").tolist()
+            marker: dict[str, Any] = {"size": 5, "color": colour, "symbol": _once(symbols)}
+            more = {"marker": marker, "customdata": hovered(residuals[:, i], 3)}
+            value = ("−" if sign < 0 else "") + "%{y:.5g}"
+            if (own * sign <= 0).any():  # the sign is not that of the end everywhere
+                more["text"], value = hovered(own), "%{text}"
+            name, line = f"{end} {i + 1}", {"color": colour, "width": 1}
+            hover = f"{name}<br>step %{{x}}<br>λ {value}<br>residual %{{customdata}}"
+            traces.append(trace(steps, np.abs(own), hover, name=name, line=line, **more))
+    hover, line = "step %{x}<br>loss %{y}", {"color": INK, "dash": "dot", "width": 1.5}
+    more = {"yaxis": "y2", "mode": "lines", "name": "loss", "line": line}
+    traces.append(trace(steps, run.loss, hover, **more))
     loss = {"side": "right", "type": "log", "nticks": 6, "tickformat": ".2~g"}
     axes = layout(
         "training step",
@@ -113,11 +102,8 @@ def _once(values: list[Any]) -> Any:
 
 
 def _spectrum(run: Run) -> View:
-    names, colours = (
-        _names(run),
-        [colour for end in ENDS for colour in of_end(end, _count(run, end))],
-    )
-    figures = []
+    names, figures = _names(run), []
+    colours = [colour for end in ENDS for colour in of_end(end, _count(run, end))]
     for row, step in enumerate(run.steps):
         values, good = _both(run, "eigenvalues", row), _both(run, "converged", row).astype(bool)
         sizes = np.abs(values[np.isfinite(values)])
@@ -125,27 +111,16 @@ def _spectrum(run: Run) -> View:
         linear, top = 1e-3 * largest, np.ceil(np.log10(largest))
         powers = 10.0 ** (top - np.arange(4))
         ticks = np.sort([0, *powers, *-powers])
-        notes = ["" if one else "<br>not converged" for one in good]
-        notes = [
-            note + best for note, best in zip(notes, _best_steps(run, step, names), strict=True)
-        ]
+        best = _best_steps(run, step, names)
+        notes = ["<br>not converged" * (not one) + own for one, own in zip(good, best, strict=True)]
         residuals = _both(run, "residuals", row)
-        bars = {
-            "type": "bar",
-            "x": names,
-            "y": numbers(_symmetric_log(values, linear), 5),
-            "marker": {"color": colours, "opacity": _once(np.where(good, 1, 0.4).tolist())},
-            "hovertext": hovered(values),
-            "customdata": hovered(residuals, 3),
-            "text": _once(notes),
-            "textposition": "none",
-            "hovertemplate": f"step {step}<br>%{{x}}<br>λ %{{hovertext}}<br>"
-            "residual %{customdata}%{text}<extra></extra>",
-        }
-        yaxis = {
-            "tickvals": numbers(_symmetric_log(ticks, linear)),
-            "ticktext": [f"{tick:g}" for tick in ticks],
-        }
+        marker = {"color": colours, "opacity": _once(np.where(good, 1, 0.4).tolist())}
+        hover = f"step {step}<br>%{{x}}<br>λ %{{hovertext}}<br>residual %{{customdata}}%{{text}}"
+        more = {"marker": marker, "hovertext": hovered(values), "customdata": hovered(residuals, 3)}
+        more |= {"type": "bar", "text": _once(notes), "textposition": "none"}
+        bars = trace(names, _symmetric_log(values, linear), hover, 5, **more)
+        labels = [f"{tick:g}" for tick in ticks]
+        yaxis = {"tickvals": numbers(_symmetric_log(ticks, linear)), "ticktext": labels}
         figures.append(_of_pairs(step, [bars], "λ", yaxis))
     return View(
         "spectrum",
@@ -160,17 +135,10 @@ def _residuals(run: Run, tolerance: float) -> View:
     figures = []
     for row, step in enumerate(run.steps):
         good = _both(run, "converged", row).astype(bool)
-        marks = {
-            "x": _names(run),
-            "y": numbers(_both(run, "residuals", row), 3),
-            "mode": "markers",
-            "marker": {
-                "size": 8,
-                "color": _once(np.where(good, BLUE, RED).tolist()),
-                "symbol": _once(np.where(good, "circle", "x").tolist()),
-            },
-            "hovertemplate": "%{x}<br>residual %{y}<extra></extra>",
-        }
+        marker: dict[str, Any] = {"size": 8, "color": _once(np.where(good, BLUE, RED).tolist())}
+        marker["symbol"] = _once(np.where(good, "circle", "x").tolist())
+        residuals, hover = _both(run, "residuals", row), "%{x}<br>residual %{y}"
+        marks = trace(_names(run), residuals, hover, 3, mode="markers", marker=marker)
         axes = _of_pairs(step, [marks], "‖Hv − λv‖ / |λ|", LOGARITHMIC)
         figures.append(Figure(axes.data, {**axes.layout, "shapes": [horizontal(tolerance)]}))
     return View(
@@ -191,26 +159,12 @@ def _of_pairs(step: int, traces: list[Any], y: str, yaxis: dict[str, Any]) -> Fi
 
 def _cost(run: Run) -> View:
     steps = [str(step) for step in run.steps]
-    products = {
-        "x": steps,
-        "y": run.products.tolist(),
-        "type": "bar",
-        "name": "products",
-        "marker": {"color": BLUE},
-        "selected": {"marker": {"color": ORANGE}},
-        "unselected": {"marker": {"opacity": 1}},
-        "customdata": hovered(run.seconds),
-        "hovertemplate": "step %{x}<br>%{y} products<br>%{customdata} s<extra></extra>",
-    }
-    seconds = {
-        "x": steps,
-        "y": numbers(run.seconds),
-        "yaxis": "y2",
-        "mode": "lines+markers",
-        "name": "seconds",
-        "line": {"color": GREEN},
-        "hovertemplate": "step %{x}<br>%{y} s<extra></extra>",
-    }
+    hover, seconds = "step %{x}<br>%{y} products<br>%{customdata} s", hovered(run.seconds)
+    of_bars = {"type": "bar", "name": "products", "marker": {"color": BLUE}, "customdata": seconds}
+    of_bars |= {"selected": {"marker": {"color": ORANGE}}, "unselected": {"marker": {"opacity": 1}}}
+    of_line = {"yaxis": "y2", "name": "seconds", "line": {"color": GREEN}}
+    products = trace(steps, run.products, hover, **of_bars)
+    seconds = trace(steps, run.seconds, "step %{x}<br>%{y} s", **of_line)
     right = {"side": "right", "rangemode": "tozero", "title": {"text": "seconds"}}
     axes = layout("training step", "products", {"type": "category"}, right=right, margin=_RIGHT)
     frames = [{"data": [{"selectedpoints": [row]}, {}]} for row in range(len(run))]
@@ -232,19 +186,13 @@ def _shares(run: Run) -> Iterator[View]:
     affordable = max(1, read // (4 * max(1, run.num_parameters * pairs)))
     rows = np.linspace(0, len(run) - 1, min(affordable, len(run))).round().astype(int)
     layers = [plain(name) for name in layers_of(tensor.name for tensor in run.parameters)]
-    found = {}
+    vectors = [*_names(run), "gradient", "parameters"]
+    scale, found = {"colorscale": "Viridis", "zmin": 0, "zmax": 1}, {}
     for step in map(int, run.steps[np.unique(rows)]):
         with suppress(ResultError, OSError):
-            heat = {
-                "type": "heatmap",
-                "z": numbers(_shares_at(run, step), 3),
-                "x": layers,
-                "y": [*_names(run), "gradient", "parameters"],
-                "colorscale": "Viridis",
-                "zmin": 0,
-                "zmax": 1,
-                "hovertemplate": "%{y}<br>%{x}: %{z}<extra></extra>",
-            }
+            shares, hover = numbers(_shares_at(run, step), 3), "%{y}<br>%{x}: %{z}<extra></extra>"
+            heat = {"type": "heatmap", "x": layers, "y": vectors, "z": shares, **scale}
+            heat["hovertemplate"] = hover
             yaxis, margin = {"autorange": "reversed"}, {"l": 90, "r": 16, "t": 10, "b": 50}
             axes = layout(f"layer, step {step}", "", yaxis=yaxis, margin=margin)
             found[step] = Figure([heat], axes)
@@ -261,12 +209,14 @@ def _shares(run: Run) -> Iterator[View]:
 def _shares_at(run: Run, step: int) -> NDArray[np.float64]:
     """Shares of the layers in each eigenvector, then in the gradient and in the parameters."""
     result = run[step]
-    vectors: list[NDArray[Any]] = [
-        result.eigenvector(end, i + 1) for end in ENDS for i in range(_count(run, end))
+    shares = [  # one vector in memory at a time
+        result.layer_shares(result.eigenvector(end, i + 1))
+        for end in ENDS
+        for i in range(_count(run, end))
     ]
-    vectors += [result.gradient, np.ones(run.num_parameters)]
-    shares = np.stack([result.layer_shares(vector) for vector in vectors])
-    return by_layer(shares, [tensor.name for tensor in run.parameters])
+    ones = np.ones(run.num_parameters, np.float32)
+    shares += [result.layer_shares(result.gradient), result.layer_shares(ones)]
+    return by_layer(np.stack(shares), [tensor.name for tensor in run.parameters])
 
 
 def _best_steps(run: Run, step: int, names: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.landscape.found import Found
-from hessdist.present.panels import LEGEND, Figure, View, by_step, layout
+from hessdist.present.panels import LEGEND, Figure, View, by_step, layout, trace
 from hessdist.present.style import BLUE, GREY, ORANGE, RED
 from hessdist.present.values import hovered, numbers
 
@@ -38,19 +38,17 @@ def lines(run: Run) -> Iterator[View]:
 
 
 def _line(measured: Measurements, row: int, pair: int, span: float) -> Figure:
-    alpha = measured["alpha"]
-    inside = np.abs(alpha) <= span * (1 + 1e-9)
+    inside = np.abs(measured["alpha"]) <= span * (1 + 1e-9)
     curves = (("loss", "loss", RED, "solid"), ("quadratic model", "quadratic_model", BLUE, "dash"))
     traces = [
-        {
-            "x": numbers(alpha[inside]),
-            "y": numbers(measured[key][row, pair, inside]),
-            "name": name,
-            "mode": "lines+markers",
-            "line": {"color": colour, "dash": dash},
-            "marker": {"size": 4},
-            "hovertemplate": "α %{x}<br>%{fullData.name} %{y}<extra></extra>",
-        }
+        trace(
+            measured["alpha"][inside],
+            measured[key][row, pair, inside],
+            f"α %{{x}}<br>{name} %{{y}}",
+            name=name,
+            line={"color": colour, "dash": dash},
+            marker={"size": 4},
+        )
         for name, key, colour, dash in curves
     ]
     step, value = measured["step"][row], hovered(measured["eigenvalue"][row, pair])
@@ -66,14 +64,15 @@ def step_sizes(run: Run) -> Iterator[View]:
     limit = float(np.abs(values[np.isfinite(values)]).max(initial=1e-30)) * 1.05
     ends = np.array([-limit, 0, limit])
     laws = [
-        {
-            "x": numbers(ends),
-            "y": numbers(y),
-            "mode": "lines",
-            "line": {"color": GREY, "dash": dash},
-            "name": name,
-            "hoverinfo": "name",
-        }
+        trace(
+            ends,
+            y,
+            "",
+            mode="lines",
+            hoverinfo="name",
+            name=name,
+            line={"color": GREY, "dash": dash},
+        )
         for y, dash, name in ((ends, "dash", "1/α* = λ"), (abs(ends), "dot", "1/α* = |λ|"))
     ]
     both = {"range": numbers([-limit, limit])}
@@ -117,22 +116,19 @@ def _scatter(
     lines = "".join(f"<br>{name} %{{customdata[{i}]}}" for i, name in enumerate(known))
     hover, values = np.stack(list(known.values()), -1), next(iter(shown.values()))
     symbols = np.where(measured["found"] == Found.EDGE, "triangle-up-open", "circle")
+    marker, pairs = {"size": 5, "color": BLUE, "opacity": 0.55}, list(map(str, measured["pair"]))
     traces = [
-        {
-            "x": numbers(measured["eigenvalue"][row]),
-            "y": numbers(values[row], 4),
-            "mode": "markers",
-            "name": f"step {step}",
-            "marker": {
-                "size": 5,
-                "color": BLUE,
-                "opacity": 0.55,
-                "symbol": symbols[row].tolist(),
-            },
-            "text": [str(pair) for pair in measured["pair"]],
-            "customdata": hovered(hover[row]),
-            "hovertemplate": f"step {step}, %{{text}}{lines}<extra></extra>",
-        }
+        trace(
+            measured["eigenvalue"][row],
+            values[row],
+            f"step {step}, %{{text}}{lines}",
+            4,
+            mode="markers",
+            name=f"step {step}",
+            marker={**marker, "symbol": symbols[row].tolist()},
+            text=pairs,
+            customdata=hovered(hover[row]),
+        )
         for row, step in enumerate(measured["step"])
     ]
     selected = {"marker": {"size": 11, "color": ORANGE, "opacity": 1}, "zorder": 1}

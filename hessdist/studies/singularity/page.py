@@ -32,6 +32,7 @@ from hessdist.present.panels import (
     plain,
     sheer,
     shorten,
+    trace,
 )
 from hessdist.present.style import BLUE, GREY, ORANGE, RED, of_end
 from hessdist.present.values import VIEW, evenly, hovered, is_wide, numbers, quantiles
@@ -88,28 +89,19 @@ def _histogram(
     axis = bent_axis(linear, 1000 * linear)
     axis["range"] = numbers(bent[[0, -1]])
     highest = math.log10(5 * max(1, *map(max, counts)))
+    limits = numbers(np.stack([edges[:-1], edges[1:]], 1), 5)
     figures = []
     for values, own, title in zip(spectra, counts, titles, strict=True):
         number = int(np.nan_to_num(in_numbers(values, most).outliers))
         outliers = _descending(values)[:number]
-        bars = {
-            "type": "bar",
-            "x": numbers((bent[1:] + bent[:-1]) / 2),
-            "width": numbers(np.diff(bent)),
-            "y": [count or None for count in own],
-            "marker": {"color": BLUE},
-            "customdata": numbers(np.stack([edges[:-1], edges[1:]], 1), 5),
-            "hovertemplate": "λ from %{customdata[0]} to %{customdata[1]}<br>%{y}<extra></extra>",
-        }
-        marks = {
-            "x": numbers(np.arcsinh(outliers / linear)),
-            "y": [0.93] * number,
-            "yaxis": "y2",
-            "mode": "markers",
-            "marker": {"symbol": "line-ns-open", "size": 12, "color": RED},
-            "text": hovered(outliers),
-            "hovertemplate": "outlier, λ %{text}<extra></extra>",
-        }
+        edged = {"width": numbers(np.diff(bent)), "customdata": limits, "marker": {"color": BLUE}}
+        hover = "λ from %{customdata[0]} to %{customdata[1]}<br>%{y}"
+        heights = np.where(own, own, np.nan)
+        bars = trace((bent[1:] + bent[:-1]) / 2, heights, hover, type="bar", **edged)
+        marker: dict[str, Any] = {"symbol": "line-ns-open", "size": 12, "color": RED}
+        more = {"yaxis": "y2", "mode": "markers", "marker": marker, "text": hovered(outliers)}
+        places = np.arcsinh(outliers / linear)
+        marks = trace(places, np.full(number, 0.93), "outlier, λ %{text}", **more)
         axes = layout(
             f"λ, {title}",
             "eigenvalues",
@@ -137,17 +129,11 @@ def _by_rank(spectra: NDArray[np.float64], ranks: NDArray[np.int64], titles: lis
 def _rank_trace(
     x: NDArray[np.float64], values: NDArray[np.float64], colour: str, name: str
 ) -> dict[str, Any]:
-    symbols = np.where(values < 0, "circle-open", "circle").tolist()
-    return {
-        "x": numbers(x),
-        "y": numbers(np.where(values == 0, np.nan, np.abs(values))),
-        "mode": "lines+markers",
-        "name": name,
-        "line": {"color": colour, "width": 1},
-        "marker": {"size": 5, "color": colour, "symbol": symbols},
-        "text": hovered(values),
-        "hovertemplate": "λ %{text}<extra></extra>",
-    }
+    marker: dict[str, Any] = {"size": 5, "color": colour}
+    marker["symbol"] = np.where(values < 0, "circle-open", "circle").tolist()
+    more = {"name": name, "line": {"color": colour, "width": 1}, "marker": marker}
+    sizes = np.where(values == 0, np.nan, np.abs(values))
+    return trace(x, sizes, "λ %{text}", text=hovered(values), **more)
 
 
 def _magnitudes(values: NDArray[np.float64]) -> dict[str, Any]:
@@ -204,7 +190,7 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
     # At least as smooth as the grid can show.
     width = max(smoothing_width(found), (high - low) / (0.75 * _POINTS))
     grid = np.linspace(low - 4 * width, high + 4 * width, _POINTS)
-    values, errors = found.smoothed(grid, width)
+    values, errors = (np.array(numbers(own, 3), float) for own in found.smoothed(grid, width))
     floor = 0.1 / (found.size * width * math.sqrt(2 * math.pi))  # of the peak of one eigenvalue
     traces, highest = [], float(values.max())
     if (eigenvalues := exact_beside(measured, place, other)) is not None:
@@ -214,14 +200,9 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
         traces.append(_bars(heights, edges))
     if np.isfinite(errors).all():
         traces += _error_band(grid, *(np.maximum(values + s * errors, floor) for s in (-1, 1)))
-    traces.append({
-        **_even(grid),
-        "y": numbers(np.maximum(values, floor), 3),
-        "mode": "lines",
-        "name": "density",
-        "line": {"color": BLUE, "width": 1.5},
-        "hovertemplate": "λ %{x:.4g}<br>%{y:.4g}<extra></extra>",
-    })
+    of_line = {"mode": "lines", "name": "density", "line": {"color": BLUE, "width": 1.5}}
+    hover = "λ %{x:.4g}<br>%{y:.4g}"
+    traces.append(_curve(grid, np.maximum(values, floor), hover, **of_line))
     axes = layout(
         f"{where}<br>{_estimates(measured, place)}",
         "density",
@@ -234,32 +215,30 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
     return Figure(traces, axes)
 
 
+def _curve(
+    x: NDArray[np.float64], y: NDArray[np.float64], hover: str, **more: Any
+) -> dict[str, Any]:
+    """A trace over an even grid."""
+    drawn = trace([], y, hover, x0=float(x[0]), dx=float(x[1] - x[0]), **more)
+    del drawn["x"]
+    return drawn
+
+
 def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64]) -> dict[str, Any]:
-    return {
-        "type": "bar",
-        **_even((edges[1:] + edges[:-1]) / 2),
-        "y": numbers(np.where(heights > 0, heights, np.nan), 3),
-        "width": float(edges[1] - edges[0]),
-        "name": "exact",
-        "marker": {"color": GREY, "opacity": 0.6},
-        "hovertemplate": "λ %{x:.4g}<br>exact %{y:.4g}<extra></extra>",
-    }
-
-
-def _even(places: NDArray[np.float64]) -> dict[str, float]:
-    """Positions that have the same distances."""
-    return {"x0": float(places[0]), "dx": float(places[1] - places[0])}
+    middles, shown = (edges[1:] + edges[:-1]) / 2, np.where(heights > 0, heights, np.nan)
+    more = {"width": float(edges[1] - edges[0]), "marker": {"color": GREY, "opacity": 0.6}}
+    hover = "λ %{x:.4g}<br>exact %{y:.4g}"
+    return _curve(middles, shown, hover, type="bar", name="exact", **more)
 
 
 def _error_band(
     grid: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    edge = {**_even(grid), "mode": "lines", "line": {"width": 0, "color": BLUE}}
-    edge |= {"hoverinfo": "skip", "showlegend": False}
-    filled = {"fill": "tonexty", "fillcolor": sheer(BLUE, 0.3)}
+    edge = {"mode": "lines", "line": {"width": 0, "color": BLUE}, "hoverinfo": "skip"}
+    filled = {"fill": "tonexty", "fillcolor": sheer(BLUE, 0.3), "name": "standard error"}
     return [
-        {**edge, "y": numbers(low, 3)},
-        {**edge, "y": numbers(high, 3), **filled, "name": "standard error", "showlegend": True},
+        _curve(grid, low, "", **edge, showlegend=False),
+        _curve(grid, high, "", **edge, **filled),
     ]
 
 
@@ -346,22 +325,14 @@ def _by_size(
     """A mark for each network, (size, stage, network)."""
     sizes, reached = measured["parameters"].tolist(), measured["reached"][:, kept].ravel()
     stages = (("before training", RED, "square"), ("after training", BLUE, "circle"))
-    traces = [
-        {
-            "x": np.repeat(sizes, len(kept)).tolist(),
-            "y": numbers(values[:, stage].ravel()),
-            "mode": "markers",
-            "name": when,
-            "marker": {
-                "size": 8,
-                "color": colour,
-                "symbol": np.where(reached | (stage == 0), mark, f"{mark}-open").tolist(),
-            },
-            "text": [plain(shorten(one)) for one in measured["architecture"] for _ in kept],
-            "hovertemplate": "hidden %{text}, d = %{x}<br>%{y}<extra>%{fullData.name}</extra>",
-        }
-        for stage, (when, colour, mark) in enumerate(stages)
-    ]
+    across, names = np.repeat(sizes, len(kept)), np.repeat(measured["architecture"], len(kept))
+    hover, traces = "hidden %{text}, d = %{x}<br>%{y}<br>%{fullData.name}", []
+    for stage, (when, colour, mark) in enumerate(stages):
+        symbols = np.where(reached | (stage == 0), mark, f"{mark}-open").tolist()
+        marker: dict[str, Any] = {"size": 8, "color": colour, "symbol": symbols}
+        more = {"name": when, "text": [plain(shorten(one)) for one in names]}
+        own = values[:, stage].ravel()
+        traces.append(trace(across, own, hover, mode="markers", marker=marker, **more))
     xaxis = {"type": "log", "tickvals": sizes, "ticktext": list(map(str, sizes))}
     return Figure(traces, layout("parameters d", y, xaxis, {"rangemode": "tozero"}, **LEGEND), name)
 
@@ -372,14 +343,9 @@ def initialisations(run: Run) -> Iterator[View]:
     start, end = measured["eigenvalues_start"][:, 0], measured["eigenvalues"][:, 0]
     after = _over_starts(measured, top_edges(nearly_all(end)), {}, "after training")
     edges = top_edges(np.append(start, end))
-    outline = {
-        "x": numbers(np.repeat(edges, 2)),
-        "y": [0, *np.repeat(_counts(start, edges), 2).tolist(), 0],
-        "mode": "lines",
-        "name": "before training",
-        "line": {"color": RED},
-        "hoverinfo": "skip",
-    }
+    heights = np.pad(np.repeat(_counts(start, edges), 2), 1)
+    more = {"name": "before training", "line": {"color": RED}, "hoverinfo": "skip"}
+    outline = trace(np.repeat(edges, 2), heights, "", mode="lines", **more)
     axis = LOGARITHMIC if is_wide(edges) else {}
     both = _over_starts(measured, edges, axis, "and before training", outline)
     yield View(
@@ -403,18 +369,16 @@ def _over_starts(
         ("reached the gradient norm", reached, BLUE),
         ("did not", ~reached, sheer(GREY, 0.5)),
     )
-    bars = [
-        {
-            "type": "bar",
-            "x": numbers((edges[1:] + edges[:-1]) / 2),
-            "width": numbers(np.diff(edges)),
-            "y": _counts(values[which], edges),
-            "name": kind,
-            "marker": {"color": colour, "line": {"color": BLUE, "width": 1}},
-            "hovertemplate": "λ₁ about %{x:.4g}<br>%{y}<extra>%{fullData.name}</extra>",
-        }
-        for kind, which, colour in kinds
-    ]
+    middles = (edges[1:] + edges[:-1]) / 2
+    more = {"type": "bar", "width": numbers(np.diff(edges))}
+    bars = []
+    for kind, which, colour in kinds:
+        marker, hover = (
+            {"color": colour, "line": {"color": BLUE, "width": 1}},
+            "λ₁ about %{x:.4g}<br>%{y}<br>%{fullData.name}",
+        )
+        counts = _counts(values[which], edges)
+        bars.append(trace(middles, counts, hover, name=kind, marker=marker, **more))
     title = f"λ₁ of {len(values)} networks"
     axes = layout(title, "networks", xaxis, barmode="stack", **LEGEND)
     return Figure([*bars, *outline], axes, name)
@@ -439,30 +403,20 @@ def _spread(measured: Measurements, top: int) -> Figure:
     kept = evenly(found.shape[1], VIEW // (3 * max(1, len(values))))
     low, middle, high = quantiles(found, [0.25, 0.5, 0.75], 1)
     reached = measured["reached"][:, kept].ravel()
-    networks = {
-        "x": numbers(np.repeat(values, len(kept))),
-        "y": numbers(found[:, kept].ravel()),
-        "mode": "markers",
-        "name": "a network",
-        "marker": {
-            "size": 6,
-            "color": BLUE,
-            "opacity": 0.7,
-            "symbol": np.where(reached, "circle", "circle-open").tolist(),
-        },
-        "hovertemplate": "λ %{y:.4g}<extra></extra>",
-    }
+    marker: dict[str, Any] = {"size": 6, "color": BLUE, "opacity": 0.7}
+    marker["symbol"] = np.where(reached, "circle", "circle-open").tolist()
+    more = {"mode": "markers", "name": "a network", "marker": marker}
+    places, marks = np.repeat(values, len(kept)), found[:, kept].ravel()
+    networks = trace(places, marks, "λ %{y:.4g}", **more)
     lengths = {"array": numbers(high - middle), "arrayminus": numbers(middle - low)}
-    medians = {
-        "x": numbers(values),
-        "y": numbers(middle),
-        "mode": "lines+markers",
+    errors = {"type": "data", "symmetric": False, **lengths, "color": RED}
+    more = {
         "name": "median and quartiles",
         "line": {"color": RED},
-        "marker": {"size": 8, "symbol": "diamond"},
-        "error_y": {"type": "data", "symmetric": False, **lengths, "color": RED},
-        "hovertemplate": "%{x}<br>median %{y:.4g}<extra></extra>",
+        "error_y": errors,
     }
+    more["marker"] = {"size": 8, "symbol": "diamond"}
+    medians = trace(values, middle, "%{x}<br>median %{y:.4g}", **more)
     argument = plain(shorten(measured.variables["value"].long_name))
     yaxis = LOGARITHMIC if is_wide(found[:, kept]) else {}
     axes = layout(argument, f"λ<sub>{top + 1}</sub> after training", yaxis=yaxis, **LEGEND)
@@ -494,17 +448,14 @@ def _heat(
         ticks = np.unique(np.floor(shown[np.isfinite(shown)])).astype(int).tolist()
         bar |= {"tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks]}
     distances = hovered(measured["distance"][i, rows], 4)
-    heat = {
+    hover = "step %{y}, distance %{customdata}<br>loss %{text}<br>way %{x}<extra></extra>"
+    heat: dict[str, Any] = {
         "type": "heatmap",
         "x": numbers(measured["fraction"][columns]),
         "y": steps,
-        "z": numbers(shown, 5),
-        "colorscale": "Viridis",
-        "colorbar": bar,
-        "text": hovered(loss, 4),
-        "customdata": [[distance] * len(columns) for distance in distances],
-        "hovertemplate": "step %{y}, distance %{customdata}<br>loss %{text}<br>"
-        "way %{x}<extra></extra>",
     }
+    heat |= {"z": numbers(shown, 5), "colorscale": "Viridis", "colorbar": bar}
+    heat |= {"customdata": [[distance] * len(columns) for distance in distances]}
+    heat |= {"text": hovered(loss, 4), "hovertemplate": hover}
     axes = layout("way from the first to the second network", "training step")
     return Figure([heat], axes, str(measured["comparison"][i]))
