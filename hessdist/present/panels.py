@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hessdist.present.style import BLUE, GREY, ORANGE
-from hessdist.present.values import decades, numbers, positive, quantiles
+from hessdist.present.style import BLUE, ORANGE
+from hessdist.present.values import numbers, positive, quantiles
 
 INK, GRID = "var(--ink)", "var(--line)"
 """Colours of text and of lines. The page's script replaces them: they depend on dark mode."""
@@ -132,19 +132,16 @@ def panel(
             trace["hovertemplate"] = "%{x:.5g}<extra>%{fullData.name}</extra>"
     if len(steps):
         xaxis = _step_axis(own, steps)
-        marks = [{**step_mark(), "layer": "below"}]
+        marks = [step_mark(layer="below")]
         frames = [{"layout": {"shapes": [{"x0": row, "x1": row}]}} for row in range(len(steps))]
     legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
-    more: dict[str, Any] = {
-        "showlegend": True,
-        "legend": {**legend, "font": {"size": 11}},
-        "shapes": marks,
-    }
+    more = {"xaxis": xaxis, "yaxis": yaxis, "shapes": marks, "showlegend": True}
+    more["legend"] = {**legend, "font": {"size": 11}}
     seen: set[str] = set()
     for trace in own:
         trace["showlegend"] = trace.get("showlegend", True) and trace["name"] not in seen
         seen |= {trace["name"]} if trace["showlegend"] else set()
-    return Figure(own, layout(plain(x), plain(y), xaxis, yaxis, **more), name, frames)
+    return Figure(own, layout(plain(x), plain(y), **more), name, frames)
 
 
 def _step_axis(traces: Sequence[dict[str, Any]], steps: Sequence[int]) -> dict[str, Any]:
@@ -276,45 +273,27 @@ def trace(x: Any, y: Any, hover: str, digits: int = 7, /, **more: Any) -> dict[s
     return {"mode": "lines+markers"} | places | text | more
 
 
-def layout(
-    x: str,
-    y: str,
-    xaxis: Mapping[str, Any] | None = None,
-    yaxis: Mapping[str, Any] | None = None,
-    right: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> dict[str, Any]:
+def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
     """Make a layout.
 
     Args:
-        x: The title of the horizontal axis; plotly reads "<br>" and "&lt;" in it.
-        y: The title of the vertical axis, likewise.
-        xaxis: Attributes of the horizontal axis.
-        yaxis: Attributes of the vertical axis.
-        right: Attributes of a second vertical axis over the first.
-        **more: Attributes of the layout.
+        x: The title of the horizontal axis; plotly reads "<br>" and "&lt;" in titles.
+        y: The title of the vertical axis.
+        **more: Attributes of the layout; `yaxis2` is an axis over `yaxis`.
 
     Returns:
         What is different from `LAYOUT`.
     """
-    made = {"xaxis": {"title": {"text": x}, **(xaxis or {})}}
-    made["yaxis"] = {"title": {"text": y}, **(yaxis or {})}
-    if right is not None:
-        made["yaxis2"] = {**_AXIS, "gridcolor": _CLEAR, "overlaying": "y", **right}
-    return made | more
+    made: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    if "yaxis2" in more:
+        made["yaxis2"] = {**_AXIS, "gridcolor": _CLEAR, "overlaying": "y"}
+    return more | {key: own | more.get(key, {}) for key, own in made.items()}
 
 
-def step_mark(x: float | None = None) -> dict[str, Any]:
-    """Make the shape that marks a step: a vertical line over the whole height."""
-    place = {} if x is None else {"x0": x, "x1": x}
+def step_mark(**more: Any) -> dict[str, Any]:
+    """Make the shape that marks a step, whose place is in the frames."""
     line = {"color": ORANGE, "width": 2}
-    return {"type": "line", **place, "yref": "paper", "y0": 0, "y1": 1, "line": line}
-
-
-def horizontal(y: float) -> dict[str, Any]:
-    """Make the shape of a dashed horizontal line over the whole width."""
-    line = {"color": GREY, "dash": "dash"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+    return {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": line, **more}
 
 
 def by_step(figures: Sequence[Figure]) -> Figure:
@@ -384,11 +363,11 @@ def _bend(traces: Sequence[dict[str, Any]], linear: float) -> dict[str, Any]:
 
 def bent_axis(linear: float, largest: float) -> dict[str, Any]:
     """Make the axis of asinh(x / linear), linear near zero and logarithmic beyond."""
-    ticks = decades(linear, largest)
-    return {
-        "tickvals": numbers(np.arcsinh(np.array(ticks) / linear)),
-        "ticktext": [f"{tick:g}" for tick in ticks],
-    }
+    top = math.floor(math.log10(max(largest, linear)))
+    powers = [10.0 ** (top - k) for k in range(3) if k == 0 or 10.0 ** (top - k) > 0.7 * linear]
+    ticks = np.array([0.0, *(sign * power for power in powers for sign in (1, -1))])
+    places = numbers(np.arcsinh(ticks / linear))
+    return {"tickvals": places, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def plain(text: object) -> str:

@@ -17,13 +17,12 @@ from hessdist.present.panels import (
     Figure,
     View,
     by_step,
-    horizontal,
     layout,
     plain,
     step_mark,
     trace,
 )
-from hessdist.present.style import BLUE, GREEN, ORANGE, RED, of_end
+from hessdist.present.style import BLUE, GREEN, GREY, ORANGE, RED, of_end
 from hessdist.present.values import hovered, numbers
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
@@ -79,10 +78,10 @@ def _progression(run: Run) -> View:
         "training step",
         "|λ|",
         yaxis=LOGARITHMIC,
-        right={**loss, "title": {"text": "loss"}},
+        yaxis2={**loss, "title": {"text": "loss"}},
         margin=_RIGHT,
         clickmode="event",
-        shapes=[step_mark(steps[-1])],
+        shapes=[step_mark()],
     )
     frames = [{"layout": {"shapes": [{"x0": step, "x1": step}]}} for step in steps]
     return View(
@@ -132,7 +131,8 @@ def _spectrum(run: Run) -> View:
 
 
 def _residuals(run: Run, tolerance: float) -> View:
-    figures = []
+    figures, line = [], {"color": GREY, "dash": "dash"}
+    limit = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": tolerance, "y1": tolerance}
     for row, step in enumerate(run.steps):
         good = _both(run, "converged", row).astype(bool)
         marker: dict[str, Any] = {"size": 8, "color": _once(np.where(good, BLUE, RED).tolist())}
@@ -140,7 +140,7 @@ def _residuals(run: Run, tolerance: float) -> View:
         residuals, hover = _both(run, "residuals", row), "%{x}<br>residual %{y}"
         marks = trace(_names(run), residuals, hover, 3, mode="markers", marker=marker)
         axes = _of_pairs(step, [marks], "‖Hv − λv‖ / |λ|", LOGARITHMIC)
-        figures.append(Figure(axes.data, {**axes.layout, "shapes": [horizontal(tolerance)]}))
+        figures.append(Figure(axes.data, {**axes.layout, "shapes": [{**limit, "line": line}]}))
     return View(
         "residuals",
         "Residuals of the selected step",
@@ -154,7 +154,7 @@ def _of_pairs(step: int, traces: list[Any], y: str, yaxis: dict[str, Any]) -> Fi
     """A figure with a place for each eigenpair."""
     xaxis = {"type": "category", "tickangle": -60}
     margin = {"l": 70, "r": 16, "t": 10, "b": 80}
-    return Figure(traces, layout(f"step {step}", y, xaxis, yaxis, margin=margin))
+    return Figure(traces, layout(f"step {step}", y, xaxis=xaxis, yaxis=yaxis, margin=margin))
 
 
 def _cost(run: Run) -> View:
@@ -166,7 +166,8 @@ def _cost(run: Run) -> View:
     products = trace(steps, run.products, hover, **of_bars)
     seconds = trace(steps, run.seconds, "step %{x}<br>%{y} s", **of_line)
     right = {"side": "right", "rangemode": "tozero", "title": {"text": "seconds"}}
-    axes = layout("training step", "products", {"type": "category"}, right=right, margin=_RIGHT)
+    more = {"xaxis": {"type": "category"}, "yaxis2": right, "margin": _RIGHT}
+    axes = layout("training step", "products", **more)
     frames = [{"data": [{"selectedpoints": [row]}, {}]} for row in range(len(run))]
     return View(
         "cost",

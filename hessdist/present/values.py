@@ -84,20 +84,3 @@ def is_wide(values: ArrayLike) -> bool:
     array = np.asarray(values, float)
     finite = array[np.isfinite(array)]
     return bool(finite.size and finite.min() > 0 and finite.max() > 30 * finite.min())
-
-
-def decades(linear: float, largest: float, most: int = 3) -> list[float]:
-    """Return ticks of an axis that is linear near zero and logarithmic beyond.
-
-    Args:
-        linear: The axis is about linear below this magnitude.
-        largest: The largest magnitude on the axis.
-        most: How many powers of ten are labelled on either side, at most.
-
-    Returns:
-        Zero, and powers of ten with both signs.
-    """
-    top = math.floor(math.log10(max(largest, linear)))
-    powers = [10.0 ** (top - k) for k in range(most)]
-    powers = [power for k, power in enumerate(powers) if k == 0 or power > 0.7 * linear]
-    return [0.0, *(sign * power for power in powers for sign in (1, -1))]

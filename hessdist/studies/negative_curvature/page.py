@@ -81,7 +81,7 @@ def step_sizes(run: Run) -> Iterator[View]:
         "Best step sizes",
         "1/α* against λ, with 1/α* = λ (dashed) and 1/α* = |λ| (dotted); hollow marks are edges of "
         "the scan; large marks are of the selected step.",
-        [_scatter(measured, {"1/α*": inverse}, layout("λ", "1/α*", both, both), laws)],
+        [_scatter(measured, {"1/α*": inverse}, layout("λ", "1/α*", xaxis=both, yaxis=both), laws)],
         steps,
     )
     changes = measured["best_loss_change"], *np.moveaxis(measured["loss_change"][:, :2], 1, 0)

@@ -105,9 +105,9 @@ def _histogram(
         axes = layout(
             f"λ, {title}",
             "eigenvalues",
-            axis,
-            {"type": "log", "range": [math.log10(0.5), highest]},
-            {"range": [0, 1], "visible": False},
+            xaxis=axis,
+            yaxis={"type": "log", "range": [math.log10(0.5), highest]},
+            yaxis2={"range": [0, 1], "visible": False},
             margin=_MARGIN,
         )
         figures.append(Figure([bars, marks], axes))
@@ -192,7 +192,7 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
     grid = np.linspace(low - 4 * width, high + 4 * width, _POINTS)
     values, errors = (np.array(numbers(own, 3), float) for own in found.smoothed(grid, width))
     floor = 0.1 / (found.size * width * math.sqrt(2 * math.pi))  # of the peak of one eigenvalue
-    traces, highest = [], float(values.max())
+    traces, highest = [], max(floor, float(np.nan_to_num(values).max()))
     if (eigenvalues := exact_beside(measured, place, other)) is not None:
         counts, edges = np.histogram(eigenvalues, _POINTS // 4, (grid[0], grid[-1]))
         heights = counts / (counts.sum() * np.diff(edges))
@@ -206,8 +206,8 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
     axes = layout(
         f"{where}<br>{_estimates(measured, place)}",
         "density",
-        {"range": numbers(grid[[0, -1]])},
-        {**LOGARITHMIC, "range": [math.log10(2 * floor), math.log10(3 * highest)]},
+        xaxis={"range": numbers(grid[[0, -1]])},
+        yaxis={**LOGARITHMIC, "range": [math.log10(2 * floor), math.log10(3 * highest)]},
         **LEGEND,
         margin=_MARGIN,
         shapes=_interval(measured, place[0], grid),
@@ -225,7 +225,8 @@ def _curve(
 
 
 def _bars(heights: NDArray[np.float64], edges: NDArray[np.float64]) -> dict[str, Any]:
-    middles, shown = (edges[1:] + edges[:-1]) / 2, np.where(heights > 0, heights, np.nan)
+    middles = (edges[1:] + edges[:-1]) / 2
+    shown = np.array(numbers(np.where(heights > 0, heights, np.nan), 3), float)
     more = {"width": float(edges[1] - edges[0]), "marker": {"color": GREY, "opacity": 0.6}}
     hover = "λ %{x:.4g}<br>exact %{y:.4g}"
     return _curve(middles, shown, hover, type="bar", name="exact", **more)
@@ -250,18 +251,15 @@ def _interval(measured: Measurements, row: int, grid: NDArray[np.float64]) -> li
     bounds = np.where(np.isfinite(measured["interval"][row]), measured["interval"][row], ends)
     low, high = np.clip(bounds, *ends).tolist()
     strip = {"type": "rect", "x0": low, "x1": high, "yref": "paper", "y0": 0, "y1": 1}
-    return (
-        [{**strip, "fillcolor": ORANGE, "opacity": 0.15, "line": {"width": 0}}]
-        if high > low
-        else []
-    )
+    strip |= {"fillcolor": ORANGE, "opacity": 0.15, "line": {"width": 0}}
+    return [strip] if high > low else []
 
 
 def _estimates(measured: Measurements, place: tuple[int, ...]) -> str:
     """The better of the two traces, and the effective rank, with their standard errors."""
-    trace = "xtrace" if np.isfinite(measured["xtrace"][place]) else "trace"
+    better = "xtrace" if np.isfinite(measured["xtrace"][place]) else "trace"
     parts = []
-    for name, words in ((trace, "trace"), ("effective_rank", "effective rank")):
+    for name, words in ((better, "trace"), ("effective_rank", "effective rank")):
         value, error = measured[name][place], measured[f"{name}_error"][place]
         if np.isfinite(value):
             parts.append(f"{words} {value:.4g}" + f" ± {error:.2g}" * bool(np.isfinite(error)))
@@ -334,7 +332,8 @@ def _by_size(
         own = values[:, stage].ravel()
         traces.append(trace(across, own, hover, mode="markers", marker=marker, **more))
     xaxis = {"type": "log", "tickvals": sizes, "ticktext": list(map(str, sizes))}
-    return Figure(traces, layout("parameters d", y, xaxis, {"rangemode": "tozero"}, **LEGEND), name)
+    axes = layout("parameters d", y, xaxis=xaxis, yaxis={"rangemode": "tozero"}, **LEGEND)
+    return Figure(traces, axes, name)
 
 
 def initialisations(run: Run) -> Iterator[View]:
@@ -380,7 +379,7 @@ def _over_starts(
         counts = _counts(values[which], edges)
         bars.append(trace(middles, counts, hover, name=kind, marker=marker, **more))
     title = f"λ₁ of {len(values)} networks"
-    axes = layout(title, "networks", xaxis, barmode="stack", **LEGEND)
+    axes = layout(title, "networks", xaxis=xaxis, barmode="stack", **LEGEND)
     return Figure([*bars, *outline], axes, name)
 
 
