@@ -114,10 +114,11 @@ def _spectrum(run: Run) -> View:
         notes = ["<br>not converged" * (not one) + own for one, own in zip(good, best, strict=True)]
         residuals = _both(run, "residuals", row)
         marker = {"color": colours, "opacity": _once(np.where(good, 1, 0.4).tolist())}
-        hover = f"step {step}<br>%{{x}}<br>λ %{{hovertext}}<br>residual %{{customdata}}%{{text}}"
+        hover = f"step {step}<br>%{{x}}<br>λ %{{hovertext}}<br>residual %{{customdata}}"
         more = {"marker": marker, "hovertext": hovered(values), "customdata": hovered(residuals, 3)}
-        more |= {"type": "bar", "text": _once(notes), "textposition": "none"}
-        bars = trace(names, _symmetric_log(values, linear), hover, 5, **more)
+        more |= {"type": "bar", "textposition": "none"}
+        more["hovertemplate"] = _once([f"{hover}{note}<extra></extra>" for note in notes])
+        bars = trace(names, _symmetric_log(values, linear), "", 5, **more)
         labels = [f"{tick:g}" for tick in ticks]
         yaxis = {"tickvals": numbers(_symmetric_log(ticks, linear)), "ticktext": labels}
         figures.append(_of_pairs(step, [bars], "λ", yaxis))
