@@ -46,6 +46,9 @@ from hessdist.studies.shows import steps, views, write_page
 from hessdist.studies.singularity.spectra_figures import density_at, smoothing_width
 
 selenium = pytest.importorskip("selenium.webdriver")
+ActionBuilder = pytest.importorskip(
+    "selenium.webdriver.common.actions.action_builder"
+).ActionBuilder
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +175,27 @@ def test_the_slider_moves_the_views(browser: Any, studied: Path, tmp_path: Path)
         seen[step] = [drawn(browser, view) for view in ("spectrum", "lines", "change")]
     for one, other in zip(seen[0][:2], seen[20][:2], strict=True):
         assert one != other
+    assert complaints(browser) == []
+
+
+def test_a_point_of_the_progression_selects_its_step(
+    browser: Any, written: Callable[..., Any]
+) -> None:
+    written({}, steps=3)
+    for position, step in ((0, 0), (1, 10)):
+        x, y = browser.execute_script(
+            "const view = document.getElementById('progression');"
+            "const box = view.getBoundingClientRect();"
+            "const { xaxis, yaxis } = view._fullLayout, trace = view.data[0], i = arguments[0];"
+            "return [box.x + xaxis._offset + xaxis.d2p(trace.x[i]),"
+            " box.y + yaxis._offset + yaxis.d2p(trace.y[i])];",
+            position,
+        )
+        mouse = ActionBuilder(browser)
+        mouse.pointer_action.move_to_location(int(x), int(y)).pause(0.5).click()
+        mouse.perform()
+        assert browser.find_element("id", "step-shown").text == str(step)
+        browser.execute_script("window.scrollTo(0, 0);")
     assert complaints(browser) == []
 
 
