@@ -1,11 +1,12 @@
-"""Critical points of many functions at once: where the gradient vanishes, minima and saddles alike.
+"""Critical points of many functions at once: zeros of the gradient, both minima and saddles.
 
-Two stages. First, steps in the eigenbasis of the Hessian, uphill along as many of the lowest
-directions as were negative at the start and downhill along the others: at a critical point of that
-index they are Newton's, and elsewhere they do not stop where the Hessian is merely singular (Cerjan
-and Miller 1981; Wales 2003, section 6.2.1). Then the Gauss-Newton method on ½‖∇L‖², whose gradient
-is H∇L, damped after Levenberg and Marquardt; by itself it mostly ends at points where the gradient
-lies in the null space of the Hessian and is not zero (Doye and Wales 2002; Frye et al. 2021).
+The search has two stages. The first one takes steps in the eigenbasis of the Hessian, uphill along
+as many of the lowest directions as were negative at the start, and downhill along the others. Near
+a critical point of that index they are Newton steps, and elsewhere a singular Hessian does not stop
+them (Cerjan and Miller 1981; Wales 2003, section 6.2.1). The second stage is the Gauss-Newton
+method on ½‖∇L‖², whose gradient is H∇L, with the damping of Levenberg and Marquardt. Without the
+first stage it mostly ends at points where the gradient is in the null space of the Hessian and not
+zero (Doye and Wales 2002; Frye et al. 2021).
 """
 
 from __future__ import annotations
@@ -17,35 +18,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_DAMPING = 0.1  # of the first stage: |λ| is bounded below by so much of ‖g‖
-_SWITCH = 1e-6  # of ‖g‖ at the start: where the second stage begins
-_FAR = 100.0  # times the norm of the start, or of a row of ones: too far to come back
-_GAIN, _GOOD, _BAD = 1e-4, 0.75, 0.25  # shares of the reduction of ½‖g‖² that the model promises
-_EASE, _TIGHTEN = 0.25, 3.0  # of the damping, after a good step and after a bad one
-
 
 class Functions(Protocol):
     """K functions of d numbers each."""
 
     def losses_and_gradients(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """At rows (K, d): values (K,) and gradients (K, d)."""
+        """Compute values (K,) and gradients (K, d) at rows (K, d)."""
 
     def hessians(self, theta: Tensor) -> Tensor:
-        """At rows (K, d): (K, d, d), symmetric."""
+        """Compute the symmetric Hessians (K, d, d) at rows (K, d)."""
 
     def of(self, rows: Tensor) -> Functions:
-        """Those of some numbers, or of a mask."""
+        """Select functions by their numbers or by a mask."""
 
 
 @dataclass(frozen=True)
 class CriticalPoints:
-    """Where the search from K starts has ended."""
+    """The points at which the search from K starts has ended."""
 
     theta: Tensor  # (K, d)
     value: Tensor  # (K,)
     gradient_norm: Tensor  # (K,) Euclidean
-    start_norm: Tensor  # (K,) of the gradient at the start
-    steps: Tensor  # (K,) int64, of both stages
+    start_norm: Tensor  # (K,) norm of the gradient at the start
+    steps: Tensor  # (K,) int64, over both stages
     found: Tensor  # (K,) bool: the gradient norm is within both tolerances
 
 
@@ -60,23 +55,23 @@ def find(
     steps: int = 200,
     on_step: Callable[[], None] = lambda: None,
 ) -> CriticalPoints:
-    """Look for a critical point near each start.
+    """Search for a critical point near each start.
 
-    What happens to one function does not depend on the others beyond rounding, which a search far
-    from its end magnifies: for the same bits, search the same batch.
+    The searches depend on each other only by rounding, which a long search amplifies. The same
+    batch gives the same bits.
 
     Args:
         functions: The functions.
-        theta: Starts, (K, d) float64.
-        tolerance: Of the norm of the gradient, absolute.
-        relative_tolerance: Of the same norm, as a share of that at the start; both must hold.
+        theta: The starts, (K, d) float64.
+        tolerance: The absolute tolerance of the norm of the gradient.
+        relative_tolerance: The tolerance relative to the norm at the start; both must hold.
         radius: The longest step of the first stage, as a share of ‖θ‖.
-        follow_steps: The most steps of the first stage; 0: none is taken.
-        steps: The most steps of the second stage.
-        on_step: Called before every step of the batch; what it raises ends the search.
+        follow_steps: The maximum number of steps of the first stage; 0 skips it.
+        steps: The maximum number of steps of the second stage.
+        on_step: Called before every step of the batch. An exception in it ends the search.
 
     Returns:
-        The last point of each, whether or not it was found.
+        The last point of each search, whether or not it is critical.
     """
     _, gradient = functions.losses_and_gradients(theta)
     start = gradient.norm(dim=1)
@@ -89,7 +84,7 @@ def find(
 
 
 class _Active:
-    """Those of K searches that go on, and where the others have ended."""
+    """The active ones of K searches, and the points at which the others have ended."""
 
     def __init__(self, functions: Functions, theta: Tensor) -> None:
         self._all, self.ends = functions, theta.clone()
@@ -98,13 +93,13 @@ class _Active:
         self.functions, self.theta = functions, theta.clone()
 
     def end(self, ended: Tensor) -> None:
-        """Take out those of a mask."""
+        """End the searches of a mask."""
         self.ends[self.which] = self.theta
         self.which, self.theta = self.which[~ended], self.theta[~ended]
         self.functions = self._all.of(self.which)
 
     def move(self, theta: Tensor) -> None:
-        """Go to other points."""
+        """Move the active searches to other points."""
         self.theta = theta
         self.steps[self.which] += 1
 
@@ -120,11 +115,11 @@ def _follow(
     most: int,
     on_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
-    """The first stage: points, and steps taken; a point that runs away stays at its start."""
+    """Run the first stage: points, and steps taken. A point that diverges stays at its start."""
     active = _Active(functions, theta)
     _, gradient = functions.losses_and_gradients(theta)
-    near = torch.maximum(wanted, _SWITCH * gradient.norm(dim=1))
-    far = _FAR * theta.norm(dim=1).clamp(min=theta.shape[1] ** 0.5)
+    near = torch.maximum(wanted, 1e-6 * gradient.norm(dim=1))  # where the second stage begins
+    far = 100.0 * theta.norm(dim=1).clamp(min=theta.shape[1] ** 0.5)  # too far to come back
     uphill = torch.zeros(len(theta), dtype=torch.int64)
     for step in range(most):
         on_step()
@@ -142,7 +137,7 @@ def _follow(
             uphill[active.which] = (values < 0).sum(1)
         along = (vectors.mT @ gradient[..., None])[..., 0]
         ascends = torch.arange(values.shape[1]) < uphill[active.which][:, None]
-        lengths = along / torch.hypot(values, _DAMPING * norm[:, None])
+        lengths = along / torch.hypot(values, 0.1 * norm[:, None])  # bounds |λ| from below
         move = (vectors @ torch.where(ascends, lengths, -lengths)[..., None])[..., 0]
         longest = radius * active.theta.norm(dim=1)
         move = move * (longest / move.norm(dim=1)).clamp(max=1)[:, None]
@@ -159,12 +154,12 @@ def _reduce_gradient(
     most: int,
     on_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
-    """The second stage: −(H² + ν²)⁻¹ H g, taken where it reduces ‖g‖ about as it should.
+    """Run the second stage: steps −(H² + ν²)⁻¹ H g, if they reduce ‖g‖ about as expected.
 
-    It is the real part of −(H + iν)⁻¹ g: one solve, and H is not squared.
+    A step is the real part of −(H + iν)⁻¹ g: one solve, without the square of H.
 
     Returns:
-        Points, (K, d), and steps tried, (K,).
+        The points, (K, d), and the numbers of steps that were tried, (K,).
     """
     active = _Active(functions, theta)
     _, gradient = functions.losses_and_gradients(theta)
@@ -189,29 +184,30 @@ def _reduce_gradient(
         tried = active.theta + move
         _, there = active.functions.losses_and_gradients(tried)
         modelled = gradient + (hessian @ move[..., None])[..., 0]
+        # The reduction of ½‖g‖² over the one that the model predicts.
         gain = (norm**2 - there.norm(dim=1) ** 2) / (norm**2 - modelled.norm(dim=1) ** 2)
-        better = gain > _GAIN  # NaN is not
+        better = gain > 1e-4  # False for NaN
         gradient = torch.where(better[:, None], there, gradient)
         active.move(torch.where(better[:, None], tried, active.theta))
         if bool(better.any()):
             moved = active.functions.of(better)
             hessian[better] = moved.hessians(active.theta[better])
-        eased = torch.where(gain > _GOOD, _EASE * damping, damping)
-        tightened = torch.where(gain >= _BAD, eased, _TIGHTEN * damping)
+        eased = torch.where(gain > 0.75, 0.25 * damping, damping)
+        tightened = torch.where(gain >= 0.25, eased, 3.0 * damping)
         damping = torch.maximum(tightened, tiny)
     active.end(torch.ones(len(active), dtype=torch.bool))
     return active.ends, active.steps
 
 
 def counts(eigenvalues: Tensor, null: float) -> tuple[Tensor, Tensor]:
-    """How many eigenvalues are negative, and how many are zero.
+    """Count the negative and the zero eigenvalues.
 
     Args:
-        eigenvalues: (K, d).
-        null: An eigenvalue within this share of the largest |λ| is zero.
+        eigenvalues: The eigenvalues of K matrices, (K, d).
+        null: The share of the largest |λ| up to which an eigenvalue counts as zero.
 
     Returns:
-        (K,) int64 each.
+        The numbers of negative and of zero eigenvalues, (K,) int64 each.
     """
     limit = null * eigenvalues.abs().amax(1, keepdim=True)
     return (eigenvalues < -limit).sum(1), (eigenvalues.abs() <= limit).sum(1)

@@ -1,8 +1,8 @@
-"""What kind of point this is: from numbers to findings, each with its source. NumPy alone.
+"""The kind of a point and other findings from measured numbers, each with its source.
 
 The questions are those of Varma (2019), "Hessians - A tool for debugging neural network
 optimization": is this a local minimum, a saddle, or neither; does a gradient step raise the loss,
-and which rate would not; where does the loss go down from here.
+and which rate would not; along which direction does the loss fall. This module needs only NumPy.
 """
 
 from __future__ import annotations
@@ -19,26 +19,22 @@ from numpy.typing import NDArray
 
 from hessdist.spectrum.eigenpairs import ENDS
 
-_TOPIC = 14  # width of the column of topics
-_LAYERS = 3  # that are named
-_NEAR = 10.0  # times the tolerance: a gradient norm that a critical point may be near
-
 
 class Kind(StrEnum):
-    """What a point is, as far as gradient and computed eigenvalues tell."""
+    """The kind of a point according to the gradient and the computed eigenvalues."""
 
     FAR = "no critical point"
-    """The gradient norm is beyond its tolerance."""
+    """The gradient norm is above its tolerance."""
     SADDLE = "strict saddle"
     """Critical, with eigenvalues of both signs beyond tolerance."""
     MINIMUM = "minimum"
     """Critical, and the smallest eigenvalue is positive beyond tolerance."""
     TO_TOLERANCE = "minimum to tolerance"
-    """Critical, and the smallest eigenvalue is zero to tolerance: the test is silent."""
+    """Critical, and the smallest eigenvalue is zero to tolerance: the test is inconclusive."""
     MAXIMUM = "maximum"
     """Critical, and the largest eigenvalue is negative beyond tolerance."""
     NO_MINIMUM = "saddle or maximum"
-    """Critical, with a negative eigenvalue, and none known that is positive."""
+    """Critical, with a negative eigenvalue, and without a known positive one."""
     UNKNOWN = "critical point of unknown kind"
     """Critical, and no smallest eigenvalue was computed."""
 
@@ -47,24 +43,24 @@ class Kind(StrEnum):
 class Finding:
     """A line of the note."""
 
-    topic: str  # in a word or two
-    text: str  # the number and what it means
-    source: str  # where the criterion is from
+    topic: str  # one or two words
+    text: str  # the number and its meaning
+    source: str  # the source of the criterion
 
     def __str__(self) -> str:
-        return f"{self.topic:{_TOPIC}} {self.text} [{self.source}]"
+        return f"{self.topic:14} {self.text} [{self.source}]"
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at a point; all that the findings are made of.
+    """The measurements at a point, from which all findings follow.
 
-    NaN stands for what could not be measured, or does not exist.
+    Values that could not be measured or do not exist are NaN.
     """
 
     num_parameters: int  # d
     loss: float
-    rounding: float  # of the loss: smaller changes of it mean nothing
+    rounding: float  # of the loss: smaller changes are meaningless
     gradient_norm: float
     gradient_curvature: float  # gᵀHg
     eigenvalues_largest: NDArray[np.float64]  # (k,) descending
@@ -73,34 +69,34 @@ class Point:
     converged_smallest: NDArray[np.bool_]  # (m,)
     slopes_largest: NDArray[np.float64]  # (k,) |gᵀv|
     slopes_smallest: NDArray[np.float64]  # (m,)
-    optimizer: str  # of the job
+    optimizer: str  # the optimiser of the job
     learning_rate: float  # ε
     momentum: float
     gradient_tolerance: float
     curvature_tolerance: float  # a share of the largest |λ|
-    loss_change: float  # L(θ − εg) − L(θ), measured
-    best_loss_change: float  # likewise at the best rate
-    escape_distance: float  # farthest that was looked at along the escape direction
-    escape_best_distance: float  # where the loss is lowest along it; negative: uphill at θ
-    escape_loss_change: float  # there
-    escape_at_edge: bool  # whether the loss still falls there
+    loss_change: float  # measured L(θ − εg) − L(θ)
+    best_loss_change: float  # measured change at the best rate
+    escape_distance: float  # largest distance along the escape direction
+    escape_best_distance: float  # distance of the lowest loss along it; negative if uphill at θ
+    escape_loss_change: float  # change of the loss at that distance
+    escape_at_edge: bool  # whether the loss still falls at that distance
     layer: NDArray[Any]  # (layers,) names
-    escape_share: NDArray[np.float64]  # (layers,) of the escape direction's squared norm
+    escape_share: NDArray[np.float64]  # (layers,) shares of the squared norm of the direction
 
     @classmethod
-    def of(cls, section: Mapping[str, NDArray[Any]], row: int | None = None) -> Point:
-        """Take it from what is stored.
+    def of(cls, measured: Mapping[str, NDArray[Any]], row: int | None = None) -> Point:
+        """Make a point from stored measurements.
 
         Args:
-            section: The section "diagnosis": of a run's studies, or of one checkpoint.
-            row: Of the step; None: the section is of one checkpoint.
+            measured: The measurements of the study "diagnosis", of a run or of one checkpoint.
+            row: The row of the step; None for the measurements of one checkpoint.
 
         Returns:
             The point.
         """
         own = {"layer"}  # a coordinate, the same at all steps
         values = {
-            f.name: section[f.name] if row is None or f.name in own else section[f.name][row]
+            f.name: measured[f.name] if row is None or f.name in own else measured[f.name][row]
             for f in fields(cls)
         }
         return cls(**{name: _plain(value) for name, value in values.items()})
@@ -109,44 +105,44 @@ class Point:
 
     @cached_property
     def _known(self) -> dict[str, NDArray[np.float64]]:
-        """Eigenvalues that were found, by end."""
+        """The eigenvalues that were found, by end."""
         both = {end: getattr(self, f"eigenvalues_{end}") for end in ENDS}
         return {end: values[np.isfinite(values)] for end, values in both.items()}
 
     @property
     def lambda_max(self) -> float:
-        """λ_max; NaN where it was not computed."""
+        """The eigenvalue λ_max; NaN if it was not computed."""
         return _first(self._known["largest"])
 
     @property
     def lambda_min(self) -> float:
-        """λ_min; NaN where it was not computed."""
+        """The eigenvalue λ_min; NaN if it was not computed."""
         return _first(self._known["smallest"])
 
     @property
     def flat(self) -> float:
-        """Eigenvalues of no larger magnitude count as zero."""
+        """The magnitude up to which eigenvalues count as zero."""
         both = np.abs(np.concatenate(list(self._known.values())))
         return self.curvature_tolerance * float(both.max(initial=0.0))
 
     @property
     def negative_directions(self) -> tuple[int, bool]:
-        """How many eigenvalues are negative beyond tolerance, and whether more may be.
+        """The number of eigenvalues that are negative beyond tolerance, and whether more may be.
 
-        The computed values are Ritz values, so that there are at least as many negative eigenvalues
-        as negative ones among them, converged or not (Cauchy's interlacing theorem).
+        The computed values are Ritz values. So there are at least as many negative eigenvalues as
+        negative computed values, whether or not they have converged (Cauchy's interlacing theorem).
         """
         small, large = self._known["smallest"], self._known["largest"]
         below = int((small < -self.flat).sum())
         if len(small) and below < len(small):
             return below, not self.converged_smallest.all()
-        if (large < -self.flat).any():  # all that are not are among the largest
+        if (large < -self.flat).any():  # the others are all among the largest
             return self.num_parameters - int((large >= -self.flat).sum()), False
         return below, True
 
     @property
     def condition_number(self) -> float:
-        """Largest |λ| over smallest |λ| of the computed part; NaN without eigenvalues."""
+        """The largest |λ| over the smallest |λ| of the computed part; NaN without eigenvalues."""
         magnitudes = np.abs(np.concatenate(list(self._known.values())))
         if not len(magnitudes) or not magnitudes.max():
             return math.nan
@@ -160,12 +156,12 @@ class Point:
 
     @property
     def kind(self) -> Kind:
-        """What the point is, to tolerance."""
+        """The kind of the point, to tolerance."""
         return self.kind_by_curvature if self.is_critical else Kind.FAR
 
     @property
     def kind_by_curvature(self) -> Kind:
-        """The second-derivative test alone, as if the gradient were zero."""
+        """The result of the second-derivative test, as if the gradient were zero."""
         low, high, flat = self.lambda_min, self.lambda_max, self.flat
         if high < -flat:
             return Kind.MAXIMUM
@@ -179,50 +175,50 @@ class Point:
 
     @property
     def rayleigh_quotient(self) -> float:
-        """gᵀHg / gᵀg, the curvature along the gradient; NaN for a zero gradient."""
+        """The curvature along the gradient, gᵀHg / gᵀg; NaN for a zero gradient."""
         square = self.gradient_norm**2
         return self.gradient_curvature / square if square else math.nan
 
     @property
     def predicted_loss_change(self) -> float:
-        """−ε gᵀg + ½ ε² gᵀHg."""
+        """The predicted change of the loss, −ε gᵀg + ½ ε² gᵀHg."""
         return float(self.model_along_gradient(self.learning_rate))
 
     @property
     def best_rate(self) -> float:
-        """gᵀg / gᵀHg; NaN where the curvature along the gradient is not positive."""
+        """The rate gᵀg / gᵀHg; NaN if the curvature along the gradient is not positive."""
         curvature = self.rayleigh_quotient
         return 1 / curvature if curvature > 0 else math.nan
 
     @property
     def predicted_best_loss_change(self) -> float:
-        """−(gᵀg)² / 2 gᵀHg, at the best rate."""
+        """The predicted change at the best rate, −(gᵀg)² / 2 gᵀHg."""
         return float(self.model_along_gradient(self.best_rate))
 
     @property
     def stable_rate(self) -> float:
-        """2 / λ_max; NaN where it was not computed or is not positive."""
+        """The rate 2 / λ_max; NaN if λ_max was not computed or is not positive."""
         return 2 / self.lambda_max if self.lambda_max > 0 else math.nan
 
     def model_along_gradient(self, rate: Any) -> Any:
-        """The change of the quadratic model by a step of gradient descent.
+        """Compute the change of the quadratic model in a step of gradient descent.
 
         Args:
-            rate: ε, of any shape.
+            rate: The learning rates ε, of any shape.
 
         Returns:
-            −ε gᵀg + ½ ε² gᵀHg, of that shape.
+            The changes −ε gᵀg + ½ ε² gᵀHg, of that shape.
         """
         return -rate * self.gradient_norm**2 + rate**2 / 2 * self.gradient_curvature
 
     def share(self, slopes: NDArray[np.float64]) -> float:
-        """The share of gᵀg in the span of some eigenvectors.
+        """Compute the share of gᵀg in the span of some eigenvectors.
 
         Args:
-            slopes: gᵀv of each.
+            slopes: The slope gᵀv of each eigenvector.
 
         Returns:
-            Σ (gᵀv)² / gᵀg; NaN for a zero gradient.
+            The share Σ (gᵀv)² / gᵀg; NaN for a zero gradient.
         """
         square = self.gradient_norm**2
         return float(np.nansum(slopes**2) / square) if square else math.nan
@@ -234,7 +230,7 @@ class Point:
 
     @property
     def share_negative(self) -> float:
-        """The share of the gradient in the space of the negative ones among the m smallest."""
+        """The share of the gradient in the space of the negative eigenvalues among the smallest."""
         if not len(self.slopes_smallest):
             return math.nan
         return self.share(self.slopes_smallest[self.eigenvalues_smallest < -self.flat])
@@ -246,7 +242,7 @@ class Point:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as they are, scalars as Python has them."""
+    """Convert scalars to those of Python, and leave arrays as they are."""
     array = np.asarray(value)
     return array if array.ndim else array.item()
 
@@ -263,18 +259,16 @@ _STEP = f"{_BOOK}, eq. 8.10"
 _BEST = f"{_BOOK}, eq. 4.10"
 _SADDLES = "Dauphin et al. 2014"
 _STRICT = "Ge et al. 2015"
-_OF_GRADIENT = {"sgd": "Robbins and Monro 1951", "noisy_sgd": _STRICT}
-"""Optimisers whose steps are along the gradient, but for noise."""
 
 
 def findings(point: Point) -> list[Finding]:
-    """What the numbers mean.
+    """Interpret the measurements at a point.
 
     Args:
-        point: The numbers.
+        point: The measurements.
 
     Returns:
-        Findings, in the order in which they are to be read.
+        The findings, in the order of the note.
     """
     parts: Iterable[Iterator[Finding]] = (
         part(point)
@@ -284,14 +278,14 @@ def findings(point: Point) -> list[Finding]:
 
 
 def note(point: Point, heading: str) -> list[str]:
-    """The doctor's note.
+    """Write the note about a point.
 
     Args:
-        point: The numbers.
-        heading: Of what checkpoint.
+        point: The measurements.
+        heading: The name of the checkpoint.
 
     Returns:
-        Lines: the heading with what the point is, and the findings.
+        The lines of the note: the heading with the kind of the point, and the findings.
     """
     return [
         f"{heading}: loss {point.loss:.5g}, {point.kind}",
@@ -299,17 +293,17 @@ def note(point: Point, heading: str) -> list[str]:
     ]
 
 
-def note_of(section: Mapping[str, NDArray[Any]], row: int) -> list[str]:
-    """The note again, from what is stored.
+def note_of(measured: Mapping[str, NDArray[Any]], row: int) -> list[str]:
+    """Write the note from stored measurements.
 
     Args:
-        section: The section "diagnosis" of a run's studies.
-        row: Of the step.
+        measured: The measurements of the study "diagnosis".
+        row: The row of the step.
 
     Returns:
-        Its lines.
+        The lines of the note.
     """
-    return note(Point.of(section, row), f"step {section['step'][row]}")
+    return note(Point.of(measured, row), f"step {measured['step'][row]}")
 
 
 def _critical(p: Point) -> Iterator[Finding]:
@@ -320,7 +314,7 @@ def _critical(p: Point) -> Iterator[Finding]:
     if not p.is_critical:
         times = p.gradient_norm / p.gradient_tolerance
         text = f"{norm}, {_times(times)} {tolerance}: "
-        if times <= _NEAR:
+        if times <= 10:
             text += "not critical to tolerance, though a critical point may be near"
             what = f"a critical point with these eigenvalues would be: {p.kind_by_curvature}"
             point = f"neither minimum nor saddle to tolerance; {what}"
@@ -470,7 +464,8 @@ def _moves(change: float) -> str:
 
 
 def _optimizer(p: Point) -> tuple[str, str]:
-    if p.optimizer not in _OF_GRADIENT:
+    along_gradient = {"sgd": "Robbins and Monro 1951", "noisy_sgd": _STRICT}  # except for noise
+    if p.optimizer not in along_gradient:
         return (
             f"the job trains by {p.optimizer}, which scales every entry of the gradient: its rate "
             "is not that of gradient descent, and the rates here are no advice for it",
@@ -484,7 +479,7 @@ def _optimizer(p: Point) -> tuple[str, str]:
         most = 2 * (1 + p.momentum) / p.lambda_max
         text += f"; with its momentum β = {p.momentum:g} rates are stable up to "
         text += f"2 (1 + β) / λ_max = {most:.4g}"
-    return text, "Polyak 1964" if p.momentum else _OF_GRADIENT[p.optimizer]
+    return text, "Polyak 1964" if p.momentum else along_gradient[p.optimizer]
 
 
 def _rates(p: Point) -> Iterator[Finding]:
@@ -572,10 +567,10 @@ def _escape(p: Point) -> Iterator[Finding]:
 
 
 def _made_of(names: Sequence[Any] | NDArray[Any], shares: NDArray[np.float64]) -> str:
-    order = np.argsort(-shares, kind="stable")
-    parts = [f"{names[i]} {shares[i]:.1%}" for i in order[:_LAYERS]]
-    rest = float(shares[order[_LAYERS:]].sum())
-    return ", ".join(parts + ([f"others {rest:.1%}"] if len(order) > _LAYERS else []))
+    order, named = np.argsort(-shares, kind="stable"), 3
+    parts = [f"{names[i]} {shares[i]:.1%}" for i in order[:named]]
+    rest = float(shares[order[named:]].sum())
+    return ", ".join(parts + ([f"others {rest:.1%}"] if len(order) > named else []))
 
 
 def _percent(part: float, whole: float) -> str:

@@ -1,4 +1,4 @@
-"""The loss at many points away from θ, on one rank's samples. PyTorch alone."""
+"""The loss at many points away from θ, on one rank's samples. Needs only PyTorch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hessdist.workload.user_code import evaluating
 
 
 class DisplacedLoss:
-    """Σ ℓ_i(θ + c₁v₁ + ... + c_nv_n) over one rank's samples, as a function of c.
+    """The sum Σ ℓ_i(θ + c₁v₁ + ... + c_nv_n) over one rank's samples, as a function of c.
 
-    Values that are not finite stay as they are: far out on a line a loss may well be NaN. Samples
-    are gone through once for as many points as there are displaced copies of the parameters: one
-    is enough where they are kept on the device, and more spare reading them where they are not.
+    Values that are not finite are returned as they are: far away a loss may well be NaN. One pass
+    over the samples serves as many points as there are displaced copies of the parameters. One copy
+    is enough if the samples are kept on the device; otherwise more copies save reading them.
 
     Args:
         local: The loss on this rank's samples, at θ.
-        directions: v, (n, d), any floating dtype.
-        copies: Displaced copies of the parameters at a time.
+        directions: The directions v, (n, d), of any floating dtype.
+        copies: The number of displaced copies of the parameters.
     """
 
     def __init__(self, local: LocalLoss, directions: NDArray[Any], copies: int = 1) -> None:
@@ -39,13 +39,13 @@ class DisplacedLoss:
         self._copies: Tensor | None = None
 
     def losses(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The loss at points.
+        """Compute the loss at points.
 
         Args:
-            coefficients: c of each point, (p, n).
+            coefficients: The coefficients c of each point, (p, n).
 
         Returns:
-            Sums over this rank's samples, (p,).
+            The sums over this rank's samples, (p,).
         """
         sums = torch.zeros(len(coefficients), dtype=torch.float64, device=self.local.device)
         for number, batch, points in self._passes(coefficients):
@@ -57,13 +57,13 @@ class DisplacedLoss:
     def losses_and_slopes(
         self, coefficients: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The loss and its derivatives by c at points.
+        """Compute the loss and its derivatives with respect to c at points.
 
         Args:
-            coefficients: c of each point, (p, n).
+            coefficients: The coefficients c of each point, (p, n).
 
         Returns:
-            Sums over this rank's samples: losses (p,), and derivatives v_jᵀ∇ℓ, (p, n).
+            The sums over this rank's samples: losses (p,), and derivatives v_jᵀ∇ℓ, (p, n).
         """
         n, device = len(self._directions), self.local.device
         sums = torch.zeros(len(coefficients), dtype=torch.float64, device=device)
@@ -82,11 +82,11 @@ class DisplacedLoss:
     def _passes(
         self, coefficients: NDArray[np.float64]
     ) -> Iterator[tuple[int, Batch, Iterator[int]]]:
-        """Batches, each with the points at which it is to be evaluated.
+        """Iterate over batches, each with the points at which it is evaluated.
 
         Yields:
-            Number of the batch, the batch, and an iterator that puts the parameters to one point
-            after the other.
+            The number of the batch, the batch, and an iterator that moves the parameters to one
+            point after the other.
         """
         for begin in range(0, len(coefficients), self._at_once):
             copies = self._displaced(coefficients[begin : begin + self._at_once])
@@ -100,7 +100,7 @@ class DisplacedLoss:
             yield point
 
     def _displaced(self, coefficients: NDArray[np.float64]) -> Sequence[Tensor]:
-        """θ + cv for some points, in buffers that are used again."""
+        """Compute θ + cv for some points, in buffers that are reused."""
         if self._copies is None or len(self._copies) < len(coefficients):
             self._copies = self._theta.new_empty(len(coefficients), self._theta.numel())
         copies = list(self._copies[: len(coefficients)])
@@ -111,14 +111,14 @@ class DisplacedLoss:
         return copies
 
     def _point_at(self, flat: Tensor) -> None:
-        """Have the parameters lie in a flat vector (d,); nothing is copied."""
+        """Make the parameters views of a flat vector (d,), without a copy."""
         pieces = self.local.parameters.layout.split(flat)
         for parameter, piece in zip(self.local.parameters.tensors, pieces, strict=True):
             parameter.data = piece
 
     @contextmanager
     def _at_theta_again(self) -> Iterator[None]:
-        """Put the parameters back where they were, in their own memory.
+        """Restore the parameters, in their own memory.
 
         Yields:
             Nothing.
@@ -132,9 +132,9 @@ class DisplacedLoss:
 
 
 def summed(local: LocalLoss, batch: Batch) -> Tensor:
-    """The loss summed over a batch; a built-in criterion takes the outputs in float64.
+    """Compute the loss summed over a batch, with the outputs in float64 if it is built in.
 
-    What a step gains is a small difference of losses: a criterion in float32 would round it off.
+    The gain of a step is a small difference of losses, which float32 would round away.
 
     Args:
         local: The loss.
@@ -152,7 +152,7 @@ def summed(local: LocalLoss, batch: Batch) -> Tensor:
 
 
 def plain_summed(local: LocalLoss, batch: Batch) -> Tensor:
-    """`summed` without a graph, but for losses that differentiate themselves.
+    """Compute `summed` without a graph, except for losses that use gradients.
 
     Args:
         local: The loss.

@@ -1,4 +1,4 @@
-"""How gradient descent leaves a saddle while the loss there is as good as quadratic."""
+"""The escape of gradient descent from a saddle where the loss is nearly quadratic."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def expected_change(
     noise: float = 0.0,
     displacement: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Mean change of the loss of a quadratic saddle under (noisy) gradient descent with momentum.
+    """Compute the mean change of a quadratic loss under noisy gradient descent with momentum.
 
-    In the coordinate a along the eigenvector of λ the step m ← μ m + λ a + ν, a ← a − ε m is
-    linear, so that the means of a², a m and m² follow from one step to the next; noise on the
+    In the coordinate a along the eigenvector of λ, the step m ← μ m + λ a + ν, a ← a − ε m is
+    linear. So the means of a², a m and m² follow from those of the previous step. Noise on the
     sphere of radius r has the variance r² / d in each coordinate, and so has a start on a sphere.
-    Without momentum a² grows by (1 + ε|λ|)² a step where λ < 0.
+    Without momentum a² grows by (1 + ε|λ|)² a step if λ < 0.
 
     Args:
-        eigenvalues: λ, (n,): all of the Hessian, or those that count.
-        size: d, of the space that noise and start are drawn in.
-        iterations: T, steps.
-        learning_rate: ε.
-        momentum: μ.
-        noise: Radius r of the sphere of ν.
-        displacement: Radius of the sphere that the start is on, about the saddle.
+        eigenvalues: The eigenvalues λ of the Hessian, or those that matter, (n,).
+        size: The dimension d of the space in which noise and start are drawn.
+        iterations: The number of steps T.
+        learning_rate: The learning rate ε.
+        momentum: The momentum μ.
+        noise: The radius r of the sphere of ν.
+        displacement: The radius of the sphere around the saddle on which the start is.
 
     Returns:
-        Mean of L(θ_t) − L(saddle) = ½ Σ λ a², (T + 1,), from the start on; not finite once it is
-        too large for a float.
+        The mean of L(θ_t) − L(saddle) = ½ Σ λ a², (T + 1,), from the start on. It is not finite
+        after an overflow.
     """
     position = np.full(len(eigenvalues), displacement**2 / size)  # mean of a²
     mixed, moment = np.zeros_like(position), np.zeros_like(position)  # of a m and m²
@@ -48,7 +48,7 @@ def expected_change(
                 + eigenvalues**2 * position
                 + noise**2 / size
             )
-            before = momentum * mixed + eigenvalues * position  # mean of the old a times the new m
+            before = momentum * mixed + eigenvalues * position  # mean of old a times new m
             position = position - 2 * learning_rate * before + learning_rate**2 * moment
             mixed = before - learning_rate * moment
             change[step] = eigenvalues @ position / 2
@@ -56,14 +56,15 @@ def expected_change(
 
 
 def growth_factor(eigenvalue: float, learning_rate: float, momentum: float = 0.0) -> float:
-    """By what the distance along an eigenvector of λ < 0 grows in a step, once it grows.
+    """Compute the factor by which the distance along an eigenvector of λ < 0 grows in a step.
 
-    The larger root of z² − (1 + μ − ελ) z + μ, which is 1 + ε|λ| without momentum (Polyak 1964).
+    It is the larger root of z² − (1 + μ − ελ) z + μ, which is 1 + ε|λ| without momentum (Polyak
+    1964).
 
     Args:
-        eigenvalue: λ, negative.
-        learning_rate: ε.
-        momentum: μ.
+        eigenvalue: The negative eigenvalue λ.
+        learning_rate: The learning rate ε.
+        momentum: The momentum μ.
 
     Returns:
         The factor, above 1.
@@ -73,6 +74,6 @@ def growth_factor(eigenvalue: float, learning_rate: float, momentum: float = 0.0
 
 
 def first_below(changes: NDArray[np.float64], limit: float) -> int | None:
-    """The first position where a change of the loss is at or below a limit; None where none is."""
+    """Find the first position at which a change of the loss is at or below a limit, or None."""
     found = np.flatnonzero(changes <= limit)
     return int(found[0]) if len(found) else None

@@ -1,4 +1,4 @@
-"""What a search for the best step along a line has found."""
+"""The results of a search for the best step along a line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from enum import IntEnum
 
 
 class Found(IntEnum):
-    """What α* is."""
+    """The kind of α*."""
 
     MINIMUM = 0
-    """A minimum between two steps that are worse."""
+    """A minimum between two worse steps."""
     EDGE = 1
-    """No optimum: the loss still falls at the outermost step of the scan, or towards steps at which
+    """No minimum: the loss still falls at the outermost step of the scan, or towards steps at which
     it is not finite."""
     ORTHOGONAL = 2
-    """Nothing: the direction is orthogonal to the gradient, to rounding, so no step moves."""
+    """No step: up to rounding the direction is orthogonal to the gradient, so that no step
+    moves."""
     NO_PAIR = 3
-    """Nothing: the eigenpair was not found."""
+    """No step: the eigenpair was not found."""

@@ -1,8 +1,8 @@
-"""The index of critical points against their energy: means, the 3/2 law, linear networks.
+"""The index of critical points as a function of energy: means, the 3/2 law, linear networks.
 
-The index α of a critical point is its share of negative eigenvalues; its energy ε is the loss
-‖Ŷ − Y‖² / (2m), a half mean square over m samples, divided by the number of outputs. NumPy and
-SciPy alone.
+The index α of a critical point is its share of negative eigenvalues. Its energy ε is the loss
+‖Ŷ − Y‖² / (2m), half a mean square over m samples, divided by the number of outputs. This module
+needs only NumPy and SciPy.
 """
 
 from __future__ import annotations
@@ -14,46 +14,44 @@ from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
 LEAST_INDICES, LEAST_POINTS = 4, 12
-"""What a fit needs: different indices, and points."""
-
-_POWER = 2 / 3  # ε as a function of α: the inverse of the 3/2 law
+"""The minimum numbers of different indices and of points for a fit."""
 
 
 @dataclass(frozen=True)
 class MeanEnergies:
-    """Mean energies at each index, by increasing index."""
+    """The mean energy at each index, by increasing index."""
 
     index: NDArray[np.float64]  # (I,) α
     energy: NDArray[np.float64]  # (I,) mean ε
-    error: NDArray[np.float64]  # (I,) its standard error, of the spread pooled over all indices
-    points: NDArray[np.int64]  # (I,)
+    error: NDArray[np.float64]  # (I,) its standard error, from the spread pooled over all indices
+    points: NDArray[np.int64]  # (I,) numbers of points
 
 
 @dataclass(frozen=True)
 class ThreeHalvesFit:
-    """α = α₀ |(ε − ε_c) / ε_c|^{3/2}, fitted; NaN where it could not be."""
+    """A fit of α = α₀ |(ε − ε_c) / ε_c|^{3/2}; NaN for what could not be fitted."""
 
     critical_energy: float  # ε_c
-    critical_energy_error: float  # one standard deviation, of errors that fit the misfit
+    critical_energy_error: float  # one standard deviation, scaled by the misfit
     coefficient: float  # α₀
     coefficient_error: float
-    exponent: float  # in place of 3/2, where it is left free
+    exponent: float  # of a fit with a free exponent in place of 3/2
     exponent_error: float
-    misfit: float  # χ² a degree of freedom: about 1 where the law holds within the errors
-    indices: int  # that the fit is of
-    points: int
+    misfit: float  # χ² per degree of freedom: about 1 if the law holds within the errors
+    indices: int  # number of indices in the fit
+    points: int  # number of points in the fit
 
 
 def mean_energies(index: NDArray[np.float64], energy: NDArray[np.float64]) -> MeanEnergies:
     """Average energies over the critical points of each index.
 
     Args:
-        index: α of each point, (N,); points of one α have the very same number.
-        energy: ε, (N,).
+        index: The index α of each point, (N,). Points of one index have exactly the same number.
+        energy: The energy ε of each point, (N,).
 
     Returns:
-        The means. An index with one point gets the error of the others' spread; it is NaN where
-        no index has two points.
+        The means. The error of an index with one point comes from the spread of the others; it is
+        NaN if no index has two points.
     """
     values, where, points = np.unique(index, return_inverse=True, return_counts=True)
     means = np.bincount(where, energy, len(values)) / np.maximum(points, 1)
@@ -67,18 +65,19 @@ def fit_three_halves(
 ) -> ThreeHalvesFit:
     """Fit the 3/2 law to mean energies at small indices (Pennington and Bahri 2017, figure 6a).
 
-    The mean energy at an index is what has an error, so ε = ε_c + b α^{2/3} is fitted, by weighted
-    least squares; b = ε_c α₀^{-2/3}. Where χ² a degree of freedom is above one, all errors are
-    too small by its root, or the law does not hold: those of the fit are made larger by it.
+    As the mean energy at an index has an error, ε = ε_c + b α^{2/3} is fitted by weighted least
+    squares, with b = ε_c α₀^{-2/3}. If χ² per degree of freedom is above one, either all errors are
+    too small by its square root, or the law does not hold: the errors of the fit are multiplied by
+    it.
 
     Args:
-        index: α of each critical point, (N,).
-        energy: ε, (N,).
+        index: The index α of each critical point, (N,).
+        energy: The energy ε of each critical point, (N,).
         below: The largest α that counts as small.
 
     Returns:
-        The fit; all NaN where there are fewer than `LEAST_POINTS` points of `LEAST_INDICES`
-        indices, α₀ NaN where ε_c or b is not positive.
+        The fit. Everything is NaN if there are fewer than `LEAST_POINTS` points or `LEAST_INDICES`
+        indices, and α₀ is NaN if ε_c or b is not positive.
     """
     small = (index <= below) & np.isfinite(energy)
     means = mean_energies(index[small], energy[small])
@@ -89,7 +88,7 @@ def fit_three_halves(
         return nothing
 
     def law(alpha: NDArray[np.float64], critical: float, slope: float) -> NDArray[np.float64]:
-        return np.asarray(critical + slope * alpha**_POWER)
+        return np.asarray(critical + slope * alpha ** (2 / 3))
 
     found, covariance = curve_fit(
         law, means.index, means.energy, (0.1, 1.0), means.error, absolute_sigma=True
@@ -116,7 +115,7 @@ def fit_three_halves(
 
 
 def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[float, float]:
-    """The power p of ε = ε_c + b α^{1/p}, and its error as above; NaN where the fit has no end."""
+    """Fit the power p of ε = ε_c + b α^{1/p}, and its error; NaN if the fit does not converge."""
 
     def law(
         alpha: NDArray[np.float64], energy: float, factor: float, power: float
@@ -128,7 +127,7 @@ def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[
             law,
             means.index,
             means.energy,
-            (critical, slope, _POWER),
+            (critical, slope, 2 / 3),
             means.error,
             absolute_sigma=True,
             bounds=([-np.inf, -np.inf, 0.05], [np.inf, np.inf, 20.0]),
@@ -147,60 +146,59 @@ def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[
 
 
 def tanh_energy(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """½ (1 − φ)² for φ < 1, and zero beyond: what Pennington and Bahri (2017) fit tanh by."""
+    """Compute ½ (1 − φ)² for φ < 1, else zero: the fit of Pennington and Bahri (2017) for tanh."""
     return np.asarray(np.maximum(1 - ratio, 0) ** 2 / 2)
 
 
 def linear_energy(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """½ (1 − φ) for φ < 1, and zero beyond: what they give for linear networks."""
+    """Compute ½ (1 − φ) for φ < 1, else zero: their value for linear networks."""
     return np.asarray(np.maximum(1 - ratio, 0) / 2)
 
 
 def least_squares_energy(
     ratio: NDArray[np.float64], inputs: int, hidden: int
 ) -> NDArray[np.float64]:
-    """½ (1 − n/m): mean energy of the global minimum of a linear network with h ≥ n units.
+    """Compute the mean energy of the global minimum of a linear network with h ≥ n units.
 
-    Least squares by n of m numbers leave the share 1 − n/m of independent targets of unit variance.
+    Least squares with n of m numbers leave the share 1 − n/m of independent targets of unit
+    variance.
 
     Args:
-        ratio: φ = 2h/m.
-        inputs: n.
-        hidden: h.
+        ratio: The ratios φ = 2h/m.
+        inputs: The number n of inputs.
+        hidden: The number h of hidden units.
 
     Returns:
-        Shaped as the ratios, zero for m < n.
+        The energy ½ (1 − n/m) for each ratio; zero for m < n.
     """
     return np.asarray(np.maximum(1 - ratio * inputs / (2 * hidden), 0) / 2)
 
 
 @dataclass(frozen=True)
 class LinearCriticalPoints:
-    """All critical points of a linear network on one data set, by the directions that are fitted.
-
-    In order of increasing energy.
-    """
+    """All critical points of a linear network on one data set, by increasing energy."""
 
     energy: NDArray[np.float64]  # (S,) ε
-    negative: NDArray[np.int64]  # (S,) negative eigenvalues of the Hessian
-    fitted: NDArray[np.int64]  # (S,) singular directions, p
+    negative: NDArray[np.int64]  # (S,) numbers of negative eigenvalues of the Hessian
+    fitted: NDArray[np.int64]  # (S,) numbers p of singular directions that are fitted
 
 
 def linear_critical_points(
     inputs: NDArray[np.float64], targets: NDArray[np.float64], hidden: int
 ) -> LinearCriticalPoints:
-    """The critical points of ‖X W₁ᵀ W₂ᵀ − Y‖² / (2m) (Baldi and Hornik 1989).
+    """Compute the critical points of ‖X W₁ᵀ W₂ᵀ − Y‖² / (2m) (Baldi and Hornik 1989).
 
-    A critical W₂ W₁ fits some of the singular directions of Σ_yx Σ_xx^{-1/2} and no other (their
-    fact 4), so ε = (tr Σ_yy − Σ_{i fitted} s_i²) / (2c). Of r directions with p fitted, each of the
-    h − p idle units falls along each of the r − p others, and the loss falls as well where a
-    fitted direction turns to a stronger one that is not (their proof of fact 4): that many
-    eigenvalues are negative. It is of singular values that differ, and are not zero.
+    A critical W₂ W₁ fits some of the singular directions of Σ_yx Σ_xx^{-1/2} and no others (their
+    fact 4), so ε = (tr Σ_yy − Σ_{i fitted} s_i²) / (2c). If p of r directions are fitted, the loss
+    falls for each of the h − p idle units along each of the r − p other directions. It also falls
+    when a fitted direction turns towards a stronger one that is not fitted (their proof of fact 4).
+    The number of negative eigenvalues is the sum of both. The singular values must be different and
+    not zero.
 
     Args:
-        inputs: X, (m, n), of full rank with m ≥ n.
-        targets: Y, (m, c).
-        hidden: h.
+        inputs: The inputs X, (m, n), of full rank with m ≥ n.
+        targets: The targets Y, (m, c).
+        hidden: The number h of hidden units.
 
     Returns:
         The points, one for each set of at most h directions.

@@ -14,21 +14,21 @@ from hessdist.landscape.span import LossInSpan
 class Lines:
     """The lines through θ along directions v, each parametrised by a step size α.
 
-    A step α > 0 goes down the slope at θ; α = 1 is a step of gradient descent with learning rate 1
-    whose gradient is projected onto v.
+    A step α > 0 goes downhill at θ. α = 1 is a step of gradient descent with learning rate 1 whose
+    gradient is projected onto v.
     """
 
-    span: LossInSpan  # of the directions v
+    span: LossInSpan  # the loss in the span of the directions v
     slopes: NDArray[np.float64]  # (n,) gᵀv
 
     def losses(self, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The loss at steps along each direction, in one pass. Collective.
+        """Compute the loss at steps along each direction, in one pass. Collective.
 
         Args:
-            alpha: Step sizes of each direction, (n, A).
+            alpha: The step sizes of each direction, (n, A).
 
         Returns:
-            L(α), (n, A), NaN and infinity included.
+            The loss L(α), (n, A), which may be NaN or infinite.
         """
         n, many = alpha.shape
         points = np.zeros((n, many, n))
@@ -39,14 +39,14 @@ class Lines:
     def losses_and_derivatives(
         self, which: NDArray[np.int64], alpha: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The loss and its derivative by α, one step on some of the lines, in one pass. Collective.
+        """Compute the loss and dL/dα at one step on each of some lines, in one pass. Collective.
 
         Args:
-            which: Indices of the lines, (q,).
-            alpha: The step on each, (q,).
+            which: The indices of the lines, (q,).
+            alpha: The step on each line, (q,).
 
         Returns:
-            L and dL/dα, (q,) each.
+            The loss L and the derivative dL/dα, (q,) each.
         """
         points = np.zeros((len(which), len(self.slopes)))
         rows = np.arange(len(which))
@@ -58,15 +58,15 @@ class Lines:
 def quadratic_model(
     loss: float, slope: float, curvature: float, alpha: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """L(0) − α (gᵀv)² + ½ α² (gᵀv)² λ: the second-order Taylor polynomial along an eigenvector.
+    """Compute the second-order Taylor polynomial along an eigenvector.
 
     Args:
-        loss: L(0).
-        slope: gᵀv.
-        curvature: λ = vᵀHv.
-        alpha: Step sizes, of any shape.
+        loss: The loss L(0).
+        slope: The slope gᵀv.
+        curvature: The eigenvalue λ = vᵀHv.
+        alpha: The step sizes, of any shape.
 
     Returns:
-        The model at each, of the shape of `alpha`.
+        L(0) − α (gᵀv)² + ½ α² (gᵀv)² λ at each step size.
     """
     return loss + slope**2 * (curvature * alpha**2 / 2 - alpha)

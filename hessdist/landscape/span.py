@@ -1,4 +1,4 @@
-"""The loss over the whole training set in the span of some directions, over ranks."""
+"""The loss over the samples of all ranks, in the span of some directions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 from hessdist.landscape.displaced import DisplacedLoss
 from hessdist.objective import Objective
 
-_FEWEST = 4  # points between two reductions
-
 
 class LossInSpan:
     """L(θ + c₁v₁ + ... + c_nv_n) over all samples, as a function of c. Making it is collective.
 
-    Points are evaluated in passes: a few at a time where the samples are kept on the device, which
-    costs nothing, and where they are streamed as many as there is memory for displaced copies of
-    the parameters. A pass makes one reduction, of a few numbers.
+    Points are evaluated in passes. If the samples are kept on the device, a pass has a few points.
+    If they are streamed, it has as many as there is memory for displaced copies of the parameters.
+    A pass makes one reduction, of a few numbers.
 
     Args:
-        total: The training loss at θ, which must not move while this is used.
-        directions: v, (n, d), whole and the same on every rank.
-        weight: Σ w, from `Objective.evaluate`.
-        on_pass: Called after every pass with the number of evaluations so far, on all ranks; it may
+        objective: The loss at θ, which must not move while this is used.
+        directions: The directions v, (n, d), whole and the same on every rank.
+        weight: The sum of weights Σ w, from `Objective.evaluate`.
+        on_pass: Called on all ranks after every pass with the number of evaluations so far; it may
             raise `Stopped` on all of them.
     """
 
@@ -45,7 +43,7 @@ class LossInSpan:
             entry = objective.local.parameters.tensors[0].element_size()
             budget = objective.compute.cache_gib * 2**30 / 2
             copies = max(1, int(budget // (entry * objective.layout.size)))
-        self._at_once = max(copies, _FEWEST)
+        self._at_once = max(copies, 4)  # points between two reductions
         with self._ranks.agreeing():
             self._local = DisplacedLoss(objective.local, directions, copies)
             if self._l2:
@@ -55,13 +53,13 @@ class LossInSpan:
                 self._slopes_at_theta, self._gram = exact @ theta, exact @ exact.T
 
     def losses(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The loss at points. Collective.
+        """Compute the loss at points. Collective.
 
         Args:
-            coefficients: c of each point, (p, n); the same on every rank.
+            coefficients: The coefficients c of each point, (p, n); the same on every rank.
 
         Returns:
-            L, (p,), the l2 term included; NaN and infinity are left as they are.
+            The loss L, (p,), with the l2 term; it may be NaN or infinite.
 
         Raises:
             WorkloadError: The model cannot be evaluated there; on every rank.
@@ -78,16 +76,16 @@ class LossInSpan:
     def losses_and_slopes(
         self, coefficients: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The loss and its derivatives by c at points. Collective.
+        """Compute the loss and its derivatives with respect to c at points. Collective.
 
         Args:
-            coefficients: c of each point, (p, n); the same on every rank.
+            coefficients: The coefficients c of each point, (p, n); the same on every rank.
 
         Returns:
-            L, (p,), and v_jᵀ∇L, (p, n), the l2 term included.
+            The loss L, (p,), and v_jᵀ∇L, (p, n), with the l2 term.
 
         Raises:
-            WorkloadError: As `losses`.
+            WorkloadError: The model cannot be evaluated there; on every rank.
         """
         found = np.empty((len(coefficients), 1 + coefficients.shape[1]))
         for part in self._passes(len(coefficients)):
@@ -107,12 +105,12 @@ class LossInSpan:
             yield slice(begin, begin + self._at_once)
 
     def _agreed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rank 0's values: who searches by them goes the same way on all ranks. Collective."""
+        """Use the values of rank 0, so that searches take the same steps everywhere. Collective."""
         self._ranks.broadcast_array(values)
         return values
 
     def _penalty(self, c: NDArray[np.float64]) -> NDArray[np.float64] | float:
-        """(l2 / 2) ‖θ + cv‖², from inner products at θ."""
+        """Compute (l2 / 2) ‖θ + cv‖² from inner products at θ."""
         if not self._l2:
             return 0.0
         squares = self._square + 2 * c @ self._slopes_at_theta + ((c @ self._gram) * c).sum(axis=1)

@@ -1,9 +1,9 @@
-"""The best step along a line: a scan over decades on both sides, then a refinement.
+"""The best step along a line: a scan over several decades on both sides, then a refinement.
 
 Section 2.3 of Alain et al. (2018) finds α* by evaluating the loss at step sizes that span a few
-orders of magnitude. Here the best of them, if it is not at an edge, and its better neighbour
-enclose a minimum, and a root of dL/dα between the two is found. The derivative is exact, so α* is
-not limited to the square root of rounding, to which values of the loss would tell it.
+orders of magnitude. Here the best of them, if it is not at an edge, and one of its neighbours
+enclose a minimum, and a root of dL/dα between the two is found. The derivative is exact, so the
+accuracy of α* is not limited to the square root of rounding, as it is with values of the loss.
 """
 
 from __future__ import annotations
@@ -16,29 +16,27 @@ from numpy.typing import NDArray
 from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines
 
-_ITERATIONS = 40  # of bisection would find nine digits by themselves
-
 
 @dataclass(frozen=True)
 class BestSteps:
     """The best step along each of n lines."""
 
-    alpha: NDArray[np.float64]  # (n,) α*; NaN where there is none
+    alpha: NDArray[np.float64]  # (n,) α*; NaN if there is none
     loss: NDArray[np.float64]  # (n,) L(α*)
     found: NDArray[np.int8]  # (n,) values of `Found`
     scanned: NDArray[np.float64]  # (n, A) the loss at the steps of the scan
 
 
 def step_grid(smallest: float, largest: float, count: int) -> NDArray[np.float64]:
-    """Step sizes spaced evenly in log |α| on both sides of zero.
+    """Make step sizes that are spaced evenly in log |α| on both sides of zero.
 
     Args:
         smallest: The smallest |α|, positive.
         largest: The largest |α|.
-        count: A, the number of them, even.
+        count: The number A of step sizes, even.
 
     Returns:
-        Increasing, (A,); zero is none of them.
+        The increasing step sizes, (A,), without zero.
     """
     positive = np.geomspace(smallest, largest, count // 2)
     return np.concatenate([-positive[::-1], positive])
@@ -55,13 +53,14 @@ def best_steps(
 
     Args:
         lines: The lines.
-        grid: Increasing step sizes of the scan, negative and positive ones, (A,).
-        start: L(0).
-        moves: Lines to be searched, (n,); on the others no step moves.
-        precision: Rounding of the loss, relative; α* is found to its square root, relative.
+        grid: The increasing step sizes of the scan, both negative and positive, (A,).
+        start: The loss L(0).
+        moves: The lines to search, (n,); on the others no step moves.
+        precision: The relative rounding of the loss. The relative accuracy of α* is its square
+            root.
 
     Returns:
-        The best steps; not beyond the grid, and not where the loss is not finite.
+        The best steps, within the grid and at finite losses.
     """
     n = len(moves)
     zero = int(np.searchsorted(grid, 0.0))
@@ -84,10 +83,10 @@ def best_steps(
 
 @dataclass
 class _Brackets:
-    """Intervals from `low`, where the loss falls towards `high`, to `high`, where it is no lower.
+    """Intervals from `low`, where the loss falls towards `high`, to `high`, where it is not lower.
 
-    `low` may lie on either side of `high`. Derivatives are by the distance from `low` to `high`,
-    so negative at `low`; at `high` NaN where not known.
+    `low` may be on either side of `high`. Derivatives are with respect to the distance from `low`
+    towards `high`, so negative at `low`; at `high` they are NaN if unknown.
     """
 
     which: NDArray[np.int64]  # (q,) lines
@@ -107,7 +106,7 @@ class _Brackets:
         losses: NDArray[np.float64],
         best: NDArray[np.int64],
     ) -> _Brackets:
-        """From the best step of a scan towards the side to which the loss falls. Collective."""
+        """Make intervals from the best step of a scan to the side of lower loss. Collective."""
         low = steps[best[which]]
         loss_low, derivative = lines.losses_and_derivatives(which, low)
         side = np.where(derivative < 0, 1, -1)
@@ -124,11 +123,11 @@ class _Brackets:
         )
 
     def end_at_nothing(self) -> NDArray[np.bool_]:
-        """Where the loss falls up to steps at which it is not finite."""
+        """Find intervals in which the loss falls up to steps at which it is not finite."""
         return ~np.isfinite(self.loss_high) & (self.slope_low < 0)
 
     def trial(self, halve: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """A step inside: where the interpolated derivative is zero, or the middle."""
+        """Choose a step inside: the zero of the interpolated derivative, or the middle."""
         width = np.abs(self.high - self.low)
         with np.errstate(all="ignore"):
             secant = -self.slope_low * width / (self.slope_high - self.slope_low)
@@ -159,14 +158,14 @@ class _Brackets:
 def _refined(
     lines: Lines, brackets: _Brackets, precision: float, scale: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Minima in brackets and the loss there: root finding on dL/dα, safeguarded. Collective."""
+    """Find minima in brackets and the loss there, by safeguarded roots of dL/dα. Collective."""
     tolerance, rounding = precision**0.5, 8 * precision * scale
     alpha, loss = brackets.low.copy(), brackets.loss_low.copy()
     steepness = np.abs(brackets.slope_low)
     is_open = steepness > 0
     widths = np.full(len(alpha), np.inf)
     halve = np.zeros(len(alpha), dtype=bool)
-    for _ in range(_ITERATIONS):
+    for _ in range(40):  # as many bisections would find nine digits
         width = np.abs(brackets.high - brackets.low)
         is_open &= width > tolerance * np.abs(alpha)
         now = np.flatnonzero(is_open)
@@ -175,7 +174,7 @@ def _refined(
         trial = brackets.trial(halve)
         value, derivative = np.full(len(alpha), np.nan), np.full(len(alpha), np.nan)
         value[now], derivative[now] = lines.losses_and_derivatives(brackets.which[now], trial[now])
-        # Of values that differ by no more than rounding the flatter place is the minimum.
+        # If values differ only by rounding, the flatter point is the minimum.
         flatter = np.abs(derivative) < steepness
         better = is_open & (
             (value < loss - rounding) | (flatter & (np.abs(value - loss) <= rounding))
