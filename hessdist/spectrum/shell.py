@@ -18,22 +18,11 @@ from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.parallel.ranks import Ranks
 
-# Entries of the recorded products that are combined at a time in float64.
-_BLOCK = 1 << 14
-# Columns that are allocated at a time for recorded products. One by one they would take the place
-# of a product's freed temporaries, and the next product would pay for fresh pages.
-_COLUMNS = 64
-# Rounding makes products asymmetric: by 1e-6 of ‖Ax‖ in float32 as a rule, by thousands of that for
-# an x that A nearly annihilates. An operator that is not symmetric is so by its norm, and what is
-# in between leaves pairs unconverged.
-_ROUNDING = 0.25
-
-
 _Array = TypeVar("_Array", NDArray[np.float64], Tensor)
 
 
 class LocalOperator(Protocol):
-    """A symmetric operator's share on one rank: all that the eigensolver asks of a problem."""
+    """The share of a symmetric operator on one rank, which is all that the eigensolver needs."""
 
     @property
     def size(self) -> int:
@@ -41,24 +30,24 @@ class LocalOperator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the product, float32 or float64."""
+        """The dtype of the product, float32 or float64."""
 
     @property
     def device(self) -> torch.device:
-        """Where the product takes its vector."""
+        """The device of the vectors."""
 
     def __call__(self, v: Tensor) -> Tensor:
-        """(d,) to this rank's addend of the product, (d,) float64."""
+        """Multiply v, (d,): this rank's addend of the product, (d,) float64."""
 
 
 class Journal(Protocol):
-    """Products of an earlier, unfinished solve, in their order; `service/journal.py` has one."""
+    """The products of an earlier, unfinished solve, in order, as in `service/journal.py`."""
 
     def replay(self, x: Tensor, y: Tensor) -> bool:
-        """Put the next product into y if it is one of x. Collective, and the same on all ranks."""
+        """Copy the next product to y if its vector is x. Collective; the same on all ranks."""
 
     def append(self, x: Tensor, y: Tensor) -> None:
-        """Keep a product that was computed. Not collective."""
+        """Store a product that was computed. Not collective."""
 
 
 class ShellMatrix:
@@ -68,15 +57,17 @@ class ShellMatrix:
     its slice of the sum: the two halves of an allreduce, in the dtype of the product.
 
     Args:
-        local: This rank's share.
+        local: The share of this rank.
         ranks: The ranks of the solve.
-        scale: Factor of the sum: 1/N.
-        shift: Added to the diagonal: the l2 penalty.
+        scale: The factor of the sum, such as 1/N.
+        shift: A number that is added to the diagonal, such as the l2 penalty.
         on_product: Called after every product with the number of products so far; it may raise
             `Stopped`, on all ranks at once.
-        journal: Keeps finished products, and gives them back to a solve that starts again.
+        journal: Stores finished products, and returns them to a solve that starts again.
         asymmetry: The largest |xᵀAy − yᵀAx| / (‖x‖ ‖Ay‖ + ‖y‖ ‖Ax‖) of the first two vectors
-            multiplied that passes for rounding; default: `ε^0.25` of the product's dtype.
+            that counts as rounding. The default is `ε^0.25` of the product's dtype: rounding causes
+            1e-6 in float32 as a rule, and thousands of times as much for an x that A nearly
+            annihilates, while an operator that is not symmetric differs by its norm.
     """
 
     def __init__(
@@ -96,7 +87,7 @@ class ShellMatrix:
         self._scale, self._shift = scale, shift
         self._on_product = on_product
         self.products = 0
-        self.replayed = 0  # of them, those that the journal gave
+        self.replayed = 0  # those of them that came from the journal
         self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0, "journal": 0.0}
         begin, end = ranks.shard(local.size)
         self.local_size = end - begin
@@ -104,7 +95,7 @@ class ShellMatrix:
         direct = self._on_gpu and mpi_takes_device_memory()
 
         def message(size: int) -> Tensor:
-            """On the device, or in the host memory that a GPU copies to and from at full speed."""
+            """Allocate a message on the device, or in pinned memory, which GPUs copy fast."""
             if direct:
                 return torch.empty(size, dtype=local.dtype, device=local.device)
             return torch.empty(size, dtype=local.dtype, pin_memory=self._on_gpu)
@@ -114,7 +105,7 @@ class ShellMatrix:
         self._recorded: list[NDArray[Any]] | None = None
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: Exception | None = None
-        self._asymmetry = self.epsilon**_ROUNDING if asymmetry is None else asymmetry
+        self._asymmetry = self.epsilon**0.25 if asymmetry is None else asymmetry
         self._first: tuple[Tensor, Tensor] | None = None  # a vector and its product
 
     @property
@@ -124,13 +115,13 @@ class ShellMatrix:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the product."""
+        """The dtype of the product."""
         dtype: np.dtype[Any] = torch.empty((), dtype=self._local.dtype).numpy().dtype
         return dtype
 
     @property
     def epsilon(self) -> float:
-        """Rounding of the product's dtype."""
+        """The rounding of the product's dtype."""
         return torch.finfo(self._local.dtype).eps
 
     # -- the product -------------------------------------------------------------------------
@@ -149,16 +140,16 @@ class ShellMatrix:
         return product
 
     def columns(self, begin: int, end: int) -> NDArray[np.float64]:
-        """Some columns of the matrix, by products with unit vectors, which need no gather.
+        """Compute columns of the matrix by products with unit vectors, which need no gather.
 
-        Collective; one reduction in all.
+        Collective, with a single reduction.
 
         Args:
-            begin: The first.
-            end: One after the last.
+            begin: The first column.
+            end: One after the last column.
 
         Returns:
-            This rank's entries of them, (end - begin, d_local).
+            This rank's entries of the columns, (end - begin, d_local).
         """
         start = time.perf_counter()
         count, size = end - begin, self.size
@@ -177,7 +168,7 @@ class ShellMatrix:
         return total
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """This rank's entries, on any device, to those of the product, float64. Collective."""
+        """Multiply this rank's entries on any device, with a float64 result. Collective."""
         self._mine.copy_(x)
         self._wait()
         if self._replay():
@@ -198,7 +189,7 @@ class ShellMatrix:
         return self._finish(total, x)
 
     def _replay(self) -> bool:
-        """Take the product from the journal, if it has it. Collective where there is a journal."""
+        """Take the product from the journal, if it is there. Collective if there is a journal."""
         if self._journal is None:
             return False
         start = time.perf_counter()
@@ -214,7 +205,7 @@ class ShellMatrix:
             self.seconds["journal"] += time.perf_counter() - start
 
     def _compute(self) -> None:
-        """From this rank's entries in `_mine` to those of the summed products in `_slice`."""
+        """Multiply this rank's entries in `_mine`; the sum over ranks goes to `_slice`."""
         start = time.perf_counter()
         self.ranks.gather_vector(self._mine, self._whole)
         gathered = time.perf_counter()
@@ -230,7 +221,7 @@ class ShellMatrix:
     def _check_symmetry(self) -> None:
         """Compare xᵀAy with yᵀAx for the first two vectors. Collective, one small reduction.
 
-        In a Krylov space y is what Ax has beside x, so that an asymmetry of A shows in full.
+        In a Krylov space y is the part of Ax orthogonal to x, so that an asymmetry is fully seen.
 
         Raises:
             SymmetryError: They differ by more than rounding; on every rank.
@@ -252,12 +243,12 @@ class ShellMatrix:
         """Refuse an operator that is not symmetric beyond rounding. Not collective.
 
         Args:
-            defect: A norm of what is not symmetric, the same on every rank.
-            scale: The same norm of what it is a part of.
-            what: How it shows.
+            defect: A norm of the asymmetric part, the same on every rank.
+            scale: The same norm of the whole.
+            what: A description of the asymmetry for the message.
 
         Raises:
-            SymmetryError: It is not.
+            SymmetryError: The operator is not symmetric.
         """
         if self._asymmetry < math.inf and defect > self._asymmetry * scale:
             remedy = (
@@ -273,16 +264,15 @@ class ShellMatrix:
             raise error
 
     def _wait(self) -> None:
-        """Wait for the device: MPI and PETSc know nothing of PyTorch's streams."""
+        """Wait for the device, because MPI and PETSc do not know PyTorch's streams."""
         if self._on_gpu:
             torch.cuda.synchronize(self._local.device)
 
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
-        """PETSc's callback: y = A x. Collective; an exception on one rank of many ends them all.
+        """Compute y = A x for PETSc. Collective; an exception on one of several ranks aborts all.
 
-        PETSc does not survive an exception in the middle of a solve: a single rank, or all of them
-        where all are to stop, keep it in `failure` and go on with the identity, at which the
-        solver stops.
+        PETSc does not survive an exception within a solve. On a single rank, or if all ranks raise
+        it, the exception is kept in `failure`, and y = x is returned until the solver stops.
         """
         self._wait()  # for PETSc's streams
         entries = _entries(x, "r")
@@ -294,7 +284,7 @@ class ShellMatrix:
             except Exception as error:
                 everywhere = isinstance(error, HessdistError) and error.agreed
                 if self.ranks.size > 1 and not everywhere:
-                    # The others are inside the reduction, and would wait.
+                    # The other ranks are inside the reduction and would wait for this one.
                     self.ranks.abort(error)
                 self.failure = error
         _entries(y, "w").copy_(entries)
@@ -307,7 +297,7 @@ class ShellMatrix:
         return total
 
     def create_petsc(self) -> Any:
-        """Make the PETSc matrix, symmetric, of type python; the caller destroys it. Collective."""
+        """Create the symmetric PETSc matrix of type python; the caller destroys it. Collective."""
         from petsc4py import PETSc
 
         sizes = (self.local_size, self.size)
@@ -325,11 +315,11 @@ class ShellMatrix:
 
     @property
     def recorded(self) -> int:
-        """The number of columns recorded; 0 where recording is off."""
+        """The number of recorded columns; 0 without recording."""
         return len(self._recorded or ())
 
     def record(self) -> None:
-        """Keep the result of every product from now on, (d_local,) in the product's dtype each."""
+        """Start to keep the result of every product, (d_local,) in the product's dtype each."""
         self._recorded = []
 
     def forget(self) -> None:
@@ -338,16 +328,20 @@ class ShellMatrix:
         self._free = []
 
     def _column(self) -> NDArray[Any]:
-        """An array to record a product in, (d_local,)."""
+        """Return an array for a recorded product, (d_local,).
+
+        Many are allocated at a time. Single ones would take the place of freed temporaries, and the
+        next product would need fresh pages.
+        """
         if not self._free:
-            self._free = list(np.empty((_COLUMNS, self.local_size), self.dtype))
+            self._free = list(np.empty((64, self.local_size), self.dtype))
         return self._free.pop()
 
     def recombine(self, coefficients: NDArray[np.float64]) -> None:
         """Replace the recorded columns W by W C, which bounds their memory. Not collective.
 
         Args:
-            coefficients: C, (recorded, columns).
+            coefficients: The matrix C, (recorded, columns).
         """
         assert self._recorded is not None
         combined = np.empty((coefficients.shape[1], self.local_size), self.dtype)
@@ -358,13 +352,13 @@ class ShellMatrix:
     def products_of(
         self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
     ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """A V for vectors that are known combinations V = X C of those multiplied before.
+        """Compute A V for vectors that are combinations V = X C of multiplied vectors X.
 
-        By linearity A V = (A X) C, so no new product is needed. Not collective.
+        As A V = (A X) C, no new product is needed. Not collective.
 
         Args:
-            coefficients: C, (recorded, n).
-            vectors: V, this rank's entries, (n, d_local).
+            coefficients: The matrix C, (recorded, n).
+            vectors: The vectors V, this rank's entries, (n, d_local).
 
         Yields:
             A range of this rank's entries, and A V there, (n, entries).
@@ -375,16 +369,17 @@ class ShellMatrix:
     def _combinations(
         self, coefficients: NDArray[np.float64]
     ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """(W C)ᵀ in float64, a range of entries at a time."""
+        """Compute (W C)ᵀ in float64, a range of entries at a time."""
         assert self._recorded is not None
-        for begin in range(0, self.local_size, _BLOCK):
-            part = slice(begin, min(begin + _BLOCK, self.local_size))
+        size = 1 << 14  # entries at a time
+        for begin in range(0, self.local_size, size):
+            part = slice(begin, min(begin + size, self.local_size))
             columns = np.array([column[part] for column in self._recorded], float)
             yield part, coefficients.T @ columns
 
 
 def _entries(vector: Any, mode: Literal["r", "w"]) -> Tensor:
-    """This rank's entries of a PETSc vector where they lie, without a copy, (d_local,)."""
+    """Return this rank's entries of a PETSc vector on its device, without a copy, (d_local,)."""
     entries: Tensor = from_dlpack(vector.toDLPack(mode))
     return entries
 
