@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 _DOUBLE = ("compute.dtype=float64",)
+# A law of three parameters fits a handful of eigenvalues equally well with many of them.
+_LAWS = ("^/hdf5/studies/laws/", "^/figures/run-laws", "^/drawn/Laws", "^/show")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Shortened:
         overrides: Values of --set.
         slow: Whether it is left to the slow tests.
         rtol: Tolerance of numbers on another CPU, relative to the largest value of an array.
-        unstable: Names of arrays whose values differ on another CPU by more than that.
+        unstable: Regular expressions of places whose values differ on another CPU by more than
+            that: rounding errors themselves, and fits that several values serve equally well.
     """
 
     job: str
@@ -54,6 +57,8 @@ JOBS = (
             "study.critical_points.networks=20",
             "study.critical_points.fit_below=0.3",
         ),
+        # Searches that find no critical point wander off, each to another place.
+        unstable=("/(gradient_norm|largest_weights|steps)/",),
     ),
     Shortened(
         "curvature_optimizer_mnist",
@@ -102,6 +107,8 @@ JOBS = (
             "study.laws.steps=[10]",
             'study.laws.operators=["hessian"]',
         ),
+        unstable=_LAWS,
+        slow=True,
     ),
     Shortened(
         "diagnosis_digits",
@@ -119,8 +126,8 @@ JOBS = (
         "diagnosis_mnist",
         ("train", "spectrum", "diagnose"),
         (*_trained(20, [0, 20], 60), "spectrum.largest=4"),
-        slow=True,
         rtol=1e-2,
+        slow=True,
     ),
     Shortened(
         "eigenspace_mnist",
@@ -153,6 +160,7 @@ JOBS = (
             "study.density.lanczos_steps=15",
             'study.laws.operators=["hessian"]',
         ),
+        unstable=_LAWS,
         slow=True,
     ),
     Shortened(
@@ -166,8 +174,8 @@ JOBS = (
             "spectrum.smallest=1",
             "spectrum.tolerance=2e-2",
         ),
-        slow=True,
         rtol=1e-2,
+        slow=True,
     ),
     Shortened(
         "loss_model",
@@ -189,6 +197,7 @@ JOBS = (
             "study.minimizers.seeds=[0,1]",
             "study.minimizers.iterations=15",
         ),
+        slow=True,
     ),
     Shortened(
         "minimize_mnist",
@@ -265,6 +274,7 @@ JOBS = (
             "study.spreads.networks=4",
             "study.spreads.max_steps=200",
         ),
+        slow=True,
     ),
     Shortened(
         "singularity_mnist",
@@ -287,6 +297,7 @@ JOBS = (
             "study.architectures.picture=20",
             "study.architectures.max_steps=300",
         ),
+        slow=True,
     ),
     Shortened(
         "subset_against_full_mnist",
@@ -312,6 +323,7 @@ JOBS = (
             "study.two_layer.ratios=[0.5,4.0]",
             "study.two_layer.networks=2",
         ),
+        slow=True,
     ),
     Shortened(
         "widths_digits",
@@ -324,6 +336,7 @@ JOBS = (
             "study.widths.trace_products=20",
             "study.widths.lanczos_steps=15",
         ),
+        slow=True,
     ),
 )
 """All jobs of jobs/, in order of their names."""
