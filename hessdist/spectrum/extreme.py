@@ -67,12 +67,11 @@ def extreme_eigenpairs(
     n, (upper, lower) = len(found.values), solver.found
     top = _end(found, slice(n - 1, n - 1 - upper if upper < n else None, -1), largest)
     bottom = _end(found, slice(0, lower), smallest)
-    good = bool(top.converged.all() and bottom.converged.all())
     return Eigenpairs(
         largest=top,
         smallest=bottom,
         tolerance=solver.tolerance,
-        outcome=_outcome(good, solver.hit_limit),
+        outcome=_outcome(top, bottom, solver.hit_limit),
         products=shell.products - products,
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
@@ -102,8 +101,8 @@ def _check_wanted(size: int, largest: int, smallest: int, tolerance: float) -> N
         raise InputError(f"tolerance = {tolerance} is not positive", "1e-3 is usual")
 
 
-def _outcome(good: bool, hit_limit: bool) -> Outcome:
-    if good:
+def _outcome(top: End, bottom: End, hit_limit: bool) -> Outcome:
+    if top.converged.all() and bottom.converged.all():
         return Outcome.CONVERGED
     return Outcome.ITERATION_LIMIT if hit_limit else Outcome.ROUNDING
 

@@ -53,9 +53,7 @@ def xtrace(
     """
     with shell.ranks.agreeing():
         if products < 2:
-            raise InputError(
-                f"products = {products} are too few to estimate a trace", "ask for 2 or more"
-            )
+            raise InputError(f"products = {products} are too few for a trace", "ask for 2 or more")
     if products >= shell.size:
         return Estimate(_diagonal_sum(shell, on_product), 0.0)
     count = products // 2
