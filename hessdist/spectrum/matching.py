@@ -1,9 +1,14 @@
-"""Two sets of vectors, matched with each other."""
+"""Two sets of vectors, compared with each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from hessdist.spectrum.angles import principal_angles
 
 
 def matched_angles(between: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -23,3 +28,24 @@ def matched_angles(between: NDArray[np.float64]) -> NDArray[np.float64]:
     matched = np.full(len(between), np.nan)
     matched[rows] = between[rows, columns]
     return matched
+
+
+def angles_to_space(
+    vectors: NDArray[Any],
+    space: NDArray[Any],
+    reduce: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Return the angle of each vector with a space. Collective.
+
+    Args:
+        vectors: This rank's entries of the vectors, (n, d_local).
+        space: This rank's entries of vectors that span the space, (m, d_local).
+        reduce: The function that adds over ranks.
+
+    Returns:
+        The angles in radians, (n,); NaN if the space is empty.
+    """
+    if not len(space):
+        return np.full(len(vectors), np.nan)
+    angles = [principal_angles(v[None], space, reduce)[0] for v in vectors]
+    return np.array(angles, float).reshape(len(vectors))

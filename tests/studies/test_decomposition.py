@@ -29,8 +29,9 @@ from hessdist.spectrum.angles import principal_angles
 from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.summary import Effort, summarise
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.decomposition import decomposition, widths
+from hessdist.studies.eigenspaces.decomposition import decomposition
 from hessdist.studies.eigenspaces.settings import DecompositionSection, WidthsSection
+from hessdist.studies.eigenspaces.widths import widths
 from hessdist.workload.checkpoints import read_state
 from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp

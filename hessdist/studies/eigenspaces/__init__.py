@@ -24,7 +24,7 @@ STUDIES = (
     Study(
         name="widths",
         settings=WidthsSection,
-        compute=f"{_HERE}.decomposition:widths",
+        compute=f"{_HERE}.widths:widths",
         needs=Needs(all_layers=True, no_penalty=True),
         remarks=f"{_HERE}.remarks:widths",
         figures=f"{_HERE}.decomposition_figures:draw_widths",

@@ -16,7 +16,7 @@ from hessdist.config.base import (
 )
 
 
-class _WholeMatrices(Section):
+class WholeMatrixSection(Section):
     """How whole matrices are put into numbers."""
 
     exact_below: Count = 2000
@@ -33,7 +33,7 @@ class _WholeMatrices(Section):
     """Seed of random vectors, and of starts."""
 
 
-class DecompositionSection(_WholeMatrices):
+class DecompositionSection(WholeMatrixSection):
     """H = G + S at checkpoints, and the empirical Fisher matrix beside G."""
 
     largest: Positive = 20
@@ -44,7 +44,7 @@ class DecompositionSection(_WholeMatrices):
     """Checkpoints; empty: all."""
 
 
-class WidthsSection(_WholeMatrices):
+class WidthsSection(WholeMatrixSection):
     """H = G + S in training, for networks from narrow to wide."""
 
     hidden: list[list[Positive]] = [[8], [32], [128], [512]]

@@ -16,9 +16,9 @@ STUDIES = (
     Study(
         name="exact",
         settings=ExactSection,
-        compute=f"{_HERE}.whole_spectra:exact",
+        compute=f"{_HERE}.exact:exact",
         needs=Needs(checkpoints=True),
-        prepare=f"{_HERE}.whole_spectra:require_room",
+        prepare=f"{_HERE}.exact:prepare",
         remarks=f"{_HERE}.remarks:exact",
         figures=f"{_HERE}.spectra_figures:draw_exact",
         tables=f"{_HERE}.spectra_tables:exact",
@@ -27,9 +27,9 @@ STUDIES = (
     Study(
         name="density",
         settings=DensitySection,
-        compute=f"{_HERE}.whole_spectra:density",
+        compute=f"{_HERE}.density:density",
         needs=Needs(checkpoints=True),
-        prepare=f"{_HERE}.whole_spectra:check_blocks",
+        prepare=f"{_HERE}.density:prepare",
         remarks=f"{_HERE}.remarks:density",
         figures=f"{_HERE}.spectra_figures:draw_density",
         tables=f"{_HERE}.spectra_tables:density",
@@ -38,7 +38,7 @@ STUDIES = (
     Study(
         name="architectures",
         settings=ArchitecturesSection,
-        compute=f"{_HERE}.networks:architectures",
+        compute=f"{_HERE}.architectures:architectures",
         needs=Needs(no_penalty=True),
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_architectures",
@@ -48,7 +48,7 @@ STUDIES = (
     Study(
         name="initialisations",
         settings=InitialisationsSection,
-        compute=f"{_HERE}.networks:initialisations",
+        compute=f"{_HERE}.initialisations:initialisations",
         needs=Needs(no_penalty=True),
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_initialisations",
@@ -58,7 +58,7 @@ STUDIES = (
     Study(
         name="spreads",
         settings=SpreadsSection,
-        compute=f"{_HERE}.networks:spreads",
+        compute=f"{_HERE}.spreads:spreads",
         needs=Needs(no_penalty=True),
         remarks=f"{_HERE}.remarks:trained",
         figures=f"{_HERE}.figures:draw_spreads",
@@ -68,7 +68,7 @@ STUDIES = (
     Study(
         name="interpolation",
         settings=InterpolationSection,
-        compute=f"{_HERE}.networks:interpolation",
+        compute=f"{_HERE}.interpolation:interpolation",
         needs=Needs(no_penalty=True),
         figures=f"{_HERE}.figures:draw_interpolation",
         tables=f"{_HERE}.tables:interpolation",

@@ -62,7 +62,7 @@ class DensitySection(Section):
         return self
 
 
-class _Descent(Section):
+class DescentSection(Section):
     """Networks trained by full-batch gradient descent with constant step, many at once."""
 
     learning_rate: Rate = 0.1
@@ -77,7 +77,7 @@ class _Descent(Section):
     """Seed of the starts."""
 
 
-class ArchitecturesSection(_Descent):
+class ArchitecturesSection(DescentSection):
     """Exact spectra of networks of growing width, before and after training."""
 
     hidden: list[list[Positive]] = [[2, 2], [6, 6], [10, 10], [14, 14], [18, 18]]
@@ -94,7 +94,7 @@ class ArchitecturesSection(_Descent):
         return self
 
 
-class InitialisationsSection(_Descent):
+class InitialisationsSection(DescentSection):
     """The top eigenvalues at the end of training from many starts."""
 
     networks: Positive = 5000
@@ -103,7 +103,7 @@ class InitialisationsSection(_Descent):
     """Eigenvalues that are kept, from the largest down."""
 
 
-class SpreadsSection(_Descent):
+class SpreadsSection(DescentSection):
     """The top eigenvalues against the difficulty of the data."""
 
     argument: str = "spread"
