@@ -152,8 +152,8 @@ def test_without_overrides_the_text_is_the_file_comments_and_all(job: Path) -> N
         ("spectrum.largest", "--set spectrum.largest sets nothing"),
         ("=5", "--set =5 sets nothing"),
         ("spectrum.=5", "sets nothing"),
-        ("name.first=5", "'name' is no section"),
-        ("model.arguments.widths.first=5", "'widths' is no section"),
+        ("name.first=5", "'name' is not a section"),
+        ("model.arguments.widths.first=5", "'widths' is not a section"),
     ],
 )
 def test_an_override_that_sets_nothing_is_refused(job: Path, override: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""The base of all sections of the job file, and the types of their values."""
+"""The base class of all sections of the job file, and the types of their values."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        strict=True,  # true is not a number, and neither is "4"
-        protected_namespaces=(),  # names such as model_config are free for keys
+        strict=True,  # neither true nor "4" is a number
+        protected_namespaces=(),  # keys may have names such as model_config
         use_attribute_docstrings=True,
     )
 

@@ -27,10 +27,10 @@ from hessdist.config.studies import registry
 
 
 class StudySection(Section):
-    """The studies that `hessdist study` does: each section that the job has."""
+    """The studies of `hessdist study`. A study is done if the job has its section."""
 
     def wanted(self) -> dict[str, Section]:
-        """The sections that the job has, by name."""
+        """Return the sections that the job has, by name."""
         return {name: value for name, value in self if value is not None}
 
 
@@ -38,7 +38,7 @@ class Job(Section):
     """A job file."""
 
     name: str = "hessdist"
-    """A name for tables and figures."""
+    """Name of the job in tables and figures."""
     model: ModelSection
     loss: LossSection = LossSection()
     data: DataSection
@@ -53,15 +53,15 @@ class Job(Section):
     service: ServiceSection = ServiceSection()
 
     def determining(self) -> dict[str, Any]:
-        """What the numbers of a result depend on, apart from the checkpoints themselves.
+        """Return everything that determines the numbers of a result, except the checkpoints.
 
         Returns:
-            Values by dotted key, of JSON types.
+            The values by dotted key, of JSON's types.
         """
         sections = self.model_dump(mode="json", exclude_none=True)
         del sections["data"]["arguments"]
         del sections["spectrum"]["residuals"], sections["spectrum"]["warm_start"]
-        sections["data"].pop("root", None)  # the same data may lie elsewhere
+        sections["data"].pop("root", None)  # the folder does not determine the data
         sections["data"]["arguments"] = self.data.arguments
         kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}
         kept["compute"] = {"dtype": self.compute.dtype}
@@ -72,14 +72,14 @@ class Job(Section):
         }
 
     def fingerprint(self) -> str:
-        """A short hash of `determining()`: jobs of one fingerprint have the same result."""
+        """Return a short hash of `determining()`: jobs with the same hash have the same result."""
         text = json.dumps(self.determining(), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @lru_cache
 def job_model() -> type[Job]:
-    """The class of a job with a section for every registered study.
+    """Return the class of a job with a section for every registered study.
 
     Returns:
         A subclass of `Job`.
@@ -97,10 +97,10 @@ def job_model() -> type[Job]:
 
 
 def changed_fields(one: Job, other: Job) -> list[str]:
-    """Keys that determine the numbers and differ between two jobs: "key: this, not that"."""
-    mine, theirs = one.determining(), other.determining()
+    """List the keys that determine the numbers and differ between two jobs, with both values."""
+    here, there = one.determining(), other.determining()
     return [
-        f"{key}: {theirs.get(key, 'unset')!r} there, {mine.get(key, 'unset')!r} here"
-        for key in sorted({*mine, *theirs})
-        if mine.get(key) != theirs.get(key)
+        f"{key}: {there.get(key, 'unset')!r} there, {here.get(key, 'unset')!r} here"
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
     ]

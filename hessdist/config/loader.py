@@ -21,13 +21,13 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
 
     Args:
         path: The TOML file.
-        overrides: "section.key=value" each, the value in TOML or a bare string.
+        overrides: Changes "section.key=value", the value in TOML or as a bare string.
 
     Returns:
         The job, and the TOML text with the overrides in it.
 
     Raises:
-        JobError: The file is missing or no TOML, or a key or value is wrong; the first of them.
+        JobError: The file cannot be read, it is not TOML, or a key or value is wrong.
     """
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
             "give the path of a TOML file, such as jobs/lenet_mnist.toml",
         ) from error
     except (TOMLKitError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not TOML ({error})", "correct that place") from error
+        raise JobError(f"{path} is not TOML ({error})", "correct it there") from error
     for override in overrides:
         _override(document, override)
     return parse_job(document.as_string(), str(path))
@@ -47,14 +47,14 @@ def parse_job(text: str, where: str) -> tuple[Job, str]:
     """Validate the TOML text of a job.
 
     Args:
-        text: TOML.
-        where: The file it comes from, for messages.
+        text: The text.
+        where: The file that it comes from, for messages.
 
     Returns:
         The job and the text.
 
     Raises:
-        JobError: A key or value is wrong; the first of them.
+        JobError: A key or value is wrong; the message is about the first one.
     """
     try:
         return job_model().model_validate(tomlkit.parse(text).unwrap()), text
@@ -77,12 +77,14 @@ def _override(document: tomlkit.TOMLDocument, override: str) -> None:
             table[section] = tomlkit.table()
         table = table[section]
         if not hasattr(table, "keys"):
-            raise JobError(f"--set {override}: '{section}' is no section", "see docs/job-file.md")
+            raise JobError(
+                f"--set {override}: '{section}' is not a section", "see docs/job-file.md"
+            )
     table[last] = value
 
 
 def _complaint(error: ValidationError, where: str) -> tuple[str, str]:
-    """The first complaint of pydantic: what is wrong, and the remedy."""
+    """Return the first complaint of pydantic: what is wrong, and the remedy."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)

@@ -19,10 +19,10 @@ from hessdist.config.base import (
 
 
 class ModelSection(Section):
-    """What is differentiated."""
+    """The model whose loss is differentiated."""
 
     factory: str
-    """A built-in name (lenet, lenet5, mlp), or "package.module:callable"."""
+    """Name of a built-in model (lenet, lenet5, mlp), or "package.module:callable"."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the factory."""
 
@@ -33,9 +33,10 @@ class LossSection(Section):
     factory: str = "cross_entropy"
     """cross_entropy, mse, or "package.module:callable"."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments for a callable that makes the loss."""
+    """Keyword arguments of a callable that makes the loss."""
     l2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Adds (l2 / 2) times the squared norm of the parameters, so l2 to every eigenvalue."""
+    """Weight of a penalty: (l2 / 2) times the squared norm of the parameters is added to the loss,
+    so l2 to every eigenvalue."""
 
 
 class DataSection(Section):
@@ -45,22 +46,23 @@ class DataSection(Section):
     """digits, mnist, fashion_mnist, cifar10, blobs, random, or "package.module:callable", which
     returns a map-style data set."""
     root: FilePath | None = None
-    """The data folder; default: the environment variable HESSDIST_DATA."""
+    """Folder of the data. By default it is the environment variable HESSDIST_DATA."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of the callable."""
+    """Keyword arguments of the data set's callable."""
     split: Literal["train", "test"] = "train"
-    """Which part of a built-in data set."""
+    """Part of a built-in data set."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the data set that is analysed; excludes samples."""
+    """Share of the data set that is used; it excludes samples."""
     samples: Positive | None = None
-    """The number of samples that are analysed. Without it or fraction: all. Training uses all."""
+    """Number of samples that are used. Without samples and fraction, all are used. Training always
+    uses all."""
     subset: Literal["random", "first"] = "random"
-    """Drawn once with the seed, or the first of the data set."""
+    """Random samples, drawn once with the seed, or the first samples of the data set."""
     seed: Seed = 0
     """Seed of the draw."""
     collate: str | None = None
-    """"package.module:callable", a function of a list of samples that returns a batch, such as one
-    that pads. Without it, the leaves of the samples are stacked."""
+    """"package.module:callable", a function that makes a batch of a list of samples, for example by
+    padding. Without it, the leaves of the samples are stacked."""
 
     @model_validator(mode="after")
     def _one_size(self) -> DataSection:
@@ -70,12 +72,12 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    """The training run that `hessdist train` makes."""
+    """The training run of `hessdist train`."""
 
     optimizer: Literal["rmsprop", "sgd", "adam", "noisy_sgd"] = "rmsprop"
-    """The stochastic optimiser: of torch.optim, or SGD with noise in every direction."""
+    """Stochastic optimiser: one of torch.optim, or SGD with isotropic noise (noisy_sgd)."""
     learning_rate: Rate = 1e-3
-    """Its step size."""
+    """Learning rate of the optimiser."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of rmsprop, sgd and noisy_sgd."""
     noise: Rate = 1.0
@@ -83,11 +85,12 @@ class TrainingSection(Section):
     batch_size: Positive = 32
     """Samples of a minibatch."""
     steps: Positive = 2000
-    """Minibatches in all."""
+    """Number of minibatches."""
     checkpoint_steps: list[Count] | None = None
-    """Steps at which the state is written; 0 is before the first minibatch."""
+    """Steps at which a checkpoint is written; step 0 is before the first minibatch."""
     checkpoint_every: Positive | None = None
-    """Writes it every so many steps instead. Without either: ten times. The last is always one."""
+    """Steps between two checkpoints, instead of checkpoint_steps. Without both there are about ten.
+    The last step always has one."""
     seed: Seed = 0
     """Seed of the initial parameters and of the shuffling."""
 
@@ -113,20 +116,21 @@ class TrainingSection(Section):
 
 
 class CheckpointsSection(Section):
-    """Where training writes, and the sweep reads."""
+    """The folder of checkpoints, and how their names and contents are read."""
 
     directory: FilePath
-    """A folder of checkpoints, the step in each name; or a folder that is itself one."""
+    """Folder of checkpoints with the step in each name, or a folder that is itself one checkpoint.
+    """
     pattern: str | None = None
-    """A regular expression with a group "step", such as 'ckpt_(?P<step>[0-9]+)': only names that it
-    is found in are those of checkpoints. Default: the number after step, iteration or epoch, or the
-    only number."""
+    """Regular expression with a group "step", such as 'ckpt_(?P<step>[0-9]+)'. Only names in which
+    it is found are checkpoints. By default the step is the number after step, iteration or epoch,
+    or the only number."""
     key: str | None = None
-    """Under which key a checkpoint has the state, such as "ema" or "trainer.model". Default: where
-    a state fits the model, under usual names first, averages last."""
+    """Key of the state in a checkpoint, such as "ema" or "trainer.model". By default the first
+    state that fits the model is used: usual names are tried first, and averages last."""
     prefix: str | None = None
-    """What is taken off the names of a state, such as "model."; "" for nothing. Default: what makes
-    them fit, as far as that is usual."""
+    """Prefix that is removed from the names of a state, such as "model.", or "" for none. By
+    default usual prefixes are tried."""
 
     def place(self) -> dict[str, str | None]:
         """Where the state is in a checkpoint, as `load_into` and `write_checkpoint` take it."""
@@ -139,33 +143,37 @@ class CheckpointsSection(Section):
         try:
             groups = re.compile(self.pattern).groupindex
         except re.error as error:
-            raise ValueError(f"pattern is no regular expression ({error})") from error
+            raise ValueError(f"pattern is not a regular expression ({error})") from error
         if "step" not in groups:
-            raise ValueError("pattern has no group 'step'; write such as 'ckpt_(?P<step>[0-9]+)'")
+            raise ValueError(
+                "pattern has no group 'step'; write for example 'ckpt_(?P<step>[0-9]+)'"
+            )
         return self
 
 
 class SpectrumSection(Section):
-    """Which eigenpairs of which matrix."""
+    """The eigenpairs that are computed."""
 
     operator: Operator = "hessian"
-    """The matrix; residual is the Hessian less the Gauss-Newton matrix."""
+    """Matrix; residual is the Hessian minus the Gauss-Newton matrix."""
     largest: Count = 20
-    """k of LA(k), the algebraically largest eigenpairs."""
+    """Number of algebraically largest eigenpairs, k of LA(k)."""
     smallest: Count = 3
-    """m of SA(m), the algebraically smallest eigenpairs."""
+    """Number of algebraically smallest eigenpairs, m of SA(m)."""
     tolerance: Rate = 1e-3
     """Relative residual of a converged pair."""
     eigenvectors: bool = True
     """Whether eigenvectors are stored."""
     layers: list[str] = []
-    """Names of parameters or modules: the spectrum of that block; empty: all."""
+    """Names of parameters or modules, whose block of the matrix is used. An empty list means all.
+    """
     seed: Seed = 0
     """Seed of the starting vector."""
     warm_start: bool = False
-    """Whether a solve starts from the eigenvectors of the checkpoint before it in the same run."""
+    """Whether a solve starts from the eigenvectors of the previous checkpoint of the same run."""
     residuals: Literal["recorded", "recomputed"] = "recorded"
-    """From kept products (more memory), or from as many more products as there are pairs."""
+    """Residuals from stored products, which takes more memory, or from one further product for each
+    pair."""
 
     @model_validator(mode="after")
     def _some(self) -> SpectrumSection:
@@ -175,81 +183,82 @@ class SpectrumSection(Section):
 
 
 class ComputeSection(Section):
-    """How it is computed; none of it changes the numbers beyond rounding."""
+    """How products are computed. None of these keys changes the numbers beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU of the rank's node-local index where there is one."""
+    """Device; with auto, the GPU of the rank's node-local index if there is one."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of parameters, activations and products."""
+    """Data type of parameters, activations and products."""
     batch_size: Positive = 256
-    """Samples of one pass."""
+    """Samples of one pass through the network."""
     cache_gib: Annotated[float, Field(ge=0)] = 4.0
-    """Budget a rank for kept graphs, in GiB; 0: none are kept."""
+    """Memory of a rank for stored graphs, in GiB; 0 for no stored graphs."""
     data_gib: Annotated[float, Field(ge=0)] = 8.0
-    """Budget a rank for its samples, in GiB; a larger shard is read anew at every product."""
+    """Memory of a rank for its samples, in GiB. A larger shard is read again at every product."""
     workers: Count = 2
-    """Processes a rank that read such a shard ahead."""
+    """Processes of a rank that read such a shard ahead."""
 
 
 class OutputSection(Section):
-    """Where the result goes."""
+    """The file of the results."""
 
     path: FilePath
-    """The run's HDF5 file."""
+    """HDF5 file of the run."""
 
 
 class MinimizeSection(Section):
-    """Full-batch minimisation: `hessdist minimize`."""
+    """Full-batch minimisation by `hessdist minimize`."""
 
     method: Literal["gradient_descent", "lbfgs", "newton_cg"] = "newton_cg"
-    """Each with Armijo backtracking; PETSc's -tao_* options choose others."""
+    """Method, with Armijo backtracking. PETSc's options -tao_* choose other methods."""
     iterations: Positive = 100
-    """The most."""
+    """Largest number of iterations."""
     tolerance: Rate = 1e-6
-    """Norm of the gradient at which it ends."""
+    """Norm of the gradient at which the minimisation ends."""
     start: FilePath | None = None
-    """A checkpoint file; default: the initial parameters of training."""
+    """Checkpoint to start from. By default it starts from the initial parameters of training."""
     checkpoint_every: Positive = 10
-    """Iterations between two checkpoints, into checkpoints.directory; the last is always one."""
+    """Iterations between two checkpoints, which are written to checkpoints.directory. The last
+    iteration always has one."""
     sufficient_decrease: Annotated[float, Field(gt=0, lt=0.5)] = 1e-4
-    """c of the Armijo condition L(θ + αp) ≤ L(θ) + c α gᵀp."""
+    """Constant c of the Armijo condition L(θ + αp) ≤ L(θ) + c α gᵀp."""
     backtracking: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Factor of α at every trial that fails it."""
+    """Factor by which α shrinks after every step that fails the condition."""
     history: Positive = 10
-    """Pairs of differences that L-BFGS keeps."""
+    """Number of pairs of differences that L-BFGS stores."""
     cg_iterations: Positive = 100
-    """The most of an inner solve of newton_cg."""
+    """Largest number of iterations of an inner solve of newton_cg."""
     product: Literal["exact", "finite_difference"] = "exact"
-    """Of newton_cg: the exact product, or differences of two gradients."""
+    """Product of newton_cg: the exact one, or a difference of two gradients."""
 
 
 class DiagnosisSection(Section):
-    """What `hessdist diagnose` takes for zero."""
+    """Tolerances and lines of `hessdist diagnose`."""
 
     gradient_tolerance: Rate = 1e-3
     """Norm of the gradient up to which a point counts as critical."""
     curvature_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    """An eigenvalue above minus this share of the largest |λ| is not counted as negative."""
+    """An eigenvalue counts as negative only if it is below minus this share of the largest |λ|."""
     points: Annotated[int, Field(ge=4, multiple_of=2)] = 40
-    """Losses along minus the gradient, and along the escape direction, half of them on either
-    side."""
+    """Number of losses along the negative gradient, and along the escape direction, where half of
+    them are on either side."""
     reach: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
-    """Rates along minus the gradient go from the smallest of the job's, the best and the largest
-    stable one, divided by this, to the largest times this."""
+    """Factor by which the rates along the negative gradient extend beyond three rates on either
+    side: the job's, the best and the largest stable one."""
     distance: Rate = 10.0
-    """How far along the escape direction, as a Euclidean distance of parameters."""
+    """Largest distance along the escape direction, in the Euclidean norm of the parameters."""
 
 
 class ServiceSection(Section):
-    """How a sweep is run; none of it changes the numbers."""
+    """How a sweep is run. None of these keys changes the numbers."""
 
     groups: Positive = 1
-    """Groups that the ranks are split into, each of which solves a checkpoint of its own."""
+    """Number of groups that the ranks are split into. Each group solves checkpoints of its own."""
     signal: Literal["USR1", "USR2", "HUP", "CONT"] = "USR1"
-    """What stops a sweep at the next product, as TERM and INT do."""
+    """Signal that stops a sweep at the next product, as TERM and INT do."""
     journal: bool = False
-    """Whether the products of an unfinished checkpoint are kept on disk, for the next run."""
+    """Whether the products of an unfinished checkpoint are stored on disk for the next run."""
     journal_gib: Annotated[float, Field(gt=0)] = 16.0
-    """The most a rank's journal takes, in GiB; products beyond it are not kept."""
+    """Largest size of a rank's journal, in GiB. Further products are not stored."""
     metrics: FilePath | None = None
-    """A file that gets a line of JSON for every product."""
+    """File to which a line of JSON is written for every product."""

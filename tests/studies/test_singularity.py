@@ -300,7 +300,7 @@ BAD = [
     ("initialisations", ["model.arguments.widths=[6, 300, 3]"], "the model has 3,003"),
     ("spreads", ['study.spreads.argument="width"'], "width"),
     ("architectures", ["loss.l2=0.1"], "trains without a penalty, and loss.l2 is 0.1"),
-    ("interpolation", ["study.interpolation.every=7"], "no multiple of every = 7"),
+    ("interpolation", ["study.interpolation.every=7"], "not a multiple of every = 7"),
 ]
 
 

@@ -396,7 +396,7 @@ def the_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--only", "angles"], "--only angles: the job has no section [study.angles]"),
         (["--set", "study.lines.steps=[7]"], "has no step 7; there are 0, 20"),
         (["--set", 'study.lines.pairs=["smallest 9"]'], "the job has no pair 'smallest 9'"),
-        (["--set", 'study.lines.pairs=["lowest"]'], "'lowest' is no pair"),
+        (["--set", 'study.lines.pairs=["lowest"]'], "'lowest' is not a pair"),
         (["--set", "study.line.points=3"], "unknown key 'study.line'; did you mean 'lines'?"),
         (["--set", "study.lines.point=3"], "unknown key 'study.lines.point'"),
         (["--set", "study.step_sizes.count=7"], "study.step_sizes.count"),

@@ -440,8 +440,8 @@ pattern = '{pattern}'
     [
         ("step([0-9]+)", "no group 'step'"),
         ("(?P<steps>[0-9]+)", "no group 'step'"),
-        ("(?P<step>[0-9]+", "no regular expression"),
-        ("*(?P<step>[0-9]+)", "no regular expression"),
+        ("(?P<step>[0-9]+", "not a regular expression"),
+        ("*(?P<step>[0-9]+)", "not a regular expression"),
     ],
 )
 def test_a_pattern_is_checked_with_the_job(pattern: str, says: str) -> None:

@@ -15,24 +15,24 @@ from hessdist.config.base import (
 
 
 class SaddleSection(Section):
-    """SGD and noisy SGD from a strict saddle: all weights zero."""
+    """SGD and noisy SGD from a strict saddle, where all weights are zero."""
 
     noise: list[Rate] = [0.01, 0.1, 1.0]
-    """Radii of the sphere that noise is drawn from, each by itself."""
+    """Radii of the sphere that the noise is drawn from; each is one run."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Of SGD with momentum."""
+    """Momentum of the runs of SGD with momentum."""
     displacement: Rate = 1e-3
-    """How far from the saddle SGD starts besides, in a random direction."""
+    """Distance from the saddle, in a random direction, at which SGD starts in further runs."""
     seeds: list[Seed] = [0, 1, 2]
     """Seeds of noise, direction and shuffling."""
     iterations: Positive = 500
-    """Steps of each run; batch size and learning rate are those of training."""
+    """Steps of each run. Batch size and learning rate are those of [training]."""
     full_batch: bool = True
-    """Whether gradients are of all samples of the job: then SGD itself has no noise."""
+    """Whether gradients are over all samples of the job, so that SGD itself has no noise."""
     evaluate_every: Positive = 10
     """Steps between two evaluations of loss and gradient norm."""
     escape: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Share of the loss by which it has to fall for the saddle to count as left."""
+    """Share of the loss by which the loss has to fall until the saddle counts as left."""
 
     @model_validator(mode="after")
     def _some(self) -> SaddleSection:

@@ -18,22 +18,22 @@ from hessdist.config.base import (
 
 
 class LinesSection(Section):
-    """The loss along eigenvectors, beside its quadratic model."""
+    """The loss along eigenvectors, and its quadratic model."""
 
     pairs: list[str] = ["smallest 1"]
-    """Eigenpairs: "smallest 1" is the most negative one, "largest 2" the second largest."""
+    """Eigenpairs: "smallest 1" is the most negative one, "largest 2" is the second largest."""
     spans: list[Rate] = [0.1, 1.0]
-    """Each an interval of step sizes |α|, and a figure."""
+    """Largest step sizes |α|. There is a figure for each of them."""
     points: Annotated[int, Field(ge=3)] = 41
-    """Step sizes in each interval."""
+    """Number of step sizes in each interval [-span, span]."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
     @model_validator(mode="after")
     def _pairs(self) -> LinesSection:
         for pair in self.pairs:
             if not re.fullmatch("(largest|smallest) [1-9][0-9]*", pair):
-                raise ValueError(f"'{pair}' is no pair; write such as 'smallest 1' or 'largest 3'")
+                raise ValueError(f"'{pair}' is not a pair; write for example 'smallest 1' or 'largest 3'")
         if not self.pairs or not self.spans:
             raise ValueError("pairs or spans is empty")
         return self
@@ -43,13 +43,13 @@ class StepSizesSection(Section):
     """The best step along every eigenvector."""
 
     smallest: Rate = 1e-4
-    """The smallest |α| of the scan."""
+    """Smallest |α| of the scan."""
     largest: Rate = 1e4
-    """The largest |α|."""
+    """Largest |α| of the scan."""
     count: Annotated[int, Field(ge=4, multiple_of=2)] = 64
-    """Step sizes of the scan, half of them on either side."""
+    """Number of step sizes of the scan. Half of them are negative."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
     @model_validator(mode="after")
     def _decades(self) -> StepSizesSection:
@@ -59,14 +59,14 @@ class StepSizesSection(Section):
 
 
 class SubsetsSection(Section):
-    """Eigenpairs over random subsets of the samples, beside those over all of them."""
+    """Eigenpairs over random subsets, compared with those over all samples."""
 
     fractions: list[Annotated[float, Field(gt=0, lt=1)]] = [0.05]
-    """Shares of the job's samples."""
+    """Sizes of the subsets, as shares of the job's samples."""
     seeds: list[Seed] = [0, 1, 2]
-    """Seeds of the draws."""
+    """Seeds of the random draws. There is a subset for each fraction and seed."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
     @model_validator(mode="after")
     def _some(self) -> SubsetsSection:
@@ -79,16 +79,17 @@ class BlocksSection(Section):
     """Spectra of single layers, and the share of each layer in each eigenvector."""
 
     blocks: list[list[str]] = []
-    """Each a list of names of parameters or modules; empty: every layer."""
+    """Blocks, each a list of names of parameters or modules. An empty list means a block for every
+    layer."""
     largest: Count = 5
-    """k of each block."""
+    """Number of largest eigenvalues of each block."""
     smallest: Count = 3
-    """m of each block."""
+    """Number of smallest eigenvalues of each block."""
     negligible: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """An eigenvalue below this share of the block's largest |λ| converges as if it were that large:
-    many a block has next to no negative curvature, and zero converges slowly."""
+    """An eigenvalue below this share of the block's largest |λ| converges as if it were that large.
+    Many blocks have almost no negative curvature, and eigenvalues near zero converge slowly."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
     @model_validator(mode="after")
     def _some(self) -> BlocksSection:
@@ -101,23 +102,24 @@ class OptimizerSection(Section):
     """Training with steps along a running estimate of the most negative curvature."""
 
     base: list[Literal["rmsprop", "adam", "sgd"]] = ["rmsprop", "adam"]
-    """Optimisers, each by itself and with steps along the estimate."""
+    """Base optimisers. Each is run without and with steps along the estimate."""
     seeds: list[Seed] = [0, 1, 2]
-    """Seeds of initial parameters, shuffling and estimate."""
+    """Seeds of the initial parameters, the shuffling and the estimate."""
     iterations: Positive = 500
-    """Minibatches of each training run; batch size and learning rate are those of training."""
+    """Minibatches of each training run. Batch size and learning rate are those of [training]."""
     learning_rates: list[Rate] = [1.0]
-    """Of the steps along the estimate, each by itself."""
+    """Learning rates of the steps along the estimate; each is one run."""
     tracking_learning_rate: Rate = 0.01
-    """Of the estimate."""
+    """Learning rate of the estimate."""
     tracking_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the estimate."""
+    """Momentum of the estimate."""
     only_negative: bool = True
-    """Whether steps along the estimate wait until its curvature is negative."""
+    """Whether steps along the estimate are taken only while its curvature is negative."""
     evaluate_every: Positive = 50
     """Minibatches between two evaluations of the loss over all samples of the job."""
     exact_at: Steps = []
-    """Minibatches before which the estimate is compared with the exact eigenvector, first seed."""
+    """Minibatches at which the estimate of the first seed is compared with the exact eigenvector.
+    """
 
     @model_validator(mode="after")
     def _some(self) -> OptimizerSection:

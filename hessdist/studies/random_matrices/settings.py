@@ -21,7 +21,7 @@ Ratio = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # parameters over
 
 
 class LawsSection(Section):
-    """Laws of random matrices fitted to what [study.exact] and [study.density] have found."""
+    """Laws of random matrices fitted to the spectra of [study.exact] and [study.density]."""
 
     laws: list[
         Literal[
@@ -39,16 +39,16 @@ class LawsSection(Section):
         "wishart_wigner",
         "wishart_wigner_spike",
     ]
-    """Laws; those with atom or spike have to hold the spike at zero, too."""
+    """Laws. Those with an atom or a spike include the eigenvalues near zero."""
     operators: list[Operator] = []
-    """Matrices; empty: all that there are."""
+    """Matrices; an empty list means all that there are."""
     near_zero: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    """Half width of the spike at zero, of the largest |λ| that is no outlier."""
+    """Half width of the spike at zero, as a share of the largest |λ| that is not an outlier."""
     outliers: Count | None = None
-    """The most that are looked for above the widest gap; default: three an output of the
-    network."""
+    """Largest number of outliers above the widest gap. By default it is three for each output of
+    the network."""
     steps: Steps = []
-    """Checkpoints; empty: all that have a whole spectrum."""
+    """Steps of the checkpoints; an empty list means all that have a whole spectrum."""
 
     @model_validator(mode="after")
     def _some(self) -> LawsSection:
@@ -64,33 +64,37 @@ class CriticalPointsSection(Section):
     """
 
     width: Positive = 6
-    """n, inputs and outputs."""
+    """Number of inputs and of outputs, n."""
     hidden: Positive | None = None
-    """h, units of the hidden layer; default: as many as inputs."""
+    """Number of hidden units, h. By default it is the number of inputs."""
     activations: list[Literal["tanh", "identity"]] = ["tanh", "identity"]
-    """Of the hidden units, each by itself; identity: linear networks."""
+    """Activations of the hidden units. Networks with identity are linear."""
     ratios: list[Ratio] = [0.0625, 0.125, 0.25, 0.375, 0.5, 0.75]
-    """φ, parameters over data points: there are m = 2h/φ samples, rounded."""
+    """Ratios φ of parameters to data points. There are m = 2h/φ samples, rounded."""
     networks: Positive = 300
-    """Searches at each ratio, each on data of its own."""
+    """Number of searches at each ratio, each with a data set of its own."""
     scales: Annotated[list[Rate], Field(min_length=2, max_length=2)] = [0.1, 1.0]
-    """Weights of the starts have a standard deviation of so much over √n, drawn between these."""
+    """Range [low, high] of the initial weights' standard deviation times √n. Each network draws
+    from it."""
     descent_steps: Positive = 1000
-    """Up to so many steps of gradient descent before the search, drawn logarithmically."""
+    """Largest number of gradient descent steps before the search. Each network draws a number,
+    uniform in its logarithm."""
     learning_rate: Rate = 0.2
-    """Of them."""
+    """Learning rate of these steps."""
     follow_steps: Count = 200
-    """The most steps uphill along the lowest eigenvectors and downhill along the others."""
+    """Largest number of steps uphill along the lowest eigenvectors and downhill along the others.
+    """
     steps: Count = 100
-    """The most Gauss-Newton steps on the squared gradient norm after them."""
+    """Largest number of Gauss-Newton steps on the squared gradient norm after that."""
     tolerance: Rate = 1e-6
     """Norm of the gradient at a critical point."""
     relative_tolerance: Rate = 1e-4
-    """The same, as a share of that where the search began; both must hold."""
+    """Norm of the gradient at a critical point, as a share of the norm at the start of the search.
+    Both tolerances must hold."""
     null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
-    """An eigenvalue within this share of the largest |λ| counts as zero."""
+    """Share of the largest |λ| up to which an eigenvalue counts as zero."""
     fit_below: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    """The 3/2 law is fitted to indices up to this one."""
+    """Largest index that enters the fit of the 3/2 law."""
     seed: Seed = 0
     """Seed of data and starts."""
 
@@ -105,24 +109,25 @@ class CriticalPointsSection(Section):
 
 
 class TwoLayerSection(Section):
-    """The Hessian of two-layer networks at random weights and data, beside random-matrix laws.
+    """The Hessian of two-layer networks at random weights and data, and random-matrix laws.
 
     Pennington and Bahri (2017), section 4. The job's own model and data are not used.
     """
 
     sizes: list[Annotated[int, Field(ge=2)]] = [10, 20, 32]
-    """n, inputs, hidden units and outputs: 2n² parameters; increasing."""
+    """Numbers n of inputs, hidden units and outputs, increasing. A network has 2n² parameters."""
     ratios: list[Ratio] = [0.25, 0.5, 4.0]
-    """φ, parameters over data points: there are m = 2n/φ samples, rounded by 5 % at most."""
+    """Ratios φ of parameters to data points. There are m = 2n/φ samples; rounding may change φ by 5
+    %."""
     activations: list[Literal["identity", "relu"]] = ["identity", "relu"]
-    """Of the hidden units, each by itself."""
+    """Activations of the hidden units."""
     residuals: list[Literal["drawn", "targets"]] = ["drawn", "targets"]
-    """Drawn: targets are such that residuals are Gaussian and independent of all else; targets:
-    these are Gaussian of variance 1, and residuals follow."""
+    """With drawn, the targets are such that residuals are Gaussian and independent of everything
+    else. With targets, the targets are Gaussian of variance 1."""
     energy: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
-    """ε of residuals that are drawn: their variance is 2ε."""
+    """Energy ε of drawn residuals; their variance is 2ε."""
     networks: Positive = 3
-    """Draws of each kind."""
+    """Number of networks of each kind."""
     seed: Seed = 0
     """Seed of weights, data and rotations."""
 
@@ -143,15 +148,16 @@ class LossModelSection(Section):
     """
 
     models: list[Literal["wigner", "relu"]] = ["wigner", "relu"]
-    """Laws of H₁, each by itself: Wigner's, or that of a network with a ReLU."""
+    """Laws of H₁: that of Wigner, or that of a network with a ReLU."""
     ratios: list[Annotated[float, Field(gt=0, lt=1)]] = [0.25, 0.5, 0.75]
-    """φ, parameters over data points."""
+    """Ratios φ of parameters to data points."""
     energies: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = [0.0, 0.1, 0.3, 1.0]
-    """ε of the densities."""
+    """Energies ε of the densities."""
     points: Annotated[int, Field(ge=10)] = 200
-    """Points of a density."""
+    """Number of points of a density."""
     index_points: Annotated[int, Field(ge=2)] = 25
-    """Energies above the critical one at which the share of negative eigenvalues is computed."""
+    """Number of energies above the critical one at which the share of negative eigenvalues is
+    computed."""
 
     @model_validator(mode="after")
     def _some(self) -> LossModelSection:

@@ -18,42 +18,44 @@ from hessdist.config.base import (
 
 
 class ExactSection(Section):
-    """All eigenvalues of the dense matrix, for networks of up to some 20,000 parameters."""
+    """All eigenvalues of the dense matrix, for networks of up to about 20,000 parameters."""
 
     operators: list[Operator] = []
-    """Matrices; empty: that of spectrum.operator."""
+    """Matrices; an empty list means that of spectrum.operator."""
     eigenvectors: bool = False
-    """Whether all eigenvectors are stored, in the files beside the run's."""
+    """Whether all eigenvectors are stored, in the files next to that of the run."""
     solver: Literal["auto", "lapack", "scalapack"] = "auto"
-    """LAPACK on one rank, or ScaLAPACK on all; auto: LAPACK where its memory is there."""
+    """LAPACK on one rank, or ScaLAPACK on all ranks. With auto, LAPACK is used if it has enough
+    memory."""
     picture: Count = 200
-    """Cells on a side of the picture of the matrix that is stored; 0: none."""
+    """Number of cells on a side of the stored picture of the matrix; 0 for no picture."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
 
 class DensitySection(Section):
     """The density of all eigenvalues by stochastic Lanczos quadrature, and traces."""
 
     operators: list[Operator] = []
-    """Matrices; empty: that of spectrum.operator."""
+    """Matrices; an empty list means that of spectrum.operator."""
     blocks: list[list[str]] = []
-    """Each a list of names of parameters or modules; empty: all those of spectrum.layers."""
+    """Blocks, each a list of names of parameters or modules. An empty list means one block, that of
+    spectrum.layers."""
     probes: Positive = 10
-    """Random vectors; error bars are over them."""
+    """Number of random vectors. The error bars are standard errors over them."""
     lanczos_steps: Positive = 100
-    """Products for each."""
+    """Products for each random vector."""
     trace_products: Count = 40
-    """Products for the trace by XTrace; 0: the probes alone."""
+    """Products for the trace by XTrace; 0 for no XTrace."""
     shift: Rate | None = None
-    """What is added to the diagonal for the log-determinant; default: a hundredth of the largest
-    |λ|, beyond the smallest eigenvalue where that one is negative."""
+    """Shift that is added to the diagonal for the log-determinant. By default it is a hundredth of
+    the largest |λ|, and more by |λ| of the smallest eigenvalue if that is negative."""
     interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """The eigenvalues between these two numbers are counted, and drawn by themselves."""
+    """Interval [low, high] whose eigenvalues are counted, and shown in a figure of their own."""
     seed: Seed = 0
     """Seed of the random vectors."""
     steps: Steps = []
-    """Checkpoints; empty: all."""
+    """Steps of the checkpoints; an empty list means all."""
 
     @model_validator(mode="after")
     def _interval(self) -> DensitySection:
@@ -63,16 +65,17 @@ class DensitySection(Section):
 
 
 class DescentSection(Section):
-    """Networks trained by full-batch gradient descent with constant step, many at once."""
+    """Networks trained by full-batch gradient descent with a constant step, many at once."""
 
     learning_rate: Rate = 0.1
-    """The step."""
+    """Learning rate of gradient descent."""
     tolerance: Rate = 1e-4
     """Norm of the gradient at which training ends."""
     max_steps: Positive = 20_000
-    """Steps after which it ends anyway; such a network is kept and marked."""
+    """Largest number of steps. A network that reaches it is kept and marked."""
     initial_scale: Rate = 0.3
-    """Starts lie on a sphere of this radius times the square root of the number of parameters."""
+    """Networks start on a sphere. Its radius is this number times the square root of the number of
+    parameters."""
     seed: Seed = 0
     """Seed of the starts."""
 
@@ -81,11 +84,12 @@ class ArchitecturesSection(DescentSection):
     """Exact spectra of networks of growing width, before and after training."""
 
     hidden: list[list[Positive]] = [[2, 2], [6, 6], [10, 10], [14, 14], [18, 18]]
-    """Widths of the hidden layers; input and output are those of the job's model, an mlp."""
+    """Widths of the hidden layers of each network. Inputs and outputs are those of the job's model,
+    an mlp."""
     networks: Positive = 3
-    """Starts of each."""
+    """Number of starts of each architecture."""
     picture: Count = 200
-    """Cells on a side of the picture of the first network's matrix; 0: none."""
+    """Number of cells on a side of the picture of the first network's matrix; 0 for no picture."""
 
     @model_validator(mode="after")
     def _some(self) -> ArchitecturesSection:
@@ -98,22 +102,22 @@ class InitialisationsSection(DescentSection):
     """The top eigenvalues at the end of training from many starts."""
 
     networks: Positive = 5000
-    """Starts."""
+    """Number of starts."""
     top: Positive = 4
-    """Eigenvalues that are kept, from the largest down."""
+    """Number of eigenvalues that are kept, from the largest down."""
 
 
 class SpreadsSection(DescentSection):
     """The top eigenvalues against the difficulty of the data."""
 
     argument: str = "spread"
-    """The argument of the data set that is varied."""
+    """Argument of the data set that is varied."""
     values: list[float] = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6]
-    """Its values."""
+    """Values of the argument."""
     networks: Positive = 50
-    """Starts at each value."""
+    """Number of starts at each value."""
     top: Positive = 4
-    """Eigenvalues that are kept, from the largest down."""
+    """Number of eigenvalues that are kept, from the largest down."""
 
     @model_validator(mode="after")
     def _some(self) -> SpreadsSection:
@@ -129,23 +133,23 @@ class InterpolationSection(Section):
     """
 
     learning_rate: Rate = 0.1
-    """The step of both."""
+    """Learning rate of gradient descent and of SGD."""
     batch_size: Positive = 32
     """Samples of a minibatch of SGD."""
     steps: Positive = 1000
-    """Steps of both."""
+    """Steps of each training run."""
     every: Positive = 20
     """Steps between two lines."""
     points: Annotated[int, Field(ge=3)] = 21
-    """Losses on a line, both ends included."""
+    """Number of losses on a line, both ends included."""
     initial_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Starts lie on a sphere of this radius times the square root of the number of parameters;
-    default: PyTorch's initialisation."""
+    """Networks start on a sphere. Its radius is this number times the square root of the number of
+    parameters. By default they start from PyTorch's initialisation."""
     seed: Seed = 0
     """Seed of starts and shufflings."""
 
     @model_validator(mode="after")
     def _lines(self) -> InterpolationSection:
         if self.steps % self.every:
-            raise ValueError(f"steps = {self.steps} is no multiple of every = {self.every}")
+            raise ValueError(f"steps = {self.steps} is not a multiple of every = {self.every}")
         return self
