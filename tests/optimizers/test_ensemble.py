@@ -16,9 +16,9 @@ from torch.func import functional_call, hessian
 
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import DataError, InputError, NumericalError
+from hessdist.optimizers import ensemble as module
 from hessdist.optimizers.ensemble import Ensemble, on_sphere
 from hessdist.optimizers.training import minibatches
-from hessdist.optimizers import ensemble as module
 from hessdist.workload.datasets import blobs
 from hessdist.workload.losses import CriterionLoss, mse
 from hessdist.workload.models import mlp
