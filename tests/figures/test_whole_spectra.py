@@ -29,8 +29,9 @@ from written import (
 import hessdist
 from hessdist.present import histograms
 from hessdist.present.look import Look
+from hessdist.present.outliers import outliers_sought
 from hessdist.results.units import Measurements
-from hessdist.spectrum.outliers import PER_OUTPUT, in_numbers, outliers_sought
+from hessdist.spectrum.outliers import PER_OUTPUT, in_numbers
 from hessdist.studies.shows import figures, tables
 from hessdist.studies.singularity import figures as singularity
 from hessdist.studies.singularity import spectra_figures as whole_spectra
