@@ -1,8 +1,8 @@
-"""The doctor's examination of a checkpoint (Varma 2019): what `landscape/diagnosis.py` judges.
+"""The diagnosis of a checkpoint: the measurements that `landscape/diagnosis.py` interprets.
 
-The test of a critical point, the effect of a gradient step and the escape direction are those of
-"Hessians - A tool for debugging neural network optimization". All functions are collective and
-give every rank the same numbers.
+The test of a critical point, the effect of a gradient step and the escape direction follow
+"Hessians - A tool for debugging neural network optimization" (Varma 2019). All functions are
+collective and return the same numbers on every rank.
 """
 
 from __future__ import annotations
@@ -30,19 +30,16 @@ from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.eigenpairs import End, full_vectors
 from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
-from hessdist.studies.context import Context, Pair, eigenpairs_as
-
-_DECADES = 1e-4  # nearest point of the escape line, as a share of the farthest
-_FARTHEST = 1e3  # a best rate that is drawn, as a multiple of the other rates
+from hessdist.studies.context import Context, Pair
 
 
 def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) -> Any:
-    """Everything that determines a diagnosis, apart from the run and the checkpoint.
+    """Return everything that determines a diagnosis, except the run and the checkpoint.
 
     Args:
-        job: The job; the optimiser of its training section is part of the diagnosis.
+        job: The job. The optimiser of its training section is part of the diagnosis.
         settings: The section diagnosis.
-        options: PETSc's options, which do not matter.
+        options: PETSc's options, which are not used.
 
     Returns:
         Values of JSON's types.
@@ -54,28 +51,29 @@ def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) ->
 
 
 def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
-    """Gradient, curvature along it, eigenpairs, and the loss along two lines. Collective.
+    """Compute the gradient, its curvature, eigenpairs, and the loss along two lines. Collective.
 
     Args:
-        context: The checkpoint; its eigenpairs are solved for where it has none.
+        context: The checkpoint. Its eigenpairs are computed if none are stored.
         settings: Tolerances and lines.
 
     Returns:
-        The section, with dimensions largest, smallest, layer, point and distance; NaN where
-        a line does not exist: a zero gradient, no negative eigenvalue.
+        Measurements with the dimensions largest, smallest, layer, point and distance; NaN if a
+        line does not exist, because the gradient is zero or no eigenvalue is negative.
 
     Raises:
         NumericalError: Loss, gradient or a product is not finite; on every rank.
         ResultError: The run's eigenvectors cannot be read; on every rank.
     """
     start = time.perf_counter()
-    here = context.objective.evaluate()
-    shell = curvature_matrix(context.objective, "hessian", here.weight, context.on_product)
-    known = _from_the_run(context) if context.has_pairs else _solved(context, shell, here)
-    (curvature,) = context.ranks.sum(np.array([shell.apply(here.gradient) @ here.gradient]))
-    point = _unmeasured(context, settings, here, known, float(curvature))
-    point, descent = _descend(context, settings, here, point)
-    point, escape = _escape(context, settings, here, known, point)
+    evaluation = context.objective.evaluate()
+    gradient = evaluation.gradient
+    shell = curvature_matrix(context.objective, "hessian", evaluation.weight, context.on_product)
+    pairs = _stored(context) if context.has_pairs else _solved(context, shell, evaluation)
+    (curvature,) = context.ranks.sum(np.array([shell.apply(gradient) @ gradient]))
+    point = _without_lines(context, settings, evaluation, pairs, float(curvature))
+    point, descent = _descend(context, settings, evaluation, point)
+    point, escape = _escape(context, settings, evaluation, pairs, point)
     columns = {**_of_point(point), **_derived(point), **descent, **escape}
     return Measurements({
         **columns,
@@ -92,38 +90,42 @@ def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Eigenpairs in numbers, and the vector of the smallest."""
+class _Pairs:
+    """The numbers of eigenpairs, and the vector of the smallest one."""
 
     values: dict[str, NDArray[np.float64]]
     converged: dict[str, NDArray[np.bool_]]
-    slopes: dict[str, NDArray[np.float64]]  # |gᵀv|: the sign of v is nobody's
-    lowest: NDArray[np.float32]  # (n, d) with n = 1, or 0 where no smallest was asked for
+    slopes: dict[str, NDArray[np.float64]]  # |gᵀv|, because the sign of v is arbitrary
+    lowest: NDArray[np.float32]  # (n, d) with n = 1, or 0 if no smallest was asked for
 
 
-def _from_the_run(context: Context) -> _Known:
+def _stored(context: Context) -> _Pairs:
+    """Read the eigenpairs of the sweep. Collective."""
     pairs = context.pairs()
-    of: dict[str, list[Pair]] = {end: [pair for pair in pairs if pair.end == end] for end in ENDS}
-    return _Known(
-        {end: np.array([pair.value for pair in some]) for end, some in of.items()},
-        {end: np.array([pair.converged for pair in some], bool) for end, some in of.items()},
-        {end: np.abs([pair.slope for pair in some]) for end, some in of.items()},
-        context.vectors(of["smallest"][:1]),
+    by_end: dict[str, list[Pair]] = {
+        end: [pair for pair in pairs if pair.end == end] for end in ENDS
+    }
+    return _Pairs(
+        {end: np.array([pair.value for pair in some]) for end, some in by_end.items()},
+        {end: np.array([pair.converged for pair in some], bool) for end, some in by_end.items()},
+        {end: np.abs([pair.slope for pair in some]) for end, some in by_end.items()},
+        context.vectors(by_end["smallest"][:1]),
     )
 
 
-def _solved(context: Context, shell: ShellMatrix, here: Evaluation) -> _Known:
+def _solved(context: Context, shell: ShellMatrix, evaluation: Evaluation) -> _Pairs:
+    """Compute the eigenpairs. Collective."""
     context.line(
-        f"no eigenpairs of this checkpoint in {context.job.output.path}: they are solved for"
+        f"no eigenpairs of this checkpoint in {context.job.output.path}: they are computed now"
     )
-    pairs = eigenpairs_as(context.job.spectrum, shell)
+    pairs = context.eigenpairs(shell)
     ends: dict[str, End] = {"largest": pairs.largest, "smallest": pairs.smallest}
     slopes = {
-        end: np.abs(context.ranks.sum(some.vectors.astype(np.float64) @ here.gradient))
+        end: np.abs(context.ranks.sum(some.vectors.astype(np.float64) @ evaluation.gradient))
         for end, some in ends.items()
     }
     lowest = full_vectors(context.ranks, pairs.smallest.vectors[:1], shell.size)
-    return _Known(
+    return _Pairs(
         {end: some.values for end, some in ends.items()},
         {end: some.converged for end, some in ends.items()},
         slopes,
@@ -131,41 +133,41 @@ def _solved(context: Context, shell: ShellMatrix, here: Evaluation) -> _Known:
     )
 
 
-def _unmeasured(
+def _without_lines(
     context: Context,
     settings: DiagnosisSection,
-    here: Evaluation,
-    known: _Known,
+    evaluation: Evaluation,
+    pairs: _Pairs,
     curvature: float,
 ) -> Point:
-    """The point before the loss is measured anywhere else."""
-    training, nothing = context.job.training, float("nan")
+    """Return the point before the loss is computed along lines."""
+    training, unknown = context.job.training, float("nan")
     layers = list(layers_of(context.objective.layout.names))
     return Point(
         num_parameters=context.objective.layout.size,
-        loss=here.loss,
-        rounding=torch.finfo(context.objective.local.dtype).eps * abs(here.loss),
-        gradient_norm=here.gradient_norm,
+        loss=evaluation.loss,
+        rounding=torch.finfo(context.objective.local.dtype).eps * abs(evaluation.loss),
+        gradient_norm=evaluation.gradient_norm,
         gradient_curvature=curvature,
-        eigenvalues_largest=known.values["largest"],
-        eigenvalues_smallest=known.values["smallest"],
-        converged_largest=known.converged["largest"],
-        converged_smallest=known.converged["smallest"],
-        slopes_largest=known.slopes["largest"],
-        slopes_smallest=known.slopes["smallest"],
+        eigenvalues_largest=pairs.values["largest"],
+        eigenvalues_smallest=pairs.values["smallest"],
+        converged_largest=pairs.converged["largest"],
+        converged_smallest=pairs.converged["smallest"],
+        slopes_largest=pairs.slopes["largest"],
+        slopes_smallest=pairs.slopes["smallest"],
         optimizer=training.optimizer,
         learning_rate=training.learning_rate,
         momentum=training.momentum,
         gradient_tolerance=settings.gradient_tolerance,
         curvature_tolerance=settings.curvature_tolerance,
-        loss_change=nothing,
-        best_loss_change=nothing,
+        loss_change=unknown,
+        best_loss_change=unknown,
         escape_distance=settings.distance,
-        escape_best_distance=nothing,
-        escape_loss_change=nothing,
+        escape_best_distance=unknown,
+        escape_loss_change=unknown,
         escape_at_edge=False,
         layer=np.array(layers, dtype=object),
-        escape_share=np.full(len(layers), nothing),
+        escape_share=np.full(len(layers), unknown),
     )
 
 
@@ -173,23 +175,23 @@ def _unmeasured(
 
 
 def _descend(
-    context: Context, settings: DiagnosisSection, here: Evaluation, point: Point
+    context: Context, settings: DiagnosisSection, evaluation: Evaluation, point: Point
 ) -> tuple[Point, dict[str, Variable]]:
-    """L(θ − εg) for rates ε around the job's, the best and the largest stable one. Collective."""
+    """Compute L(θ − εg) for rates ε around the job's, the best and the stable one. Collective."""
     rates = _rates(settings, point)
     losses = np.full(len(rates), np.nan)
     if point.gradient_norm:
         whole = np.empty(context.objective.layout.size)
-        context.ranks.gather_vector(here.gradient, whole)
+        context.ranks.gather_vector(evaluation.gradient, whole)
         down = LossInSpan(
             context.objective,
             -whole[None] / point.gradient_norm,
-            here.weight,
+            evaluation.weight,
             context.on_evaluation,
         )
         special = np.nan_to_num([0.0, point.learning_rate, point.best_rate])
         found = down.losses(np.concatenate([special, rates])[:, None] * point.gradient_norm)
-        # Against the loss by the same evaluation, so that a small change is no rounding.
+        # The loss at θ is computed again in the same way, so that a small change is not rounding.
         changes, losses = found[1:3] - found[0], found[3:]
         best = float(changes[1]) if np.isfinite(point.best_rate) else float("nan")
         point = replace(point, loss_change=float(changes[0]), best_loss_change=best)
@@ -205,10 +207,10 @@ def _descend(
 
 
 def _rates(settings: DiagnosisSection, point: Point) -> NDArray[np.float64]:
-    """Evenly in log ε, from below the smallest of the rates that matter to beyond the largest."""
-    matter = np.array([point.learning_rate, point.stable_rate, point.best_rate])
-    most = _FARTHEST * np.nanmax(matter[:2])  # next to no curvature along g makes the best one huge
-    low, high = np.nanmin(matter), min(np.nanmax(matter), most)
+    """Return rates, evenly in log ε, around the job's rate, the stable one and the best one."""
+    special = np.array([point.learning_rate, point.stable_rate, point.best_rate])
+    most = 1e3 * np.nanmax(special[:2])  # the best rate is huge if g has almost no curvature
+    low, high = np.nanmin(special), min(np.nanmax(special), most)
     return np.geomspace(low / settings.reach, high * settings.reach, settings.points)
 
 
@@ -218,22 +220,23 @@ def _rates(settings: DiagnosisSection, point: Point) -> NDArray[np.float64]:
 def _escape(
     context: Context,
     settings: DiagnosisSection,
-    here: Evaluation,
-    known: _Known,
+    evaluation: Evaluation,
+    pairs: _Pairs,
     point: Point,
 ) -> tuple[Point, dict[str, Variable]]:
-    """L(θ + t u), u the unit eigenvector of λ_min that points downhill. Collective."""
-    grid = step_grid(settings.distance * _DECADES, settings.distance, settings.points)
+    """Compute L(θ + t u), u the unit eigenvector of λ_min that points downhill. Collective."""
+    grid = step_grid(settings.distance * 1e-4, settings.distance, settings.points)
     losses = np.full(len(grid), np.nan)
     model = losses
     if point.can_escape:
         begin, end = context.ranks.shard(context.objective.layout.size)
-        (uphill,) = context.ranks.sum(known.lowest[:, begin:end].astype(np.float64) @ here.gradient)
+        lowest = pairs.lowest[:, begin:end].astype(np.float64)
+        (uphill,) = context.ranks.sum(lowest @ evaluation.gradient)
         slope = -abs(float(uphill))
-        u = known.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
+        u = pairs.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
         span = LossInSpan(context.objective, u, context.weight, context.on_evaluation)
         (start,) = span.losses(np.zeros((1, 1)))
-        # As the step of a line with unit slope the distance is found where the slope is zero, too.
+        # A line with unit slope, so that the distance is also found if the slope is zero.
         lines = Lines(span, np.array([-1.0]))
         precision = torch.finfo(context.objective.local.dtype).eps
         best = best_steps(lines, grid, float(start), np.array([True]), precision)
@@ -258,11 +261,11 @@ def _by_layer(layout: ParameterLayout, vector: NDArray[np.float32]) -> NDArray[n
     return np.asarray(by_layer(squares[None] / squares.sum(), layout.names)[0])
 
 
-# -- as arrays -------------------------------------------------------------------------------
+# -- what is stored --------------------------------------------------------------------------
 
 
 def _of_point(p: Point) -> dict[str, Variable]:
-    """What the note is made of."""
+    """Return the variables from which the note is written."""
 
     def scalar(name: str, long_name: str) -> Variable:
         return Variable((), np.array(getattr(p, name)), long_name)
@@ -311,7 +314,7 @@ def _of_point(p: Point) -> dict[str, Variable]:
 
 
 def _derived(p: Point) -> dict[str, Variable]:
-    """What follows from it, for readers of the file."""
+    """Return the numbers that follow from them, for readers of the file."""
 
     def number(value: float, long_name: str) -> Variable:
         return Variable((), np.array(value), long_name)

@@ -47,7 +47,7 @@ STUDIES = (
     Study(
         name="minimize",
         settings=None,
-        compute=f"{_HERE}.minimize:minimize_all_samples",
+        compute=f"{_HERE}.minimize:minimize_loss",
         determined_by=f"{_HERE}.minimize:determining",
         continues=True,
         figures=f"{_HERE}.minimize_figures:draw_minimize",
@@ -68,7 +68,7 @@ STUDIES = (
             ),
             options="hessdist.optimizers.full_batch:tao_options",
         ),
-        check=f"{_HERE}.minimizers:check_options",
+        check=f"{_HERE}.minimizers:check",
         remarks=f"{_HERE}.remarks:minimizers",
         figures=f"{_HERE}.minimize_figures:draw_minimizers",
         tables=f"{_HERE}.tables:minimizers",

@@ -26,6 +26,7 @@ from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
+from hessdist.studies.networks import build_network
 from hessdist.workload.checkpoints import (
     checkpoint_name,
     load_into,
@@ -35,7 +36,6 @@ from hessdist.workload.checkpoints import (
     state_digest,
     write_checkpoint,
 )
-from hessdist.workload.models import build_model
 from hessdist.workload.steps import Checkpoint, scan_checkpoints
 
 _LONG_NAMES = {
@@ -54,19 +54,19 @@ _LONG_NAMES = {
 _STORED = {"step": "step_length"}  # other names in the file
 
 
-def settings_of(wanted: MinimizeSection) -> Settings:
-    """What the minimiser needs of a job's section."""
+def settings_of(section: MinimizeSection) -> Settings:
+    """Return the minimiser's settings of a section of the job."""
     names = {one.name for one in fields(Settings)}
-    return Settings(**wanted.model_dump(include=names))
+    return Settings(**section.model_dump(include=names))
 
 
 def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> dict[str, Any]:
-    """Everything that determines the path of a minimisation, apart from the run.
+    """Return everything that determines the path of a minimisation, except the run.
 
     Args:
         job: The job.
         settings: The section minimize.
-        options: PETSc's options; those of TAO count.
+        options: PETSc's options. Those of TAO determine the path.
 
     Returns:
         Values of JSON's types.
@@ -91,103 +91,107 @@ def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> 
     return values
 
 
-def minimize_all_samples(context: Context, settings: MinimizeSection) -> Measurements:
-    """Minimise the loss over all samples, or go on where an earlier run ended. Collective.
+def minimize_loss(context: Context, settings: MinimizeSection) -> Measurements:
+    """Minimise the loss over all samples, or continue where an earlier run ended. Collective.
 
     Args:
-        context: The loss, and what an earlier run has stored.
-        settings: Method and ends.
+        context: The loss, and the stored result of an earlier run.
+        settings: The method, and when it ends.
 
     Returns:
         The trace.
 
     Raises:
-        InputError: The checkpoints in the folder are another run's; on every rank.
+        InputError: The folder has checkpoints of another run; on every rank.
         NumericalError: A loss or gradient is not finite; on every rank.
-        Stopped: A signal came; what there is, is stored.
+        Stopped: A signal came. The trace so far is stored.
     """
-    before = _Before()
+    earlier = _Earlier()
     with context.ranks.agreeing():
         if context.ranks.is_root:
-            before = _before(context)
-    return _Minimisation(context, settings, context.ranks.broadcast(before)).run()
+            earlier = _earlier(context)
+    return _Minimisation(context, settings, context.ranks.broadcast(earlier)).run()
 
 
 @dataclass(frozen=True)
-class _Before:
-    """What is there of an earlier run of the same command, on rank 0."""
+class _Earlier:
+    """The result of an earlier run of the same command."""
 
-    rows: list[Iterate] = field(default_factory=list)  # up to the checkpoint to go on from
-    checkpoints: dict[int, str] = field(default_factory=dict)  # digests of those that are there
-    stuck: str = ""  # why it cannot go on, where it ended so
+    rows: list[Iterate] = field(default_factory=list)  # up to the checkpoint to continue from
+    checkpoints: dict[int, str] = field(default_factory=dict)  # digests of those that exist
+    stuck: str = ""  # why it cannot continue, if it ended for that reason
 
 
-def _before(context: Context) -> _Before:
-    """Read the trace of an earlier run up to the last checkpoint that is there.
+def _earlier(context: Context) -> _Earlier:
+    """Read the trace of an earlier run up to its last checkpoint. Called on rank 0.
 
     Returns:
-        What to go on from.
+        The earlier run.
 
     Raises:
-        OutputError: The checkpoints in the folder are another run's.
+        OutputError: The folder has checkpoints of another run.
     """
     job = context.job
     directory = job.checkpoints.directory
     require_named(job.checkpoints.pattern)
-    there = context.stored("minimize")
-    is_other = there is not None and there.attributes["settings"] != context.settings_hash
-    own = {} if there is None else _own(there, job)
+    stored = context.stored("minimize")
+    is_other = stored is not None and stored.attributes["settings"] != context.settings_hash
+    own = {} if stored is None else _own_checkpoints(stored, job)
     files = {one.path.resolve() for one in own}
-    there_now = scan_checkpoints(directory, job.checkpoints.pattern)
-    others = [one.step for one in there_now if one.path.resolve() not in files]
+    found = scan_checkpoints(directory, job.checkpoints.pattern)
+    others = [one.step for one in found if one.path.resolve() not in files]
     if others:
         raise OutputError(
             f"{directory} has checkpoints of another run, such as step {others[0]}",
             "move them away, or choose another checkpoints.directory and output.path for the "
             "minimisation",
         )
-    if there is None or is_other:
+    if stored is None or is_other:
         for one in own:
             one.path.unlink(missing_ok=True)
-        return _Before()
+        return _Earlier()
     kept = {one.step: digest for one, digest in own.items()}
     last = max(kept, default=-1)
-    rows = [row for row in _rows(there) if row.number <= last]
-    # The trace is written before its last checkpoint, which a kill in between leaves out.
-    stuck = str(there.attributes["stuck"]) if last == there["checkpoint"][-1] else ""
-    return _Before(rows, kept, stuck)
+    rows = [row for row in _rows(stored) if row.number <= last]
+    # The trace is written before its last checkpoint, which is missing after a kill in between.
+    stuck = str(stored.attributes["stuck"]) if last == stored["checkpoint"][-1] else ""
+    return _Earlier(rows, kept, stuck)
 
 
-def _own(there: Measurements, job: Job) -> dict[Checkpoint, str]:
-    """What is there of the checkpoints that a minimisation has written.
+def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
+    """Find the checkpoints that a minimisation has written.
+
+    Args:
+        stored: The result of the minimisation.
+        job: The job.
 
     Returns:
-        Those of the same content, with their digests.
+        The checkpoints that still have the same content, with their digests.
 
     Raises:
-        CheckpointError: One cannot be read.
+        CheckpointError: A checkpoint cannot be read.
     """
-    directory = Path(str(there.attributes["directory"]))
-    digests = there.get("checkpoint_digest", [""] * len(there["checkpoint"]))
+    directory = Path(str(stored.attributes["directory"]))
+    digests = stored.get("checkpoint_digest", [""] * len(stored["checkpoint"]))
     own: dict[Checkpoint, str] = {}
-    for step, digest in zip(there["checkpoint"].tolist(), map(str, digests), strict=True):
+    for step, digest in zip(stored["checkpoint"].tolist(), map(str, digests), strict=True):
         path = directory / checkpoint_name(step)
         if path.is_file() and state_digest(own_state(path, **job.checkpoints.place())) == digest:
             own[Checkpoint(step, path)] = digest
     return own
 
 
-def _rows(section: Measurements) -> list[Iterate]:
-    """The trace that a file holds."""
+def _rows(stored: Measurements) -> list[Iterate]:
+    """Return the iterates of a stored trace."""
     names = [one.name for one in fields(Iterate) if one.name not in ("x", "number")]
-    columns = {name: section[_STORED.get(name, name)].tolist() for name in names}
+    columns = {name: stored[_STORED.get(name, name)].tolist() for name in names}
     return [
         Iterate(number=number, x=np.empty(0), **{name: columns[name][i] for name in names})
-        for i, number in enumerate(section["iteration"].tolist())
+        for i, number in enumerate(stored["iteration"].tolist())
     ]
 
 
-def section_of(
+def _measurements(
     rows: Sequence[Iterate],
     ended: Ended,
     checkpoints: Mapping[int, str],
@@ -197,9 +201,9 @@ def section_of(
 
     Args:
         rows: The iterates.
-        ended: How it ended.
-        checkpoints: Iterations of which there is a checkpoint, with its `state_digest`.
-        attributes: What the next run has to know.
+        ended: How the minimisation ended.
+        checkpoints: The iterations with a checkpoint, and its `state_digest`.
+        attributes: The attributes that the next run reads.
 
     Returns:
         The measurements.
@@ -226,28 +230,28 @@ def section_of(
 class _Minimisation:
     """A minimisation, its trace and its checkpoints."""
 
-    def __init__(self, context: Context, settings: MinimizeSection, before: _Before) -> None:
+    def __init__(self, context: Context, settings: MinimizeSection, earlier: _Earlier) -> None:
         self._context, self._job, self._objective = context, context.job, context.objective
-        self._ranks, self._wanted = context.ranks, settings
-        self._rows = list(before.rows)
-        self._checkpoints = dict(before.checkpoints)
-        self._stuck = before.stuck
-        self._base = self._rows[-1] if self._rows else None  # the iterate that it goes on from
+        self._ranks, self._settings = context.ranks, settings
+        self._rows = list(earlier.rows)
+        self._checkpoints = dict(earlier.checkpoints)
+        self._stuck = earlier.stuck
+        self._base = self._rows[-1] if self._rows else None  # the iterate to continue from
         self._problem: TrainingProblem
-        self._here: Vector | None = None  # entries of the last iterate
+        self._last: Vector | None = None  # this rank's entries of the last iterate
 
     def run(self) -> Measurements:
-        """Minimise, or find it done. Collective."""
+        """Minimise, unless it is already done. Collective."""
         done = self._done()
         if done is not None:
             self._context.line(f"minimize: already done, {done.reason}")
             self._context.was_done = True
-            return section_of(self._rows, done, self._checkpoints, self._attributes())
+            return _measurements(self._rows, done, self._checkpoints, self._attributes())
         self._objective.load(self._read)
         problem = TrainingProblem(
             self._objective,
-            self._objective.evaluate().weight,  # which also refuses what cannot be minimised
-            self._wanted.product,
+            self._objective.evaluate().weight,  # which also checks the workload
+            self._settings.product,
             on_work=self._context.check_stop,
         )
         self._problem = problem
@@ -261,75 +265,74 @@ class _Minimisation:
             raise self._stopped(stop) from stop
         except NumericalError as error:
             raise self._failed(error) from error
-        if ended.limited and self._rows[-1].number >= self._wanted.iterations:
-            ended = self._all_done()  # with what the run before has done
+        if ended.limited and self._rows[-1].number >= self._settings.iterations:
+            ended = self._all_done()  # together with the earlier run
         self._stuck = "" if ended.converged or ended.limited else ended.reason
         self._store(ended)
-        return section_of(self._rows, ended, self._checkpoints, self._attributes())
+        return _measurements(self._rows, ended, self._checkpoints, self._attributes())
 
     def _done(self) -> Ended | None:
-        """The end that an earlier run came to, if there is nothing to go on with."""
+        """Return how the earlier run ended, if it cannot continue."""
         if self._base is None:
             return None
-        if self._base.gradient_norm <= self._wanted.tolerance:
-            tolerance = self._wanted.tolerance
+        if self._base.gradient_norm <= self._settings.tolerance:
+            tolerance = self._settings.tolerance
             return Ended(True, f"the norm of the gradient is within {tolerance:g}")
-        if self._base.number >= self._wanted.iterations:
+        if self._base.number >= self._settings.iterations:
             return self._all_done()
         return Ended(False, self._stuck) if self._stuck else None
 
     def _all_done(self) -> Ended:
-        return Ended(False, f"all {self._wanted.iterations} iterations are done", limited=True)
+        return Ended(False, f"all {self._settings.iterations} iterations are done", limited=True)
 
     def _lost(self) -> str:
-        return ", with no memory of L-BFGS" if self._wanted.method == "lbfgs" else ""
+        return ", with no memory of L-BFGS" if self._settings.method == "lbfgs" else ""
 
     def _read(self, model: nn.Module) -> None:
-        """Put the first point into the model, on rank 0."""
-        path = self._wanted.start
+        """Load the first point into the model. Called on rank 0."""
+        path = self._settings.start
         if self._base is not None:
             path = self._job.checkpoints.directory / checkpoint_name(self._base.number)
         if path is not None:
             load_into(model, read_whole(path), path, **self._job.checkpoints.place())
             return
         initialise(self._job.training.seed)
-        fresh = build_model(self._job.model.factory, self._job.model.arguments)
-        model.load_state_dict(fresh.state_dict())
+        model.load_state_dict(build_network(self._job).state_dict())
 
     def _limits(self) -> Settings:
-        before = 0 if self._base is None else self._base.number
-        limits = settings_of(self._wanted)
-        return replace(limits, iterations=limits.iterations - before)
+        done = 0 if self._base is None else self._base.number
+        limits = settings_of(self._settings)
+        return replace(limits, iterations=limits.iterations - done)
 
     def _on_iterate(self, iterate: Iterate) -> None:
-        """Note an iterate, and write a checkpoint now and then. Collective."""
-        self._here = iterate.x
+        """Record an iterate, and store checkpoints at regular iterations. Collective."""
+        self._last = iterate.x
         if self._base is None:
             self._rows.append(replace(iterate, x=np.empty(0)))
-        elif iterate.number:  # the first is the last of the run before
+        elif iterate.number:  # the first is the last one of the earlier run
             self._rows.append(_after(self._base, iterate))
         row = self._rows[-1]
         self._context.note(
-            f"iteration {row.number}/{self._wanted.iterations}, loss {row.loss:.6g}, "
+            f"iteration {row.number}/{self._settings.iterations}, loss {row.loss:.6g}, "
             f"|g| {row.gradient_norm:.2e}, {row.cost:.0f} gradients"
         )
-        if row.number % self._wanted.checkpoint_every == 0:
+        if row.number % self._settings.checkpoint_every == 0:
             self._store(Ended(False, "it has not"))
 
     def _store(self, ended: Ended) -> None:
-        """Store the trace, then the checkpoint, which it claims. Collective."""
+        """Store the trace, and then the checkpoint that it names. Collective."""
         number = self._rows[-1].number
         is_new = number not in self._checkpoints
         if is_new:
             self._digest()
-        self._context.store(section_of(self._rows, ended, self._checkpoints, self._attributes()))
+        self._context.store(_measurements(self._rows, ended, self._checkpoints, self._attributes()))
         if is_new:
             self._write_checkpoint()
 
     def _digest(self) -> None:
-        """Put the last iterate into the model, and its digest into the trace. Collective."""
-        assert self._here is not None
-        self._problem.place(self._here)
+        """Load the last iterate into the model, and record its digest. Collective."""
+        assert self._last is not None
+        self._problem.place(self._last)
         digest = state_digest(self._objective.model.state_dict())
         self._checkpoints[self._rows[-1].number] = digest
 
@@ -346,21 +349,21 @@ class _Minimisation:
         return {"directory": str(self._job.checkpoints.directory), "stuck": self._stuck}
 
     def _stopped(self, stop: Stopped) -> Stopped:
-        """Write what there is. Collective."""
-        if self._here is None:
+        """Store the trace so far. Collective."""
+        if self._last is None:
             return stop
         self._store(Ended(False, "stopped on a signal"))
         return _agreed(
             Stopped(
-                f"stopped on a signal after {self._rows[-1].number} of {self._wanted.iterations} "
+                f"stopped on a signal after {self._rows[-1].number} of {self._settings.iterations} "
                 "iterations",
                 f"start the same command again{self._lost()}",
             )
         )
 
     def _failed(self, error: NumericalError) -> NumericalError:
-        """Write what there is, if all ranks are here. Collective then."""
-        if self._here is None or not error.agreed:
+        """Store the trace so far, if the error is on all ranks. Collective in that case."""
+        if self._last is None or not error.agreed:
             return error
         self._store(Ended(False, error.what))
         number = self._rows[-1].number
@@ -376,7 +379,7 @@ def _agreed(error: _Error) -> _Error:
 
 
 def _after(base: Iterate, iterate: Iterate) -> Iterate:
-    """An iterate with the work of the runs before it."""
+    """Return an iterate, with the work of the earlier runs added."""
     sums = ("number", "losses", "gradients", "products", "cost", "seconds")
     both: dict[str, Any] = {name: getattr(base, name) + getattr(iterate, name) for name in sums}
     return replace(iterate, x=np.empty(0), **both)

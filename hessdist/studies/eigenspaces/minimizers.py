@@ -1,7 +1,7 @@
-"""Full-batch optimisers side by side: sections 5 and 6 of Salkey, Benton and Maddox (2019).
+"""Full-batch optimisers compared: sections 5 and 6 of Salkey, Benton and Maddox (2019).
 
 Gradient descent, L-BFGS and Newton-CG with backtracking from the same starts, by iteration and by
-work. All ranks work on one run after the other.
+work. All ranks work on the same run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.minimize import settings_of
 from hessdist.studies.eigenspaces.settings import MinimizersSection
-from hessdist.workload.models import build_model
+from hessdist.studies.networks import build_network
 
 _TRACES = {
     "loss": "loss: mean over all samples",
@@ -36,8 +36,8 @@ _STORED = {"step": "step_length"}  # other names in the file
 _DIMENSIONS = ("method", "seed", "iteration")
 
 
-def check_options(job: Job, settings: MinimizersSection, options: Sequence[str]) -> None:
-    """Refuse an option that makes all methods one. Not collective.
+def check(job: Job, settings: MinimizersSection, options: Sequence[str]) -> None:
+    """Refuse an option that replaces all methods by one. Not collective.
 
     Args:
         job: The job.
@@ -45,7 +45,7 @@ def check_options(job: Job, settings: MinimizersSection, options: Sequence[str])
         options: PETSc's options.
 
     Raises:
-        JobError: -tao_type is among them.
+        JobError: The option -tao_type is among them.
     """
     if "-tao_type" in options:
         raise JobError(
@@ -58,12 +58,12 @@ def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
     """Minimise by each method from each start. Collective.
 
     Args:
-        context: Its job's section minimize says line search and products; its model is left at
-            the end of the last run.
-        settings: Methods, starts and ends.
+        context: The job. Its section minimize gives line search and products. The model is left
+            at the end of the last run.
+        settings: Methods, starts and tolerances.
 
     Returns:
-        The section, with dimensions method, seed and iteration; NaN beyond the end of a run.
+        Measurements with the dimensions method, seed and iteration; NaN after the end of a run.
 
     Raises:
         NumericalError: The loss at a start is not finite; on every rank.
@@ -80,7 +80,7 @@ def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
     for name, long_name in _TRACES.items():
         values = np.full((*shape, longest), np.nan)
         for i, j in np.ndindex(shape):
-            column = [float(getattr(one, name)) for one in runs[i][j][0]]
+            column = [float(getattr(iterate, name)) for iterate in runs[i][j][0]]
             values[i, j, : len(column)] = column
         variables[_STORED.get(name, name)] = Variable(_DIMENSIONS, values, long_name)
     ends = [[ended for _, ended in row] for row in runs]
@@ -95,19 +95,19 @@ def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
 def _run(
     context: Context, settings: MinimizersSection, method: str, seed: int
 ) -> tuple[list[Iterate], Ended]:
-    """One minimisation. Collective."""
+    """Minimise once. Collective."""
     job, objective = context.job, context.objective
 
     def start(model: nn.Module) -> None:
         initialise(seed)
-        model.load_state_dict(build_model(job.model.factory, job.model.arguments).state_dict())
+        model.load_state_dict(build_network(job).state_dict())
 
     objective.load(start)
     problem = TrainingProblem(
         objective,
         objective.evaluate().weight,
         job.minimize.product,
-        on_work=lambda: context.check_stop(),
+        on_work=context.check_stop,
     )
     limits = replace(
         settings_of(job.minimize),
@@ -118,11 +118,11 @@ def _run(
     )
     trace: list[Iterate] = []
 
-    def on_iterate(one: Iterate) -> None:
-        trace.append(replace(one, x=np.empty(0)))
+    def on_iterate(iterate: Iterate) -> None:
+        trace.append(replace(iterate, x=np.empty(0)))
         context.note(
-            f"{method}, seed {seed}: iteration {one.number}, loss {one.loss:.4g}, "
-            f"{one.cost:.0f} gradients"
+            f"{method}, seed {seed}: iteration {iterate.number}, loss {iterate.loss:.4g}, "
+            f"{iterate.cost:.0f} gradients"
         )
 
     return trace, minimize(problem, problem.start(), limits, on_iterate)

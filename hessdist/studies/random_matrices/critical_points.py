@@ -1,15 +1,14 @@
 """Critical points of two-layer networks (Pennington and Bahri 2017, figure 6).
 
-Random inputs and targets, at several ratios φ = 2h/m of parameters to data points; every network
-has a data set of its own, so that points are independent and none is found twice. Starts lie on
-paths of gradient descent from weights of several scales, so that there are many energies. The
-networks are dealt out to ranks in batches of a fixed size, which makes the numbers the same on any
-number of ranks.
+Inputs and targets are random, at several ratios φ = 2h/m of parameters to data points. Every
+network has a data set of its own, so that points are independent and none is found twice. Starts
+lie on paths of gradient descent from weights of several scales, so that there are many energies.
+Networks are distributed over ranks in batches of a fixed size, so that the numbers do not depend on
+the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,69 +19,61 @@ from torch import Tensor
 
 from hessdist.errors import InputError
 from hessdist.landscape.critical_points import CriticalPoints, counts, find
+from hessdist.landscape.descent import descend
 from hessdist.landscape.index_energy import (
     fit_three_halves,
     linear_critical_points,
 )
-from hessdist.parallel.host import one_thread
 from hessdist.parallel.memory import require_room
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import CriticalPointsSection
+from hessdist.studies.tasks import distribute
 from hessdist.theory.loss_model import critical_energy
 from hessdist.workload.two_layer import TwoLayerNetworks
 
-_TOGETHER = 20  # networks that are searched together, whatever the ranks
-_COPIES = 10  # of the Hessians of a batch that a search has at once, eigenvectors among them
-_TRIVIAL = 10.0  # times the norm that the gradient allows for: weights below are those of θ = 0
-_MOST_DIRECTIONS = 12  # of a linear network whose critical points are listed
+_BATCH = 20  # networks that are searched together on one rank
 
 
 def critical_points(context: Context, settings: CriticalPointsSection) -> Measurements:
     """Find critical points, and fit the 3/2 law to their index against energy. Collective.
 
     Args:
-        context: For ranks and progress; its job's model and data are not used. All is computed
-            in float64 on CPUs.
+        context: Ranks and progress. The job's model and data are not used. Everything is
+            computed in float64 on CPUs.
         settings: The networks.
 
     Returns:
-        The section, with dimensions activation, ratio and network.
+        Measurements with the dimensions activation, ratio and network.
 
     Raises:
-        InputError: A ratio leaves fewer samples than inputs, or what ranks search together does
-            not fit into memory; on every rank.
+        InputError: A ratio leaves fewer samples than inputs, or the networks that are searched
+            together do not fit into memory; on every rank.
+        Stopped: A signal came; on every rank.
     """
     ranks = context.ranks
-    _, neighbours, _ = ranks.node()
+    _, ranks_on_node, _ = ranks.node()
     with ranks.agreeing():
         samples = [_samples(settings, ratio) for ratio in settings.ratios]
-        _require_room(settings, max(samples), neighbours)
-    batches = range(0, settings.networks, _TOGETHER)
-    # The large data sets first, so that all ranks end at about the same time.
+        _require_room(settings, max(samples), ranks_on_node)
+    batches = range(0, settings.networks, _BATCH)
+    # Large data sets come first, so that all ranks end at about the same time.
     by_size = np.argsort(samples, kind="stable")[::-1]
     tasks = list(product(range(len(settings.activations)), map(int, by_size), batches))
-    mine: dict[tuple[int, int, int], _Found] = {}
-    own = tasks[ranks.rank :: ranks.size]
-    with ranks.asleep_until_all_are_done(), one_thread(torch.device("cpu")):
-        for done, task in enumerate(own):
-            context.local_progress(f"critical points: {done} of {len(own)} batches")
-            mine[task] = _search(context, settings, task, samples[task[1]])
-    context.check_stop()
-    found = {task: one for part in ranks.collect(mine) for task, one in part.items()}
+    found = distribute(context, tasks, lambda task: _search(context, settings, task, samples))
     shape = len(settings.activations), len(settings.ratios)
     tables = {
         name: np.array([
-            np.concatenate([getattr(found[*place, begin], name) for begin in batches])
+            np.concatenate([getattr(found[place[0], place[1], begin], name) for begin in batches])
             for place in np.ndindex(shape)
         ]).reshape(*shape, settings.networks)
         for name in _Found.__annotations__
     }
-    return _section(settings, samples, tables)
+    return _measurements(settings, samples, tables)
 
 
 def _samples(settings: CriticalPointsSection, ratio: float) -> int:
-    """Data points, m = 2h/φ rounded: φ is parameters over data points and outputs."""
+    """Return the number of data points, m = 2h/φ rounded."""
     samples = round(2 * _hidden(settings) / ratio)
     if samples < settings.width:
         raise InputError(
@@ -97,23 +88,35 @@ def _hidden(settings: CriticalPointsSection) -> int:
     return settings.hidden or settings.width
 
 
-def _require_room(settings: CriticalPointsSection, samples: int, neighbours: int) -> None:
-    """Refuse networks whose Hessians, or data, do not fit into the memory of a node."""
+def _require_room(
+    settings: CriticalPointsSection, samples: int, ranks_on_node: int, copies: int = 10
+) -> None:
+    """Refuse networks whose Hessians, or data, do not fit into the memory of a node.
+
+    Args:
+        settings: The networks.
+        samples: The samples of a network.
+        ranks_on_node: The ranks that share the memory.
+        copies: The number of arrays of a Hessian's size that a search needs for each network.
+
+    Raises:
+        InputError: They do not fit.
+    """
     n, h = settings.width, _hidden(settings)
-    # For every sample inputs, outputs and units, and what they are differentiated by.
-    numbers = _COPIES * (2 * h * n) ** 2 + samples * (4 * h * n + 10 * (h + n))
-    together = min(_TOGETHER, settings.networks)
+    # The second term is for samples, units and outputs, and for their derivatives.
+    numbers = copies * (2 * h * n) ** 2 + samples * (4 * h * n + 10 * (h + n))
+    together = min(_BATCH, settings.networks)
     require_room(
-        8.0 * numbers * together * neighbours,
+        8.0 * numbers * together * ranks_on_node,
         f"study.critical_points: {together} networks of {2 * h * n:,} parameters and {samples:,} "
-        f"samples on each of {neighbours} ranks",
+        f"samples on each of {ranks_on_node} ranks",
         "lower study.critical_points.width, raise its ratios, or use fewer ranks a node",
     )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What is found of some networks, (K,) each."""
+    """The results of K networks, (K,) each."""
 
     energy: NDArray[np.float64]
     start_energy: NDArray[np.float64]
@@ -133,24 +136,24 @@ def _search(
     context: Context,
     settings: CriticalPointsSection,
     task: tuple[int, int, int],
-    samples: int,
+    samples: list[int],
 ) -> _Found:
-    """Networks from one number on, on this rank. Not collective."""
+    """Search for the critical points of a batch of networks on this rank. Not collective."""
     which, row, begin = task
-    numbers = range(begin, min(begin + _TOGETHER, settings.networks))
+    numbers = range(begin, min(begin + _BATCH, settings.networks))
     draws = [np.random.default_rng((settings.seed, row, number)) for number in numbers]
-    inputs, targets = _data(draws, samples, settings.width)
+    inputs, targets = _data(draws, samples[row], settings.width)
     hidden, activation = _hidden(settings), settings.activations[which]
     networks = TwoLayerNetworks(inputs, targets, hidden, activation)
-    what = f"critical points: {activation}, ratio {settings.ratios[row]:g}, from {begin}"
+    batch = f"critical points: {activation}, ratio {settings.ratios[row]:g}, from {begin}"
 
     def on_step() -> None:
-        context.local_progress(what)
+        context.local_progress(batch)
 
-    scales, lengths = _starts_of(draws, settings)
+    scales, lengths = _scales_and_lengths(draws, settings)
     normal = np.array([draw.standard_normal(networks.size) for draw in draws])
     weights = torch.from_numpy(normal * scales[:, None] / np.sqrt(settings.width))
-    start = _descend(networks, weights, torch.from_numpy(lengths), settings.learning_rate, on_step)
+    start = descend(networks, weights, torch.from_numpy(lengths), settings.learning_rate, on_step)
     points = find(
         networks,
         start,
@@ -179,31 +182,37 @@ def _search(
     )
 
 
-def _trivial(networks: TwoLayerNetworks, points: CriticalPoints) -> Tensor:
-    """Which points are θ = 0: near it ∇L = H(0) θ, so ‖∇L‖ ≥ |λ| ‖θ‖ with the least |λ|.
+def _trivial(networks: TwoLayerNetworks, points: CriticalPoints, factor: float = 10.0) -> Tensor:
+    """Find the points that are θ = 0, to rounding.
 
-    That is the least singular value of Σ y xᵀ / m.
+    Near it ∇L = H(0) θ, so ‖∇L‖ ≥ |λ| ‖θ‖ with the smallest |λ|, which is the smallest singular
+    value of Σ y xᵀ / m.
+
+    Args:
+        networks: The networks.
+        points: The points.
+        factor: The factor by which |λ| ‖θ‖ may exceed the norm of the gradient.
 
     Returns:
         (K,) bool.
     """
     at_zero = torch.linalg.eigvalsh(networks.hessians(torch.zeros_like(points.theta)))
     sizes: Tensor = at_zero.abs().amin(1) * points.theta.norm(dim=1)
-    return points.found & (sizes <= _TRIVIAL * points.gradient_norm)
+    return points.found & (sizes <= factor * points.gradient_norm)
 
 
 def _data(draws: list[np.random.Generator], samples: int, width: int) -> tuple[Tensor, Tensor]:
-    """Gaussian inputs and targets, (K, m, n) each; targets of unit mean square, so ε(0) = ½."""
+    """Draw Gaussian inputs and targets, (K, m, n) each; targets of mean square 1, so ε(0) = ½."""
     inputs = np.array([draw.standard_normal((samples, width)) for draw in draws])
     targets = np.array([draw.standard_normal((samples, width)) for draw in draws])
     targets /= np.sqrt((targets**2).mean(axis=(1, 2), keepdims=True))
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def _starts_of(
+def _scales_and_lengths(
     draws: list[np.random.Generator], settings: CriticalPointsSection
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scales of the weights and steps of gradient descent, logarithmically uniform, (K,) each."""
+    """Draw scales of weights and numbers of steps, uniform in their logarithms, (K,) each."""
     low, high = settings.scales
     scales = np.exp([draw.uniform(np.log(low), np.log(high)) for draw in draws])
     most = np.log(settings.descent_steps + 1)
@@ -211,33 +220,10 @@ def _starts_of(
     return scales, lengths
 
 
-def _descend(
-    networks: TwoLayerNetworks,
-    theta: Tensor,
-    lengths: Tensor,
-    rate: float,
-    on_step: Callable[[], None],
-) -> Tensor:
-    """Gradient descent by so many steps each; one that raises a loss is not taken, but halved."""
-    losses, gradients = networks.losses_and_gradients(theta)
-    rates = torch.full_like(losses, rate)
-    for step in range(int(lengths.max())):
-        on_step()
-        tried = theta - rates[:, None] * gradients
-        there, slopes = networks.losses_and_gradients(tried)
-        falls = there <= losses
-        moves = falls & (step < lengths)
-        theta = torch.where(moves[:, None], tried, theta)
-        losses = torch.where(moves, there, losses)
-        gradients = torch.where(moves[:, None], slopes, gradients)
-        rates = torch.where(falls, rates, rates / 2)
-    return theta
-
-
 def _eigenvalue_counts(
     networks: TwoLayerNetworks, theta: Tensor, null: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Negative and zero eigenvalues, (K,) each; none of a network that is not finite."""
+    """Count negative and zero eigenvalues, (K,) each; a matrix that is not finite is taken as 0."""
     hessians = networks.hessians(theta)
     finite = torch.isfinite(hessians).all(dim=(1, 2))
     values = torch.zeros_like(theta)
@@ -247,28 +233,34 @@ def _eigenvalue_counts(
 
 
 def _closed_form(
-    networks: TwoLayerNetworks, energy: NDArray[np.float64]
+    networks: TwoLayerNetworks, energy: NDArray[np.float64], most_inputs: int = 12
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The nearest of all critical energies, how far it is, and its index; NaN for other networks.
+    """Compare with the nearest critical energy of linear networks, in closed form.
+
+    Args:
+        networks: The networks.
+        energy: Their energies, (K,).
+        most_inputs: The largest number of inputs; the number of critical points grows as 2ⁿ.
 
     Returns:
-        (K,) each, the index as a number of eigenvalues.
+        The distance to the nearest energy, and the number of negative eigenvalues there, (K,) each;
+        NaN for networks that are not linear, or too large.
     """
     distance, negative = np.full((2, len(energy)), np.nan)
-    if networks.activation != "identity" or networks.inputs.shape[2] > _MOST_DIRECTIONS:
+    if networks.activation != "identity" or networks.inputs.shape[2] > most_inputs:
         return distance, negative
-    for number, one in enumerate(energy):
+    for number, value in enumerate(energy):
         known = linear_critical_points(
             networks.inputs[number].numpy(), networks.targets[number].numpy(), networks.hidden
         )
-        if np.isfinite(one):
-            nearest = int(np.abs(known.energy - one).argmin())
-            distance[number] = abs(known.energy[nearest] - one)
+        if np.isfinite(value):
+            nearest = int(np.abs(known.energy - value).argmin())
+            distance[number] = abs(known.energy[nearest] - value)
             negative[number] = known.negative[nearest]
     return distance, negative
 
 
-_WORDS = {
+_LONG_NAMES = {
     "energy": "energy ε: loss over outputs at the end of the search",
     "start_energy": "energy where the search began",
     "gradient_norm": "norm of the gradient at the end",
@@ -289,7 +281,7 @@ _FITTED = {
 }
 
 
-def _section(
+def _measurements(
     settings: CriticalPointsSection, samples: list[int], tables: dict[str, NDArray[np.float64]]
 ) -> Measurements:
     parameters = 2 * _hidden(settings) * settings.width
@@ -316,7 +308,7 @@ def _section(
         "samples": Variable(("ratio",), np.array(samples), "data points m"),
         "index": Variable((*of_each, "network"), index, "α, share of negative eigenvalues"),
     }
-    for name, long_name in _WORDS.items():
+    for name, long_name in _LONG_NAMES.items():
         variables[name] = Variable((*of_each, "network"), tables[name], long_name)
     for name, long_name in _FITTED.items():
         variables[name] = Variable(of_each, fitted(name), long_name)

@@ -1,4 +1,4 @@
-"""Laws of random matrices beside the whole spectra that a study has found at a checkpoint."""
+"""Laws of random matrices, fitted to the whole spectra of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,39 +20,37 @@ from hessdist.theory.families import PARAMETERS
 from hessdist.theory.fit import Fit, drawn, drawn_grid, fit
 from hessdist.theory.measured_spectrum import FitError, MeasuredSpectrum, Parts, split
 
-_POINTS = 601  # of a drawn law
-
 SOURCES = ("exact", "density")
-"""Sections whose spectra laws are fitted to."""
+"""The studies whose spectra are used."""
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A spectrum that was found."""
+    """A measured spectrum."""
 
     source: str
     operator: str
     block: str
-    parts: Parts | None  # None: nothing in it is finite
+    parts: Parts | None  # None: no eigenvalue is finite
 
     @property
     def name(self) -> str:
-        """Such as "density, hessian, fc1"."""
+        """The name, such as "density, hessian, fc1"."""
         whole = [self.source, self.operator, self.block]
         return ", ".join(word for word in whole if word and word != "all")
 
 
 def laws(context: Context, settings: LawsSection) -> Measurements:
-    """Fit laws to the spectra of the sections "exact" and "density". Collective.
+    """Fit laws to the spectra of the studies "exact" and "density". Collective.
 
-    Rank 0, which alone reads files, fits, and the others wait.
+    Rank 0 reads the files and fits, and the other ranks wait.
 
     Args:
         context: The checkpoint.
-        settings: What is wanted.
+        settings: The laws, and the matrices.
 
     Returns:
-        The section, with dimensions spectrum and law.
+        Measurements with the dimensions spectrum and law.
 
     Raises:
         ResultError: There is no spectrum at this checkpoint, or none of the matrices; on every
@@ -64,7 +62,7 @@ def laws(context: Context, settings: LawsSection) -> Measurements:
             found = list(_measured(context, settings))
             if not found:
                 raise ResultError(
-                    "study.laws has no spectrum to be fitted to",
+                    "study.laws has no spectrum to fit",
                     "correct study.laws.operators, or add [study.density], or run "
                     "`hessdist study --only density` first",
                 )
@@ -76,11 +74,11 @@ def laws(context: Context, settings: LawsSection) -> Measurements:
             with context.ranks.agreeing():
                 if context.ranks.is_root:
                     fits[row].append(_fitted(found[row], law))
-    section = None
+    measured = None
     with context.ranks.agreeing():
         if context.ranks.is_root:
-            section = _section(found, fits, settings, context)
-    shared: Measurements = context.ranks.broadcast(section)
+            measured = _measurements(found, fits, settings, context)
+    shared: Measurements = context.ranks.broadcast(measured)
     return shared
 
 
@@ -91,7 +89,7 @@ def _fitted(measured: _Measured, law: str) -> Fit:
 
 
 def _measured(context: Context, settings: LawsSection) -> Iterator[_Measured]:
-    """All spectra that are wanted, in parts."""
+    """Yield the spectra, split into parts."""
     most = settings.outliers
     if most is None:
         most = PER_OUTPUT * _outputs(context)
@@ -127,7 +125,7 @@ def _parts(
 
 
 def _outputs(context: Context) -> int:
-    """Of the network: rows of its last parameter, such as a bias."""
+    """Return the number of outputs: rows of the last parameter, usually a bias."""
     shape = Parameters(context.objective.model).layout.shapes[-1]
     return shape[0] if shape else 1
 
@@ -166,7 +164,7 @@ _OF_LAWS = {
 }
 
 
-def _section(
+def _measurements(
     found: Sequence[_Measured],
     fits: Sequence[Sequence[Fit]],
     settings: LawsSection,
@@ -220,15 +218,15 @@ def _text(values: Sequence[object]) -> NDArray[Any]:
     return np.array(values, dtype=object)
 
 
-def _grid(measured: _Measured) -> NDArray[np.float64]:
+def _grid(measured: _Measured, points: int = 601) -> NDArray[np.float64]:
     if measured.parts is None:
-        return np.full(_POINTS, np.nan)
-    return drawn_grid(measured.parts, _POINTS)
+        return np.full(points, np.nan)
+    return drawn_grid(measured.parts, points)
 
 
 def _drawn(
     measured: _Measured, grid: NDArray[np.float64], found: Fit | None = None
 ) -> NDArray[np.float64]:
     if measured.parts is None:
-        return np.full(_POINTS, np.nan)
+        return np.full_like(grid, np.nan)
     return drawn(measured.parts, grid, found)

@@ -1,7 +1,7 @@
-"""The model of the loss by itself: Wishart + Wigner, and with a ReLU (Pennington and Bahri 2017).
+"""The model of the loss: Wishart + Wigner, and with a ReLU (Pennington and Bahri 2017).
 
-Densities ρ_H(λ; ε, φ) as their figure 1 has them, and the index α(ε, φ), the share of negative
-eigenvalues, beside its 3/2 law. No network is looked at. Each rank computes curves of its own.
+Densities ρ_H(λ; ε, φ) as in their figure 1, and the index α(ε, φ), the share of negative
+eigenvalues, compared with its 3/2 law. No network is used. Each rank computes some of the curves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import LossModelSection
+from hessdist.studies.tasks import distribute
 from hessdist.theory.loss_model import (
     LossModel,
     critical_energy,
@@ -23,15 +24,10 @@ from hessdist.theory.loss_model import (
     located_critical_energy,
 )
 
-_MARGIN = 0.02  # of the spectrum's width, on either side of a density
-# Excesses (ε − ε_c) / ε_c over which an index is computed: from where the 3/2 law is exact to three
-# digits to where the spectrum is nearly symmetric.
-_EXCESS = (1e-3, 1e3)
-
 
 @dataclass(frozen=True)
 class _Curves:
-    """What is computed of one model at one ratio."""
+    """The curves of one model at one ratio."""
 
     points: NDArray[np.float64]  # (energies, P) λ
     density: NDArray[np.float64]  # (energies, P) without the atom at zero
@@ -44,42 +40,39 @@ class _Curves:
 
 
 def loss_model(context: Context, settings: LossModelSection) -> Measurements:
-    """Densities and index of the model, with and without a ReLU. Collective.
+    """Compute densities and index of the model, with and without a ReLU. Collective.
 
     Args:
-        context: For ranks and progress; its job's model and data are not used.
+        context: Ranks and progress. The job's model and data are not used.
         settings: Ratios and energies.
 
     Returns:
-        The section, with dimensions model, ratio, energy, point and place.
+        Measurements with the dimensions model, ratio, energy, point and place.
 
     Raises:
         NumericalError: An integral does not reach its tolerance, or a branch cannot be followed;
             on every rank.
+        Stopped: A signal came; on every rank.
     """
-    ranks = context.ranks
-    places = list(product(range(len(settings.models)), range(len(settings.ratios))))
-    mine: dict[tuple[int, int], _Curves] = {}
-    with ranks.asleep_until_all_are_done():
-        for which, column in places[ranks.rank :: ranks.size]:
-            rectified = settings.models[which] == "relu"
-            context.local_progress(
-                f"model of the loss, {settings.models[which]}, φ = {settings.ratios[column]:g}"
-            )
-            mine[which, column] = _curves(settings, settings.ratios[column], rectified)
-    context.check_stop()
-    found = {place: one for part in ranks.collect(mine) for place, one in part.items()}
-    return _section(
-        settings,
-        [[found[i, j] for j in range(len(settings.ratios))] for i in range(len(settings.models))],
+
+    def compute(task: tuple[int, ...]) -> _Curves:
+        model, ratio = settings.models[task[0]], settings.ratios[task[1]]
+        context.local_progress(f"model of the loss, {model}, φ = {ratio:g}")
+        return _curves(settings, ratio, rectified=model == "relu")
+
+    shape = len(settings.models), len(settings.ratios)
+    curves = distribute(context, list(product(*map(range, shape))), compute)
+    return _measurements(
+        settings, [[curves[i, j] for j in range(shape[1])] for i in range(shape[0])]
     )
 
 
-def _curves(settings: LossModelSection, ratio: float, rectified: bool) -> _Curves:
+def _curves(settings: LossModelSection, ratio: float, *, rectified: bool) -> _Curves:
     models = [LossModel(energy, ratio, rectified) for energy in settings.energies]
     points = np.array([_grid(model, settings.points) for model in models])
     critical = critical_energy(ratio, rectified=rectified)
-    energies = critical * (1 + np.geomspace(*_EXCESS, settings.index_points))
+    # (ε − ε_c) / ε_c: at 10⁻³ the 3/2 law has three digits, at 10³ the spectrum is nearly symmetric
+    energies = critical * (1 + np.geomspace(1e-3, 1e3, settings.index_points))
     return _Curves(
         points=points,
         density=np.array([
@@ -95,14 +88,14 @@ def _curves(settings: LossModelSection, ratio: float, rectified: bool) -> _Curve
 
 
 def _grid(model: LossModel, count: int) -> NDArray[np.float64]:
-    """Over the support and a little beyond, denser at its edges, where a density is a root."""
+    """Return points over the support and a little beyond, denser at its edges."""
     low, high = model.law.ends
-    margin = _MARGIN * (high - low)
+    margin = 0.02 * (high - low)
     inside = (1 - np.cos(np.linspace(0, np.pi, count - 2))) / 2
     return np.concatenate([[low - margin], low + (high - low) * inside, [high + margin]])
 
 
-def _section(settings: LossModelSection, found: list[list[_Curves]]) -> Measurements:
+def _measurements(settings: LossModelSection, found: list[list[_Curves]]) -> Measurements:
     of_each = ("model", "ratio")
 
     def each(name: str, long_name: str, *last: str) -> Variable:

@@ -4,7 +4,7 @@
 samples: H = H₀ + H₁ with H₀ = J Jᵀ / m, the Gauss-Newton matrix, and H₁ of the residuals. Weights
 are Gaussian of variance 1/n, and 2/n with a ReLU, and inputs of variance 1: then the mean
 eigenvalue of H₀ is 1 as n grows, which is the scale of the document's Marchenko-Pastur law. Each
-rank looks at networks of its own.
+rank computes some of the networks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.errors import HessdistError, InputError
-from hessdist.parallel.host import one_thread
 from hessdist.parallel.memory import require_room
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices.settings import TwoLayerSection
+from hessdist.studies.tasks import distribute
 from hessdist.theory.freeness import (
     MOMENTS,
     distance_to_law,
@@ -41,36 +41,33 @@ from hessdist.workload.models import mlp
 from hessdist.workload.shard import Shard
 
 PARTS = ("H0", "H1", "H", "H0 + Q H1 Qᵀ")
-"""Matrices whose eigenvalues are kept: Q is a random rotation, which makes the two free."""
+"""The matrices whose eigenvalues are stored. The random rotation Q makes H0 and H1 free."""
 
-_BLOCK = 32  # columns in one pass
-_MATRICES = 8  # of d x d numbers that a network takes at most
-_BY_SAMPLE = 8  # numbers of a column of a pass, unit and sample
-_ROUNDED = 0.05  # by which a whole number of samples may change a ratio
-_NULL = 1e-9  # of the largest |λ|: rounding of a zero eigenvalue
+_BLOCK = 32  # columns of a matrix that are computed in one pass
 
 
 def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
-    """Spectra of H₀, H₁ and H against the laws, and their distance from freeness. Collective.
+    """Compare spectra of H₀, H₁ and H with the laws, and test their freeness. Collective.
 
     Args:
-        context: For ranks and progress; its job's model and data are not used. All is computed
-            in float64 on CPUs.
+        context: Ranks and progress. The job's model and data are not used. Everything is
+            computed in float64 on CPUs.
         settings: The networks.
 
     Returns:
-        The section, with dimensions activation, residuals, size, ratio, network, part, index and
-        moment.
+        Measurements with the dimensions activation, residuals, size, ratio, network, part, index
+        and moment.
 
     Raises:
         InputError: No whole number of samples is near a ratio, or the matrices of the largest
             network do not fit into memory; on every rank.
+        Stopped: A signal came; on every rank.
     """
     ranks = context.ranks
-    _, neighbours, _ = ranks.node()
+    _, ranks_on_node, _ = ranks.node()
     with ranks.agreeing():
         samples = np.array([[_samples(n, phi) for phi in settings.ratios] for n in settings.sizes])
-        _require_room(settings, int(samples.max()), neighbours)
+        _require_room(settings, int(samples.max()), ranks_on_node)
     axes = (
         settings.activations,
         settings.residuals,
@@ -79,26 +76,34 @@ def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
         range(settings.networks),
     )
     shape = tuple(len(axis) for axis in axes)
-    # The large ones first, so that all ranks end at about the same time.
+    # Large networks come first, so that all ranks end at about the same time.
     places = sorted(
         product(*(range(count) for count in shape)), key=lambda place: -settings.sizes[place[2]]
     )
-    mine: dict[tuple[int, ...], _Seen] = {}
-    own = places[ranks.rank :: ranks.size]
-    with ranks.asleep_until_all_are_done(), one_thread(torch.device("cpu")):
-        for done, place in enumerate(own):
-            context.local_progress(f"two layers: {done} of {len(own)} networks")
-            mine[place] = _look(context, settings, place, int(samples[place[2:4]]))
-    context.check_stop()
-    seen = {place: one for part in ranks.collect(mine) for place, one in part.items()}
-    return _section(settings, samples, shape, seen)
+
+    def compute(place: tuple[int, ...]) -> _Network:
+        return _compute(context, settings, place, int(samples[place[2:4]]))
+
+    return _measurements(settings, samples, shape, distribute(context, places, compute))
 
 
-def _samples(n: int, ratio: float) -> int:
-    """Data points, m = 2n/φ rounded."""
+def _samples(n: int, ratio: float, tolerance: float = 0.05) -> int:
+    """Return the number of data points, m = 2n/φ rounded.
+
+    Args:
+        n: The number of units.
+        ratio: φ.
+        tolerance: The relative change of φ that rounding may make.
+
+    Returns:
+        m.
+
+    Raises:
+        InputError: Rounding changes φ by more.
+    """
     samples = max(1, round(2 * n / ratio))
     actual = 2 * n / samples
-    if not abs(actual / ratio - 1) <= _ROUNDED:
+    if not abs(actual / ratio - 1) <= tolerance:
         raise InputError(
             f"study.two_layer: with {n} units and {samples} samples the ratio is {actual:g}, not "
             f"{ratio:g}",
@@ -107,13 +112,15 @@ def _samples(n: int, ratio: float) -> int:
     return samples
 
 
-def _require_room(settings: TwoLayerSection, samples: int, neighbours: int) -> None:
+def _require_room(settings: TwoLayerSection, samples: int, ranks_on_node: int) -> None:
+    """Refuse networks whose matrices, or passes over the samples, do not fit into memory."""
     n = max(settings.sizes)
-    numbers = _MATRICES * (2 * n**2) ** 2 + _BY_SAMPLE * _BLOCK * samples * n
+    matrices, arrays = 8, 8  # that are in memory at a time: of d x d, and of a pass
+    numbers = matrices * (2 * n**2) ** 2 + arrays * _BLOCK * samples * n
     require_room(
-        8.0 * numbers * neighbours,
+        8.0 * numbers * ranks_on_node,
         f"study.two_layer: dense matrices of {2 * n**2:,} parameters, of {samples:,} samples, on "
-        f"{neighbours} ranks",
+        f"{ranks_on_node} ranks",
         "lower study.two_layer.sizes, raise its ratios, or use fewer ranks a node",
     )
 
@@ -122,20 +129,19 @@ def _require_room(settings: TwoLayerSection, samples: int, neighbours: int) -> N
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What is found of one network."""
+class _Network:
+    """The results of one network."""
 
     numbers: dict[str, float]
-    moments: NDArray[np.float64]  # (2, 5) as it is, and with H₁ turned
+    moments: NDArray[np.float64]  # (2, 5), of H₁ and of the rotated H₁
     eigenvalues: NDArray[np.float64] | None  # (4, d) of the first network
 
 
-def _look(
+def _compute(
     context: Context, settings: TwoLayerSection, place: tuple[int, ...], samples: int
-) -> _Seen:
-    """One network, on this rank. Not collective."""
-    which, how, by_size, _, number = place
-    activation, n = settings.activations[which], settings.sizes[by_size]
+) -> _Network:
+    """Compute one network on this rank. Not collective."""
+    activation, n, number = settings.activations[place[0]], settings.sizes[place[2]], place[4]
     ratio, rectified = 2 * n / samples, activation == "relu"
     # The same weights, inputs and rotation whatever the residuals are.
     rng = np.random.default_rng((settings.seed, n, samples, number))
@@ -144,19 +150,19 @@ def _look(
     noise = torch.from_numpy(rng.standard_normal((samples, n)))
     with torch.no_grad():
         outputs = model(inputs)
-    if settings.residuals[how] == "drawn":
+    if settings.residuals[place[1]] == "drawn":
         targets = outputs - np.sqrt(2 * settings.energy) * noise
     else:
         targets = noise
     energy = float((outputs - targets).square().mean()) / 2
-    what = f"two layers: {activation}, {n} units, ratio {ratio:g}, network {number}"
-    positive, residual = _parts(context, model, inputs, targets, what)
-    turned = rotated(residual, rng)
-    moments = np.array([mixed_moments(positive, one) for one in (residual, turned)])
+    name = f"two layers: {activation}, {n} units, ratio {ratio:g}, network {number}"
+    positive, residual = _parts(context, model, inputs, targets, name)
+    rotated_residual = rotated(residual, rng)
+    moments = np.array([mixed_moments(positive, one) for one in (residual, rotated_residual)])
     values = []
-    for matrix in (positive, residual, positive + residual, positive + turned):
-        context.local_progress(f"{what}, eigenvalues")
-        values.append(without_rounding(np.linalg.eigvalsh(matrix), _NULL))
+    for matrix in (positive, residual, positive + residual, positive + rotated_residual):
+        context.local_progress(f"{name}, eigenvalues")
+        values.append(without_rounding(np.linalg.eigvalsh(matrix), 1e-9))
     theory = LossModel(energy, ratio, rectified)
     exact = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
     numbers = {
@@ -175,7 +181,7 @@ def _look(
         "negative_rotated": float((values[3] < 0).mean()),
         "negative_law": _index(theory),
     }
-    return _Seen(numbers, moments, np.array(values) if number == 0 else None)
+    return _Network(numbers, moments, np.array(values) if number == 0 else None)
 
 
 def _network(rng: np.random.Generator, n: int, activation: str) -> nn.Module:
@@ -187,14 +193,14 @@ def _network(rng: np.random.Generator, n: int, activation: str) -> nn.Module:
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Half the sum of squared errors over samples and outputs: a sum over samples, a scalar."""
+    """Return half the sum of squared errors, over samples and outputs."""
     return (outputs - targets).square().sum() / 2
 
 
 def _parts(
-    context: Context, model: nn.Module, inputs: Tensor, targets: Tensor, what: str
+    context: Context, model: nn.Module, inputs: Tensor, targets: Tensor, name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """H₀ and H₁ by products of the operators G and S, (d, d) each."""
+    """Compute H₀ and H₁ by products of the operators G and S, (d, d) each."""
     samples = len(inputs)
     shard = Shard(
         TensorDataset(inputs, targets),
@@ -210,7 +216,7 @@ def _parts(
         units = torch.eye(multiply.size, dtype=torch.float64)
         columns = []
         for block in torch.split(units, _BLOCK):
-            context.local_progress(what)
+            context.local_progress(name)
             columns.append(multiply.of_block(block).numpy())
         matrix = np.concatenate(columns) / samples
         found.append((matrix + matrix.T) / 2)
@@ -218,7 +224,7 @@ def _parts(
 
 
 def _distance(eigenvalues: NDArray[np.float64], law: Law) -> float:
-    """From a law; NaN where its distribution cannot be computed, such as at a pole."""
+    """Return the distance from a law; NaN if its distribution cannot be computed."""
     try:
         return distance_to_law(eigenvalues, law)
     except HessdistError:
@@ -226,7 +232,7 @@ def _distance(eigenvalues: NDArray[np.float64], law: Law) -> float:
 
 
 def _index(theory: LossModel) -> float:
-    """The share of negative eigenvalues by theory; NaN where it cannot be computed."""
+    """Return the share of negative eigenvalues by theory; NaN if it cannot be computed."""
     try:
         return theory.index()
     except HessdistError:
@@ -234,15 +240,15 @@ def _index(theory: LossModel) -> float:
 
 
 def _between(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The Kolmogorov-Smirnov distance of two spectra."""
+    """Return the Kolmogorov-Smirnov distance of two spectra."""
     points = np.concatenate([one, other])
     shares = [np.searchsorted(np.sort(v), points, "right") / len(v) for v in (one, other)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-# -- all of them -----------------------------------------------------------------------------
+# -- what is stored ---------------------------------------------------------------------------
 
-_WORDS = {
+_LONG_NAMES = {
     "energy": "energy ε, half the mean squared residual",
     "mean_positive": "mean eigenvalue of H₀",
     "variance_positive": "variance of the eigenvalues of H₀; φ by Marchenko-Pastur",
@@ -260,11 +266,11 @@ _WORDS = {
 }
 
 
-def _section(
+def _measurements(
     settings: TwoLayerSection,
     samples: NDArray[np.int64],
     shape: tuple[int, ...],
-    seen: dict[tuple[int, ...], _Seen],
+    networks: dict[tuple[int, ...], _Network],
 ) -> Measurements:
     sizes = np.array(settings.sizes)
     names = ("activation", "residuals", "size", "ratio", "network")
@@ -285,14 +291,14 @@ def _section(
         "moment": texts("moment", list(MOMENTS), "of centred H₀ (A) and H₁ (B), normalised"),
         "part": texts("part", list(PARTS), "matrix"),
     }
-    for name, long_name in _WORDS.items():
+    for name, long_name in _LONG_NAMES.items():
         table = np.empty(shape)
-        for place, one in seen.items():
+        for place, one in networks.items():
             table[place] = one.numbers[name]
         variables[name] = Variable(names, table, long_name)
     moments = np.empty((*shape, 2, len(MOMENTS)))
     eigenvalues = np.full((*shape[:-1], len(PARTS), 2 * max(settings.sizes) ** 2), np.nan)
-    for place, one in seen.items():
+    for place, one in networks.items():
         moments[place] = one.moments
         if one.eigenvalues is not None:
             eigenvalues[place[:-1]][:, : one.eigenvalues.shape[1]] = one.eigenvalues
