@@ -320,7 +320,7 @@ def test_a_network_without_that_saddle_is_refused(text: str, expected: str) -> N
     ("change", "expected"),
     [
         (("curvature_samples = 8", "curvature_samples = 61"), "and the job has 60 samples"),
-        (("evaluate_every = 30", "evaluate_every = 50"), "is not a multiple of evaluate_every = 50"),
+        (("evaluate_every = 30", "evaluate_every = 50"), "not a multiple of evaluate_every = 50"),
         (("seeds = [3, 4]", "seeds = []"), "is empty"),
         (("rank = 3", "rank = 1"), "rank"),
     ],

@@ -154,7 +154,7 @@ def test_settings_that_are_refused(section: type[Any], given: dict[str, Any], to
 
 
 @pytest.mark.parametrize("which", ["critical_points", "two_layer"])
-def test_a_signal_is_heeded_between_steps(which: str) -> None:
+def test_a_signal_stops_the_work_between_steps(which: str) -> None:
     told: list[str] = []
     here = experiment(note=told.append, is_stopped=lambda: len(told) > 3)
     run: dict[str, Callable[[], Measurements]] = {
