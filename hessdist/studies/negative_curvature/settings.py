@@ -33,7 +33,9 @@ class LinesSection(Section):
     def _pairs(self) -> LinesSection:
         for pair in self.pairs:
             if not re.fullmatch("(largest|smallest) [1-9][0-9]*", pair):
-                raise ValueError(f"'{pair}' is not a pair; write for example 'smallest 1' or 'largest 3'")
+                raise ValueError(
+                    f"'{pair}' is not a pair; write for example 'smallest 1' or 'largest 3'"
+                )
         if not self.pairs or not self.spans:
             raise ValueError("pairs or spans is empty")
         return self
