@@ -38,7 +38,9 @@ class Hessdist:
             compute=self.compute,
         )
         seconds = products.seconds.setdefault("all", [])
-        shell = curvature_matrix(objective, "hessian",
+        shell = curvature_matrix(
+            objective,
+            "hessian",
             objective.evaluate().num_samples,
             # The shell adds its seconds up; what was added last is the latest product's.
             lambda count: seconds.append(sum(shell.seconds.values()) - sum(seconds)),
