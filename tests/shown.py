@@ -7,15 +7,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from hessdist.config.studies import registry
 from hessdist.results.reader import Run
 from hessdist.results.units import Measurements
+from hessdist.studies.shows import tables
 
 
 def run_of(studies: Mapping[str, Measurements], outputs: int = 1) -> Run:
-    """A run that has these studies alone, of a network with so many outputs."""
+    """Return a run that has only these studies, of a network with so many outputs."""
     parameters = [SimpleNamespace(name="bias", shape=(outputs,))]
     return cast(Any, SimpleNamespace(studies=dict(studies), parameters=parameters))
 
@@ -30,3 +32,12 @@ def figures_of(
 def tables_of(studies: Mapping[str, Measurements], outputs: int = 1) -> Iterator[Table]:
     for study in registry().values():
         yield from study.tables_of(run_of(studies, outputs))
+
+
+def printed(run: Run) -> str:
+    """Return all tables of a run as text."""
+    console = Console(width=140)
+    with console.capture() as capture:
+        for table in tables(run):
+            console.print(table)
+    return capture.get()

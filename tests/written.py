@@ -288,3 +288,15 @@ def changed(section: Measurements, **values: np.ndarray) -> Measurements:
         for name, array in values.items()
     }
     return Measurements({**old, **new}, section.attributes)
+
+
+def ruined(section: Measurements) -> Measurements:
+    """Return the section with all its numbers NaN, as of networks that diverged."""
+    numbers = {
+        name: np.full_like(v.values, np.nan)
+        for name, v in section.variables.items()
+        if v.values.dtype.kind == "f" and len(v.dimensions) > 1
+    }
+    if "reached" in section:
+        numbers["reached"] = np.zeros_like(section["reached"])
+    return changed(section, **numbers)

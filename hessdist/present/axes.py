@@ -1,8 +1,10 @@
-"""What all figures share: an empty page, and colours by training step."""
+"""Empty figures, axes that fit their values, legends, and colours by training step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,50 +12,209 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from hessdist.present.values import evenly, is_wide
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
+    from matplotlib.typing import ColorType
+    from numpy.typing import ArrayLike, NDArray
 
     Colour = tuple[float, float, float, float]
 
-_TICKS = 8  # of a colour bar, at most
 
-
-def page(title: str, width: float = 7.0, height: float = 4.4) -> tuple[Figure, Axes]:
-    """An empty figure with one pair of axes.
+def panels(
+    title: str,
+    rows: int,
+    columns: int,
+    *,
+    height: float,
+    width: float = 7.0,
+    **sharing: Any,
+) -> tuple[Figure, NDArray[Any]]:
+    """Return an empty figure with rows and columns of axes.
 
     Args:
-        title: Above it.
-        width: In inches.
-        height: In inches.
+        title: The title of the figure; a long one is broken into lines.
+        rows: The number of rows.
+        columns: The number of columns.
+        height: The height in inches.
+        width: The width in inches.
+        sharing: Which axes are shared, as `Figure.subplots` takes it.
+
+    Returns:
+        The figure and its axes, (rows, columns).
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(textwrap.fill(title, int(10 * width)))  # ten letters fit into an inch
+    grid = figure.subplots(rows, columns, squeeze=False, **sharing)
+    for axes in grid.flat:
+        axes.grid(True, which="major", alpha=0.25)
+    return figure, grid
+
+
+def new_figure(title: str, width: float = 7.0, height: float = 4.4) -> tuple[Figure, Axes]:
+    """Return an empty figure with one pair of axes.
+
+    Args:
+        title: The title of the figure; a long one is broken into lines.
+        width: The width in inches.
+        height: The height in inches.
 
     Returns:
         The figure and its axes.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = figure.add_subplot()
-    axes.grid(True, which="major", alpha=0.25)
-    return figure, axes
+    figure, grid = panels(title, 1, 1, height=height, width=width)
+    return figure, grid[0, 0]
+
+
+# -- words in figures ------------------------------------------------------------------------
+
+
+def note(axes: Axes, text: str) -> None:
+    """Write into axes why nothing is drawn there, or why something is missing."""
+    axes.text(0.5, 0.5, textwrap.fill(text, 40), ha="center", va="center", transform=axes.transAxes)
+
+
+def heading(axes: Axes, text: str, size: float | str = "small") -> None:
+    """Write a heading above the left corner of axes."""
+    axes.set_title(text, loc="left", fontsize=size)
+
+
+def key(label: str, colour: ColorType, mark: str = "", line: str = "", **look: Any) -> Line2D:
+    """Return a key of a legend: a mark, a line, or both.
+
+    Args:
+        label: The text.
+        colour: The colour of the mark and of the line.
+        mark: A mark of matplotlib's, or nothing.
+        line: A line style of matplotlib's, or nothing.
+        look: Other properties of the line.
+
+    Returns:
+        The key.
+    """
+    styles: dict[str, Any] = {"marker": mark, "linestyle": line, **look}
+    return Line2D([], [], color=colour, label=label, **styles)
+
+
+def legend_below(
+    figure: Figure,
+    keys: Sequence[Artist] | None = None,
+    columns: int = 3,
+    size: float | str | None = "small",
+) -> None:
+    """Add a legend below all axes.
+
+    Args:
+        figure: The figure.
+        keys: The keys; by default all that is drawn with a label.
+        columns: The number of columns.
+        size: The size of the font; by default small, None is the style's.
+    """
+    figure.legend(
+        handles=keys,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=size,
+    )
+
+
+# -- axes ------------------------------------------------------------------------------------
+
+
+def logarithmic_if_wide(axes: Axes, which: str, values: ArrayLike) -> None:
+    """Make an axis logarithmic where its values are positive and span more than a decade or so.
+
+    Args:
+        axes: The axes.
+        which: "x" or "y".
+        values: All values that are drawn, of any shape.
+    """
+    if is_wide(values):
+        axes.set(**{f"{which}scale": "log"})
+
+
+def asinh_axis(axes: Axes, linear: float, largest: float) -> None:
+    """Make the horizontal axis linear near zero and logarithmic beyond.
+
+    It is an axis of asinh(λ / linear), with ticks at zero and at powers of ten.
+
+    Args:
+        axes: The axes.
+        linear: The magnitude below which the axis is about linear.
+        largest: The largest magnitude on the axis.
+    """
+    axes.set_xscale("asinh", linear_width=linear)
+    first = np.ceil(np.log10(3 * linear))  # nearer to zero there is no room
+    ticks = [10.0**power for power in range(int(first), int(np.floor(np.log10(largest))) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator([*(-tick for tick in ticks[::-1]), 0.0, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+
+
+def _power(value: float) -> str:
+    """±10ⁿ, for ticks."""
+    exponent = round(np.log10(abs(value))) if value else 0
+    return f"${'-' if value < 0 else ''}10^{{{exponent}}}$" if value else "0"
+
+
+# -- training steps and seeds ----------------------------------------------------------------
 
 
 def colours_of(count: int, name: str = "viridis") -> list[Colour]:
-    """One colour for each of some steps, the first the darkest; none too light on white."""
+    """Return colours of a series, from dark to light; none is too light for white paper."""
     return [colormaps[name](0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
 def step_bar(figure: Figure, axes: Axes, steps: NDArray[np.int64], colours: list[Colour]) -> None:
-    """A bar that says which colour is which training step.
+    """Add a bar that shows the colour of each training step.
 
     Args:
         figure: The figure.
-        axes: Beside which it stands.
+        axes: The axes at whose side the bar is.
         steps: The steps, (S,).
-        colours: Theirs.
+        colours: The colour of each step.
     """
     scale = ScalarMappable(Normalize(-0.5, len(steps) - 0.5), ListedColormap(colours))
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(_TICKS, len(steps))).round().astype(int))
+    shown = evenly(len(steps), 8)
     bar = figure.colorbar(scale, ax=axes, ticks=list(shown), label="training step")
     bar.ax.set_yticklabels([str(steps[i]) for i in shown])
+
+
+def draw_medians(
+    axes: Axes,
+    places: NDArray[Any],
+    values: NDArray[np.float64],
+    colour: ColorType,
+    line: str = "-",
+    *,
+    ranged: bool = True,
+    **look: Any,
+) -> None:
+    """Draw the median over seeds as a line, and the range from the least to the most as a band.
+
+    Values that are not finite are left out, such as those of a seed that has diverged.
+
+    Args:
+        axes: The axes.
+        places: The places on the horizontal axis, (n,).
+        values: The values, (seeds, n).
+        colour: The colour.
+        line: The line style.
+        ranged: Whether the band is drawn.
+        look: Other properties of the line.
+    """
+    some = np.isfinite(values).any(axis=0)
+    if not some.any():
+        return
+    finite = np.where(np.isfinite(values), values, np.nan)[:, some]
+    low, middle, high = np.nanquantile(finite, [0, 0.5, 1], axis=0)
+    axes.plot(places[some], middle, line, color=colour, **look)
+    if ranged:
+        axes.fill_between(places[some], low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,9 +1,8 @@
-"""What tables are made of: columns, numbers and estimates as text."""
+"""Parts of tables: columns, numbers and estimates as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,58 +12,66 @@ from hessdist.spectrum.outliers import InNumbers
 
 
 def new_table(columns: Sequence[str], title: str | None = None) -> Table:
-    """A table without rows: columns flush right, no lines."""
+    """Return a table without rows and without lines, with columns flush right."""
     table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
+def new_list(title: str) -> Table:
+    """Return a table of names and texts, without rows and without a header."""
+    table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    return table
+
+
 def number(value: float) -> str:
-    """Three digits; empty where not finite."""
+    """Return a number with three digits, or nothing if it is not finite."""
     return f"{value:.3g}" if np.isfinite(value) else ""
 
 
 def percent(value: float) -> str:
-    """A share; empty where not finite."""
+    """Return a share in percent, or nothing if it is not finite."""
     return f"{value:.1%}" if np.isfinite(value) else ""
 
 
-def words(operator: Any) -> str:
-    """The name of a matrix, in words."""
-    return str(operator).replace("_", " ")
+def spaced(name: object) -> str:
+    """Return a name with spaces instead of underscores."""
+    return str(name).replace("_", " ")
 
 
 def cut(text: str, most: int) -> str:
-    """Text of so many letters at most."""
+    """Cut a text to a number of letters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def told(numbers: InNumbers) -> list[str]:
-    """Share near zero, negative eigenvalues and outliers of a spectrum."""
+def outlier_cells(numbers: InNumbers) -> list[str]:
+    """Return the share near zero, the negative eigenvalues and the outliers of a spectrum."""
     return [f"{numbers.near_zero:.1%}", f"{numbers.negative:g}", f"{numbers.outliers:g}"]
 
 
-def between(least: float, most: float) -> str:
-    """A count between two bounds."""
+def bounds(least: float, most: float) -> str:
+    """Return a count between two bounds, or nothing if it is not known."""
     if not np.isfinite(most):
         return ""
     return f"{most:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
 
 
 def estimate(value: float, error: float) -> str:
-    """A number and its standard error; empty where not finite."""
+    """Return a number and its standard error, or nothing if it is not finite."""
     if not np.isfinite(value):
         return ""
     return f"{value:.4g} ± {error:.1g}" if np.isfinite(error) else f"{value:.4g}"
 
 
 def median(values: NDArray[np.float64]) -> float:
-    """Of what is finite; NaN where nothing is."""
+    """Return the median of all finite values, or NaN if there is none."""
     good = values[np.isfinite(values)]
     return float(np.median(good)) if good.size else np.nan
 
 
 def share(reached: NDArray[np.bool_]) -> str:
-    """How many of how many."""
+    """Return how many of how many are true."""
     return f"{reached.sum()} of {len(reached)}"

@@ -1,4 +1,4 @@
-"""Tables of checkpoints: one line each."""
+"""Tables of checkpoints, of one run and of two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def summary(run: Run) -> Table:
-    """One line a checkpoint: loss, some eigenvalues, what converged, cost.
+    """Return a table with a line a checkpoint: loss, some eigenvalues, convergence, cost.
 
     Args:
         run: The result.
@@ -50,13 +50,13 @@ def summary(run: Run) -> Table:
 
 
 def comparison(found: Comparison) -> Table:
-    """Two runs side by side, a line a common step.
+    """Return a table that compares two runs, with a line a common step.
 
     Args:
         found: The comparison.
 
     Returns:
-        The table; angles in degrees, the largest principal one of each end.
+        The table; an angle is the largest principal one of an end, in degrees.
     """
     columns = ["step", "loss", "λ_1", "difference", "λ_d", "difference", "angle LA", "angle SA"]
     table = new_table([*columns, "products", "seconds"])

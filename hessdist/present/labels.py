@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
 """Symbols of the matrices, H = G + S."""
 
@@ -37,3 +40,23 @@ def label(names: dict[str, str], name: object) -> str:
         The label.
     """
     return names.get(str(name), str(name))
+
+
+def file_part(name: object) -> str:
+    """Return a name as a part of a file name: letters, digits, points and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", str(name)).strip("-.").lower()
+
+
+def file_parts(names: Iterable[object], otherwise: str) -> list[str]:
+    """Return names as parts of file names, or numbers if a name is too long or not unique.
+
+    Args:
+        names: The names, such as those of blocks.
+        otherwise: The word in front of a number.
+
+    Returns:
+        A part for each name, all different.
+    """
+    parts = [file_part(name) for name in names]
+    fit = all(0 < len(part) <= 32 for part in parts) and len(set(parts)) == len(parts)
+    return parts if fit else [f"{otherwise}-{number + 1}" for number in range(len(parts))]

@@ -1,4 +1,4 @@
-"""How figures look on paper: width, font size, a style of one's own, file formats."""
+"""Width, font size, style and file formats of figures."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
-_INCH = 2.54  # cm
-_LARGER = "give a larger --width, or another --style"
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a paper asks of its figures.
+    """The look of the figures of a paper.
 
     Args:
-        width: In centimetres; the height keeps its proportion to it. None: as drawn, 17.8 cm.
-        font_size: In points; None: the style's, 10.
-        style: A name of matplotlib's, or an .mplstyle file.
-        formats: Of the files, in order.
-        titled: Whether figures have a title.
+        width: The width in centimetres; the height keeps its proportion. None: as drawn, 17.8 cm.
+        font_size: The font size in points; None: that of the style, usually 10.
+        style: The name of a style of matplotlib's, or an .mplstyle file.
+        formats: The formats of the files, in order.
+        titled: True if figures have a title.
 
     Raises:
         InputError: A value is out of its range, or the style cannot be read.
@@ -62,7 +60,7 @@ class Look:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Draw and save figures in here.
+        """Apply the font and the style to all that is drawn and saved in this context.
 
         Yields:
             Nothing.
@@ -79,11 +77,11 @@ class Look:
 
         Args:
             figure: The figure, drawn within `applied`.
-            folder: Where to; made if missing.
-            name: Without suffix.
+            folder: The folder of the files; it is made if it is missing.
+            name: The name of the files, without suffix.
 
         Returns:
-            The paths.
+            The paths of the files.
 
         Raises:
             InputError: A figure of this size and style cannot be drawn.
@@ -93,25 +91,27 @@ class Look:
             figure.suptitle("")
         if self.width is not None:
             width, height = figure.get_size_inches()
-            figure.set_size_inches(self.width / _INCH, height / width * self.width / _INCH)
+            inches = self.width / 2.54
+            figure.set_size_inches(inches, height / width * inches)
+        # No date in the file: the same data give the same bytes.
+        undated: dict[str, dict[str, str | None]] = {
+            "png": {"Software": None},
+            "pdf": {"CreationDate": None},
+            "svg": {"Date": None},
+        }
         paths = [folder / f"{name}.{kind}" for kind in self.formats]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, kind in zip(paths, self.formats, strict=True):
-                figure.savefig(path, dpi=200, metadata=_UNDATED[kind])
+                figure.savefig(path, dpi=200, metadata=undated[kind])
         except ValueError as error:
-            raise InputError(f"{paths[0]}: a figure cannot be drawn ({error})", _LARGER) from error
+            raise InputError(
+                f"{paths[0]}: a figure cannot be drawn ({error})",
+                "give a larger --width, or another --style",
+            ) from error
         except OSError as error:
             raise OutputError(
                 f"the figure {paths[0]} cannot be written ({error.strerror})",
                 "choose a folder by -o",
             ) from error
         return paths
-
-
-# No date in the file: the same data give the same bytes.
-_UNDATED: dict[str, dict[str, str | None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None},
-    "svg": {"Date": None},
-}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hessdist.present.axes import page
+from hessdist.present.axes import key, legend_below, new_figure
+from hessdist.present.style import of_end
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,20 +21,27 @@ if TYPE_CHECKING:
 def progression(run: Run, title: str = "") -> Figure:
     """Draw log |λ| of both ends and the loss against the training step.
 
-    The largest eigenvalues are blue to green, the smallest red; a hollow mark is an eigenvalue
-    of the other sign (a positive one among the smallest), a cross one that did not converge. The
-    loss is the dotted black curve, on the right axis.
+    The largest eigenvalues are blue to green, the smallest red to orange; a hollow mark is an
+    eigenvalue of the other sign (a positive one among the smallest), a cross one that did not
+    converge. The loss is the dotted black curve, on the right axis.
 
     Args:
         run: The result.
-        title: Above the figure.
+        title: The title of the run.
 
     Returns:
         The figure.
     """
-    figure, axes = page(title)
-    _draw_end(axes, run.steps, run.eigenvalues_largest, run.converged_largest, "winter", 1)
-    _draw_end(axes, run.steps, run.eigenvalues_smallest, run.converged_smallest, "Reds_r", -1)
+    figure, axes = new_figure(title)
+    keys = []
+    for end, values, converged in (
+        ("largest", run.eigenvalues_largest, run.converged_largest),
+        ("smallest", run.eigenvalues_smallest, run.converged_smallest),
+    ):
+        if count := values.shape[1]:
+            _draw_end(axes, run.steps, values, converged, end)
+            name = f"{end}, {'LA' if end == 'largest' else 'SA'}({count})"
+            keys.append(key(name, of_end(end, 3)[0], line="-"))
     axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("|λ|")
@@ -44,7 +50,7 @@ def progression(run: Run, title: str = "") -> Figure:
     right.plot(run.steps, run.loss, ":k", linewidth=1.5)
     right.set_yscale("log")
     right.set_ylabel("loss")
-    figure.legend(handles=_legend(run), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, [*keys, key("loss (right)", "black", line=":")], 3, None)
     return figure
 
 
@@ -53,37 +59,17 @@ def _draw_end(
     steps: NDArray[np.int64],
     values: NDArray[np.float64],
     converged: NDArray[np.bool_],
-    colours: str,
-    sign: int,
+    end: str,
 ) -> None:
-    """One line an eigenvalue, the most extreme first."""
-    count = values.shape[1]
-    for column in range(count):
-        # Not the ends of the maps, where they are too light on white.
-        colour = colormaps[colours](0.15 + 0.5 * column / max(1, count - 1))
+    """Draw a line for each eigenvalue, the most extreme first."""
+    for column, colour in enumerate(of_end(end, values.shape[1])):
         value, good = values[:, column], converged[:, column]
         axes.plot(steps, np.abs(value), "-", color=colour, linewidth=1.0)
-        expected = good & (value * sign > 0)
+        expected = good & ((value > 0) if end == "largest" else (value < 0))
         for shown, mark, fill in (
             (expected, "o", colour),
             (good & ~expected, "o", "none"),
             (~good, "x", colour),
         ):
-            axes.plot(
-                steps[shown],
-                np.abs(value[shown]),
-                mark,
-                color=colour,
-                markerfacecolor=fill,
-                markersize=3.0,
-            )
-
-
-def _legend(run: Run) -> list[Line2D]:
-    handles = []
-    if k := run.eigenvalues_largest.shape[1]:
-        handles.append(Line2D([], [], color=colormaps["winter"](0.3), label=f"largest, LA({k})"))
-    if m := run.eigenvalues_smallest.shape[1]:
-        handles.append(Line2D([], [], color=colormaps["Reds_r"](0.2), label=f"smallest, SA({m})"))
-    handles.append(Line2D([], [], color="black", linestyle=":", label="loss (right)"))
-    return handles
+            place = steps[shown], np.abs(value[shown])
+            axes.plot(*place, mark, color=colour, markerfacecolor=fill, markersize=3.0)

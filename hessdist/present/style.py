@@ -13,12 +13,19 @@ PINK = "#cc79a7"
 ORANGE = "#e69f00"
 SKY = "#56b4e9"
 GREY = "#8a8a8a"
+INK = "#444444"
+"""Lines and marks that help to read a figure."""
+PALE = "#b8b8b8"
+"""Areas behind what is drawn."""
 
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, GREY)
 """Colours of a series, in order."""
 
 MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "star")
 """Marks of a series on the page, as plotly names them."""
+
+SERIES = tuple(zip(COLOURS, "os^Dvp*", strict=True))
+"""Colours and marks of a series in figures, as matplotlib names them."""
 
 
 def sequence(count: int) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hessdist
-from hessdist.studies.random_matrices.loss_model_figures import densities, index
+from hessdist.studies.random_matrices.figures import densities, index
 from hessdist.studies.random_matrices.settings import LossModelSection
 from hessdist.theory.laws import MarchenkoPastur
 from hessdist.theory.loss_model import LossModel

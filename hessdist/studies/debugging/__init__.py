@@ -26,7 +26,7 @@ STUDIES = (
             keys=("training.batch_size", "training.learning_rate", "training.momentum"),
         ),
         remarks=f"{_HERE}.remarks:saddle",
-        figures=f"{_HERE}.saddle_figures:draw_saddle",
+        figures=f"{_HERE}.figures:draw_saddle",
         tables=f"{_HERE}.tables:saddle",
         page=f"{_HERE}.page:saddle",
     ),

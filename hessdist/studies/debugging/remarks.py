@@ -9,23 +9,23 @@ import numpy as np
 from hessdist.results.units import Measurements
 
 
-def saddle(section: Measurements) -> Iterator[str]:
+def saddle(measured: Measurements) -> Iterator[str]:
     """Describe how soon the saddle was left."""
     yield (
-        f"at the saddle: gradient norm {section['start_gradient_norm']:.4g}, eigenvalues from "
-        f"{section['eigenvalues'][0]:.4g} to {section['eigenvalues'][-1]:.4g}"
+        f"at the saddle: gradient norm {measured['start_gradient_norm']:.4g}, eigenvalues from "
+        f"{measured['eigenvalues'][0]:.4g} to {measured['eigenvalues'][-1]:.4g}"
     )
-    for row, name in enumerate(section["run"]):
-        left = section["escape"][row][np.isfinite(section["escape"][row])]
+    for row, name in enumerate(measured["run"]):
+        left = measured["escape"][row][np.isfinite(measured["escape"][row])]
         if len(left):
-            model = section["predicted_escape"][row]
-            told = f"left by {len(left)} of {section['escape'].shape[1]} seeds, after "
-            told += f"{np.median(left):g} steps (median), {model:g} in the quadratic model"
+            model = measured["predicted_escape"][row]
+            text = f"left by {len(left)} of {measured['escape'].shape[1]} seeds, after "
+            text += f"{np.median(left):g} steps (median), {model:g} in the quadratic model"
         else:
-            told = "stays"
-        yield f"{name}: {told}"
+            text = "stays"
+        yield f"{name}: {text}"
 
 
-def diagnosis(section: Measurements) -> Iterator[str]:
-    """Repeat the note."""
-    yield from str(section["note"]).splitlines()
+def diagnosis(measured: Measurements) -> Iterator[str]:
+    """Repeat the note of the diagnosis."""
+    yield from str(measured["note"]).splitlines()

@@ -2,359 +2,301 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hessdist.present.axes import colours_of
+from hessdist.present.axes import (
+    colours_of,
+    draw_medians,
+    heading,
+    key,
+    legend_below,
+    logarithmic_if_wide,
+    note,
+    panels,
+)
 from hessdist.present.histograms import spectral_norm
-from hessdist.studies.singularity.spectra_figures import MARK, PALE, SERIES, panels, say, stretch
+from hessdist.present.labels import SYMBOLS
+from hessdist.present.style import INK, PALE, RED, SERIES
+from hessdist.present.values import median, positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
     from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
 
-_SYMBOLS = {"hessian": "H", "gauss_newton": "G", "residual": "S", "empirical_fisher": "F"}
-_STYLE = dict(zip(_SYMBOLS, SERIES, strict=True))
-_APART = 0.11  # of the distance of two checkpoints: marks of different matrices
-_RIGHT = 90.0  # degrees
+_STYLE = dict(zip(SYMBOLS, SERIES, strict=False))
 
 
 def draw_decomposition(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     """Draw eigenvalues, traces and the alignment of H, G, S and F."""
-    section = run.studies["decomposition"]
-    yield "decomposition-eigenvalues", eigenvalues(section, title)
-    yield "decomposition-traces", traces(section, title)
-    yield "decomposition-alignment", alignment(section, title)
+    measured = run.studies["decomposition"]
+    yield "decomposition-eigenvalues", eigenvalues(measured, title)
+    yield "decomposition-traces", traces(measured, title)
+    yield "decomposition-alignment", alignment(measured, title)
 
 
 def draw_widths(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     """Draw the residual matrix and the training of networks by width."""
-    section = run.studies["widths"]
-    yield "widths-residual", residual(section, title)
-    yield "widths-training", training(section, title)
+    measured = run.studies["widths"]
+    yield "widths-residual", residual(measured, title)
+    yield "widths-training", training(measured, title)
 
 
 # -- checkpoints -----------------------------------------------------------------------------
 
 
-def eigenvalues(section: Measurements, title: str) -> Figure:
-    """The large ends of H, G, S and F, and what S and the negative end of H do meanwhile.
+def eigenvalues(measured: Measurements, title: str) -> Figure:
+    """Draw the large ends of H, G, S and F, and S with the negative end of H.
 
     Args:
-        section: The section "decomposition".
-        title: Of the run.
+        measured: The measurements of the section decomposition.
+        title: The title of the run.
 
     Returns:
         The figure: above a mark an eigenvalue, the outliers filled; below ‖S‖₂, |λ_d| of H and the
         residuals.
     """
-    figure, grid = panels(f"{title}: eigenvalues of H = G + S", 2, 1, height=7.4, sharex=True)
-    upper, lower = grid[:, 0]
-    places = np.arange(len(section["step"]))
-    for row, operator in enumerate(section["operator"]):
-        colour, mark = _STYLE[operator]
-        values, count = section["eigenvalues_largest"][:, row], section["outliers"][:, row]
-        moved = places + _APART * (row - (len(_SYMBOLS) - 1) / 2)
-        for x, own, outliers in zip(moved, values, count, strict=True):
-            shown = np.where(own > 0, own, np.nan)
-            for part, fill in ((shown[:outliers], colour), (shown[outliers:], "white")):
-                upper.plot(
-                    np.full(len(part), x),
-                    part,
-                    mark,
-                    color=colour,
-                    markerfacecolor=fill,
-                    markersize=3.5,
-                    markeredgewidth=0.7,
-                )
-    stretch(upper, "y", section["eigenvalues_largest"][section["eigenvalues_largest"] > 0])
-    upper.set_ylabel(f"the {section['eigenvalues_largest'].shape[-1]} largest eigenvalues")
-    column = list(section["operator"]).index("hessian")
-    negative = np.abs(np.minimum(section["eigenvalues_smallest"][:, column, 0], 0))
-    lines = (
-        (spectral_norm(section, "residual"), _STYLE["residual"], "‖S‖₂"),
-        (negative, _STYLE["hessian"], "|λ_d| of H, where negative"),
-        (section["misfit"], (MARK, "x"), "rms of the residuals ‖∂ℓ/∂z‖"),
+    text = f"{title}: eigenvalues of H = G + S"
+    figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.4, sharex=True)
+    operators, largest = list(measured["operator"]), measured["eigenvalues_largest"]
+    for row, operator in enumerate(operators):
+        _draw_outliers(upper, measured, row, *_STYLE[operator])
+    logarithmic_if_wide(upper, "y", largest[largest > 0])
+    upper.set_ylabel(f"the {largest.shape[-1]} largest eigenvalues")
+    smallest = measured["eigenvalues_smallest"][:, operators.index("hessian"), 0]
+    series = (
+        (spectral_norm(measured, "residual"), *_STYLE["residual"], "‖S‖₂"),
+        (np.maximum(-smallest, 0), *_STYLE["hessian"], "|λ_d| of H, where negative"),
+        (measured["misfit"], INK, "x", "rms of the residuals ‖∂ℓ/∂z‖"),
     )
-    for values, (colour, mark), label in lines:
-        shown = np.where(values > 0, values, np.nan)
-        lower.plot(places, shown, f"{mark}-", color=colour, label=label, markersize=4.5)
-    positive = np.concatenate([values[values > 0] for values, _, _ in lines])
-    stretch(lower, "y", positive)
+    for values, colour, mark, text in series:
+        look: dict[str, Any] = {"color": colour, "label": text, "markersize": 4.5}
+        lower.plot(np.arange(len(values)), positive(values), f"{mark}-", **look)
+    logarithmic_if_wide(lower, "y", np.concatenate([values[values > 0] for values, *_ in series]))
     lower.legend(frameon=False, fontsize="small")
-    _steps(lower, section)
-    figure.legend(
-        handles=[*_key(section["operator"]), _mark("s", "white", "hollow: no outlier")],
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        fontsize="small",
-    )
+    _label_steps(lower, measured)
+    hollow = key("hollow: no outlier", INK, "s", markerfacecolor="white")
+    legend_below(figure, [*_operator_keys(operators), hollow], 5)
     return figure
 
 
-def traces(section: Measurements, title: str) -> Figure:
-    """Traces and Frobenius norms over checkpoints, with their errors.
+def _draw_outliers(axes: Axes, measured: Measurements, row: int, colour: str, mark: str) -> None:
+    """Draw the largest eigenvalues of one matrix at all steps, the outliers filled."""
+    values, outliers = measured["eigenvalues_largest"][:, row], measured["outliers"][:, row]
+    for x, own, count in zip(_places(measured, row), values, outliers, strict=True):
+        shown = positive(own)
+        for part, fill in ((shown[:count], colour), (shown[count:], "white")):
+            look: dict[str, Any] = {"color": colour, "markerfacecolor": fill}
+            axes.plot(
+                np.full(len(part), x), part, mark, markersize=3.5, markeredgewidth=0.7, **look
+            )
+
+
+def traces(measured: Measurements, title: str) -> Figure:
+    """Draw traces and Frobenius norms over checkpoints, with their errors.
 
     Args:
-        section: The section "decomposition".
-        title: Of the run.
+        measured: The measurements of the section decomposition.
+        title: The title of the run.
 
     Returns:
         The figure: traces above, with the sum tr G + tr S as a line; norms below.
     """
-    figure, grid = panels(f"{title}: traces and norms", 2, 1, height=7.0, sharex=True)
-    places = np.arange(len(section["step"]))
-    for axes, name in zip(grid[:, 0], ("trace", "frobenius_norm"), strict=True):
-        for row, operator in enumerate(section["operator"]):
+    text = f"{title}: traces and norms"
+    figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.0, sharex=True)
+    order = list(measured["operator"])
+    for axes, name in ((upper, "trace"), (lower, "frobenius_norm")):
+        for row, operator in enumerate(order):
             colour, mark = _STYLE[operator]
-            moved = places + _APART * (row - (len(_SYMBOLS) - 1) / 2)
-            axes.errorbar(
-                moved,
-                section[name][:, row],
-                section[f"{name}_error"][:, row],
-                fmt=mark,
-                color=colour,
-                markersize=4.5,
-                capsize=2.5,
-            )
-    upper, lower = grid[:, 0]
-    order = list(section["operator"])
-    total = sum(section["trace"][:, order.index(o)] for o in ("gauss_newton", "residual"))
-    upper.plot(places, total, "-", color=MARK, linewidth=0.9, zorder=0)
+            values, errors = measured[name][:, row], measured[f"{name}_error"][:, row]
+            look: dict[str, Any] = {"color": colour, "markersize": 4.5, "capsize": 2.5}
+            axes.errorbar(_places(measured, row), values, errors, fmt=mark, **look)
+    parts = [order.index(name) for name in ("gauss_newton", "residual")]
+    total = measured["trace"][:, parts].sum(axis=1)
+    upper.plot(np.arange(len(total)), total, "-", color=INK, linewidth=0.9, zorder=0)
     upper.axhline(0, color=PALE, linewidth=0.8, zorder=0)
     upper.set_ylabel("trace")
-    stretch(lower, "y", section["frobenius_norm"])
+    logarithmic_if_wide(lower, "y", measured["frobenius_norm"])
     lower.set_ylabel("Frobenius norm")
-    _steps(lower, section)
-    line = Line2D([], [], color=MARK, linewidth=0.9, label="tr G + tr S")
-    figure.legend(
-        handles=[*_key(section["operator"]), line],
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-    )
+    _label_steps(lower, measured)
+    line = key("tr G + tr S", INK, line="-", linewidth=0.9)
+    legend_below(figure, [*_operator_keys(order), line], 5, None)
     return figure
 
 
-def alignment(section: Measurements, title: str) -> Figure:
-    """How far the eigenvectors of H and of F are from the space of G's.
+def alignment(measured: Measurements, title: str) -> Figure:
+    """Draw the angles of the eigenvectors of H and of F with the space of G's.
 
     Args:
-        section: The section "decomposition".
-        title: Of the run.
+        measured: The measurements of the section decomposition.
+        title: The title of the run.
 
     Returns:
         The figure: a row a checkpoint, a column an eigenvector; a line after the last outlier.
     """
-    figure, grid = panels(
-        f"{title}: angles of eigenvectors with the space of G's largest",
-        1,
-        2,
-        height=1.6 + 0.42 * len(section["step"]),
-        sharey=True,
-    )
+    text = f"{title}: angles of eigenvectors with the space of G's largest"
+    steps = measured["step"]
+    figure, grid = panels(text, 1, 2, height=1.6 + 0.42 * len(steps), sharey=True)
     shown = None
     for axes, operator in zip(grid[0], ("hessian", "empirical_fisher"), strict=True):
-        column = list(section["operator"]).index(operator)
-        angles = section["angle_to_gauss_newton"][:, column]
+        column = list(measured["operator"]).index(operator)
+        angles = measured["angle_to_gauss_newton"][:, column]
         rows, count = angles.shape
         axes.grid(visible=False)
         edges = np.arange(count + 1) + 0.5, np.arange(rows + 1) - 0.5
-        shown = axes.pcolormesh(*edges, angles, cmap="viridis_r", vmin=0, vmax=_RIGHT)
-        for row, outliers in enumerate(section["outliers"][:, column]):
-            axes.plot([outliers + 0.5] * 2, [row - 0.5, row + 0.5], color="#d55e00", linewidth=2)
-        axes.set_xlabel(f"eigenvector of {_SYMBOLS[operator]}, the largest first")
+        shown = axes.pcolormesh(*edges, angles, cmap="viridis_r", vmin=0, vmax=90)
+        for row, outliers in enumerate(measured["outliers"][:, column]):
+            axes.plot([outliers + 0.5] * 2, [row - 0.5, row + 0.5], color=RED, linewidth=2)
+        axes.set_xlabel(f"eigenvector of {SYMBOLS[operator]}, the largest first")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_yticks(np.arange(rows), [str(step) for step in section["step"]])
+        axes.set_yticks(np.arange(rows), [str(step) for step in steps])
     grid[0, 0].set_ylabel("training step")
     grid[0, 0].invert_yaxis()
     if shown is not None:
         figure.colorbar(shown, ax=grid, label="angle, degrees", ticks=[0, 30, 60, 90])
-    line = Line2D([], [], color="#d55e00", linewidth=2, label="after the last outlier")
-    figure.legend(handles=[line], loc="outside lower center", frameon=False, fontsize="small")
+    legend_below(figure, [key("after the last outlier", RED, line="-", linewidth=2)], 1)
     return figure
 
 
-def _steps(axes: Axes, section: Measurements) -> None:
-    """Checkpoints side by side, whatever steps lie between them."""
-    axes.set_xticks(np.arange(len(section["step"])), [str(step) for step in section["step"]])
+def _places(measured: Measurements, row: int) -> NDArray[np.float64]:
+    """Places of the checkpoints for one of the matrices, which are drawn side by side."""
+    return np.arange(len(measured["step"])) + 0.11 * (row - (len(SYMBOLS) - 1) / 2)
+
+
+def _label_steps(axes: Axes, measured: Measurements) -> None:
+    """Label checkpoints at equal distances, whatever steps lie between them."""
+    axes.set_xticks(np.arange(len(measured["step"])), [str(step) for step in measured["step"]])
     axes.set_xlabel("training step")
 
 
-def _key(operators: NDArray[Any]) -> list[Line2D]:
-    return [_mark(_STYLE[one][1], _STYLE[one][0], _SYMBOLS[one]) for one in operators]
-
-
-def _mark(mark: str, fill: str, label: str) -> Line2D:
-    edge = MARK if fill == "white" else fill
-    return Line2D([], [], color=edge, marker=mark, markerfacecolor=fill, linestyle="", label=label)
+def _operator_keys(operators: Sequence[str]) -> list[Line2D]:
+    return [key(SYMBOLS[one], *_STYLE[one]) for one in operators]
 
 
 # -- from narrow to wide ---------------------------------------------------------------------
 
 
-def residual(section: Measurements, title: str) -> Figure:
-    """S against the width of the network, at several times of training.
+def residual(measured: Measurements, title: str) -> Figure:
+    """Draw S against the width of the network, at several times of training.
 
     Args:
-        section: The section "widths".
-        title: Of the run.
+        measured: The measurements of the section widths.
+        title: The title of the run.
 
     Returns:
         The figure: |tr S|, ‖S‖_F, ‖S‖₂ and the residuals; a mark a network, lines through medians.
     """
-    figure, grid = panels(
-        f"{title}: S and the residuals, against the number of parameters",
-        2,
-        2,
-        height=6.4,
-        sharex=True,
-    )
-    place = list(section["operator"]).index("residual")
-    errors = section["trace_error"][..., place]
-    of = {
-        "|tr S|, bar: standard error": np.abs(section["trace"][..., place]),
-        "‖S‖_F": section["frobenius_norm"][..., place],
-        "‖S‖₂": spectral_norm(section, "residual"),
-        "rms of the residuals ‖∂ℓ/∂z‖": section["misfit"],
+    text = f"{title}: S and the residuals, against the number of parameters"
+    figure, grid = panels(text, 2, 2, height=6.4, sharex=True)
+    place, sizes = list(measured["operator"]).index("residual"), measured["parameters"]
+    trace = "|tr S|, bar: standard error"
+    quantities = {
+        trace: np.abs(measured["trace"][..., place]),
+        "‖S‖_F": measured["frobenius_norm"][..., place],
+        "‖S‖₂": spectral_norm(measured, "residual"),
+        "rms of the residuals ‖∂ℓ/∂z‖": measured["misfit"],
     }
-    colours = colours_of(len(section["iteration"]))
-    for axes, (name, values) in zip(grid.flat, of.items(), strict=True):
+    colours = colours_of(len(measured["iteration"]))
+    for axes, (name, values) in zip(grid.flat, quantities.items(), strict=True):
         for column, colour in enumerate(colours):
             own = values[..., column]
-            if name.startswith("|tr S|"):
-                _bars(axes, section["parameters"], own, errors[..., column], colour)
-            _by_size(axes, section["parameters"], own, colour)
-        stretch(axes, "y", values[values > 0])
+            if name == trace:
+                _draw_bars(axes, sizes, own, measured["trace_error"][..., column, place], colour)
+            axes.plot(sizes, median(own, 1), "-", color=colour, linewidth=1)
+            for size, row in zip(sizes, own, strict=True):
+                axes.plot(np.full(len(row), size), row, "o", color=colour, markersize=3.5)
+        logarithmic_if_wide(axes, "y", values[values > 0])
         axes.set_xscale("log")
-        axes.set_title(name, loc="left", fontsize="small")
+        heading(axes, name)
     for axes in grid[-1]:
         axes.set_xlabel("parameters p")
-    _legend(figure, colours, [f"{step} iterations" for step in section["iteration"]])
+    _series_legend(figure, colours, [f"{step} iterations" for step in measured["iteration"]])
     return figure
 
 
-def training(section: Measurements, title: str) -> Figure:
-    """The eigenvalues and traces of H and G in training, S beside the residuals, and ranks.
+def training(measured: Measurements, title: str) -> Figure:
+    """Draw the eigenvalues and traces of H and G in training, S over the residuals, and ranks.
 
     Args:
-        section: The section "widths".
-        title: Of the run.
+        measured: The measurements of the section widths.
+        title: The title of the run.
 
     Returns:
         The figure; in three panels a colour a width, lines through medians over networks.
     """
     figure, grid = panels(f"{title}: in training", 2, 2, height=6.6)
-    order = list(section["operator"])
-    hessian, gauss_newton = order.index("hessian"), order.index("gauss_newton")
-    colours = colours_of(len(section["width"]))
-    at = section["iteration"]
+    order = list(measured["operator"])
+    colours, at = colours_of(len(measured["width"])), measured["iteration"]
     top, traced, share, ranks = grid.flat
-    ratio = spectral_norm(section, "residual") / section["misfit"]
+    ratio = spectral_norm(measured, "residual") / measured["misfit"]
+    look: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 3}
     for width, colour in enumerate(colours):
         for axes, name in ((top, "eigenvalue_largest"), (traced, "trace")):
-            values = section[name][width]
-            _over_time(axes, at, values[..., hessian], colour, "-")
-            _over_time(axes, at, values[..., gauss_newton], colour, "--")
-        _over_time(share, at, ratio[width], colour, "-")
-    for axes, name in ((top, "λ₁ of H (solid), G (dashed)"), (traced, "tr H, tr G (dashed)")):
-        axes.set_title(name, loc="left", fontsize="small")
-    share.set_title("‖S‖₂ / rms of the residuals", loc="left", fontsize="small")
-    stretch(share, "y", ratio)
+            values = measured[name][width]
+            draw_medians(axes, at, values[..., order.index("hessian")], colour, **look)
+            gauss_newton = values[..., order.index("gauss_newton")]
+            draw_medians(axes, at, gauss_newton, colour, "--", ranged=False, **look)
+        draw_medians(share, at, ratio[width], colour, **look)
+    heading(top, "λ₁ of H (solid), G (dashed)")
+    heading(traced, "tr H, tr G (dashed)")
+    heading(share, "‖S‖₂ / rms of the residuals")
+    logarithmic_if_wide(share, "y", ratio)
+    linear = max(1, at[at > 0].min(initial=at.max()))
     for axes in (top, traced, share):
-        positive = at[at > 0]
-        linear = max(1, positive.min() if positive.size else 1)
         axes.set_xscale("symlog", linthresh=linear)
         axes.set_xlim(-0.2 * linear, 1.3 * max(linear, at.max()))
         axes.set_xlabel("iterations")
-    _ranks(ranks, section)
-    _legend(figure, colours, [f"{width}" for width in section["width"]], "hidden: ")
+    _draw_ranks(ranks, measured)
+    _series_legend(figure, colours, [f"hidden: {width}" for width in measured["width"]])
     return figure
 
 
-def _ranks(axes: Axes, section: Measurements) -> None:
-    """Eigenvalues that are not zero at the last iteration, where they are counted exactly."""
-    sizes = section["parameters"]
+def _draw_ranks(axes: Axes, measured: Measurements) -> None:
+    """Draw the numbers of nonzero eigenvalues at the end, where they are counted exactly."""
+    sizes = measured["parameters"]
     for operator in ("hessian", "gauss_newton"):
-        place = list(section["operator"]).index(operator)
+        place = list(measured["operator"]).index(operator)
         colour, mark = _STYLE[operator]
-        counts = [section[f"null_count_{end}"][:, :, -1, place] for end in ("least", "most")]
-        counted = counts[0] == counts[1]
-        left = np.where(counted, sizes[:, None] - counts[0], np.nan)
-        for size, row in zip(sizes, left, strict=True):
+        least, most = (measured[f"null_count_{end}"][:, :, -1, place] for end in ("least", "most"))
+        counts = np.where(least == most, sizes[:, None] - least, np.nan)
+        for size, row in zip(sizes, counts, strict=True):
             axes.plot(np.full(len(row), size), row, mark, color=colour, markersize=4.5)
-    axes.set_title("nonzero eigenvalues at the end", loc="left", fontsize="small")
-    exact = np.isfinite(left).any(axis=1)
+    heading(axes, "nonzero eigenvalues at the end")
+    exact = np.isfinite(counts).any(axis=1)
     if not exact.any():
-        say(axes, "no spectrum is exact: raise study.widths.exact_below")
+        note(axes, "no spectrum is exact: raise study.widths.exact_below")
         return
     known = sizes[exact]
-    axes.plot(known, known, ":", color=MARK, linewidth=0.9, label="p")
-    axes.plot(known, section["rank_bound"][exact], "-", color=MARK, linewidth=0.9, label="N · C")
-    handles = [*_key(np.array(["hessian", "gauss_newton"])), *axes.get_legend_handles_labels()[0]]
+    axes.plot(known, known, ":", color=INK, linewidth=0.9, label="p")
+    axes.plot(known, measured["rank_bound"][exact], "-", color=INK, linewidth=0.9, label="N · C")
+    lines = axes.get_legend_handles_labels()[0]
+    handles = [*_operator_keys(("hessian", "gauss_newton")), *lines]
     axes.legend(handles=handles, frameon=False, fontsize="small")
     axes.set_xlabel("parameters p")
     axes.set_ylim(bottom=0)
 
 
-def _by_size(axes: Axes, sizes: NDArray[Any], values: NDArray[Any], colour: Any) -> None:
-    """A mark a network and a line through medians, (widths, networks)."""
-    axes.plot(sizes, _middle(values, 1), "-", color=colour, linewidth=1)
-    for size, row in zip(sizes, values, strict=True):
-        axes.plot(np.full(len(row), size), row, "o", color=colour, markersize=3.5)
-
-
-def _bars(
+def _draw_bars(
     axes: Axes, sizes: NDArray[Any], values: NDArray[Any], errors: NDArray[Any], colour: Any
 ) -> None:
+    """Draw standard errors of positive values on an axis that may be logarithmic."""
     for size, row, own in zip(sizes, values, errors, strict=True):
-        down = np.minimum(own, 0.9 * row)  # on a logarithmic axis zero is nowhere
-        axes.errorbar(
-            np.full(len(row), size),
-            row,
-            np.array([down, own]),
-            fmt="none",
-            ecolor=colour,
-            elinewidth=0.7,
-        )
+        down = np.minimum(own, 0.9 * row)  # zero is not on a logarithmic axis
+        places, ends = np.full(len(row), size), np.array([down, own])
+        axes.errorbar(places, row, ends, fmt="none", ecolor=colour, elinewidth=0.7)
 
 
-def _over_time(axes: Axes, at: NDArray[Any], values: NDArray[Any], colour: Any, line: str) -> None:
-    """The median over networks and the range of them all, (networks, iterations)."""
-    axes.plot(at, _middle(values, 0), line, color=colour, linewidth=1.2, marker="o", markersize=3)
-    if line == "-":
-        finite = np.isfinite(values).any(axis=0)
-        low, high = np.nanmin(values[:, finite], axis=0), np.nanmax(values[:, finite], axis=0)
-        axes.fill_between(at[finite], low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _middle(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """Medians of what is finite; NaN where nothing is."""
-    known = np.isfinite(values).any(axis=axis)
-    middle = np.full(known.shape, np.nan)
-    kept = np.compress(known, values, axis=1 - axis)
-    middle[known] = np.nanmedian(kept, axis=axis)
-    return middle
-
-
-def _legend(figure: Figure, colours: list[Any], names: list[str], before: str = "") -> None:
-    handles = [
-        Line2D([], [], color=colour, marker="o", markersize=4, label=f"{before}{name}")
+def _series_legend(figure: Figure, colours: list[Any], names: list[str]) -> None:
+    keys = [
+        key(name, colour, "o", "-", markersize=4)
         for colour, name in zip(colours, names, strict=True)
     ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(5, len(handles)),
-        frameon=False,
-        fontsize="small",
-    )
+    legend_below(figure, keys, min(5, len(keys)))

@@ -1,4 +1,4 @@
-"""Tables of optimisers: on a budget, from a saddle, over all samples."""
+"""Tables of H = G + S, and of optimisers on a budget and over all samples."""
 
 from __future__ import annotations
 
@@ -8,78 +8,131 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from hessdist.present.cells import median, new_table, number, share
+from hessdist.present.cells import bounds, estimate, median, new_table, number, share, spaced
+from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
 
 
 def eigenspace(run: Run) -> Iterator[Table]:
-    """What a budget of gradients has bought, with and without eigenspaces and averages."""
-    section = run.studies["eigenspace"]
+    """Show the losses that a budget of gradients leads to, with eigenspaces and averages."""
+    measured = run.studies["eigenspace"]
     columns = ["optimiser", "average", "loss", "least", "most", "test loss", "accuracy", "λ_1"]
     columns += ["minibatches", "products", "diverged"]
     table = new_table(columns, "\none budget of gradients: medians over seeds")
-    for row, name in enumerate(section["run"]):
-        for column, average in enumerate(section["average"]):
-            here, largest = (row, column), section["largest_eigenvalue"]
-            good = section["loss"][here][:, -1]
+    for row, name in enumerate(measured["run"]):
+        for column, average in enumerate(measured["average"]):
+            at, largest = (row, column), measured["largest_eigenvalue"]
+            good = measured["loss"][at][:, -1]
             good = good[np.isfinite(good)]
             if column and not len(good):
                 continue
             numbers = [median(good)]
             numbers += [good.min(), good.max()] if len(good) else [np.nan] * 2
-            numbers += [median(section[of][here][:, -1]) for of in ("test_loss", "test_accuracy")]
+            numbers += [median(measured[of][at][:, -1]) for of in ("test_loss", "test_accuracy")]
             table.add_row(
                 str(name),
                 str(average),
-                *("" if np.isnan(x) else f"{x:.4g}" for x in (*numbers, median(largest[here]))),
-                f"{np.median(section['minibatches'][row]):g}",
-                f"{np.median(section['products'][row]):g}",
-                str(section["loss"].shape[2] - len(good)),
+                *("" if np.isnan(x) else f"{x:.4g}" for x in (*numbers, median(largest[at]))),
+                f"{np.median(measured['minibatches'][row]):g}",
+                f"{np.median(measured['products'][row]):g}",
+                str(measured["loss"].shape[2] - len(good)),
             )
     yield table
 
 
 def minimize(run: Run) -> Iterator[Table]:
-    """How a full-batch minimisation went, at iterates of which there is a checkpoint."""
-    section = run.studies["minimize"]
-    end = "converged" if section["converged"] else f"not converged, {section['ended']}"
+    """Show a full-batch minimisation at the iterates with a checkpoint."""
+    measured = run.studies["minimize"]
+    end = "converged" if measured["converged"] else f"not converged, {measured['ended']}"
     columns = ["iteration", "loss", "‖g‖", "α", "trials", "CG", "negative curvature"]
     table = new_table([*columns, "products", "work", "seconds"], f"\nminimisation: {end}")
-    for row in np.flatnonzero(np.isin(section["iteration"], section["checkpoint"])):
-        met = int(section["negative_curvature"][: row + 1].sum())
+    for row in np.flatnonzero(np.isin(measured["iteration"], measured["checkpoint"])):
+        met = int(measured["negative_curvature"][: row + 1].sum())
         table.add_row(
-            str(section["iteration"][row]),
-            f"{section['loss'][row]:.8g}",
-            f"{section['gradient_norm'][row]:.3g}",
-            number(section["step_length"][row]),
-            *(str(section[name][row]) for name in ("trials", "cg_iterations")),
+            str(measured["iteration"][row]),
+            f"{measured['loss'][row]:.8g}",
+            f"{measured['gradient_norm'][row]:.3g}",
+            number(measured["step_length"][row]),
+            *(str(measured[name][row]) for name in ("trials", "cg_iterations")),
             f"{met} so far",
-            str(section["products"][row]),
-            f"{section['cost'][row]:.0f}",
-            f"{section['seconds'][row]:.1f}",
+            str(measured["products"][row]),
+            f"{measured['cost'][row]:.0f}",
+            f"{measured['seconds'][row]:.1f}",
         )
     yield table
 
 
 def minimizers(run: Run) -> Iterator[Table]:
-    """Full-batch optimisers side by side, at the ends of their runs."""
-    section = run.studies["minimizers"]
+    """Compare full-batch optimisers at the ends of their runs."""
+    measured = run.studies["minimizers"]
     columns = ["method", "reached", "loss", "least", "most", "‖g‖", "iterations", "work"]
     columns.append("negative curvature")
     table = new_table(columns, "\nfull-batch optimisers: medians over starts")
-    for row, name in enumerate(section["method"]):
-        lengths = np.isfinite(section["loss"][row]).sum(axis=1)
+    for row, name in enumerate(measured["method"]):
+        lengths = np.isfinite(measured["loss"][row]).sum(axis=1)
         at = (np.arange(len(lengths)), lengths - 1)
-        losses = section["loss"][row][at]
+        losses = measured["loss"][row][at]
         table.add_row(
-            str(name).replace("_", " "),
-            share(section["reached"][row]),
+            spaced(name),
+            share(measured["reached"][row]),
             *(f"{number:.6g}" for number in (median(losses), losses.min(), losses.max())),
-            f"{median(section['gradient_norm'][row][at]):.3g}",
+            f"{median(measured['gradient_norm'][row][at]):.3g}",
             f"{median(lengths - 1.0):g}",
-            f"{median(section['cost'][row][at]):.0f}",
-            f"{median(np.nansum(section['negative_curvature'][row], axis=1)):g}",
+            f"{median(measured['cost'][row][at]):.0f}",
+            f"{median(np.nansum(measured['negative_curvature'][row], axis=1)):g}",
         )
+    yield table
+
+
+def decomposition(run: Run) -> Iterator[Table]:
+    """Compare H, G, S and the empirical Fisher matrix."""
+    measured = run.studies["decomposition"]
+    columns = ["step", "matrix", "λ_1", "λ_d", "trace", "‖·‖_F", "zero", "outliers", "in G's"]
+    totals = ("trace", "frobenius_norm")
+    table = new_table([*columns, "misfit"], "\nH = G + S, and the empirical Fisher matrix")
+    for row, step in enumerate(measured["step"]):
+        for column, operator in enumerate(measured["operator"]):
+            at = (row, column)
+            ends = (measured[f"eigenvalues_{end}"][at][:1] for end in ENDS)
+            table.add_row(
+                str(step),
+                spaced(operator),
+                *("".join(f"{value:.4g}" for value in end if np.isfinite(value)) for end in ends),
+                *(estimate(measured[n][at], measured[f"{n}_error"][at]) for n in totals),
+                bounds(*(measured[f"null_count_{end}"][at] for end in ("least", "most"))),
+                str(measured["outliers"][at]),
+                str(measured["shared_outliers"][at]),
+                f"{measured['misfit'][row]:.4g}" if operator == "residual" else "",
+            )
+    yield table
+
+
+def widths(run: Run) -> Iterator[Table]:
+    """Show H = G + S for networks from narrow to wide."""
+    measured = run.studies["widths"]
+    columns = ["hidden", "p", "iteration", "loss", "misfit", "λ_1 of H", "of G", "‖S‖₂"]
+    columns += ["tr H", "tr G", "tr S", "zero in H", "in G"]
+    table = new_table(columns, "\nnetworks from narrow to wide; medians over starts")
+    places = [list(measured["operator"]).index(o) for o in ("hessian", "gauss_newton", "residual")]
+    hessian, gauss_newton, residual = places
+    norms = np.fmax(*(np.abs(measured[f"eigenvalue_{end}"][..., residual]) for end in ENDS))
+    for row, name in enumerate(measured["width"]):
+        for column, iteration in enumerate(measured["iteration"]):
+            at = (row, slice(None), column)
+            numbers = [measured["loss"][at], measured["misfit"][at]]
+            numbers += [measured["eigenvalue_largest"][at][:, o] for o in (hessian, gauss_newton)]
+            numbers += [norms[at], *(measured["trace"][at][:, place] for place in places)]
+            counts = [
+                [median(measured[f"null_count_{end}"][at][:, o]) for end in ("least", "most")]
+                for o in (hessian, gauss_newton)
+            ]
+            table.add_row(
+                str(name),
+                str(measured["parameters"][row]),
+                str(iteration),
+                *(f"{median(number):.4g}" for number in numbers),
+                *(bounds(*pair) for pair in counts),
+            )
     yield table

@@ -10,50 +10,49 @@ from hessdist.landscape.found import Found
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
 
-_WORDS = {
-    Found.MINIMUM: "minima",
-    Found.EDGE: "at the edge of the scan",
-    Found.ORTHOGONAL: "orthogonal to the gradient",
-    Found.NO_PAIR: "without an eigenpair",
-}
 
-
-def step_sizes(section: Measurements) -> Iterator[str]:
+def step_sizes(measured: Measurements) -> Iterator[str]:
     """Describe the best steps."""
-    found, gains = section["found"], section["best_loss_change"]
+    names = {
+        Found.MINIMUM: "minima",
+        Found.EDGE: "at the edge of the scan",
+        Found.ORTHOGONAL: "orthogonal to the gradient",
+        Found.NO_PAIR: "without an eigenpair",
+    }
+    found, gains = measured["found"], measured["best_loss_change"]
     best = int(np.nanargmin(gains)) if np.isfinite(gains).any() else None
-    kinds = [f"{int((found == kind).sum())} {_WORDS[kind]}" for kind in Found]
+    kinds = [f"{int((found == kind).sum())} {names[kind]}" for kind in Found]
     yield f"step sizes: {', '.join(kind for kind in kinds if not kind.startswith('0 '))}"
     if best is not None:
-        pair, value = section["pair"][best], section["eigenvalue"][best]
+        pair, value = measured["pair"][best], measured["eigenvalue"][best]
         yield (
             f"largest gain along {pair} (λ {value:.4g}): {gains[best]:.4g} at α* "
-            f"{section['best_step'][best]:.4g}"
+            f"{measured['best_step'][best]:.4g}"
         )
-    for pair in section["pair"][found == Found.ORTHOGONAL]:
+    for pair in measured["pair"][found == Found.ORTHOGONAL]:
         yield f"{pair} is orthogonal to the gradient: α* is undefined"
 
 
-def lines(section: Measurements) -> Iterator[str]:
+def lines(measured: Measurements) -> Iterator[str]:
     """Describe the lines."""
-    for pair, losses in zip(section["pair"], section["loss"], strict=True):
+    for pair, losses in zip(measured["pair"], measured["loss"], strict=True):
         count = int((~np.isfinite(losses)).sum())
         yield f"line along {pair}: {len(losses)} losses" + (
             f", {count} of them not finite" if count else ""
         )
 
 
-def subsets(section: Measurements) -> Iterator[str]:
+def subsets(measured: Measurements) -> Iterator[str]:
     """Describe the difference of the subsets."""
-    end = "largest" if section["eigenvalues_largest_full"].size else "smallest"
-    most = np.abs(section[f"relative_difference_{end}"][..., 0]).max(axis=1)
-    for fraction, difference in zip(section["fraction"], most, strict=True):
+    end = "largest" if measured["eigenvalues_largest_full"].size else "smallest"
+    most = np.abs(measured[f"relative_difference_{end}"][..., 0]).max(axis=1)
+    for fraction, difference in zip(measured["fraction"], most, strict=True):
         yield f"subset of {fraction:g}: the {end} λ differs by up to {difference:.1%}"
 
 
-def blocks(section: Measurements) -> Iterator[str]:
+def blocks(measured: Measurements) -> Iterator[str]:
     """Describe the ends of the spectra of the blocks."""
-    for row, block in enumerate(section["block"]):
-        ends = [section[f"eigenvalues_{end}"][row] for end in ENDS]
+    for row, block in enumerate(measured["block"]):
+        ends = [measured[f"eigenvalues_{end}"][row] for end in ENDS]
         values = " ... ".join(f"{end[0]:.4g}" for end in ends if len(end))
         yield f"block {block}: {values}"

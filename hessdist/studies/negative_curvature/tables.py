@@ -1,4 +1,4 @@
-"""Tables of the study of negative curvature and step sizes."""
+"""Tables of negative curvature and step sizes."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def gains(run: Run) -> Iterator[Table]:
-    """What the steps 1/λ (Newton), 1/|λ| (saddle-free) and α* change the loss by."""
-    section = run.studies["step_sizes"]
+    """Show the change of the loss by the steps 1/λ (Newton), 1/|λ| (saddle-free) and α*."""
+    measured = run.studies["step_sizes"]
     rules = ("1/λ", "1/|λ|", "α*")
     columns = ["step", "pairs", *(f"Σ {rule}" for rule in rules), *(f"joint {r}" for r in rules)]
     table = new_table(columns, "\nchange of the loss along eigenvectors, by step size")
-    ends = np.array([str(pair).split()[0] for pair in section["pair"]])
-    for row, step in enumerate(section["step"]):
+    ends = np.array([str(pair).split()[0] for pair in measured["pair"]])
+    for row, step in enumerate(measured["step"]):
         for end in dict.fromkeys(ends):
-            single = np.nansum(section["loss_change"][row][:, ends == end], axis=1)
-            column = list(section["directions"]).index(end)
-            joint = section["joint_loss_change"][row][:, column]
+            single = np.nansum(measured["loss_change"][row][:, ends == end], axis=1)
+            column = list(measured["directions"]).index(end)
+            joint = measured["joint_loss_change"][row][:, column]
             numbers = (f"{number:.4g}" for number in (*single, *joint))
             table.add_row(str(step), f"{(ends == end).sum()} {end}", *numbers)
     yield table
 
 
 def subsets(run: Run) -> Iterator[Table]:
-    """How far eigenpairs over subsets are from those over all samples, the worst of the seeds."""
-    section = run.studies["subsets"]
+    """Show how far eigenpairs over subsets are from those over all samples."""
+    measured = run.studies["subsets"]
     columns = ["step", "fraction", "pairs", "λ: worst", "median", "angle: worst", "median"]
     columns += ["spaces"]
     table = new_table(columns, "\nsubsets against all samples; angles in degrees")
-    for row, step in enumerate(section["step"]):
-        for i, fraction in enumerate(section["fraction"]):
+    for row, step in enumerate(measured["step"]):
+        for i, fraction in enumerate(measured["fraction"]):
             for end in ENDS:
-                difference = np.abs(section[f"relative_difference_{end}"][row, i])
+                difference = np.abs(measured[f"relative_difference_{end}"][row, i])
                 if not difference.size:
                     continue
-                angle = section[f"matched_angle_{end}"][row, i]
-                spaces = section[f"principal_angle_{end}"][row, i]
+                angle = measured[f"matched_angle_{end}"][row, i]
+                spaces = measured[f"principal_angle_{end}"][row, i]
                 table.add_row(
                     str(step),
                     f"{fraction:g}",
@@ -60,18 +60,18 @@ def subsets(run: Run) -> Iterator[Table]:
 
 
 def optimizer(run: Run) -> Iterator[Table]:
-    """Final losses over seeds, with and without steps along the estimate."""
-    section = run.studies["optimizer"]
+    """Show final losses over seeds, with and without steps along the estimate."""
+    measured = run.studies["optimizer"]
     columns = ["optimiser", "final loss: median", "least", "most", "steps along ṽ", "diverged"]
     table = new_table(columns, "\nsteps along the running estimate of the most negative curvature")
-    for row, name in enumerate(section["run"]):
-        final = section["loss"][row, :, -1]
+    for row, name in enumerate(measured["run"]):
+        final = measured["loss"][row, :, -1]
         good = final[np.isfinite(final)]
         shown = [f(good) for f in (np.median, np.min, np.max)] if len(good) else [np.nan] * 3
         table.add_row(
             str(name),
             *(f"{number:.4g}" for number in shown),
-            str(section["steps_along"][row].max()),
+            str(measured["steps_along"][row].max()),
             str(len(final) - len(good)),
         )
     yield table

@@ -10,44 +10,46 @@ from hessdist.results.units import Measurements
 from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
 
 
-def laws(section: Measurements) -> Iterator[str]:
+def laws(measured: Measurements) -> Iterator[str]:
     """Describe the fits and where they fail."""
-    for i, spectrum in enumerate(section["spectrum"]):
+    for i, spectrum in enumerate(measured["spectrum"]):
         yield (
-            f"{spectrum}: {section['spike'][i]:.2%} near zero, {section['outliers'][i]:g} "
-            f"outliers, {section['bulk_points'][i]:g} points left"
+            f"{spectrum}: {measured['spike'][i]:.2%} near zero, {measured['outliers'][i]:g} "
+            f"outliers, {measured['bulk_points'][i]:g} points left"
         )
-        for j, law in enumerate(section["law"]):
+        for j, law in enumerate(measured["law"]):
             found = f"{spectrum}, {LAWS[str(law)]}: "
-            if np.isfinite(section["kolmogorov_smirnov"][i, j]):
+            if np.isfinite(measured["kolmogorov_smirnov"][i, j]):
                 found += (
-                    f"{parameters_of(section, (i, j))}; KS "
-                    f"{section['kolmogorov_smirnov'][i, j]:.3g}, Wasserstein "
-                    f"{section['wasserstein'][i, j]:.3g}; "
+                    f"{parameters_of(measured, (i, j))}; KS "
+                    f"{measured['kolmogorov_smirnov'][i, j]:.3g}, Wasserstein "
+                    f"{measured['wasserstein'][i, j]:.3g}; "
                 )
-            yield found + where_it_fails(section, (i, j))
+            yield found + where_it_fails(measured, (i, j))
 
 
-def critical_points(section: Measurements) -> Iterator[str]:
+def critical_points(measured: Measurements) -> Iterator[str]:
     """Describe the points and the fits."""
-    for row, name in enumerate(section["activation"]):
-        for column, ratio in enumerate(section["ratio"]):
+    for row, name in enumerate(measured["activation"]):
+        for column, ratio in enumerate(measured["ratio"]):
             place = row, column
-            found, trivial = section["found"][place], section["trivial"][place]
-            what = f"{name}, φ = {ratio:.4g}: {found.sum()} of {len(found)} searches found a point"
+            found, trivial = measured["found"][place], measured["trivial"][place]
+            searches = (
+                f"{name}, φ = {ratio:.4g}: {found.sum()} of {len(found)} searches found a point"
+            )
             if trivial.any():
-                what += f", {trivial.sum()} of them θ = 0"
-            if np.isnan(section["critical_energy"][place]):
+                searches += f", {trivial.sum()} of them θ = 0"
+            if np.isnan(measured["critical_energy"][place]):
                 yield (
-                    f"{what}; too few for a fit: {section['fitted_points'][place]} of "
-                    f"{section['fitted_indices'][place]} small indices"
+                    f"{searches}; too few for a fit: {measured['fitted_points'][place]} of "
+                    f"{measured['fitted_indices'][place]} small indices"
                 )
                 continue
-            energy, error = (section[f"critical_energy{end}"][place] for end in ("", "_error"))
-            factor, its_error = (section[f"coefficient{end}"][place] for end in ("", "_error"))
-            power = section["exponent"][place], section["exponent_error"][place]
+            energy, error = (measured[f"critical_energy{end}"][place] for end in ("", "_error"))
+            factor, its_error = (measured[f"coefficient{end}"][place] for end in ("", "_error"))
+            power = measured["exponent"][place], measured["exponent_error"][place]
             yield (
-                f"{what}; ε_c = {energy:.4f} ± {error:.4f}, "
+                f"{searches}; ε_c = {energy:.4f} ± {error:.4f}, "
                 + (
                     f"α₀ = {factor:.3g} ± {its_error:.2g}"
                     if np.isfinite(factor)
@@ -61,33 +63,33 @@ def critical_points(section: Measurements) -> Iterator[str]:
             )
 
 
-def loss_model(section: Measurements) -> Iterator[str]:
+def loss_model(measured: Measurements) -> Iterator[str]:
     """Describe the critical energies."""
-    closed, located = section["critical_energy"], section["critical_energy_located"]
+    closed, located = measured["critical_energy"], measured["critical_energy_located"]
     for i, j in np.ndindex(closed.shape):
         yield (
-            f"{section['model'][i]}, φ = {section['ratio'][j]:g}: ε_c = {closed[i, j]:.6g}, found "
-            f"again within {abs(located[i, j] / closed[i, j] - 1):.0e}"
+            f"{measured['model'][i]}, φ = {measured['ratio'][j]:g}: ε_c = {closed[i, j]:.6g}, "
+            f"found again within {abs(located[i, j] / closed[i, j] - 1):.0e}"
         )
 
 
-def two_layer(section: Measurements) -> Iterator[str]:
+def two_layer(measured: Measurements) -> Iterator[str]:
     """Describe the distances from the laws."""
-    for i, j, k in np.ndindex(*section["energy"].shape[:2], len(section["ratio"])):
-        at = i, j, -1, k
+    for i, j, k in np.ndindex(*measured["energy"].shape[:2], len(measured["ratio"])):
+        place = i, j, -1, k
 
-        def mean(name: str, at: tuple[int, ...] = at) -> str:
-            value = float(section[name][at].mean())
+        def mean(name: str, place: tuple[int, ...] = place) -> str:
+            value = float(measured[name][place].mean())
             return f"{value:.3f}" if np.isfinite(value) else "not to be computed"
 
         yield (
-            f"{section['activation'][i]}, residuals {section['residuals'][j]}, "
-            f"φ = {section['actual_ratio'][-1, k]:.4g}, n = {section['size'][-1]}: distance from "
+            f"{measured['activation'][i]}, residuals {measured['residuals'][j]}, "
+            f"φ = {measured['actual_ratio'][-1, k]:.4g}, n = {measured['size'][-1]}: distance from "
             f"the laws H0 {mean('distance_positive')}, H1 {mean('distance_residual')}, "
             f"H {mean('distance_sum')}; of H1 from that of independent residuals "
             f"{mean('distance_bilinear')}; of H from H0 + Q H1 Qᵀ {mean('distance_turned')}"
         )
-    if np.isnan(section["distance_bilinear"]).any():
+    if np.isnan(measured["distance_bilinear"]).any():
         yield (
             "the law of independent residuals has a pole at zero where φ is 2, or 1 with a ReLU, "
             "and is not to be computed there"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hessdist.present.histograms import (
     bin_edges,
     density_at,
-    exact_beside,
+    exact_eigenvalues_of,
     largest_of,
     nearly_all,
     smoothing_width,
@@ -193,7 +193,7 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
     values, errors = (np.array(numbers(own, 3), float) for own in found.smoothed(grid, width))
     floor = 0.1 / (found.size * width * math.sqrt(2 * math.pi))  # of the peak of one eigenvalue
     traces, highest = [], max(floor, float(np.nan_to_num(values).max()))
-    if (eigenvalues := exact_beside(measured, place, other)) is not None:
+    if (eigenvalues := exact_eigenvalues_of(measured, place, other)) is not None:
         counts, edges = np.histogram(eigenvalues, _POINTS // 4, (grid[0], grid[-1]))
         heights = counts / (counts.sum() * np.diff(edges))
         highest = max(highest, float(heights.max()))

@@ -10,9 +10,9 @@ from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import NEAR_ZERO, share_near_zero
 
 
-def exact(section: Measurements) -> Iterator[str]:
+def exact(measured: Measurements) -> Iterator[str]:
     """Describe the exact spectra."""
-    for operator, values in zip(section["operator"], section["eigenvalues"], strict=True):
+    for operator, values in zip(measured["operator"], measured["eigenvalues"], strict=True):
         yield (
             f"{operator}: {len(values):,} eigenvalues from {values[0]:.4g} to {values[-1]:.4g}, "
             f"{int((values < 0).sum()):,} negative, {share_near_zero(values):.1%} within "
@@ -20,37 +20,37 @@ def exact(section: Measurements) -> Iterator[str]:
         )
 
 
-def density(section: Measurements) -> Iterator[str]:
+def density(measured: Measurements) -> Iterator[str]:
     """Describe traces, norms and counts."""
-    for i, j in np.ndindex(section["trace"].shape):
-        what = f"{section['operator'][i]}, {section['block'][j]}"
+    for i, j in np.ndindex(measured["trace"].shape):
+        matrix = f"{measured['operator'][i]}, {measured['block'][j]}"
 
         def of(name: str, at: tuple[int, int] = (i, j)) -> str:
-            return f"{section[name][at]:.5g} ± {section[f'{name}_error'][at]:.2g}"
+            return f"{measured[name][at]:.5g} ± {measured[f'{name}_error'][at]:.2g}"
 
-        yield f"{what}: trace {of('trace')} ({of('xtrace')} by XTrace), ‖·‖_F " + of(
+        yield f"{matrix}: trace {of('trace')} ({of('xtrace')} by XTrace), ‖·‖_F " + of(
             "frobenius_norm"
         )
-        smallest, largest = np.nanmin(section["nodes"][i, j]), np.nanmax(section["nodes"][i, j])
-        if np.isnan(section["log_determinant"][i, j]):
+        smallest, largest = np.nanmin(measured["nodes"][i, j]), np.nanmax(measured["nodes"][i, j])
+        if np.isnan(measured["log_determinant"][i, j]):
             yield (
-                f"{what}: no log-determinant with shift {section['shift'][i, j]:g}, the smallest "
-                f"node is {smallest:.4g}"
+                f"{matrix}: no log-determinant with shift {measured['shift'][i, j]:g}, "
+                f"the smallest node is {smallest:.4g}"
             )
-        if "interval" in section:
-            low, high = section["interval"]
-            if ((section["nodes"][i, j] >= low) & (section["nodes"][i, j] <= high)).any():
-                yield f"{what}: {of('count')} eigenvalues in [{low:g}, {high:g}]"
+        if "interval" in measured:
+            low, high = measured["interval"]
+            if ((measured["nodes"][i, j] >= low) & (measured["nodes"][i, j] <= high)).any():
+                yield f"{matrix}: {of('count')} eigenvalues in [{low:g}, {high:g}]"
             else:
                 yield (
-                    f"{what}: no eigenvalue seen in [{low:g}, {high:g}]; they reach from "
+                    f"{matrix}: no eigenvalue seen in [{low:g}, {high:g}]; they reach from "
                     f"{smallest:.4g} to {largest:.4g}"
                 )
 
 
-def trained(section: Measurements) -> Iterator[str]:
-    """Say how many networks reached the gradient norm."""
-    reached, norms = section["reached"], section["gradient_norm"]
+def trained(measured: Measurements) -> Iterator[str]:
+    """Count the networks that reached the gradient norm."""
+    reached, norms = measured["reached"], measured["gradient_norm"]
     yield f"{int(reached.sum()):,} of {reached.size:,} networks reached the gradient norm"
     if not reached.all():
         at_end = norms[..., -1] if norms.ndim > reached.ndim else norms

@@ -29,10 +29,10 @@ class GradientCurvatureSection(Section):
 
 def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     """Draw the curvature against the step."""
-    from hessdist.present.axes import page
+    from hessdist.present.axes import new_figure
 
     measured = run.studies["gradient_curvature"]
-    figure, axes = page(title)
+    figure, axes = new_figure(title)
     axes.plot(measured["step"], measured["curvature"], "o-")
     yield "gradient-curvature", figure
 

@@ -1,9 +1,8 @@
-"""Figures and tables of whole spectra and of the singular Hessian, against what was put in."""
+"""Figures of whole spectra and of the singular Hessian, against what was put in."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from rich.console import Console
-from shown import figures_of
+from shown import figures_of, printed
 from written import (
     architectures_section,
     changed,
@@ -21,6 +19,7 @@ from written import (
     exact_section,
     initialisations_section,
     interpolation_section,
+    ruined,
     sections,
     spreads_section,
     write_run,
@@ -32,9 +31,8 @@ from hessdist.present.look import Look
 from hessdist.present.outliers import outliers_sought
 from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import PER_OUTPUT, in_numbers
-from hessdist.studies.shows import figures, tables
-from hessdist.studies.singularity import figures as singularity
-from hessdist.studies.singularity import spectra_figures as whole_spectra
+from hessdist.studies.shows import figures
+from hessdist.studies.singularity import ensemble_figures, spectra_figures
 
 MOST = 6
 
@@ -62,100 +60,12 @@ def marked(axes: Any, marker: str, hollow: bool = False) -> np.ndarray:
     return np.concatenate(found)
 
 
-# -- a spectrum in numbers -------------------------------------------------------------------
-
-
-def test_a_spectrum_in_numbers_by_hand() -> None:
-    # 10 is near zero at 10⁻², not at 10⁻³; -5e-6 is too small to be called negative.
-    values = np.array([10.0, 8.0, 0.1, 0.005, 0, 0, -1e-6, -5e-6, -2e-5, -0.5])
-    told = in_numbers(values, 4)
-    assert told.near_zero == 6 / 10
-    assert told.negative == 2  # -0.5 and -2e-5
-    assert told.outliers == 2  # 8 / 0.1 is the widest ratio
-    assert str(told) == "60.0% near zero, 2 negative, 2 outliers"
-
-
-def test_rounding_makes_no_outliers() -> None:
-    noise = np.geomspace(1e-40, 1e-17, 20)
-    assert in_numbers(np.append(noise, [1.0, 0.9]), 20).outliers == 2
-    assert in_numbers(-np.append(noise, [1.0]), 20).negative == 1
-
-
-def test_numbers_do_not_depend_on_order_or_scale() -> None:
-    values = np.random.default_rng(0).standard_normal(50)
-    expected = in_numbers(values, 10)
-    assert in_numbers(np.sort(values), 10) == expected
-    assert in_numbers(values * 1e6, 10) == expected
-    assert in_numbers(np.append(values, [np.nan, np.inf]), 10) == expected
-
-
-def test_of_several_spectra_the_medians() -> None:
-    rows = np.array([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, -1], [np.nan] * 4])
-    told = in_numbers(rows, 2)
-    assert (told.near_zero, told.negative) == (0.5, 0)
-    nothing = in_numbers(rows[3], 2)
-    assert np.isnan(nothing.near_zero)
-    assert str(nothing) == "no finite eigenvalue"
-
-
-# -- bins ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_bins_are_even_on_their_axis_hold_everything_and_have_zero_in_a_middle(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    values = draw.standard_normal(100) * 10.0 ** draw.uniform(-6, 3, 100)
-    linear = 1e-3 * np.abs(values).max()
-    edges = histograms.bin_edges(values, linear)
-    assert np.histogram(values, edges)[0].sum() == 100
-    places = np.arcsinh(edges / linear)
-    widths = np.diff(places)
-    assert widths == pytest.approx(np.full(len(widths), widths[0]))
-    middle = np.searchsorted(edges, 0.0)
-    assert edges[middle - 1] == pytest.approx(-edges[middle])
-    assert 60 <= len(widths) <= 64
-    mirrored = histograms.bin_edges(-values, linear)
-    assert mirrored == pytest.approx(-edges[::-1])
-    assert histograms.bin_edges(7 * values, 7 * linear) == pytest.approx(7 * edges)
-
-
-@pytest.mark.parametrize("values", [np.zeros(3), np.full(2, np.nan), np.array([])])
-def test_bins_of_nothing(values: np.ndarray) -> None:
-    edges = histograms.bin_edges(values, 1.0)
-    assert edges[0] < 0 < edges[-1]
-    assert (np.diff(edges) > 0).all()
-
-
-def test_networks_far_from_all_others_do_not_stretch_the_axis() -> None:
-    rng = np.random.default_rng(0)
-    values = np.append(1 + 0.1 * rng.standard_normal(1000), [500.0, np.nan])
-    near = histograms.nearly_all(values)
-    assert np.array_equal(near, values[:1000])
-    section = initialisations_section(400)
-    top = section["eigenvalues"].copy()
-    top[3, 0] = 1e4 * np.nanmax(top)
-    figure = singularity.initialisations(changed(section, eigenvalues=top), "a run")
-    assert "1 far from these" in figure.axes[0].get_title(loc="left")
-    assert figure.axes[0].get_xlim()[1] < top[3, 0] / 100
-
-
-@pytest.mark.parametrize(
-    ("values", "ratios"),
-    [([0.1, 0.2, 0.3], False), ([1e-3, 0.1, 2.0], True), ([-1.0, 5.0], False), ([2.0, 2.0], False)],
-)
-def test_edges_over_starts(values: list[float], ratios: bool) -> None:
-    edges = histograms.top_edges(np.array([*values, np.nan]))
-    assert np.histogram(values, edges)[0].sum() == len(values)
-    steps = np.diff(np.log(edges)) if ratios else np.diff(edges)
-    assert steps == pytest.approx(np.full(len(steps), steps[0]))
-
-
 # -- exact spectra ---------------------------------------------------------------------------
 
 
 def test_every_eigenvalue_is_in_a_bar_and_the_outliers_are_marked() -> None:
     section = exact_section()
-    figure = whole_spectra.histograms(section, 1, "a run", MOST)
+    figure = spectra_figures.histograms(section, 1, "a run", MOST)
     assert len(figure.axes) == 2
     for axes, values in zip(figure.axes, section["eigenvalues"][1], strict=True):
         bars = axes.containers[0]
@@ -172,7 +82,7 @@ def test_every_eigenvalue_is_in_a_bar_and_the_outliers_are_marked() -> None:
 
 def test_a_profile_has_every_eigenvalue_by_rank_and_the_negative_hollow() -> None:
     section = exact_section()
-    figure = whole_spectra.profile(section, 0, "a run")
+    figure = spectra_figures.profile(section, 0, "a run")
     axes = figure.axes[0]
     floor = 1e-10 * section["eigenvalues"][:, 0].max()
     for hollow, sign in ((False, 1), (True, -1)):
@@ -191,7 +101,7 @@ def test_a_long_profile_is_thinned_but_keeps_its_ends() -> None:
         **exact_section(steps=(0,)).variables,
         **changed(exact_section(steps=(0,)), eigenvalues=np.tile(values, (1, 2, 1))).variables,
     })
-    axes = whole_spectra.profile(section, 0, "a run").axes[0]
+    axes = spectra_figures.profile(section, 0, "a run").axes[0]
     drawn = np.concatenate([marked(axes, "o"), marked(axes, "o", hollow=True)])
     assert 300 <= len(drawn) <= 400
     ordered = np.sort(values)
@@ -204,7 +114,7 @@ def test_a_matrix_is_drawn_as_it_is_with_the_first_parameter_above() -> None:
     picture = np.zeros((24, 24))
     picture[0, 5] = -4.0
     section = changed(section, picture=np.tile(picture, (2, 2, 1, 1)))
-    figure = whole_spectra.matrix(section, 0, 1, "a run")
+    figure = spectra_figures.matrix(section, 0, 1, "a run")
     (image,) = figure.axes[0].get_images()
     assert np.array_equal(image.get_array(), picture)
     assert tuple(image.get_extent()) == (0, 24, 24, 0)
@@ -228,9 +138,9 @@ def test_the_density_is_that_of_the_exact_eigenvalues_spread_to_gaussians() -> N
     section, exact = uniform(density_section(interval=None)), exact_section()
     place = (1, 0, 0)
     values = exact["eigenvalues"][1, 0]
-    beside = histograms.exact_beside(section, place, exact)
-    assert np.array_equal(beside, values)
-    figure = whole_spectra.density(section, place, "a run", beside)
+    exact_values = histograms.exact_eigenvalues_of(section, place, exact)
+    assert np.array_equal(exact_values, values)
+    figure = spectra_figures.density(section, place, "a run", exact_values)
     axes = figure.axes[0]
     (line,) = axes.get_lines()
     grid, drawn = line.get_data()
@@ -250,7 +160,7 @@ def test_the_density_is_that_of_the_exact_eigenvalues_spread_to_gaussians() -> N
 
 def test_the_band_is_the_standard_error_and_one_probe_has_none() -> None:
     section = density_section(interval=None)
-    axes = whole_spectra.density(section, (0, 0, 0), "a run").axes[0]
+    axes = spectra_figures.density(section, (0, 0, 0), "a run").axes[0]
     (line,) = axes.get_lines()
     (band,) = axes.collections
     grid = line.get_xdata()
@@ -264,39 +174,39 @@ def test_the_band_is_the_standard_error_and_one_probe_has_none() -> None:
     alone = changed(
         section, nodes=section["nodes"][..., :1, :], weights=section["weights"][..., :1, :]
     )
-    assert not whole_spectra.density(alone, (0, 0, 0), "a run").axes[0].collections
+    assert not spectra_figures.density(alone, (0, 0, 0), "a run").axes[0].collections
 
 
-def test_exact_eigenvalues_stand_beside_their_own_matrix_alone() -> None:
+def test_exact_eigenvalues_are_shown_with_their_own_matrix_only() -> None:
     exact = exact_section(steps=(10, 20))
-    beside = whole_spectra.exact_beside
+    exact_of = histograms.exact_eigenvalues_of
     section = density_section()
-    assert beside(section, (0, 0, 0), exact) is None  # no such step
-    assert beside(section, (1, 0, 1), exact) is None  # a part of the parameters
-    assert beside(section, (1, 0, 0), None) is None
-    assert np.array_equal(beside(section, (1, 1, 0), exact), exact["eigenvalues"][0, 1])
+    assert exact_of(section, (0, 0, 0), exact) is None  # no such step
+    assert exact_of(section, (1, 0, 1), exact) is None  # a part of the parameters
+    assert exact_of(section, (1, 0, 0), None) is None
+    assert np.array_equal(exact_of(section, (1, 1, 0), exact), exact["eigenvalues"][0, 1])
     other = changed(exact, operator=np.array(["residual", "gauss_newton"], dtype=object))
-    assert beside(section, (1, 0, 0), other) is None
+    assert exact_of(section, (1, 0, 0), other) is None
     elsewhere = changed(exact, eigenvalues=exact["eigenvalues"] / 2)  # of another matrix
-    assert beside(section, (1, 0, 0), elsewhere) is None
+    assert exact_of(section, (1, 0, 0), elsewhere) is None
     lost = changed(exact, eigenvalues=np.full_like(exact["eigenvalues"], np.nan))
-    assert beside(section, (1, 0, 0), lost) is None
+    assert exact_of(section, (1, 0, 0), lost) is None
 
 
 def test_the_interval_by_itself_and_in_words_where_it_is_empty() -> None:
     section = density_section(interval=(1.5, 2.5))
-    axes = whole_spectra.interval(section, (0, 0, 0), "a run").axes[0]
+    axes = spectra_figures.interval(section, (0, 0, 0), "a run").axes[0]
     assert axes.get_xlim() == (1.5, 2.5)
     (nodes,) = [line for line in axes.get_lines() if line.get_marker() == "|"]
     assert nodes.get_xdata() == pytest.approx([2.0] * 3)
     count = section["count"][0, 0, 0]
     assert axes.get_title(loc="left").startswith(f"{count:.4g} ± ")
     empty = density_section(interval=(100.0, 200.0))
-    figure = whole_spectra.interval(empty, (0, 0, 0), "a run")
+    figure = spectra_figures.interval(empty, (0, 0, 0), "a run")
     assert "no node lies between 100 and 200" in said(figure)
     assert not figure.axes[0].get_lines()
     endless = density_section(interval=(1.5, np.inf))
-    low, high = whole_spectra.interval(endless, (0, 0, 0), "a run").axes[0].get_xlim()
+    low, high = spectra_figures.interval(endless, (0, 0, 0), "a run").axes[0].get_xlim()
     assert low == 1.5
     assert 3 < high < 4
 
@@ -305,35 +215,30 @@ def test_the_interval_by_itself_and_in_words_where_it_is_empty() -> None:
 def test_a_density_of_one_value_is_drawn(values: float) -> None:
     section = density_section(interval=None)
     nodes = np.where(np.isfinite(section["nodes"]), values, np.nan)
-    figure = whole_spectra.density(changed(section, nodes=nodes), (0, 0, 0), "a run")
+    figure = spectra_figures.density(changed(section, nodes=nodes), (0, 0, 0), "a run")
     (line,) = figure.axes[0].get_lines()
     assert line.get_xdata()[np.argmax(line.get_ydata())] == pytest.approx(values, abs=1e-3)
 
 
 def test_estimates_have_their_values_and_errors() -> None:
     section = density_section()
-    figure = whole_spectra.estimates(section, 1, "a run")
+    figure = spectra_figures.estimates(section, 1, "a run")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[0] == "trace"
     assert titles[-1] == "eigenvalues in the interval"
     for axes, name in zip(figure.axes, ["trace", "frobenius_norm"], strict=False):
         drawn = [container.lines[0].get_ydata() for container in axes.containers]
-        own = drawn[:: 2 if name == "trace" else 1]  # beside the trace is XTrace's
+        own = drawn[:: 2 if name == "trace" else 1]  # next to the trace is XTrace's
         assert np.array_equal(np.transpose(own), section[name][:, :, 1])
         (bars,) = axes.containers[0].lines[2]
         low, high = bars.get_segments()[0][:, 1]
         assert (high - low) / 2 == pytest.approx(section[f"{name}_error"][0, 0, 1])
 
 
-def test_blocks_of_any_name_have_files_of_their_own() -> None:
+def test_a_long_name_of_a_block_is_shortened() -> None:
     name = " + ".join(f"layer{i}.0.convolution.weight" for i in range(20))
-    parts = whole_spectra.file_parts([name, "fc1"], "block")
-    assert parts == ["block-1", "block-2"]
-    assert whole_spectra.file_parts(["a/b", "a b"], "block") == ["block-1", "block-2"]
-    assert whole_spectra.file_parts(["fc2 + fc3", "all"], "block") == ["fc2-fc3", "all"]
-    assert whole_spectra.file_parts(["../λ", "all"], "block") == ["block-1", "block-2"]
     section = density_section(blocks=("all", name), interval=None)
-    assert overlapping(whole_spectra.density(section, (0, 0, 1), "a run")) == []
+    assert overlapping(spectra_figures.density(section, (0, 0, 1), "a run")) == []
 
 
 # -- the singular Hessian --------------------------------------------------------------------
@@ -341,7 +246,7 @@ def test_blocks_of_any_name_have_files_of_their_own() -> None:
 
 def test_architectures_have_all_their_eigenvalues_and_no_padding() -> None:
     section = architectures_section()
-    figure = singularity.spectra(section, "a run", MOST)
+    figure = ensemble_figures.spectra(section, "a run", MOST)
     for (row, stage), axes in zip(np.ndindex(2, 2), figure.axes, strict=True):
         size = section["parameters"][row]
         total = sum(bar.get_height() for bar in axes.containers[0])
@@ -349,14 +254,14 @@ def test_architectures_have_all_their_eigenvalues_and_no_padding() -> None:
         expected = in_numbers(section["eigenvalues"][row, :, stage, :size], MOST)
         assert axes.get_title(loc="left").endswith(f"\n{expected}")
         assert len(marked(axes, "|")) == 2 * 2
-    profiles = singularity.profiles(section, "a run").axes
+    profiles = ensemble_figures.profiles(section, "a run").axes
     largest = [marked(axes, "o")[:, 1].max() for axes in profiles]
     assert largest == [3.0, 3.0]
 
 
 def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
     section = architectures_section()
-    figure = singularity.matrices(section, "a run")
+    figure = ensemble_figures.matrices(section, "a run")
     images = [axes.get_images()[0] for axes in figure.axes[:4]]
     assert [image.get_array().shape for image in images] == [(18, 18)] * 2 + [(40, 40)] * 2
     for image in images:
@@ -367,7 +272,7 @@ def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
 
 def test_bulk_and_outliers_against_the_size() -> None:
     section = architectures_section()
-    share, outliers = singularity.singularity(section, "a run", MOST).axes
+    share, outliers = ensemble_figures.singularity(section, "a run", MOST).axes
     sizes = section["parameters"]
     for axes, name in ((share, "near_zero"), (outliers, "outliers")):
         for stage, mark in enumerate("so"):
@@ -389,7 +294,7 @@ def test_bulk_and_outliers_against_the_size() -> None:
 
 def test_the_histogram_over_starts_counts_who_reached_the_norm() -> None:
     section = initialisations_section(40)
-    figure = singularity.initialisations(section, "a run")
+    figure = ensemble_figures.initialisations(section, "a run")
     for axes in figure.axes:
         reached, missed = axes.containers[:2]
         assert sum(bar.get_height() for bar in reached) == section["reached"].sum() == 29
@@ -403,7 +308,7 @@ def test_the_histogram_over_starts_counts_who_reached_the_norm() -> None:
 
 def test_spreads_have_medians_and_quartiles_over_starts() -> None:
     section = spreads_section()
-    figure = singularity.spreads(section, "a run")
+    figure = ensemble_figures.spreads(section, "a run")
     value = section["value"]
     for axes, scale in zip(figure.axes, (1, 2), strict=True):
         line, _, (bars,) = axes.containers[0].lines
@@ -422,7 +327,7 @@ def test_spreads_have_medians_and_quartiles_over_starts() -> None:
 @pytest.mark.parametrize("row", [0, 1])
 def test_losses_between_networks_are_those_that_were_measured(row: int) -> None:
     section = interpolation_section()
-    figure = singularity.interpolation(section, row, "a run")
+    figure = ensemble_figures.interpolation(section, row, "a run")
     flat = next(axes for axes in figure.axes if axes.name != "3d" and axes.get_images())
     assert np.array_equal(flat.get_images()[0].get_array(), section["loss"][row])
     assert [label.get_text() for label in flat.get_yticklabels()] == ["0", "10", "20", "30", "40"]
@@ -432,6 +337,15 @@ def test_losses_between_networks_are_those_that_were_measured(row: int) -> None:
         assert np.array_equal(along, section["step"])
         assert across == pytest.approx(side * section["distance"][row] / 2)
         assert height == pytest.approx(section["loss"][row][:, end])
+
+
+def test_networks_far_from_all_others_do_not_stretch_the_axis() -> None:
+    section = initialisations_section(400)
+    top = section["eigenvalues"].copy()
+    top[3, 0] = 1e4 * np.nanmax(top)
+    figure = ensemble_figures.initialisations(changed(section, eigenvalues=top), "a run")
+    assert "1 far from these" in figure.axes[0].get_title(loc="left")
+    assert figure.axes[0].get_xlim()[1] < top[3, 0] / 100
 
 
 # -- all of them -----------------------------------------------------------------------------
@@ -496,20 +410,8 @@ def test_no_text_lies_on_another() -> None:
             assert overlapping(figure) == [], name
 
 
-def ruined(section: Measurements) -> Measurements:
-    """A section whose numbers are all NaN."""
-    numbers = {
-        name: np.full_like(v.values, np.nan)
-        for name, v in section.variables.items()
-        if v.values.dtype.kind == "f" and len(v.dimensions) > 1
-    }
-    if "reached" in section:
-        numbers["reached"] = np.zeros_like(section["reached"])
-    return changed(section, **numbers)
-
-
 @pytest.mark.filterwarnings("error")
-def test_networks_that_diverged_break_nothing_and_are_told_of() -> None:
+def test_figures_of_networks_that_diverged_say_so() -> None:
     studies = {name: ruined(section) for name, section in few().items()}
     for name, figure in all_figures(studies):
         figure.draw_without_rendering()
@@ -540,8 +442,8 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         with look.applied():
             drawn = [
-                whole_spectra.histograms(exact_section(), 0, "a run", MOST),
-                singularity.interpolation(interpolation_section(), 1, "a run"),
+                spectra_figures.histograms(exact_section(), 0, "a run", MOST),
+                ensemble_figures.interpolation(interpolation_section(), 1, "a run"),
             ]
             for number, figure in enumerate(drawn):
                 paths = look.save(figure, tmp_path / folder, str(number))
@@ -560,72 +462,3 @@ def test_a_run_of_studies_alone_has_figures_and_tables(tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     text = printed(run)
     assert "converged" not in text  # no table of checkpoints
-
-
-# -- tables ----------------------------------------------------------------------------------
-
-
-def printed(run: Any) -> str:
-    console = Console(width=140)
-    with console.capture() as capture:
-        for table in tables(run):
-            console.print(table)
-    return capture.get()
-
-
-def rows(text: str, title: str) -> list[list[str]]:
-    """Cells of a table, which two spaces keep apart."""
-    lines = text[text.index(title) :].split("\n\n")[0].splitlines()[2:]
-    block = itertools.takewhile(str.strip, lines)
-    return [[cell for cell in map(str.strip, line.split("  ")) if cell] for line in block]
-
-
-def test_tables_say_what_was_found(tmp_path: Path) -> None:
-    run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=1, studies=sections()))
-    text = printed(run)
-    assert "…" not in text  # everything fits in 140 letters
-    exact = rows(text, "all eigenvalues of the dense matrices")
-    assert len(exact) == 4
-    values = run.studies["exact"]["eigenvalues"][0, 0]
-    told = in_numbers(values, 21)
-    assert exact[0] == [
-        "0", "hessian", "24", "3", "2", f"{values[0]:.5g}", f"{told.near_zero:.1%}",
-        f"{told.negative:g}", f"{told.outliers:g}", "3.0e-16", "0.8",
-    ]  # fmt: skip
-    density = rows(text, "spectral densities")
-    assert len(density) == 8
-    trace, error = (run.studies["density"][name][0, 0, 0] for name in ("trace", "trace_error"))
-    assert density[0][:5] == ["0", "hessian", "all", "24", f"{trace:.4g} ± {error:.1g}"]
-    widths = rows(text, "networks of growing width")
-    assert [row[:3] for row in widths] == [
-        [f"{size}-{size}", str(size), stage] for size in (18, 40) for stage in ("start", "end")
-    ]
-    assert widths[1][-1] == "1 of 3"
-    starts = rows(text, "the top eigenvalue over starts")
-    assert [row[:2] for row in starts] == [
-        ["before training", "40 of 40"],
-        ["after training", "39 of 40"],
-        ["that reached ‖g‖", "29 of 40"],
-        ["that did not", "10 of 40"],
-    ]
-    spreads = rows(text, "the top eigenvalues against the data")
-    assert spreads[2] == [
-        "1.6", "14.4", "4.8", "3.2 to 6.4", "2.4", "1.6 to 3.2", "0.048", "3 of 5",
-    ]  # fmt: skip
-    lines = rows(text, "straight lines between two networks")
-    assert lines[0][:3] == ["one start, gradient descent and SGD", "40", "0.4"]
-    assert lines[0][-3:] == ["0", "0", "0"]
-    final = np.exp(-2)
-    assert lines[1][-6:] == [
-        f"{final:.4g}", f"{2 * final:.4g}", f"{final:.4g}", f"{final:.4g}", "1", "0",
-    ]  # fmt: skip
-
-
-def test_tables_of_networks_that_diverged(tmp_path: Path) -> None:
-    studies = {name: ruined(section) for name, section in sections().items()}
-    run = hessdist.open_run(write_run(tmp_path / "run.h5", steps=0, studies=studies))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        text = printed(run)
-    assert rows(text, "the top eigenvalue over starts")[1] == ["after training", "0 of 40"]
-    assert rows(text, "networks of growing width")[1][-1] == "0 of 3"
