@@ -42,6 +42,9 @@ def differences(
 ) -> Iterator[str]:
     """Places where a snapshot and what was found are not the same."""
     name = place.rsplit("/", 1)[-1]
+    bits = bits and not place.startswith("/drawn")  # a page has rounded numbers
+    if isinstance(old, str) and isinstance(new, str):  # lines may be broken elsewhere
+        old, new = " ".join(old.split()), " ".join(new.split())
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             inside = f"{place}/{key}".replace("//", "/")
@@ -113,6 +116,8 @@ def test_every_shipped_job_is_among_them() -> None:
         ({"bits": "0"}, {"bits": "1"}, True, ["/bits: "]),
         ({"show": ["λ 1.0"]}, {"show": ["λ 1.1"]}, False, []),
         ({"show": ["λ 1.0"]}, {"show": ["μ 1.0"]}, False, ["/show[0]: "]),
+        ({"title": "a b"}, {"title": "a\nb"}, True, []),
+        ({"drawn": {"numbers": [1.0]}}, {"drawn": {"numbers": [1.00001]}}, True, []),
         ({"ints": [1]}, {"ints": [2]}, False, ["/ints: "]),
         ({"views": ["a", "b"]}, {"views": ["a"]}, False, ["/views: "]),
     ],
