@@ -50,7 +50,7 @@ def panels(
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, int(10 * width)))  # ten letters fit into an inch
+    figure.suptitle(_broken(title, int(10 * width)))  # ten letters fit into an inch
     grid = figure.subplots(rows, columns, squeeze=False, **sharing)
     for axes in grid.flat:
         axes.grid(True, which="major", alpha=0.25)
@@ -72,7 +72,14 @@ def new_figure(title: str, width: float = 7.0, height: float = 4.4) -> tuple[Fig
     return figure, grid[0, 0]
 
 
-# -- words in figures ------------------------------------------------------------------------
+def _broken(title: str, most: int) -> str:
+    """Break a title into as few lines as fit, of about the same length."""
+    lines = len(textwrap.wrap(title, most))
+    widths = (width for width in range(1, most) if len(textwrap.wrap(title, width)) <= lines)
+    return textwrap.fill(title, next(widths, most))
+
+
+# -- text and legends ------------------------------------------------------------------------
 
 
 def note(axes: Axes, text: str) -> None:
