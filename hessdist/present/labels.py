@@ -25,6 +25,9 @@ ACTIVATIONS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
 LOSS_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
 """Names of the models of the loss."""
 
+RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
+"""The label of the residuals of the outputs."""
+
 WORK = "work, in gradients over all samples"
 """The title of an axis of the cost of a minimisation."""
 

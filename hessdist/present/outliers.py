@@ -1,4 +1,4 @@
-"""How many outliers are shown."""
+"""The number of outliers that are looked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def outliers_sought(run: Run) -> int:
-    """How many outliers are looked for in spectra of a run: three an output of its network.
+    """Return how many outliers are looked for in spectra of a run: three for each output.
 
     Args:
         run: The result.

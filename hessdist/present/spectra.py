@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hessdist.present.axes import key, legend_below, note
 from hessdist.present.histograms import largest_of
-from hessdist.present.style import BLUE, INK, PALE, RED
+from hessdist.present.style import BLUE, DARK, PALE, RED
 from hessdist.present.values import evenly
 from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
@@ -113,8 +113,8 @@ def label_profile(axes: Axes) -> None:
 
 def sign_keys() -> list[Line2D]:
     """Return the keys of a legend for the marks of a profile."""
-    signs = (("λ > 0", INK), ("λ < 0", "none"))
-    return [key(name, INK, "o", markerfacecolor=fill, markersize=4) for name, fill in signs]
+    signs = (("λ > 0", DARK), ("λ < 0", "none"))
+    return [key(name, DARK, "o", markerfacecolor=fill, markersize=4) for name, fill in signs]
 
 
 # -- matrices --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hessdist.present.axes import (
     panels,
     step_bar,
 )
-from hessdist.present.style import BLUE, GREEN, INK, PINK, RED
+from hessdist.present.style import BLUE, DARK, GREEN, PINK, RED
 from hessdist.present.values import positive
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def gradient(measured: Measurements, title: str) -> Figure:
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=6.4, sharex=True)
     steps = _step_axes(upper, lower, measured)
     norm = positive(measured["gradient_norm"])
-    upper.plot(steps, measured["loss"], "s--", color=INK, markersize=3, label="loss")
+    upper.plot(steps, measured["loss"], "s--", color=DARK, markersize=3, label="loss")
     upper.plot(steps, norm, "o-", color=BLUE, label="‖g‖")
     tolerance = float(measured["gradient_tolerance"][-1])
     upper.axhline(tolerance, color=RED, linewidth=1, label="tolerance of ‖g‖")
@@ -141,12 +141,12 @@ def changes(measured: Measurements, title: str) -> Figure:
             fill = "none" if max(x[row], y[row]) > edge else colours[row]
             place = np.clip([x[row], y[row]], -edge, edge)
             axes.plot(*place, mark, color=colours[row], markerfacecolor=fill)
-        axes.plot([], [], mark, color=INK, label=text)
+        axes.plot([], [], mark, color=DARK, label=text)
     ends = np.geomspace(near, edge, 50)
     line = np.concatenate([-ends[::-1], ends])
-    axes.plot(line, line, ":", color=INK, linewidth=1, label="as predicted")
-    axes.axhline(0, color=INK, linewidth=0.6)
-    axes.axvline(0, color=INK, linewidth=0.6)
+    axes.plot(line, line, ":", color=DARK, linewidth=1, label="as predicted")
+    axes.axhline(0, color=DARK, linewidth=0.6)
+    axes.axvline(0, color=DARK, linewidth=0.6)
     ticks = 10.0 ** np.arange(np.ceil(np.log10(near)), 1)
     for which in ("x", "y"):
         getattr(axes, f"set_{which}scale")("symlog", linthresh=near)
@@ -238,7 +238,7 @@ def lines(measured: Measurements, row: int, title: str) -> Figure:
     rate, distance = measured["rate"][row], measured["distance"]
     _draw_line(left, rate, measured, row, "gradient", point)
     for value, colour, style, text in (
-        (point.learning_rate, INK, "-", "rate of the job"),
+        (point.learning_rate, DARK, "-", "rate of the job"),
         (point.best_rate, GREEN, "--", "gᵀg / gᵀHg"),
         (point.stable_rate, PINK, ":", "2 / λ_max"),
     ):
@@ -254,7 +254,7 @@ def lines(measured: Measurements, row: int, title: str) -> Figure:
     right.set_xscale("symlog", linthresh=float(distance[-1]) * 1e-2)
     right.set_xlabel("distance t of θ + t u, u the escape direction")
     for axes in (left, right):
-        axes.axhline(point.loss, color=INK, linewidth=0.6)
+        axes.axhline(point.loss, color=DARK, linewidth=0.6)
         axes.set_ylabel("loss over all samples")
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False, fontsize="small")
@@ -310,7 +310,7 @@ def saddle(measured: Measurements, title: str) -> Figure:
         right.plot(at[shown], expected[shown], "--", color="black", linewidth=0.9)
         keys.append(key(f"{name} (stays)" if stays else name, colour, line=style))
     right.set_yscale("log")
-    right.axhline(-measured["fall"], color=INK, linewidth=0.6)
+    right.axhline(-measured["fall"], color=DARK, linewidth=0.6)
     left.set_ylabel(f"loss over all samples, {len(measured['seed'])} seeds")
     right.set_ylabel("fall of the loss; line: the saddle is left")
     for axes in (left, right):

@@ -19,8 +19,8 @@ from hessdist.present.axes import (
     panels,
 )
 from hessdist.present.histograms import spectral_norm
-from hessdist.present.labels import SYMBOLS
-from hessdist.present.style import INK, PALE, RED, SERIES
+from hessdist.present.labels import RESIDUALS, SYMBOLS
+from hessdist.present.style import DARK, PALE, RED, SERIES
 from hessdist.present.values import median, positive
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def eigenvalues(measured: Measurements, title: str) -> Figure:
     series = (
         (spectral_norm(measured, "residual"), *_STYLE["residual"], "‖S‖₂"),
         (np.maximum(-smallest, 0), *_STYLE["hessian"], "|λ_d| of H, where negative"),
-        (measured["misfit"], INK, "x", "rms of the residuals ‖∂ℓ/∂z‖"),
+        (measured["misfit"], DARK, "x", RESIDUALS),
     )
     for values, colour, mark, text in series:
         look: dict[str, Any] = {"color": colour, "label": text, "markersize": 4.5}
@@ -83,7 +83,7 @@ def eigenvalues(measured: Measurements, title: str) -> Figure:
     logarithmic_if_wide(lower, "y", np.concatenate([values[values > 0] for values, *_ in series]))
     lower.legend(frameon=False, fontsize="small")
     _label_steps(lower, measured)
-    hollow = key("hollow: no outlier", INK, "s", markerfacecolor="white")
+    hollow = key("hollow: no outlier", DARK, "s", markerfacecolor="white")
     legend_below(figure, [*_operator_keys(operators), hollow], 5)
     return figure
 
@@ -121,13 +121,13 @@ def traces(measured: Measurements, title: str) -> Figure:
             axes.errorbar(_places(measured, row), values, errors, fmt=mark, **look)
     parts = [order.index(name) for name in ("gauss_newton", "residual")]
     total = measured["trace"][:, parts].sum(axis=1)
-    upper.plot(np.arange(len(total)), total, "-", color=INK, linewidth=0.9, zorder=0)
+    upper.plot(np.arange(len(total)), total, "-", color=DARK, linewidth=0.9, zorder=0)
     upper.axhline(0, color=PALE, linewidth=0.8, zorder=0)
     upper.set_ylabel("trace")
     logarithmic_if_wide(lower, "y", measured["frobenius_norm"])
     lower.set_ylabel("Frobenius norm")
     _label_steps(lower, measured)
-    line = key("tr G + tr S", INK, line="-", linewidth=0.9)
+    line = key("tr G + tr S", DARK, line="-", linewidth=0.9)
     legend_below(figure, [*_operator_keys(order), line], 5, None)
     return figure
 
@@ -202,7 +202,7 @@ def residual(measured: Measurements, title: str) -> Figure:
         trace: np.abs(measured["trace"][..., place]),
         "‖S‖_F": measured["frobenius_norm"][..., place],
         "‖S‖₂": spectral_norm(measured, "residual"),
-        "rms of the residuals ‖∂ℓ/∂z‖": measured["misfit"],
+        RESIDUALS: measured["misfit"],
     }
     colours = colours_of(len(measured["iteration"]))
     for axes, (name, values) in zip(grid.flat, quantities.items(), strict=True):
@@ -275,8 +275,8 @@ def _draw_ranks(axes: Axes, measured: Measurements) -> None:
         note(axes, "no spectrum is exact: raise study.widths.exact_below")
         return
     known = sizes[exact]
-    axes.plot(known, known, ":", color=INK, linewidth=0.9, label="p")
-    axes.plot(known, measured["rank_bound"][exact], "-", color=INK, linewidth=0.9, label="N · C")
+    axes.plot(known, known, ":", color=DARK, linewidth=0.9, label="p")
+    axes.plot(known, measured["rank_bound"][exact], "-", color=DARK, linewidth=0.9, label="N · C")
     lines = axes.get_legend_handles_labels()[0]
     handles = [*_operator_keys(("hessian", "gauss_newton")), *lines]
     axes.legend(handles=handles, frameon=False, fontsize="small")

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hessdist.present.axes import colours_of, draw_medians, key, legend_below, new_figure, panels
 from hessdist.present.labels import MINIMIZERS, WORK, label
-from hessdist.present.style import INK
+from hessdist.present.style import DARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def budget(measured: Measurements, title: str) -> Figure:
         axes.set_ylabel(f"loss, {text}, {seeds}", fontsize="small")
     grid[-1, len(bases) // 2].set_xlabel("gradients of minibatches spent")
     keys = [key(name, colour, line="-") for name, colour in colours.items()]
-    legend_below(figure, [*keys, key("average (SWA)", INK, line=":")], 4, None)
+    legend_below(figure, [*keys, key("average (SWA)", DARK, line=":")], 4, None)
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.present.histograms import spectral_norm
-from hessdist.present.labels import MINIMIZERS, SYMBOLS, WORK, label
+from hessdist.present.labels import MINIMIZERS, RESIDUALS, SYMBOLS, WORK, label
 from hessdist.present.panels import INK, Figure, View, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, MARKS, sequence
 from hessdist.present.values import VIEW, evenly, median, positive
@@ -17,8 +17,6 @@ from hessdist.present.values import VIEW, evenly, median, positive
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
-
-_RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
 
 
 # -- H = G + S -------------------------------------------------------------------------------
@@ -97,7 +95,7 @@ def _size_of_residual(measured: Measurements, kept: NDArray[np.int64]) -> list[d
         low = positive(-smallest[kept, operators.index("hessian"), 0])
         lines.append(line("|λ_d| of H, where negative", places, low, BLUE, symbol="circle"))
     residuals = positive(measured["misfit"][kept])
-    return [*lines, line(_RESIDUALS, places, residuals, INK, symbol="x")]
+    return [*lines, line(RESIDUALS, places, residuals, INK, symbol="x")]
 
 
 def _outliers(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -122,7 +120,7 @@ def widths(run: Run) -> Iterator[View]:
         "|tr S|": np.abs(trace[..., residual]),
         "‖S‖_F": measured["frobenius_norm"][..., residual],
         "‖S‖₂": norm,
-        _RESIDUALS: measured["misfit"],
+        RESIDUALS: measured["misfit"],
         "‖S‖₂ / rms of the residuals": norm / measured["misfit"],
     }
     linear = {f"λ₁ of {one}": largest[..., place[one]] for one in ("H", "G")}

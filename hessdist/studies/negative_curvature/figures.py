@@ -17,7 +17,7 @@ from hessdist.present.axes import (
     panels,
     step_bar,
 )
-from hessdist.present.style import BLUE, INK, RED
+from hessdist.present.style import BLUE, DARK, RED
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def along_eigenvector(
         values = measured[name][row, column][shown]
         known = np.where(np.isfinite(values), values, np.nan)
         axes.plot(alpha[shown], known, style, color=colour, label=text, markersize=3)
-    axes.axvline(0, color=INK, linewidth=0.6)
+    axes.axvline(0, color=DARK, linewidth=0.6)
     axes.set_xlabel("step size α of θ − α (gᵀv) v")
     axes.set_ylabel("loss")
     axes.legend(frameon=False)
@@ -127,7 +127,7 @@ def best_decrease(measured: Measurements, limit: float, title: str) -> Figure:
     text = f"{title}: best change of the loss along each eigenvector, |λ| ≤ {limit:g}"
     figure, axes = new_figure(text)
     _scatter(figure, axes, measured, measured["best_loss_change"], limit, "viridis")
-    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.axhline(0, color=DARK, linewidth=0.6)
     axes.set_xlabel("eigenvalue λ")
     axes.set_ylabel("L(α*) − L(0); lower is better")
     return figure
@@ -149,8 +149,8 @@ def inverse_step(measured: Measurements, limit: float, title: str) -> Figure:
         inverse = 1 / measured["best_step"]
     _scatter(figure, axes, measured, inverse, limit, "plasma")
     ends = np.array([-limit, 0.0, limit])
-    axes.plot(ends, ends, "--", color=INK, linewidth=1, label="1/α* = λ (Newton)")
-    axes.plot(ends, np.abs(ends), ":", color=INK, linewidth=1.4, label="1/α* = |λ| (saddle-free)")
+    axes.plot(ends, ends, "--", color=DARK, linewidth=1, label="1/α* = λ (Newton)")
+    axes.plot(ends, np.abs(ends), ":", color=DARK, linewidth=1.4, label="1/α* = |λ| (saddle-free)")
     axes.set_ylim(-1.1 * limit, 1.1 * limit)
     axes.set_xlabel("eigenvalue λ")
     axes.set_ylabel("1/α*")
@@ -199,7 +199,7 @@ def gains(measured: Measurements, title: str) -> Figure:
     for rule, (name, mark) in enumerate(zip(measured["rule"], "svo", strict=True)):
         change = measured["joint_loss_change"][:, rule, everything] / measured["start"]
         axes.plot(steps, change, f"{mark}-", label=labels[name], color=colours_of(3)[rule])
-    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.axhline(0, color=DARK, linewidth=0.6)
     axes.set_yscale("symlog", linthresh=1e-2)
     axes.set_xlabel("training step")
     axes.set_ylabel("change of the loss / L(0)")
@@ -234,7 +234,7 @@ def subset_against_full(measured: Measurements, row: int, end: str, title: str) 
         upper.plot(ranks, difference[i, j], "o", color=colours[i], markersize=4)
         lower.plot(ranks, angle[i, j], "o", color=colours[i], markersize=4)
         lower.plot(ranks, principal[i, j], "-", color=colours[i], linewidth=0.8)
-    upper.axhline(0, color=INK, linewidth=0.6)
+    upper.axhline(0, color=DARK, linewidth=0.6)
     upper.set_ylabel("(λ_subset − λ) / |λ|")
     lower.set_ylabel("angle to the matched vector, degrees")
     lower.set_ylim(0, 92)
@@ -243,7 +243,7 @@ def subset_against_full(measured: Measurements, row: int, end: str, title: str) 
         key(f"{fraction:.3g} of samples", colour, "o")
         for colour, fraction in zip(colours, fractions, strict=True)
     ]
-    spaces = key("principal angles between the spaces", INK, line="-")
+    spaces = key("principal angles between the spaces", DARK, line="-")
     legend_below(figure, [*keys, spaces], 3, None)
     return figure
 
@@ -293,7 +293,7 @@ def block_spectra(measured: Measurements, row: int, title: str) -> Figure:
     figure, axes = new_figure(f"{title}: spectra of blocks, step {measured['step'][row]}")
     names = ["all", *measured["block"]]
     whole = measured["eigenvalue"][row]
-    axes.plot(np.zeros(len(whole)), whole, "_", color=INK, markersize=14)
+    axes.plot(np.zeros(len(whole)), whole, "_", color=DARK, markersize=14)
     for column in range(len(names) - 1):
         for end, colour in (("largest", BLUE), ("smallest", RED)):
             values = measured[f"eigenvalues_{end}"][row, column]
@@ -302,7 +302,7 @@ def block_spectra(measured: Measurements, row: int, title: str) -> Figure:
                 place = np.full(int(shown.sum()), column + 1)
                 axes.plot(place, values[shown], mark, color=colour, markersize=14)
     axes.set_yscale("symlog", linthresh=1e-2)
-    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.axhline(0, color=DARK, linewidth=0.6)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("eigenvalue")
     return figure

@@ -24,7 +24,7 @@ from hessdist.present.axes import (
     panels,
 )
 from hessdist.present.labels import ACTIVATIONS, LOSS_MODELS, MATRICES, file_parts, label
-from hessdist.present.style import BLUE, GREEN, INK, PALE, PINK, RED, SERIES
+from hessdist.present.style import BLUE, DARK, GREEN, PALE, PINK, RED, SERIES
 from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def laws(measured: Measurements, place: tuple[int, int], title: str) -> Figure:
         asinh_axis(axes, bound, float(np.abs(grid[[0, -1]]).max()))
         axes.axvspan(-bound, bound, color=PALE, alpha=0.4, linewidth=0, zorder=0)
         if np.isfinite(outliers):
-            axes.axvline(outliers, color=INK, linestyle=":", linewidth=1)
+            axes.axvline(outliers, color=DARK, linestyle=":", linewidth=1)
     edges, heights = grid[::10], np.diff(shares[::10])  # ten points of the grid to a bar
     above.bar(edges[:-1], heights, np.diff(edges), align="edge", color=BLUE, alpha=0.45)
     below.plot(grid, shares, color=BLUE, linewidth=2.5, alpha=0.7, label="measured bulk")
@@ -164,8 +164,8 @@ def index_against_energy(measured: Measurements, title: str) -> Figure:
         key(f"φ = {ratio:.3g}", colour, line="-")
         for ratio, colour in zip(ratios, colours, strict=True)
     ]
-    means = key("mean and standard error", INK, "o", markersize=4)
-    legend_below(figure, [*keys, means, key("fitted 3/2 law", INK, line="-")], 4)
+    means = key("mean and standard error", DARK, "o", markersize=4)
+    legend_below(figure, [*keys, means, key("fitted 3/2 law", DARK, line="-")], 4)
     return figure
 
 
@@ -222,7 +222,7 @@ def critical_energies(measured: Measurements, title: str) -> Figure:
     axes.plot(grid, tanh_energy(grid), "-", color=RED, linewidth=1, label="½ (1 − φ)²")
     axes.plot(grid, linear_energy(grid), "--", color=BLUE, linewidth=1, label="½ (1 − φ)")
     axes.plot(grid, least, "-.", color=BLUE, linewidth=1, label="½ (1 − n/m), least squares")
-    model: dict[str, Any] = {"color": INK, "linewidth": 1.2, "label": "Wishart + Wigner"}
+    model: dict[str, Any] = {"color": DARK, "linewidth": 1.2, "label": "Wishart + Wigner"}
     axes.plot(ratios, measured["wishart_wigner"], ":", **model)
     axes.set_xlabel("φ, parameters over data points")
     axes.set_ylabel("energy ε")
@@ -255,7 +255,7 @@ def densities(measured: Measurements, title: str) -> Figure:
         for k, energy in enumerate(energies):
             points, density = measured["points"][i, j, k], measured["density"][i, j, k]
             axes.plot(points, density, color=colours[k], linewidth=1.2, label=f"ε = {energy:g}")
-        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(0, color=DARK, linewidth=0.8)
         heading(axes, f"{label(LOSS_MODELS, models[i])}, φ = {ratios[j]:g}", 8)
     # At ε = 0 and φ near 1 the density has no bound.
     grid[0, 0].set_ylim(0, min(1.2, 1.1 * float(np.nanmax(measured["density"]))))

@@ -10,7 +10,7 @@ import numpy as np
 from hessdist.errors import HessdistError
 from hessdist.present.axes import heading, key, legend_below, note, panels
 from hessdist.present.labels import ACTIVATIONS, label
-from hessdist.present.style import BLUE, INK, PALE, RED, SERIES
+from hessdist.present.style import BLUE, DARK, PALE, RED, SERIES
 from hessdist.theory.freeness import FREE
 from hessdist.theory.laws import Law
 from hessdist.theory.loss_model import LossModel, bilinear_residual
@@ -72,7 +72,7 @@ def spectra(measured: Measurements, which: int, how: int, title: str) -> Figure:
         key("measured", PALE, line="-", linewidth=6),
         key("H₀ + Q H₁ Qᵀ", BLUE, line="-"),
         key("law of the model", RED, line="-"),
-        key("law of independent residuals", INK, line="--"),
+        key("law of independent residuals", DARK, line="--"),
     ]
     legend_below(figure, keys, 4)
     return figure
@@ -84,7 +84,7 @@ def _laws(energy: float, ratio: float, *, rectified: bool) -> list[list[tuple[La
     bilinear = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
     return [
         [(model.positive, RED, "-")],
-        [(model.residual, RED, "-"), (bilinear, INK, "--")],
+        [(model.residual, RED, "-"), (bilinear, DARK, "--")],
         [(model.law, RED, "-")],
     ]
 

@@ -35,7 +35,7 @@ from hessdist.present.spectra import (
     label_profile,
     sign_keys,
 )
-from hessdist.present.style import BLUE, INK, RED
+from hessdist.present.style import BLUE, DARK, RED
 from hessdist.present.values import evenly, is_wide, median, quantiles
 from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
@@ -435,7 +435,7 @@ def _draw_surface(
         shade=False,
         alpha=0.85,
     )
-    for end, colour, label in ((0, INK, "first network"), (-1, RED, "second network")):
+    for end, colour, label in ((0, DARK, "first network"), (-1, RED, "second network")):
         line = across[:, end], along[:, end], height[:, end]
         axes.plot(*line, color=colour, linewidth=1.8, label=label)
     axes.set_xlabel("distance from the middle", fontsize="small")

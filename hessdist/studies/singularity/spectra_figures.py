@@ -44,7 +44,7 @@ from hessdist.present.spectra import (
     label_profile,
     sign_keys,
 )
-from hessdist.present.style import BLUE, INK, PALE, SERIES
+from hessdist.present.style import BLUE, DARK, PALE, SERIES
 from hessdist.present.values import evenly
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import NEAR_ZERO
@@ -240,7 +240,7 @@ def interval(measured: Measurements, place: Place, title: str) -> Figure:
     low, high = max(low, smallest - 4 * width), min(high, largest + 4 * width)
     _draw_density(axes, found, (low, high), min(width, (high - low) / 40))
     nodes = axes.get_xaxis_transform()
-    axes.plot(inside, np.full(len(inside), 0.03), "|", color=INK, transform=nodes, label="nodes")
+    axes.plot(inside, np.full(len(inside), 0.03), "|", color=DARK, transform=nodes, label="nodes")
     axes.set_xlim(low, high)
     count, error = measured["count"][place], measured["count_error"][place]
     estimate = f"{count:.4g} ± {error:.2g}" if np.isfinite(error) else f"{count:.4g}"
@@ -319,7 +319,7 @@ def estimates(measured: Measurements, block: int, title: str) -> Figure:
         key(label(MATRICES, operator), colour, mark, "-")
         for operator, (colour, mark) in zip(measured["operator"], SERIES, strict=False)
     ]
-    legend_below(figure, [*keys, key("trace by XTrace", INK, "o", markerfacecolor="white")])
+    legend_below(figure, [*keys, key("trace by XTrace", DARK, "o", markerfacecolor="white")])
     return figure
 
 
