@@ -40,10 +40,10 @@ from written_training import (
 
 import hessdist
 from hessdist.landscape.diagnosis import Point, findings
+from hessdist.present.histograms import density_at, smoothing_width
 from hessdist.present.page import in_script, page_of
 from hessdist.results.units import Measurements
 from hessdist.studies.shows import steps, views, write_page
-from hessdist.studies.singularity.spectra_figures import density_at, smoothing_width
 
 selenium = pytest.importorskip("selenium.webdriver")
 ActionBuilder = pytest.importorskip(

@@ -271,8 +271,8 @@ def _draw_density(
     """Draw the density between two bounds, and its standard error if there are several probes."""
     grid = np.linspace(*ends, 800)
     values, errors = found.smoothed(grid, width)
-    # The axis begins at a fifth of the peak of a single eigenvalue.
-    floor = 0.2 / (found.size * width * np.sqrt(2 * np.pi))
+    single = 1 / (found.size * width * np.sqrt(2 * np.pi))  # the peak of one eigenvalue
+    floor = 0.2 * single
     probes = f"{len(found.nodes)} probes, smoothed by {width:.2g}"
     axes.plot(grid, np.maximum(values, floor / 2), color=BLUE, linewidth=1.2, label=probes)
     if np.isfinite(errors).all():
