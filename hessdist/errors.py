@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class HessdistError(Exception):
     """A failure that hessdist foresees: one line says what, where and the remedy.
@@ -19,6 +21,11 @@ class HessdistError(Exception):
         self.what = what
         self.remedy = remedy
         super().__init__(what, remedy)
+
+    def on_all_ranks(self) -> Self:
+        """Mark the error as one that all ranks raise, and return it."""
+        self.agreed = True
+        return self
 
     def __str__(self) -> str:
         return f"{self.what}; {self.remedy}" if self.remedy else self.what

@@ -310,12 +310,10 @@ class Objective:
     @staticmethod
     def _positive(weight: float) -> float:
         if not weight > 0:
-            error = DataError(
+            raise DataError(
                 "no label of any sample counts in the loss",
                 "check the data set and the loss's ignore_index",
-            )
-            error.agreed = True
-            raise error
+            ).on_all_ranks()
         return float(weight)
 
     def _prove_additive(self) -> None:
@@ -329,14 +327,12 @@ class Objective:
         everyone = self.ranks.collect(mine)
         for rank, values in enumerate(everyone):
             if not np.allclose(values, everyone[0], rtol=close, atol=close, equal_nan=True):
-                error = WorkloadError(
+                raise WorkloadError(
                     f"rank {rank} has another loss than rank 0 for the same samples and parameters "
                     f"({values[0]:.6g} and {everyone[0][0]:.6g})",
                     "draw constants of the model and the loss with a fixed seed, or register them "
                     "as buffers, and read the same files on every rank",
-                )
-                error.agreed = True
-                raise error
+                ).on_all_ranks()
 
     def _probed(self) -> tuple[float, float]:
         """Loss and weight of a few samples, the same ones on every rank."""

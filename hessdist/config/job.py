@@ -85,7 +85,7 @@ def job_model() -> type[Job]:
         A subclass of `Job`.
 
     Raises:
-        JobError: A package that adds studies cannot be imported.
+        DependencyError: An installed package with studies cannot be imported.
     """
     fields: dict[str, Any] = {
         name: (study.settings | None, None) for name, study in registry().items() if study.settings

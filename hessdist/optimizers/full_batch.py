@@ -480,12 +480,10 @@ def _entries(vector: Any) -> Vector:
 
 
 def _not_finite(where: str) -> NumericalError:
-    error = NumericalError(
+    return NumericalError(
         f"loss or gradient is not finite at {where}",
         "check the start and the data, or use compute.dtype = 'float64'",
-    )
-    error.agreed = True
-    return error
+    ).on_all_ranks()
 
 
 @contextmanager

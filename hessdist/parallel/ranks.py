@@ -327,9 +327,8 @@ class Ranks:
         digests: list[str] = self.collect(fingerprint_of(value))
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
-                error = InputError(f"rank {rank} has another {what} than rank 0", remedy)
-                error.agreed = True
-                raise error
+                what = f"rank {rank} has another {what} than rank 0"
+                raise InputError(what, remedy).on_all_ranks()
 
     def abort(self, error: BaseException) -> None:
         """End all ranks at once, saying why. Not collective: the rank that failed calls it."""

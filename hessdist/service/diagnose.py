@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,6 @@ def diagnose(
         NumericalError: The loss at a checkpoint is not finite; on every rank.
         Stopped: A signal came while there was work left; what is done is on disk.
     """
-
-    def choose(steps: Sequence[int]) -> Sequence[int]:
-        if everything:
-            return steps
-        if step is None:
-            return steps[-1:]
-        if step not in steps:
-            raise CheckpointError(
-                f"{job.checkpoints.directory} has no checkpoint of step {step}",
-                f"there are {', '.join(map(str, steps))}",
-            )
-        return [step]
-
     with ranks.agreeing():
         if json_path is not None and ranks.is_root:
             _check_writable(json_path)
@@ -82,7 +70,7 @@ def diagnose(
     work = Work(
         f"diagnosis of {which}",
         studies,
-        choose,
+        partial(_chosen, job, step, everything),
         sets_aside=True,
         counted="checkpoints",
         repeats_remarks=True,
@@ -95,6 +83,20 @@ def diagnose(
         console.line(f"as JSON: {json_path}")
     outcome.raise_set_aside()
     return outcome
+
+
+def _chosen(job: Job, step: int | None, everything: bool, steps: Sequence[int]) -> Sequence[int]:
+    """The steps to diagnose, of those of all checkpoints."""
+    if everything:
+        return steps
+    if step is None:
+        return steps[-1:]
+    if step not in steps:
+        raise CheckpointError(
+            f"{job.checkpoints.directory} has no checkpoint of step {step}",
+            f"there are {', '.join(map(str, steps))}",
+        )
+    return [step]
 
 
 # -- as JSON ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hessdist.config.job import Job, changed_fields
 from hessdist.config.loader import parse_job
-from hessdist.errors import HessdistError, OutputError, ReadingError, ResultError, Stopped
+from hessdist.errors import OutputError, ReadingError, ResultError, Stopped
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import Run, open_run
@@ -296,27 +296,18 @@ def _drop_others(path: Path, kept: set[Path]) -> None:
 def _raise_unfinished(outcomes: Outcomes, path: Path) -> None:
     """Raise the error for checkpoints that are left or were set aside, if there are any."""
     if outcomes.stopped and outcomes.left:
-        raise _agreed(
-            Stopped(
-                f"stopped on a signal with {_count(len(outcomes.left), 'checkpoint')} left of "
-                f"{path}",
-                "start the same command again",
-            )
-        )
+        raise Stopped(
+            f"stopped on a signal with {_count(len(outcomes.left), 'checkpoint')} left of {path}",
+            "start the same command again",
+        ).on_all_ranks()
     if not outcomes.failed:
         return
     first = next(iter(outcomes.failed.values()))
     if len(outcomes.failed) == 1:
-        raise _agreed(first)
+        raise first.on_all_ranks()
     steps = ", ".join(map(str, sorted(outcomes.failed)))
-    raise _agreed(
-        type(first)(f"checkpoints of steps {steps} were set aside: {first.what}", first.remedy)
-    )
-
-
-def _agreed(error: HessdistError) -> HessdistError:
-    error.agreed = True
-    return error
+    what = f"checkpoints of steps {steps} were set aside: {first.what}"
+    raise type(first)(what, first.remedy).on_all_ranks()
 
 
 def _count(number: int, what: str) -> str:

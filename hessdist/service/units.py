@@ -107,7 +107,8 @@ class Outcome:
     def raise_set_aside(self) -> None:
         """Raise the error of a checkpoint that was set aside, if there is one."""
         for step, error in self.set_aside.items():
-            raise _agreed(type(error)(f"step {step}: {error.what}", error.remedy)) from error
+            named = type(error)(f"step {step}: {error.what}", error.remedy)
+            raise named.on_all_ranks() from error
 
 
 @dataclass(frozen=True)
@@ -149,40 +150,54 @@ def work_through(
         Stopped: A signal came while there was work left; what is done is on disk.
     """
     with ExitStack() as stack:
-        with ranks.agreeing():
-            _check(work, job, options)
-            if ranks.is_root:
-                check_writable(job.output.path)
-                for lock in locks.exclusive(job.output.path, console.line):
-                    stack.callback(lock.release)
-        stop = stack.enter_context(Stop(job.service.signal))
-        plan = _Plan()
-        with ranks.agreeing():
-            petsc.require()
-            workload = workload_of(job)
-            if ranks.is_root:
-                plan = _Planner(work, job, options, overwrite).plan()
-        petsc.initialise(options)
-        for line in petsc.ineffective_options(options):
-            console.line(line)
-        objective = workload.on(ranks)
-        require_samples_of_before(ranks, job, objective.sample_digests)
-        context = Context(job, workload, objective)
-        for study, settings in work.studies:
-            study.run_prepare(context, settings)
-        console.line(
-            f"{job.name}: {work.title}, {objective.layout.size:,} parameters, "
-            f"{context.num_samples:,} samples, {ranks.size} ranks on {objective.device.type}"
-        )
-        console.line(f"result: {job.output.path}")
-        about = describe(
-            job, text, objective.layout, context.num_samples, objective.weight(), ranks.size
-        )
-        loop = _Loop(work, context, plan, about, console, stop, options)
+        loop = _begin(stack, work, job, text, ranks, console, options, overwrite)
         loop.run()
         for word in petsc.unused_options(options):
             console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
     return loop.outcome
+
+
+def _begin(
+    stack: ExitStack,
+    work: Work,
+    job: Job,
+    text: str,
+    ranks: Ranks,
+    console: Console,
+    options: Sequence[str],
+    overwrite: bool,
+) -> _Loop:
+    """Check everything, take the locks, listen for signals, and plan the units. Collective."""
+    with ranks.agreeing():
+        _check(work, job, options)
+        if ranks.is_root:
+            check_writable(job.output.path)
+            for lock in locks.exclusive(job.output.path, console.line):
+                stack.callback(lock.release)
+    stop = stack.enter_context(Stop(job.service.signal))
+    plan = _Plan()
+    with ranks.agreeing():
+        petsc.require()
+        workload = workload_of(job)
+        if ranks.is_root:
+            plan = _Planner(work, job, options, overwrite).plan()
+    petsc.initialise(options)
+    for line in petsc.ineffective_options(options):
+        console.line(line)
+    objective = workload.on(ranks)
+    require_samples_of_before(ranks, job, objective.sample_digests)
+    context = Context(job, workload, objective)
+    for study, settings in work.studies:
+        study.run_prepare(context, settings)
+    console.line(
+        f"{job.name}: {work.title}, {objective.layout.size:,} parameters, "
+        f"{context.num_samples:,} samples, {ranks.size} ranks on {objective.device.type}"
+    )
+    console.line(f"result: {job.output.path}")
+    about = describe(
+        job, text, objective.layout, context.num_samples, objective.weight(), ranks.size
+    )
+    return _Loop(work, context, plan, about, console, stop, options)
 
 
 # -- before the first collective -------------------------------------------------------------
@@ -396,7 +411,8 @@ class _Loop:
         except Stopped as stop:
             count, ended = len(self._units), len(self.outcome.done) + len(self.outcome.skipped)
             what = f"stopped on a signal with {count - ended} of {count} {self._work.counted} left"
-            raise _agreed(Stopped(what if count > 1 else stop.what, stop.remedy)) from stop
+            stopped = Stopped(what if count > 1 else stop.what, stop.remedy)
+            raise stopped.on_all_ranks() from stop
 
     def _at(self, step: int | None, units: Sequence[Unit]) -> None:
         """Do the units of one checkpoint, or those of none."""
@@ -418,11 +434,9 @@ class _Loop:
             self._stop.check(self._ranks)
             context = self._context(unit, digests)
             measured = study.run_compute(context, self._settings[unit.study])
-            if context.was_done:
-                self.outcome.skipped.append(unit)
-            else:
-                self.outcome.done.append(unit)
-            self._write(unit, measured, digests)
+            (self.outcome.skipped if context.was_done else self.outcome.done).append(unit)
+            if not study.continues:
+                self._write(unit, measured, digests)
         else:
             measured = stored
             self.outcome.skipped.append(unit)
@@ -573,8 +587,3 @@ class _Loop:
 def _converged(measured: Measurements) -> bool:
     """Whether all pairs of the unit's own solves converged."""
     return all(table.all() for name, table in measured.items() if name.startswith("converged"))
-
-
-def _agreed(error: HessdistError) -> HessdistError:
-    error.agreed = True
-    return error

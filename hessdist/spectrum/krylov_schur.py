@@ -202,8 +202,7 @@ class Solver:
             # An error from options occurs on all ranks within seconds, any other one on one rank.
             if not self.shell.ranks.are_all_here(seconds=10.0):
                 self.shell.ranks.abort(refusal)
-            refusal.agreed = True
-            raise refusal from self._broken
+            raise refusal.on_all_ranks() from self._broken
 
     # -- one space for both ends -------------------------------------------------------------
 

@@ -256,12 +256,10 @@ class ShellMatrix:
                 if self._local.dtype == torch.float32
                 else "its entries are below rounding: the loss or its derivatives are next to zero"
             )
-            error = SymmetryError(
+            raise SymmetryError(
                 f"the operator is not symmetric beyond rounding: {what}",
                 f"{remedy}; of one of your own multiply by (A + Aᵀ) / 2",
-            )
-            error.agreed = True
-            raise error
+            ).on_all_ranks()
 
     def _wait(self) -> None:
         """Wait for the device, because MPI and PETSc do not know PyTorch's streams."""

@@ -70,7 +70,7 @@ class Study:
     """A function of (job, settings, PETSc's options) that returns everything that determines the
     numbers, where that is more than the settings and `Needs.keys`. Not collective."""
     continues: bool = False
-    """`compute` goes on from its stored result, and finds out itself whether it is done."""
+    """`compute` continues from its stored result, and stores the new one itself."""
     remarks: str = ""
     """A function of `Measurements` that yields lines for the console."""
     figures: str = ""

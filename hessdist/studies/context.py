@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.sections import SpectrumSection
+from hessdist.curvature.parameters import Parameters
 from hessdist.errors import Stopped
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
@@ -126,6 +127,20 @@ class Context:
     def ranks(self) -> Ranks:
         """The ranks."""
         return self.objective.ranks
+
+    def require_layers(self, blocks: Sequence[Sequence[str]], key: str) -> None:
+        """Refuse unknown names of layers. Collective.
+
+        Args:
+            blocks: Lists of names of parameters or modules.
+            key: The key of the job that has them, for messages.
+
+        Raises:
+            WorkloadError: The model has no such layer; on every rank.
+        """
+        with self.ranks.agreeing():
+            for block in blocks:
+                Parameters(self.workload.model, block, key)
 
     # -- progress and signals ----------------------------------------------------------------
 

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from hessdist.config.job import Job
 from hessdist.config.sections import MinimizeSection
-from hessdist.errors import CheckpointError, HessdistError, NumericalError, OutputError, Stopped
+from hessdist.errors import CheckpointError, NumericalError, OutputError, Stopped
 from hessdist.optimizers.directions import Vector
 from hessdist.optimizers.full_batch import (
     Ended,
@@ -120,6 +120,7 @@ class _Earlier:
     rows: list[Iterate] = field(default_factory=list)  # up to the checkpoint to continue from
     checkpoints: dict[int, str] = field(default_factory=dict)  # digests of those that exist
     stuck: str = ""  # why it cannot continue, if it ended for that reason
+    ended: tuple[bool, str] = (False, "")  # whether it converged, and why it ended
 
 
 def _earlier(context: Context) -> _Earlier:
@@ -155,7 +156,7 @@ def _earlier(context: Context) -> _Earlier:
     rows = [row for row in _rows(stored) if row.number <= last]
     # The trace is written before its last checkpoint, which is missing after a kill in between.
     stuck = str(stored.attributes["stuck"]) if last == stored["checkpoint"][-1] else ""
-    return _Earlier(rows, kept, stuck)
+    return _Earlier(rows, kept, stuck, (bool(stored["converged"]), str(stored["ended"])))
 
 
 def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
@@ -235,7 +236,7 @@ class _Minimisation:
         self._ranks, self._settings = context.ranks, settings
         self._rows = list(earlier.rows)
         self._checkpoints = dict(earlier.checkpoints)
-        self._stuck = earlier.stuck
+        self._stuck, self._ended_earlier = earlier.stuck, earlier.ended
         self._base = self._rows[-1] if self._rows else None  # the iterate to continue from
         self._problem: TrainingProblem
         self._last: Vector | None = None  # this rank's entries of the last iterate
@@ -246,7 +247,9 @@ class _Minimisation:
         if done is not None:
             self._context.line(f"minimize: already done, {done.reason}")
             self._context.was_done = True
-            return _measurements(self._rows, done, self._checkpoints, self._attributes())
+            if (done.converged, done.reason) != self._ended_earlier:  # by another tolerance
+                self._context.store(self._measured(done))
+            return self._measured(done)
         self._objective.load(self._read)
         problem = TrainingProblem(
             self._objective,
@@ -269,7 +272,7 @@ class _Minimisation:
             ended = self._all_done()  # together with the earlier run
         self._stuck = "" if ended.converged or ended.limited else ended.reason
         self._store(ended)
-        return _measurements(self._rows, ended, self._checkpoints, self._attributes())
+        return self._measured(ended)
 
     def _done(self) -> Ended | None:
         """Return how the earlier run ended, if it cannot continue."""
@@ -325,7 +328,7 @@ class _Minimisation:
         is_new = number not in self._checkpoints
         if is_new:
             self._digest()
-        self._context.store(_measurements(self._rows, ended, self._checkpoints, self._attributes()))
+        self._context.store(self._measured(ended))
         if is_new:
             self._write_checkpoint()
 
@@ -345,21 +348,21 @@ class _Minimisation:
                     place.directory, self._rows[-1].number, self._objective.model, **place.place()
                 )
 
-    def _attributes(self) -> dict[str, str]:
-        return {"directory": str(self._job.checkpoints.directory), "stuck": self._stuck}
+    def _measured(self, ended: Ended) -> Measurements:
+        """Return the trace with what the next run has to know."""
+        known = {"directory": str(self._job.checkpoints.directory), "stuck": self._stuck}
+        return _measurements(self._rows, ended, self._checkpoints, known)
 
     def _stopped(self, stop: Stopped) -> Stopped:
         """Store the trace so far. Collective."""
         if self._last is None:
             return stop
         self._store(Ended(False, "stopped on a signal"))
-        return _agreed(
-            Stopped(
-                f"stopped on a signal after {self._rows[-1].number} of {self._settings.iterations} "
-                "iterations",
-                f"start the same command again{self._lost()}",
-            )
-        )
+        return Stopped(
+            f"stopped on a signal after {self._rows[-1].number} of {self._settings.iterations} "
+            "iterations",
+            f"start the same command again{self._lost()}",
+        ).on_all_ranks()
 
     def _failed(self, error: NumericalError) -> NumericalError:
         """Store the trace so far, if the error is on all ranks. Collective in that case."""
@@ -367,15 +370,8 @@ class _Minimisation:
             return error
         self._store(Ended(False, error.what))
         number = self._rows[-1].number
-        return _agreed(NumericalError(f"{error.what}, after iteration {number}", error.remedy))
-
-
-_Error = TypeVar("_Error", bound=HessdistError)
-
-
-def _agreed(error: _Error) -> _Error:
-    error.agreed = True
-    return error
+        what = f"{error.what}, after iteration {number}"
+        return NumericalError(what, error.remedy).on_all_ranks()
 
 
 def _after(base: Iterate, iterate: Iterate) -> Iterate:

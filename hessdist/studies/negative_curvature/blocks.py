@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.curvature.parameters import Parameters
 from hessdist.objective import Objective
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
@@ -29,9 +28,7 @@ def prepare(context: Context, settings: BlocksSection) -> None:
     Raises:
         WorkloadError: The model has no such layer; on every rank.
     """
-    with context.ranks.agreeing():
-        for block in settings.blocks:
-            Parameters(context.workload.model, block, "study.blocks.blocks")
+    context.require_layers(settings.blocks, "study.blocks.blocks")
 
 
 def blocks(context: Context, settings: BlocksSection) -> Measurements:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hessdist.curvature.parameters import Parameters
 from hessdist.errors import InputError
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.basis_memory import require_basis_memory
@@ -51,9 +50,7 @@ def prepare(context: Context, settings: DensitySection) -> None:
     Raises:
         WorkloadError: The model has no such layer; on every rank.
     """
-    with context.ranks.agreeing():
-        for block in settings.blocks:
-            Parameters(context.workload.model, block, "study.density.blocks")
+    context.require_layers(settings.blocks, "study.density.blocks")
 
 
 def density(context: Context, settings: DensitySection) -> Measurements:
