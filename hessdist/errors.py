@@ -83,6 +83,12 @@ class RankError(HessdistError):
     """An error on another rank that hessdist did not foresee."""
 
 
+class Interrupted(HessdistError):  # noqa: N818 - as KeyboardInterrupt
+    """Ctrl-C ended the program at once."""
+
+    exit_status = 130
+
+
 class Stopped(HessdistError):  # noqa: N818 - no error, as StopIteration is none
     """A signal asked for an end, and all ranks agreed to it; what is done is on disk."""
 

@@ -7,13 +7,16 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hessdist.errors import HessdistError, InputError
+from hessdist.errors import HessdistError, InputError, Interrupted
 
 TRACEBACK = "HESSDIST_TRACEBACK"
 """The environment variable that asks for tracebacks, as `--traceback` does."""
+
+ENDS_THE_PROGRAM = "take that out: only the end of the work ends the program"
+"""The remedy for code of the job that ends the program."""
 
 _OURS = Path(__file__).parent
 _LONGEST = 400  # characters of a message
@@ -47,8 +50,10 @@ def in_one_line(error: BaseException) -> HessdistError:
     if isinstance(error, SystemExit):
         return InputError(
             f"code of the job ends the program by itself (exit status {error.code}{where})",
-            "take that out: only the end of the work ends the program",
+            ENDS_THE_PROGRAM,
         )
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(f"interrupted{where}", "finished checkpoints are kept")
     said = f"{type(error).__name__}: {_short(str(error))}" if str(error) else type(error).__name__
     if isinstance(error, MemoryError):
         return HessdistError(
@@ -90,10 +95,19 @@ def users_place(error: BaseException) -> str:
     Returns:
         Its place in words, after a comma; empty where there is none.
     """
-    for file, line, function in reversed(list(_frames(error))):
-        if _is_users(file):
-            return _place(file, line, function)
-    return ""
+    return place_in(reversed(list(_frames(error))))
+
+
+def place_in(calls: Iterable[tuple[str, int, str]]) -> str:
+    """The first of some calls that is in code that is neither ours nor installed.
+
+    Args:
+        calls: File, line and function of each call, the innermost one first.
+
+    Returns:
+        Its place in words, after a comma; empty where there is none.
+    """
+    return next((_place(*call) for call in calls if _is_users(call[0])), "")
 
 
 def _place(file: str, line: int, function: str) -> str:

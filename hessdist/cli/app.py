@@ -10,13 +10,14 @@ import typer
 
 from hessdist import __version__
 from hessdist.cli.cluster import bench, doctor, submit
+from hessdist.cli.ending import leave, leave_at_once, refuse_exits
 from hessdist.cli.options import split_petsc_options
 from hessdist.cli.results import compare, pack, plot, report, show, status
 from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
-from hessdist.errors import HessdistError, InputError
+from hessdist.errors import HessdistError, InputError, Interrupted
 from hessdist.parallel.ranks import launched_rank
-from hessdist.service.stop import listen
+from hessdist.service.stop import listen, stop_listening
 from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 app = typer.Typer(
@@ -58,9 +59,12 @@ def main() -> None:
     if len(words) < len(sys.argv) - 1:
         os.environ[TRACEBACK] = "1"
     ours, petsc = split_petsc_options(words)
-    if ours and ours[0] in {"diagnose", "minimize", "spectrum", "study", "watch"}:
+    sweeps = {"diagnose", "minimize", "spectrum", "study", "watch"}
+    command = ours[0] if ours else ""
+    if command in sweeps:
         listen()
-    interrupted = 130  # the status of a shell for a program that Ctrl-C ended
+    if command in sweeps | {"bench", "train"}:
+        refuse_exits()
     try:
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
     except typer.TyperException as error:  # a wrong command or option
@@ -69,17 +73,17 @@ def main() -> None:
             _print_error(f"{error.format_message()} See hessdist --help.")
     except HessdistError as error:
         status = _report(error)
-    except (KeyboardInterrupt, typer.Abort):
-        status = interrupted
-    except (Exception, SystemExit) as error:
+    except typer.Abort:
+        status = Interrupted.exit_status
+    except BaseException as error:
         if isinstance(error, SystemExit) and not users_place(error):
             raise  # typer ends the program where nobody reads its output any more
-        status = _report(error)
-        sys.stdout.flush()
-        os._exit(status)  # after such an error, the clean-up of libraries may crash or hang
-    if status == interrupted:
-        _print_error("interrupted; finished checkpoints are kept")
-    sys.exit(status)
+        leave_at_once(_report(error))
+    if status == Interrupted.exit_status:  # typer returns it for KeyboardInterrupt as well
+        _report(KeyboardInterrupt())
+    if command in sweeps:
+        stop_listening()
+    leave(status)
 
 
 def _report(error: BaseException) -> int:

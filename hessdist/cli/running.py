@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from hessdist.cli.ending import leave_at_once
 from hessdist.config.job import Job
 from hessdist.config.loader import load_job
-from hessdist.errors import DependencyError
+from hessdist.errors import DependencyError, HessdistError
 from hessdist.parallel.host import prepared_process
 from hessdist.parallel.memory import keep_freed_memory
 from hessdist.parallel.ranks import Ranks
+from hessdist.parallel.watchdog import time_limit
 from hessdist.service.console import Console
 
 UNCONVERGED = 3
@@ -59,12 +63,21 @@ def on_all_ranks(
         loaded, text = _load_same_job(ranks, context, job, overrides or ())
         keep_freed_memory()
         console = Console(enabled=ranks.is_root)
-        with prepared_process(ranks, loaded.compute.device), console:
+        limit = time_limit(loaded.data.timeout_seconds, partial(_end_all, ranks))
+        with prepared_process(ranks, loaded.compute.device), console, limit:
             yield ParallelCommand(module, loaded, text, ranks, console)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if ranks.size > 1 and not getattr(error, "agreed", False):
             ranks.abort(error)
         raise
+
+
+def _end_all(ranks: Ranks, error: HessdistError) -> None:
+    """End all ranks with an error, from any thread. Not collective."""
+    if ranks.size > 1:
+        ranks.abort(error)
+    print("hessdist:", error, file=sys.stderr, flush=True)
+    leave_at_once(error.exit_status)
 
 
 def import_solver(module: str) -> Any:

@@ -62,6 +62,7 @@ class Job(Section):
         del sections["data"]["arguments"]
         del sections["spectrum"]["residuals"], sections["spectrum"]["warm_start"]
         sections["data"].pop("root", None)  # the folder does not determine the data
+        del sections["data"]["timeout_seconds"]
         sections["data"]["arguments"] = self.data.arguments
         kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}
         kept["compute"] = {"dtype": self.compute.dtype}

@@ -63,6 +63,8 @@ class DataSection(Section):
     collate: str | None = None
     """"package.module:callable", a function that makes a batch of a list of samples, for example by
     padding. Without it, the leaves of the samples are stacked."""
+    timeout_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1800.0
+    """Seconds in which a batch must be read; a longer read ends the program. 0: no limit."""
 
     @model_validator(mode="after")
     def _one_size(self) -> DataSection:

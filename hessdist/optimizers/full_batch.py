@@ -189,7 +189,7 @@ class _Minimisation:
         self._matrix: ShellMatrix | None = None
         self._hessian_at: Vector | None = None  # where TAO's own types have it
         self._begin = time.perf_counter()
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def _rule_of(self, settings: Settings) -> Rule:
         ranks = self._problem.ranks
@@ -307,7 +307,7 @@ class _Minimisation:
         """
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             agreed = isinstance(error, Stopped) or getattr(error, "agreed", False)
             if not agreed and self._problem.ranks.size > 1:
                 self._problem.ranks.abort(error)

@@ -210,7 +210,7 @@ class _Deferred:
 
     def __init__(self, local: LocalOperator) -> None:
         self._local = local
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     @property
     def size(self) -> int:
@@ -231,7 +231,7 @@ class _Deferred:
         """Multiply: (d,) to (d,) float64, NaN where that fails."""
         try:
             return self._local(v)
-        except Exception as error:
+        except BaseException as error:
             self._failure = error
             return torch.full((self.size,), math.nan, dtype=torch.float64, device=self.device)
 

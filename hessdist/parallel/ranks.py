@@ -275,22 +275,35 @@ class Ranks:
             Nothing.
 
         Raises:
-            HessdistError: What the lowest failing rank raised (its rank is named when it is not 0).
+            HessdistError: What the lowest failing rank raised (its rank is named when it is not 0);
+                an error with a line where that is no `Exception`, such as SystemExit.
             RankError: Likewise for an error that hessdist does not foresee; that rank itself
                 raises the error as it is.
+            KeyboardInterrupt: On a single rank; it ends several ranks at once.
         """
-        mine: Exception | None = None
+        mine: BaseException | None = None
         try:
             yield
-        except Exception as caught:
+        except KeyboardInterrupt as interrupt:  # at once: the other ranks may take their time
+            if self.size > 1:
+                self.abort(interrupt)
+            raise
+        except BaseException as caught:  # SystemExit included: the other ranks wait for this one
             mine = caught
+        if self._mpi.Is_finalized():
+            ended = InputError("code of the job has ended MPI", "leave MPI_Finalize to hessdist")
+            raise ended.on_all_ranks() from mine
         self.collectives["allgather"] += 1
         everyone = self.comm.allgather(None if mine is None else self._portable(mine))
         first = next((rank for rank, error in enumerate(everyone) if error is not None), None)
         if first is None:
             return
         failure = everyone[first]
-        if first == self.rank and mine is not None and not isinstance(mine, HessdistError):
+        if (
+            first == self.rank
+            and isinstance(mine, Exception)
+            and not isinstance(mine, HessdistError)
+        ):
             failure = mine  # with its traceback
         assert failure is not None
         failure.agreed = True
@@ -301,7 +314,7 @@ class Ranks:
             show_traceback(mine)  # rank 0, which speaks, does not have it
         raise failure from mine
 
-    def _portable(self, error: Exception) -> Exception:
+    def _portable(self, error: BaseException) -> Exception:
         """The error in a form that survives pickling, with this rank named unless it is 0."""
         if isinstance(error, HessdistError) and error.what.startswith("rank "):
             return error
@@ -532,10 +545,10 @@ class Ranks:
         Raises:
             Stopped: On all ranks.
         """
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             if self.size > 1 and not isinstance(error, Stopped):
                 self.abort(error)
             failure = error

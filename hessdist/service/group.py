@@ -167,11 +167,11 @@ class Group:
     def _next(self, source: Source) -> tuple[_Task | None, bool]:
         """The next task of the group, and whether the source is over. Collective."""
         found: tuple[_Task | None, bool] = (None, False)
-        failure: Exception | None = None
+        failure: BaseException | None = None
         if self.ranks.is_root:
             try:
                 found = self._look(source)
-            except Exception as error:
+            except BaseException as error:
                 failure = error
         self.ranks.wait()  # without load, since reading checkpoints may take long
         with self.ranks.agreeing():

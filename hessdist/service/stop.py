@@ -27,14 +27,31 @@ def listen() -> None:
 def _record_early(number: int, frame: FrameType | None) -> None:
     _early.append(signal.Signals(number).name)
     if number == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _end_at_the_next()
+
+
+def _end_at_the_next() -> None:
+    """Let the system end the process at the second Ctrl-C.
+
+    Python's own handler would raise an exception at any place, also within a collective, where the
+    other ranks would wait for this one; and it would wait itself for C code to return.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stop_listening() -> None:
+    """End the recording of `listen`: the work is done, so that a signal ends the process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # a late warning of the batch system
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:
     """Listens for signals while its context is entered.
 
-    TERM, INT and the named signal only set a mark, and `check` reads it. The first INT also
-    restores Python's own handler, so that a second Ctrl-C ends the program at once.
+    TERM, INT and the named signal only set a mark, and `check` reads it. A second INT ends the
+    process at once, and with it the other ranks.
 
     Args:
         name: A third signal, such as "USR1". Signals that `listen` has recorded count as well.
@@ -52,6 +69,13 @@ class Stop:
         self._before = {number: signal.signal(number, self._record) for number in self._signals}
         return self
 
+    def _keep_listening(self) -> None:
+        """Install the handlers again if code of the job has replaced them."""
+        for number in self._signals:
+            ended = number == signal.SIGINT and self.caught  # by the system, see `_record`
+            if not ended and signal.getsignal(number) != self._record:
+                signal.signal(number, self._record)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -64,7 +88,7 @@ class Stop:
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.caught = self.caught or signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _end_at_the_next()
 
     def request(self) -> None:
         """Set the mark because another group stops."""
@@ -79,5 +103,6 @@ class Stop:
         Raises:
             Stopped: On all of them.
         """
+        self._keep_listening()
         if ranks.any(bool(self.caught)):
             raise Stopped("stopped on a signal with work left", "start the same command again")

@@ -244,7 +244,7 @@ def _run_groups(group: Group, source: Source, ranks: Ranks, groups: int) -> Outc
     """Run all groups, and gather their outcomes. Collective."""
     try:
         group.work(source)
-    except Exception as error:
+    except BaseException as error:
         if groups > 1:  # the other groups do not know of it
             ranks.abort(error)
         raise

@@ -143,7 +143,7 @@ def _on_first(
     repeat: int,
 ) -> tuple[Seconds, Seconds]:
     """Time gradient and kept product on the first `count` ranks. Collective over all of them."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     seconds: dict[str, Seconds] = {}
     some = ranks.first(count)
     if some is not None:
@@ -153,7 +153,7 @@ def _on_first(
             x = _entries(objective)
             work = {"gradient": lambda: _gradient(objective), "product": lambda: shell.apply(x)}
             seconds = _in_turns(some, work, repeat)
-        except Exception as error:
+        except BaseException as error:
             if not getattr(error, "agreed", False):
                 ranks.abort(error)
             failure = error

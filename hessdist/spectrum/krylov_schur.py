@@ -92,7 +92,7 @@ class Solver:
         # Vectors as combinations of the multiplied ones, (recorded, n); None if unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
         self._multiplied = shell.products
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._broken: Exception | None = None  # an error of PETSc, after which objects are unusable
         self._accepting = False
         self._ritz: Ritz | None = None
@@ -110,7 +110,7 @@ class Solver:
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
         try:
             self._configure(min(largest + smallest, shell.size), tolerance)
-        except Exception:
+        except BaseException:
             self._destroy()
             raise
         self.one_space = self.eps.getType() == SLEPc.EPS.Type.KRYLOVSCHUR
@@ -241,7 +241,7 @@ class Solver:
                 values, _ = self._projected()
                 self._ranking = self._ends.ranking(values)
             first, second = self._ranking(one.real), self._ranking(other.real)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return 0
         return (first > second) - (first < second)
@@ -274,11 +274,11 @@ class Solver:
             if restarts == 0:  # some versions of SLEPc ask before there is any Ritz value
                 return reasons.ITERATING
             return self._after_restart(restarts, max_restarts, converged)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return reasons.CONVERGED_USER
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback, because SLEPc does not survive an exception in it.
 
         Several ranks are aborted: the others would continue and wait for this rank.

@@ -104,7 +104,7 @@ class ShellMatrix:
         self._whole, self._sum = message(local.size), message(local.size)
         self._recorded: list[NDArray[Any]] | None = None
         self._free: list[NDArray[Any]] = []  # columns to record in
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._asymmetry = self.epsilon**0.25 if asymmetry is None else asymmetry
         self._first: tuple[Tensor, Tensor] | None = None  # a vector and its product
 
@@ -279,7 +279,7 @@ class ShellMatrix:
                 entries = self._multiply(entries)
             except Stopped as stop:  # on all ranks
                 self.failure = stop
-            except Exception as error:
+            except BaseException as error:
                 everywhere = isinstance(error, HessdistError) and error.agreed
                 if self.ranks.size > 1 and not everywhere:
                     # The other ranks are inside the reduction and would wait for this one.

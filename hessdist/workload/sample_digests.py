@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdist.errors import DataError
+from hessdist.parallel.watchdog import reading
 from hessdist.workload.datasets import MapDataset, read_sample
 from hessdist.workload.nestings import field_names, is_dataclass
 
@@ -74,7 +75,12 @@ def read_digests(dataset: MapDataset, indices: Sequence[int] | NDArray[np.int64]
     Raises:
         DataError: A sample cannot be read.
     """
-    return {int(index): _digest_of_any(read_sample(dataset, int(index))) for index in indices}
+    digests = {}
+    for index in map(int, indices):
+        with reading(f"sample {index}"):
+            sample = read_sample(dataset, index)
+        digests[index] = _digest_of_any(sample)
+    return digests
 
 
 def _digest_of_any(sample: Any) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hessdist.errors import DataError, HessdistError
+from hessdist.parallel.watchdog import reading
 from hessdist.workload.collate import Collate, make_batch, range_of
 from hessdist.workload.datasets import MapDataset, read_sample
 from hessdist.workload.factories import one_line
@@ -139,7 +140,9 @@ class Shard:
         return kept
 
     def _read(self, indices: list[int]) -> Batch:
-        return self._place(self._samples.read(indices), indices)
+        with reading(range_of(indices)):
+            batch = self._samples.read(indices)
+        return self._place(batch, indices)
 
     def _place(self, batch: Batch, indices: list[int]) -> Batch:
         try:
@@ -221,7 +224,8 @@ def _unchanged(sent: Any) -> Any:
 def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:
     """Return the next batch from the processes that read ahead."""
     try:
-        sent = next(stream)
+        with reading(range_of(numbers)):
+            sent = next(stream)
     except Exception as error:
         raise DataError(
             f"a process that reads {range_of(numbers)} ahead has ended ({one_line(error)})",

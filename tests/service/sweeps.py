@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -170,6 +171,11 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def parts(folder: Path) -> list[Path]:
     return sorted((folder / "results" / "run.checkpoints").glob("step-*.h5"))
+
+
+def products(folder: Path) -> list[dict[str, object]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def readable(folder: Path) -> int:

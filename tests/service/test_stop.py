@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
-from sweeps import completed, kill_all, parts, prepare, readable, same, started, until, workers
+from sweeps import (
+    completed,
+    kill_all,
+    parts,
+    prepare,
+    products,
+    readable,
+    same,
+    started,
+    until,
+    workers,
+)
 
 SIGNALS = [
     pytest.param("TERM", 0, marks=pytest.mark.slow),
@@ -37,11 +47,6 @@ def run(folder: Path, ranks: int, *words: str, status: int = 0) -> str:
     done = completed(folder, "spectrum", "job.toml", *words, ranks=ranks)
     assert done.returncode == status, (done.stdout, done.stderr)
     return done.stdout
-
-
-def products(folder: Path) -> list[dict[str, object]]:
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def in_the_second(folder: Path) -> bool:
