@@ -140,11 +140,15 @@ def test_one_reduction_a_product_and_none_a_batch(mpi_ranks: int, comm: Any) -> 
     assert counted.calls["gather"] == products
 
 
+class Unforeseen(BaseException):
+    """Not an Exception, like those of some frameworks."""
+
+
 @pytest.mark.mpi(ranks=3, timeout=60, unit="s")
 def test_an_error_on_one_rank_is_everybody_s(mpi_ranks: int, comm: Any) -> None:
     ranks = Ranks(comm)
 
-    def work(failing: int, error: Exception) -> None:
+    def work(failing: int, error: BaseException) -> None:
         with ranks.agreeing():
             if ranks.rank == failing:
                 raise error
@@ -153,6 +157,9 @@ def test_an_error_on_one_rank_is_everybody_s(mpi_ranks: int, comm: Any) -> None:
         work(1, DataError("no such sample", "look for it"))
     with pytest.raises(KeyError if ranks.rank == 2 else RankError, match="missing"):
         work(2, KeyError("missing"))
+    for unusual in (SystemExit(0), Unforeseen("odd")):
+        with pytest.raises(InputError, match=r"rank 1: (code of the job ends|Unforeseen: odd)"):
+            work(1, unusual)
     work(-1, ValueError("nobody raises this"))
 
 
