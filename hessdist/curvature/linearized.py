@@ -15,7 +15,7 @@ from torch import Tensor
 from hessdist.curvature.local_loss import LocalLoss, Pieces, difference
 from hessdist.errors import WorkloadError
 from hessdist.workload.losses import OfOutputs
-from hessdist.workload.nestings import Batch, floating_tensors, with_tensors
+from hessdist.workload.nestings import Batch, floating_tensors, map_tensors, with_tensors
 
 BatchProduct = Callable[[Sequence[Tensor]], Pieces]
 """Maps v to the product over one batch, both in parameter shapes."""
@@ -58,6 +58,10 @@ def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
     loss = of_outputs(local, "gauss_newton")
     outputs = loss.outputs(local.model, batch)
     graphs = floating_tensors(outputs)
+    closed = loss.gauss_newton_at(map_tensors(outputs, Tensor.detach), batch)
+    if closed is not None:
+        jacobian = _Jacobian(local, graphs)
+        return lambda v: jacobian.transposed_times(closed(jacobian.times(v)))
     z = [graph.detach().requires_grad_() for graph in graphs]
     value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
     slopes = torch.autograd.grad(value, z, create_graph=True, allow_unused=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
-from hessdist.workload.losses import CriterionLoss, Loss, checked_loss, plain_value
+from hessdist.workload.losses import Loss, checked_loss, plain_value
 from hessdist.workload.nestings import Batch
 from hessdist.workload.shard import Shard
 from hessdist.workload.user_code import evaluating
@@ -193,6 +193,10 @@ class LocalLoss:
 
     def weight_sum(self) -> float:
         """Compute the weight of this rank's samples; only some losses need the model for it."""
-        if not isinstance(self.loss, CriterionLoss):
-            return self.loss_sum()[1]
-        return sum(self.loss.weight(batch[1]) for _, batch in self.shard.batches())
+        total = 0.0
+        for _, batch in self.shard.batches():
+            weight = self.loss.weight_of(batch)
+            if weight is None:
+                return self.loss_sum()[1]
+            total += weight
+        return total

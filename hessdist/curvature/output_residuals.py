@@ -42,7 +42,7 @@ def output_residuals(local: LocalLoss, most: int = 2048) -> OutputResiduals:
     Raises:
         WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
     """
-    loss = of_outputs(local, "residual")
+    loss = of_outputs(local, "residual").whole()
     square, outputs, rank = 0.0, 0, 0
     for number, batch in local.shard.batches():
         with evaluating(f"rank {local.rank}: batch {number}"):

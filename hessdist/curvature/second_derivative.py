@@ -238,7 +238,7 @@ def _hessian(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -
 
 def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """Compute Jᵀ (∇_z s(z(θ + hv)) − ∇_z s(z(θ − hv))) / 2h."""
-    loss = of_outputs(local, "gauss_newton")
+    loss = of_outputs(local, "gauss_newton").whole()
 
     def slopes() -> list[Tensor]:
         with exact_derivatives():

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
@@ -63,6 +63,10 @@ class Loss:
         """
         raise NotImplementedError
 
+    def weight_of(self, batch: Batch) -> float | None:
+        """Return the weight of a batch; None if only an evaluation of the model gives it."""
+        return None
+
     def placed(self, device: torch.device, dtype: torch.dtype) -> Loss:
         """Return the same loss with its own tensors on a device and in a dtype."""
         raise NotImplementedError
@@ -90,6 +94,25 @@ class OfOutputs(Loss):
             The sums, (B,) with their graph, and the weights, (B,).
         """
         raise NotImplementedError
+
+    def gauss_newton_at(
+        self, z: Any, batch: Batch
+    ) -> Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]] | None:
+        """Return the product with ∇²_z s, or with what stands for it if z is not the last step.
+
+        Args:
+            z: The outputs.
+            batch: The batch.
+
+        Returns:
+            The map of a direction in the order of z's floating tensors to the product; None if it
+            is to be found by differentiating `of_outputs`.
+        """
+        return None
+
+    def whole(self) -> OfOutputs:
+        """Return the same loss with outputs z of which ∇²_z s is the curvature in G."""
+        return self
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
         """Evaluate the model and the loss."""
@@ -139,6 +162,10 @@ class CriterionLoss(OfOutputs):
         if self.over_labels and self.labels is not None and isinstance(targets, Tensor):
             return self.labels.total(targets)
         return float(batch_length(targets))
+
+    def weight_of(self, batch: Batch) -> float:
+        """Return the weight of the targets of a batch (inputs, targets)."""
+        return self.weight(batch[1])
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """Compute the model's outputs for the inputs of a batch (inputs, targets)."""
