@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 from hessdist.workload.criteria import known
-from hessdist.workload.losses import LOSSES, CriterionLoss
+from hessdist.workload.losses import CriterionLoss
 from hessdist.workload.models import mlp
+from hessdist.workload.named_losses import LOSSES
 
 
 class Samples:

@@ -43,7 +43,7 @@ class DataSection(Section):
     """The samples over which the loss is averaged."""
 
     dataset: str
-    """digits, mnist, fashion_mnist, cifar10, blobs, random, or "package.module:callable", which
+    """digits, mnist, fashion_mnist, cifar10, blobs, random, tokens, pydoc, or "package.module:callable", which
     returns a map-style data set."""
     root: FilePath | None = None
     """Folder of the data. By default it is the environment variable HESSDIST_DATA."""

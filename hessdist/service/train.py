@@ -11,8 +11,8 @@ from hessdist.service.samples import write_training_samples
 from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples
-from hessdist.workload.losses import build_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.named_losses import build_loss
 from hessdist.workload.shard import Shard
 
 

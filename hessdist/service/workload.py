@@ -8,8 +8,8 @@ from hessdist.config.job import Job
 from hessdist.objective import Compute, Workload
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
-from hessdist.workload.losses import build_loss
 from hessdist.workload.models import build_model
+from hessdist.workload.named_losses import build_loss
 
 
 def workload_of(job: Job) -> Workload:

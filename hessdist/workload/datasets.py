@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hessdist.errors import DataError, InputError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory, one_line, signature_of
+from hessdist.workload.tokens import pydoc, tokens
 
 DATA_VARIABLE = "HESSDIST_DATA"
 """The environment variable of the data folder, for jobs without `data.root`."""
@@ -330,6 +331,8 @@ DATASETS: dict[str, Callable[..., MapDataset]] = {
     "cifar10": cifar10,
     "blobs": blobs,
     "random": random,
+    "tokens": tokens,
+    "pydoc": pydoc,
 }
 
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from hessdist.errors import DataError, HessdistError, WorkloadError
 from hessdist.workload.criteria import ClassLabels, Criterion, Known, Reduction, known, placed
-from hessdist.workload.factories import call_factory, find_factory
 from hessdist.workload.nestings import Batch, batch_length, leading, map_tensors, part
 from hessdist.workload.reductions import fitting_reductions
 from hessdist.workload.user_code import evaluating
@@ -383,9 +382,6 @@ def plain_value(evaluate: Callable[[], Result]) -> Result:
         return evaluate()
 
 
-# -- built-in losses, and the loss of a job ---------------------------------------------------
-
-
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Compute the squared error, the mean over samples and outputs (PyTorch's convention).
 
@@ -399,45 +395,6 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     if not targets.is_floating_point():
         targets = nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
     return nn.functional.mse_loss(outputs, targets.reshape(outputs.shape))
-
-
-LOSSES: dict[str, Criterion] = {"cross_entropy": nn.functional.cross_entropy, "mse": mse}
-
-
-def build_loss(factory: str, arguments: Mapping[str, Any]) -> AnyLoss:
-    """Find the loss that a job names.
-
-    Args:
-        factory: "cross_entropy", "mse", or "package.module:callable". The callable is the loss
-            itself, or makes it when called: a class, a function without parameters, or any
-            function if there are `arguments`.
-        arguments: The keyword arguments for a callable that makes the loss.
-
-    Returns:
-        The loss in one of the three forms.
-
-    Raises:
-        WorkloadError: The factory is not found, fails, or does not make a loss.
-    """
-    candidate = find_factory(factory, LOSSES, "loss.factory")
-    if not (arguments or inspect.isclass(candidate) or _takes_nothing(candidate)):
-        return candidate
-    loss = call_factory(candidate, arguments, "loss")
-    if not (callable(loss) or isinstance(loss, OutputsLoss)):
-        raise WorkloadError(
-            f"loss.factory: '{factory}' made {type(loss).__name__}, which is no loss",
-            "name a criterion of (outputs, targets), a callable of (model, batch), or an object "
-            "with outputs and of_outputs",
-        )
-    return loss  # type: ignore[no-any-return]
-
-
-def _takes_nothing(factory: Any) -> bool:
-    """Return whether a callable has no parameters, so that it cannot itself be a loss."""
-    try:
-        return not isinstance(factory, nn.Module) and not inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 # -- the form of a loss ----------------------------------------------------------------------

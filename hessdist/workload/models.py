@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hessdist.errors import WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
+from hessdist.workload.huggingface import huggingface
 from hessdist.workload.preparation import unwrapped
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -169,14 +170,19 @@ def mlp(
     return nn.Sequential(layers)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"lenet": lenet, "lenet5": lenet5, "mlp": mlp}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": lenet,
+    "lenet5": lenet5,
+    "mlp": mlp,
+    "huggingface": huggingface,
+}
 
 
 def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the model that a job names.
 
     Args:
-        factory: "lenet", "lenet5", "mlp" or "package.module:callable".
+        factory: "lenet", "lenet5", "mlp", "huggingface" or "package.module:callable".
         arguments: The keyword arguments of the factory.
 
     Returns:

@@ -201,7 +201,8 @@ class _Samples(Dataset[Any]):
     """The user's data set and collate function, of which processes that read ahead have copies."""
 
     def __init__(self, dataset: MapDataset, collate: Collate | None) -> None:
-        self._dataset, self._collate = dataset, collate
+        self._dataset = dataset
+        self._collate = collate or getattr(dataset, "collate_fn", None)
 
     def read(self, numbers: list[int]) -> Batch:
         """Read samples by their numbers in the data set, as a batch."""

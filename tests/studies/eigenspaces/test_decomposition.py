@@ -33,8 +33,8 @@ from hessdist.studies.eigenspaces.decomposition import decomposition
 from hessdist.studies.eigenspaces.settings import DecompositionSection, WidthsSection
 from hessdist.studies.eigenspaces.widths import widths
 from hessdist.workload.checkpoints import read_state
-from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
+from hessdist.workload.named_losses import LOSSES
 
 OPERATORS = ("hessian", "gauss_newton", "residual", "empirical_fisher")
 
