@@ -39,7 +39,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model with unsuitable parameters, or whose loss is no sum over samples.
+    """Refuse a model with unsuitable parameters or buffers, or whose loss is no sum over samples.
 
     Args:
         model: The model, before it is converted.
@@ -49,6 +49,12 @@ def check_model(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         _check_tensor(name, parameter)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise WorkloadError(
+                f"the buffer {name} is on the meta device, and has no values",
+                "build the model on the CPU",
+            )
     for name, module in model.named_modules():
         _check_module(name or type(module).__name__, module)
 
