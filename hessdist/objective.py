@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.curvature.additivity import prove_additive
-from hessdist.curvature.dependence import depends, independent
+from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
@@ -352,8 +352,9 @@ class Objective:
             return
         with self.ranks.agreeing():
             mine = depends(self._whole, operator)
-        if not self.ranks.any(mine):
-            raise independent(operator).on_all_ranks()
+        found = self.ranks.any(mine)
+        with self.ranks.agreeing():
+            require_dependence(found, operator)
         self._proofs.depends.add(operator)
 
     def _probed(self) -> tuple[float, float]:

@@ -45,13 +45,23 @@ def depends(local: LocalLoss, operator: str) -> bool:
     return False
 
 
-def independent(operator: str) -> WorkloadError:
-    """Make the error for a matrix that is zero because nothing depends on the parameters."""
+def require_dependence(found: bool, operator: str = "hessian") -> None:
+    """Refuse a matrix that is zero because nothing depends on the parameters.
+
+    Args:
+        found: Whether `depends` is true on any rank.
+        operator: The matrix.
+
+    Raises:
+        WorkloadError: Nothing depends on the parameters in use.
+    """
+    if found:
+        return
     subject = {
         "hessian": "the loss does not depend on the parameters in use",
         "empirical_fisher": "no sample's loss depends on the parameters in use",
     }.get(operator, "the loss does not depend on the parameters in use through the model's outputs")
-    return WorkloadError(
+    raise WorkloadError(
         f"{subject}, so that its derivatives are zero",
         "look for detach(), no_grad() or argmax() in the model and the loss, for a loss with a "
         "model of its own, and for unused layers in spectrum.layers",

@@ -204,9 +204,9 @@ import torch
 from torch import nn
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, device="cpu"):
         super().__init__()
-        self.a = nn.Linear(6, 3)
+        self.a = nn.Linear(6, 3, device=device)
     def forward(self, x):
         return self.a(x).detach()
 
@@ -227,6 +227,7 @@ class Lengths:
 """
 
 JOB = """
+training = {optimizer = "sgd", learning_rate = 0.1, steps = 1, checkpoint_steps = [0]}
 loss = {factory = "made:Loss"}
 checkpoints = {directory = "checkpoints"}
 spectrum = {largest = 1, smallest = 1}
@@ -250,7 +251,12 @@ def test_a_job_without_a_graph_or_with_too_many_samples_ends_in_one_line(
     torch.save(state, tmp_path / "checkpoints" / "step-0.pt")
     done = run("spectrum", "job.toml", ranks=2)
     huge = run("spectrum", "job.toml", "--set", f"data.arguments.n={2**62}")
-    for ended, reason in ((done, "does not depend"), (huge, "the memory cannot hold the indices")):
+    meta = run("train", "job.toml", "--set", "model.arguments.device=meta")
+    for ended, reason in (
+        (done, "does not depend"),
+        (huge, "the memory cannot hold the indices"),
+        (meta, "on the meta device"),
+    ):
         assert ended.returncode == 2, ended.stderr
         lines = [line for line in ended.stderr.splitlines() if line.startswith("hessdist: ")]
         assert len(lines) == 1
