@@ -35,11 +35,13 @@ def depends(local: LocalLoss, operator: str) -> bool:
         as the evaluations that follow report it.
     """
     try:
-        for number, batch in local.shard.batches():
-            what = f"rank {local.rank}: batch {number}"
-            with evaluating(what), exact_derivatives():
-                if _REACHES[operator](local, batch, what):
-                    return True
+        # A model that draws at random is found later, from the state that it would have had.
+        with torch.random.fork_rng(devices=[]):
+            for number, batch in local.shard.batches():
+                what = f"rank {local.rank}: batch {number}"
+                with evaluating(what), exact_derivatives():
+                    if _REACHES[operator](local, batch, what):
+                        return True
     except HessdistError:
         return True
     return False

@@ -165,7 +165,6 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_step_and_the_key_to_ch
     assert [at.step for at in find_checkpoints(tmp_path)] == [0]
 
 
-@pytest.mark.parametrize("loss", [F.cross_entropy, mse])
 def test_a_loss_without_a_graph_is_refused(digits: Any, tmp_path: Path) -> None:
     def detached(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.detach(), targets)
@@ -174,6 +173,7 @@ def test_a_loss_without_a_graph_is_refused(digits: Any, tmp_path: Path) -> None:
         run_training(digits, tmp_path, loss=detached, l2=0.1)
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, mse])
 def test_a_label_out_of_range_in_a_later_minibatch_is_named(
     digits: Any, tmp_path: Path, loss: Any
 ) -> None:
