@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.curvature.additivity import prove_additive
+from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
@@ -135,6 +136,7 @@ class _Proofs:
     """What has been proven of a loss, shared with its parts."""
 
     additive: bool = False
+    depends: set[str] = field(default_factory=set)  # operators
     products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
 
 
@@ -213,6 +215,7 @@ class Objective:
             parameters = Parameters(self.model, layers)
             mine = shard(indices[begin:end], compute.data_gib * 2**30)
             self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
+            self._whole = self.local
             probed = probe_positions(len(indices), seed=1, most=_PROBED)
             self._probe = shard(indices[probed], memory=0)
         self._weight: float | None = None
@@ -309,15 +312,21 @@ class Objective:
 
     @staticmethod
     def _positive(weight: float) -> float:
+        if weight < 0:
+            raise WorkloadError(
+                f"the weights of all samples sum to {weight:g}",
+                "give positive class weights, or a loss that returns a positive weight",
+            ).on_all_ranks()
         if not weight > 0:
             raise DataError(
                 "no label of any sample counts in the loss",
-                "check the data set and the loss's ignore_index",
+                "check the data set, and the loss's ignore_index and class weights",
             ).on_all_ranks()
         return float(weight)
 
     def _prove_additive(self) -> None:
         """Refuse a loss that is no sum over samples, or not the same on all ranks. Collective."""
+        self._require_dependence("hessian")
         with self.ranks.agreeing():
             refuse_random(self.local)
             if not self._proofs.additive:
@@ -333,6 +342,20 @@ class Objective:
                     "draw constants of the model and the loss with a fixed seed, or register them "
                     "as buffers, and read the same files on every rank",
                 ).on_all_ranks()
+
+    def _require_dependence(self, operator: str) -> None:
+        """Refuse a matrix that is zero as nothing depends on the parameters in use. Collective.
+
+        Some of them may be unused, and so may all of a part (`of_layers`).
+        """
+        if operator in self._proofs.depends:
+            return
+        with self.ranks.agreeing():
+            mine = depends(self._whole, operator)
+        found = self.ranks.any(mine)
+        with self.ranks.agreeing():
+            require_dependence(found, operator)
+        self._proofs.depends.add(operator)
 
     def _probed(self) -> tuple[float, float]:
         """Loss and weight of a few samples, the same ones on every rank."""
@@ -391,6 +414,7 @@ class Objective:
         Raises:
             WorkloadError: The operator is not defined for this loss; on every rank.
         """
+        self._require_dependence(operator)
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:

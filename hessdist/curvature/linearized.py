@@ -89,7 +89,7 @@ def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
     loss = of_outputs(local, "empirical_fisher")
     values, weights = loss.of_each_sample(local.model, batch)
     jacobian = _Jacobian(local, [values])
-    inverse = torch.where(weights > 0, 1 / weights, 0.0)
+    inverse = torch.where(weights != 0, 1 / weights, 0.0)
 
     def product(v: Sequence[Tensor]) -> Pieces:
         (slopes,) = jacobian.times(v)

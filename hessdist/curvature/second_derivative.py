@@ -268,7 +268,7 @@ def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) ->
         behind = loss.of_each_sample(local.model, batch)[0].detach()
     with exact_derivatives():
         values, weights = loss.of_each_sample(local.model, batch)
-    slopes = torch.where(weights > 0, (ahead - behind) / (2 * step * weights), 0.0)
+    slopes = torch.where(weights != 0, (ahead - behind) / (2 * step * weights), 0.0)
     return _transposed(local, [values], [slopes])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hessdist.curvature.dependence import require_dependence
 from hessdist.errors import NumericalError
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.workload.checkpoints import write_checkpoint
@@ -90,6 +91,7 @@ def train(
         picked = next(draw)
         batch = shard.fetch(picked.tolist())
         value, weight = checked_loss(summed, model, batch, f"training, step {step}")
+        require_dependence(value.requires_grad)
         value = value / (weight or 1.0) + penalty(model, l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError(

@@ -22,6 +22,7 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.results.schema import SOFTWARE
 from hessdist.service.console import Console
 from hessdist.service.units import Outcome, Result, Work, work_through
+from hessdist.workload.steps import beyond_number
 
 
 def diagnose(
@@ -82,7 +83,18 @@ def diagnose(
                 _write_json(json_path, as_json(job, outcome.results))
         console.line(f"as JSON: {json_path}")
     outcome.raise_set_aside()
+    if step is None:
+        _refuse_without_step(job, ranks)
     return outcome
+
+
+def _refuse_without_step(job: Job, ranks: Ranks) -> None:
+    """Say at the end which checkpoints were passed over, as their step is no number. Collective."""
+    where = job.checkpoints
+    with ranks.agreeing():
+        if ranks.is_root:
+            for error in beyond_number(where.directory, where.pattern):
+                raise error
 
 
 def _chosen(job: Job, step: int | None, everything: bool, steps: Sequence[int]) -> Sequence[int]:

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from hessdist.errors import CheckpointError
-from hessdist.workload.steps import Checkpoint, Signature, scan_checkpoints, signature
+from hessdist.workload.steps import (
+    Checkpoint,
+    Signature,
+    beyond_number,
+    scan_checkpoints,
+    signature,
+)
 
 
 class Source(Protocol):
@@ -19,6 +25,9 @@ class Source(Protocol):
 
     def look(self) -> Sequence[Checkpoint]:
         """List the checkpoints that are ready, by increasing step, done or not."""
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those that are set aside because their step is no number of 64 bits."""
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Decide whether no more checkpoints will come.
@@ -36,16 +45,23 @@ class Listed:
 
     Args:
         checkpoints: All of them.
+        without_step: Errors of those whose step is no number.
     """
 
     gives_up = True
 
-    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
-        self._checkpoints = checkpoints
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], without_step: Sequence[CheckpointError] = ()
+    ) -> None:
+        self._checkpoints, self._without_step = checkpoints, without_step
 
     def look(self) -> Sequence[Checkpoint]:
         """List all checkpoints."""
         return self._checkpoints
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those of the beginning."""
+        return self._without_step
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Return True: a sweep does not wait for what others solve."""
@@ -98,6 +114,10 @@ class Watched:
             elif now - since >= self._settle:
                 settled.append(checkpoint)
         return settled
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those of the folder as it is now."""
+        return beyond_number(self._directory, self._pattern)
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Return whether the last step is done, or the folder has been idle for too long."""

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from hessdist.config.job import Job, changed_fields
 from hessdist.config.loader import parse_job
-from hessdist.errors import OutputError, ReadingError, ResultError, Stopped
+from hessdist.errors import (
+    CheckpointError,
+    HessdistError,
+    OutputError,
+    ReadingError,
+    ResultError,
+    Stopped,
+)
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import Run, open_run
@@ -25,7 +32,7 @@ from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
-from hessdist.workload.steps import find_checkpoints, select_checkpoints
+from hessdist.workload.steps import beyond_number, find_checkpoints, select_checkpoints
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,14 @@ def sweep(
         InputError: Anything that a user can get wrong; on every rank.
         Stopped: A signal came while work was left; what is done is on disk.
     """
+    where, without_step = job.checkpoints, list[CheckpointError]()
     with ranks.agreeing():
-        checkpoints = find_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
-        if selection is not None:
+        checkpoints = find_checkpoints(where.directory, where.pattern)
+        if selection is None:
+            without_step = beyond_number(where.directory, where.pattern)
+        else:
             checkpoints = select_checkpoints(checkpoints, selection)
-    source = Listed(checkpoints)
+    source = Listed(checkpoints, without_step)
     return _serve(job, text, ranks, console, source, options, overwrite, share)
 
 
@@ -169,7 +179,10 @@ def _serve(
         unconverged = _finish(outcomes, group, ranks, replaces and not share)
         for word in petsc.unused_options(options):
             console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
-        _raise_unfinished(outcomes, path)
+        without_step = source.without_step() if ranks.is_root else ()
+        for error in without_step:
+            console.line(f"set aside: {error}")
+        _raise_unfinished(outcomes, ranks.broadcast(without_step), path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
 
 
@@ -293,20 +306,25 @@ def _drop_others(path: Path, kept: set[Path]) -> None:
                 other.unlink()
 
 
-def _raise_unfinished(outcomes: Outcomes, path: Path) -> None:
+def _raise_unfinished(
+    outcomes: Outcomes, without_step: Sequence[CheckpointError], path: Path
+) -> None:
     """Raise the error for checkpoints that are left or were set aside, if there are any."""
     if outcomes.stopped and outcomes.left:
         raise Stopped(
             f"stopped on a signal with {_count(len(outcomes.left), 'checkpoint')} left of {path}",
             "start the same command again",
         ).on_all_ranks()
-    if not outcomes.failed:
+    failures: list[HessdistError] = [*outcomes.failed.values(), *without_step]
+    if not failures:
         return
-    first = next(iter(outcomes.failed.values()))
-    if len(outcomes.failed) == 1:
+    first = failures[0]
+    if len(failures) == 1:
         raise first.on_all_ranks()
-    steps = ", ".join(map(str, sorted(outcomes.failed)))
-    what = f"checkpoints of steps {steps} were set aside: {first.what}"
+    which = f"{len(failures)} checkpoints"
+    if not without_step:
+        which = f"checkpoints of steps {', '.join(map(str, sorted(outcomes.failed)))}"
+    what = f"{which} were set aside: {first.what}"
     raise type(first)(what, first.remedy).on_all_ranks()
 
 

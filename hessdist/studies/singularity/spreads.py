@@ -11,7 +11,7 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.singularity.ensembles import many_starts_variables, train_from_many_starts
 from hessdist.studies.singularity.settings import SpreadsSection
-from hessdist.workload.datasets import build_dataset, choose_samples
+from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
 
 
 def spreads(context: Context, settings: SpreadsSection) -> Measurements:
@@ -44,5 +44,6 @@ def _with_argument(context: Context, argument: str, value: float) -> Workload:
     data = context.job.data
     arguments = {**data.arguments, argument: value}
     dataset = build_dataset(data.dataset, data.root, arguments, data.split)
-    indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
+    count = count_samples(dataset)
+    indices = choose_samples(count, data.fraction, data.samples, data.subset, data.seed)
     return replace(context.workload, dataset=dataset, indices=indices)
