@@ -25,11 +25,7 @@ from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.ranks import Ranks, choose_device
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate
-from hessdist.workload.datasets import (
-    MapDataset,
-    count_samples,
-    expecting_samples,
-)
+from hessdist.workload.datasets import MapDataset, count_samples, expecting_samples
 from hessdist.workload.losses import AnyLoss, as_summed_loss
 from hessdist.workload.nestings import Batch
 from hessdist.workload.preparation import check_model, converted

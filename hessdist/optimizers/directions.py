@@ -130,10 +130,7 @@ class NewtonCG:
     """
 
     def __init__(
-        self,
-        ranks: Ranks,
-        hessian: Callable[[Vector], Callable[[Vector], Vector]],
-        iterations: int,
+        self, ranks: Ranks, hessian: Callable[[Vector], Callable[[Vector], Vector]], iterations: int
     ) -> None:
         self._ranks, self._hessian, self._iterations = ranks, hessian, iterations
 

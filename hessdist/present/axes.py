@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 
 def panels(
-    title: str,
-    rows: int,
-    columns: int,
-    *,
-    height: float,
-    width: float = 7.0,
-    **sharing: Any,
+    title: str, rows: int, columns: int, *, height: float, width: float = 7.0, **sharing: Any
 ) -> tuple[Figure, NDArray[Any]]:
     """Return an empty figure with rows and columns of axes.
 
@@ -124,11 +118,7 @@ def legend_below(
         size: The size of the font; by default small, None is the style's.
     """
     figure.legend(
-        handles=keys,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=size,
+        handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
     )
 
 

@@ -132,11 +132,7 @@ def exact_spectrum(
     solve = _by_lapack if planned.solver == "lapack" else _by_scalapack
     values, vectors = solve(ranks, columns, planned.eigenvectors)
     return ExactSpectrum(
-        values,
-        vectors,
-        asymmetry,
-        assembled - start,
-        time.perf_counter() - assembled,
+        values, vectors, asymmetry, assembled - start, time.perf_counter() - assembled
     )
 
 

@@ -184,11 +184,7 @@ _FAMILIES = (
     ),
     # Except at zero, the ratios φ and 1/φ give the same law.
     Family(
-        "marchenko_pastur",
-        _wishart,
-        (_SCALES, (_RATIOS[0], 0.0)),
-        _wishart_starts,
-        _wishart_curve,
+        "marchenko_pastur", _wishart, (_SCALES, (_RATIOS[0], 0.0)), _wishart_starts, _wishart_curve
     ),
     Family(
         "marchenko_pastur_atom",
@@ -198,28 +194,11 @@ _FAMILIES = (
         _wishart_curve,
         with_spike=True,
     ),
+    Family("wishart_wigner", _model, _MODEL_BOUNDS, _model_starts, _model_curve),
     Family(
-        "wishart_wigner",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _model_curve,
+        "wishart_wigner_spike", _model, _MODEL_BOUNDS, _model_starts, _model_curve, with_spike=True
     ),
-    Family(
-        "wishart_wigner_spike",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _model_curve,
-        with_spike=True,
-    ),
-    Family(
-        "rectified",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _rectified_curve,
-    ),
+    Family("rectified", _model, _MODEL_BOUNDS, _model_starts, _rectified_curve),
 )
 FAMILIES = {family.name: family for family in _FAMILIES}
 """Families of laws by name."""

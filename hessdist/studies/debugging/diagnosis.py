@@ -199,9 +199,7 @@ def _descend(
         "rate": Variable(("point",), rates, "rates ε of gradient steps"),
         "loss_along_gradient": Variable(("point",), losses, "loss at θ - ε g over all samples"),
         "model_along_gradient": Variable(
-            ("point",),
-            point.loss + point.model_along_gradient(rates),
-            "L(0) - ε gᵀg + ε² gᵀHg / 2",
+            ("point",), point.loss + point.model_along_gradient(rates), "L(0) - ε gᵀg + ε² gᵀHg / 2"
         ),
     }
 

@@ -137,10 +137,7 @@ def _escape(measured: Measurements, row: int, point: Point) -> Figure:
 
 
 def _with_model(
-    x: NDArray[np.float64],
-    losses: NDArray[np.float64],
-    model: NDArray[np.float64],
-    point: Point,
+    x: NDArray[np.float64], losses: NDArray[np.float64], model: NDArray[np.float64], point: Point
 ) -> list[dict[str, Any]]:
     """Changes of the loss, so that few digits show small ones."""
     return [

@@ -305,9 +305,7 @@ def _escapes(
             ("run",), expected, "the same in the quadratic model's mean; NaN: not in these steps"
         ),
         "growth": Variable(
-            ("run", "seed"),
-            measured,
-            "factor of the distance a step on the way out; NaN: not left",
+            ("run", "seed"), measured, "factor of the distance a step on the way out; NaN: not left"
         ),
         "predicted_growth": Variable(
             ("run",), np.array(growth), "along the steepest direction: 1 + ε|λ_d| without momentum"

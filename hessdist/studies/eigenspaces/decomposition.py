@@ -26,15 +26,7 @@ from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.parts import (
-    F,
-    G,
-    H,
-    S,
-    effort_of,
-    rounding_of,
-    summary_variables,
-)
+from hessdist.studies.eigenspaces.parts import F, G, H, S, effort_of, rounding_of, summary_variables
 from hessdist.studies.eigenspaces.settings import DecompositionSection
 
 
@@ -154,9 +146,7 @@ def _measurements(
         "loss": Variable((), np.array(evaluation.loss), "loss"),
         "gradient_norm": Variable((), np.array(evaluation.gradient_norm), "norm of the gradient"),
         "disagreement": Variable(
-            (),
-            np.array(_disagreement(context, found)),
-            "‖Hv − Gv − Sv‖ / ‖Hv‖, v random",
+            (), np.array(_disagreement(context, found)), "‖Hv − Gv − Sv‖ / ‖Hv‖, v random"
         ),
         "parameters": Variable(
             (), np.array(context.objective.layout.size), "number of parameters in use, d"

@@ -15,13 +15,7 @@ from hessdist.config.job import Job
 from hessdist.config.sections import MinimizeSection
 from hessdist.errors import CheckpointError, NumericalError, OutputError, Stopped
 from hessdist.optimizers.directions import Vector
-from hessdist.optimizers.full_batch import (
-    Ended,
-    Iterate,
-    Settings,
-    minimize,
-    tao_options,
-)
+from hessdist.optimizers.full_batch import Ended, Iterate, Settings, minimize, tao_options
 from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable

@@ -104,10 +104,7 @@ def _run(
 
     objective.load(start)
     problem = TrainingProblem(
-        objective,
-        objective.evaluate().weight,
-        job.minimize.product,
-        on_work=context.check_stop,
+        objective, objective.evaluate().weight, job.minimize.product, on_work=context.check_stop
     )
     limits = replace(
         settings_of(job.minimize),

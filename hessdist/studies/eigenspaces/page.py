@@ -140,11 +140,7 @@ def widths(run: Run) -> Iterator[View]:
 
 
 def _by_size(
-    measured: Measurements,
-    name: str,
-    values: NDArray[Any],
-    errors: NDArray[Any] | None,
-    logy: bool,
+    measured: Measurements, name: str, values: NDArray[Any], errors: NDArray[Any] | None, logy: bool
 ) -> Figure:
     """A colour an iteration: a mark a network, and a line through medians."""
     sizes, iterations = measured["parameters"], measured["iteration"]

@@ -28,14 +28,7 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.parts import (
-    G,
-    H,
-    S,
-    effort_of,
-    rounding_of,
-    summary_variables,
-)
+from hessdist.studies.eigenspaces.parts import G, H, S, effort_of, rounding_of, summary_variables
 from hessdist.studies.eigenspaces.settings import WidthsSection
 from hessdist.studies.networks import mlp_of_widths, whole_on_rank
 from hessdist.studies.tasks import distribute

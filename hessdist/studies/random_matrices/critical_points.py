@@ -20,10 +20,7 @@ from torch import Tensor
 from hessdist.errors import InputError
 from hessdist.landscape.critical_points import CriticalPoints, counts, find
 from hessdist.landscape.descent import descend
-from hessdist.landscape.index_energy import (
-    fit_three_halves,
-    linear_critical_points,
-)
+from hessdist.landscape.index_energy import fit_three_halves, linear_critical_points
 from hessdist.parallel.memory import require_room
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context

@@ -90,10 +90,7 @@ def _laws(energy: float, ratio: float, *, rectified: bool) -> list[list[tuple[La
 
 
 def _draw_spectrum(
-    axes: Axes,
-    values: NDArray[Any],
-    rotated: NDArray[Any] | None,
-    laws: list[tuple[Law, str, str]],
+    axes: Axes, values: NDArray[Any], rotated: NDArray[Any] | None, laws: list[tuple[Law, str, str]]
 ) -> None:
     """Draw a density of nonzero eigenvalues, and those of laws."""
     shown = values if rotated is None else np.concatenate([values, rotated])

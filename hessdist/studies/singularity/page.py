@@ -364,10 +364,7 @@ def _over_starts(
     *outline: dict[str, Any],
 ) -> Figure:
     values, reached = measured["eigenvalues"][:, 0], measured["reached"]
-    kinds = (
-        ("reached the gradient norm", reached, BLUE),
-        ("did not", ~reached, sheer(GREY, 0.5)),
-    )
+    kinds = (("reached the gradient norm", reached, BLUE), ("did not", ~reached, sheer(GREY, 0.5)))
     middles = (edges[1:] + edges[:-1]) / 2
     more = {"type": "bar", "width": numbers(np.diff(edges))}
     bars = []
@@ -409,11 +406,7 @@ def _spread(measured: Measurements, top: int) -> Figure:
     networks = trace(places, marks, "λ %{y:.4g}", **more)
     lengths = {"array": numbers(high - middle), "arrayminus": numbers(middle - low)}
     errors = {"type": "data", "symmetric": False, **lengths, "color": RED}
-    more = {
-        "name": "median and quartiles",
-        "line": {"color": RED},
-        "error_y": errors,
-    }
+    more = {"name": "median and quartiles", "line": {"color": RED}, "error_y": errors}
     more["marker"] = {"size": 8, "symbol": "diamond"}
     medians = trace(values, middle, "%{x}<br>median %{y:.4g}", **more)
     argument = plain(shorten(measured.variables["value"].long_name))
