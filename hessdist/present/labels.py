@@ -33,15 +33,7 @@ WORK = "work, in gradients over all samples"
 
 
 def label(names: dict[str, str], name: object) -> str:
-    """Return the label of a name, or the name itself where it has none.
-
-    Args:
-        names: One of the tables of this module.
-        name: A name as the results have it.
-
-    Returns:
-        The label.
-    """
+    """Return the label of a name in one of the tables of this module, or the name itself."""
     return names.get(str(name), str(name))
 
 
@@ -51,14 +43,9 @@ def file_part(name: object) -> str:
 
 
 def file_parts(names: Iterable[object], otherwise: str) -> list[str]:
-    """Return names as parts of file names, or numbers if a name is too long or not unique.
+    """Return names as parts of file names, all different.
 
-    Args:
-        names: The names, such as those of blocks.
-        otherwise: The word in front of a number.
-
-    Returns:
-        A part for each name, all different.
+    If a name is too long or not unique, the parts are `otherwise` with a number.
     """
     parts = [file_part(name) for name in names]
     fit = all(0 < len(part) <= 32 for part in parts) and len(set(parts)) == len(parts)

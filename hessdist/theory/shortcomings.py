@@ -31,9 +31,6 @@ def is_measured(laws: Table, place: Place) -> bool:
     Args:
         laws: The measurements of the study laws, of all steps.
         place: The indices of the step and the spectrum.
-
-    Returns:
-        False if the entry is only padding.
     """
     return bool(laws["source"][place])
 

@@ -70,7 +70,7 @@ def diagnosis(run: Run) -> Iterator[View]:
 
 
 def _note(measured: Measurements, row: int) -> Note:
-    """The words of `hessdist show`."""
+    """Return the words of `hessdist show`."""
     found = findings(Point.of(measured, row))
     return Note(note_of(measured, row)[0], [(one.topic, one.text, one.source) for one in found])
 
@@ -83,7 +83,7 @@ def _along(
     title: str,
     caption: str,
 ) -> Iterator[View]:
-    """The view of a line, if a loss on it is known at any step."""
+    """Make the view of a line, if a loss on it is known at any step."""
     if np.isfinite(measured[f"loss_along_{along}"]).any():
         points = measured["rate"].shape[-1] + len(measured["distance"])
         rows = evenly(len(measured["step"]), VIEW // (4 * points))
@@ -139,7 +139,7 @@ def _escape(measured: Measurements, row: int, point: Point) -> Figure:
 def _with_model(
     x: NDArray[np.float64], losses: NDArray[np.float64], model: NDArray[np.float64], point: Point
 ) -> list[dict[str, Any]]:
-    """Changes of the loss, so that few digits show small ones."""
+    """Draw changes of the loss, so that few digits show small ones."""
     return [
         line("loss", x, losses - point.loss, RED, symbol="circle"),
         line("quadratic model", x, model - point.loss, BLUE, dash="dash"),
@@ -147,7 +147,7 @@ def _with_model(
 
 
 def _range(losses: NDArray[np.float64], point: Point) -> list[float]:
-    """The range of an axis: a loss far above the start is cut off."""
+    """Return the range of an axis: a loss far above the start is cut off."""
     finite = losses[np.isfinite(losses)]
     fall = max(point.loss - float(finite.min(initial=point.loss)), 1e-3 * abs(point.loss), 1e-12)
     return [float(f"{share * fall:.3g}") for share in (-1.6, 4.0)]

@@ -56,13 +56,8 @@ def draw_widths(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def eigenvalues(measured: Measurements, title: str) -> Figure:
     """Draw the large ends of H, G, S and F, and S with the negative end of H.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: above a mark an eigenvalue, the outliers filled; below ‖S‖₂, |λ_d| of H and the
-        residuals.
+    Above, a mark is an eigenvalue, and the outliers are filled. Below are ‖S‖₂, |λ_d| of H and the
+    residuals.
     """
     text = f"{title}: eigenvalues of H = G + S"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.4, sharex=True)
@@ -103,12 +98,7 @@ def _draw_outliers(axes: Axes, measured: Measurements, row: int, colour: str, ma
 def traces(measured: Measurements, title: str) -> Figure:
     """Draw traces and Frobenius norms over checkpoints, with their errors.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: traces above, with the sum tr G + tr S as a line; norms below.
+    Traces are above, with the sum tr G + tr S as a line, and norms below.
     """
     text = f"{title}: traces and norms"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.0, sharex=True)
@@ -135,12 +125,7 @@ def traces(measured: Measurements, title: str) -> Figure:
 def alignment(measured: Measurements, title: str) -> Figure:
     """Draw the angles of the eigenvectors of H and of F with the space of G's.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row a checkpoint, a column an eigenvector; a line after the last outlier.
+    A row is a checkpoint, a column an eigenvector, and a line comes after the last outlier.
     """
     text = f"{title}: angles of eigenvectors with the space of G's largest"
     steps = measured["step"]
@@ -167,7 +152,7 @@ def alignment(measured: Measurements, title: str) -> Figure:
 
 
 def _places(measured: Measurements, row: int) -> NDArray[np.float64]:
-    """Places of the checkpoints for one of the matrices, which are drawn side by side."""
+    """Return the places of the checkpoints for one of the matrices, drawn side by side."""
     return np.arange(len(measured["step"])) + 0.11 * (row - (len(SYMBOLS) - 1) / 2)
 
 
@@ -187,12 +172,8 @@ def _operator_keys(operators: Sequence[str]) -> list[Line2D]:
 def residual(measured: Measurements, title: str) -> Figure:
     """Draw S against the width of the network, at several times of training.
 
-    Args:
-        measured: The measurements of the section widths.
-        title: The title of the run.
-
-    Returns:
-        The figure: |tr S|, ‖S‖_F, ‖S‖₂ and the residuals; a mark a network, lines through medians.
+    The panels have |tr S|, ‖S‖_F, ‖S‖₂ and the residuals. A mark is a network, and lines go through
+    medians.
     """
     text = f"{title}: S and the residuals, against the number of parameters"
     figure, grid = panels(text, 2, 2, height=6.4, sharex=True)
@@ -225,12 +206,7 @@ def residual(measured: Measurements, title: str) -> Figure:
 def training(measured: Measurements, title: str) -> Figure:
     """Draw the eigenvalues and traces of H and G in training, S over the residuals, and ranks.
 
-    Args:
-        measured: The measurements of the section widths.
-        title: The title of the run.
-
-    Returns:
-        The figure; in three panels a colour a width, lines through medians over networks.
+    In three panels a colour is a width, and lines go through medians over networks.
     """
     figure, grid = panels(f"{title}: in training", 2, 2, height=6.6)
     order = list(measured["operator"])

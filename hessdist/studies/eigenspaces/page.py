@@ -61,7 +61,7 @@ def _of_matrices(
     values: NDArray[Any],
     errors: NDArray[Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A line a matrix, or marks side by side with error bars."""
+    """Draw a line a matrix, or marks side by side with error bars."""
     lines, operators = [], measured["operator"]
     for row, operator in enumerate(operators):
         style: dict[str, Any] = {"symbol": MARKS[row % len(MARKS)]}
@@ -85,7 +85,7 @@ def _traces(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, A
 
 
 def _size_of_residual(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
+    """Draw ‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
     operators, places, lines = list(measured["operator"]), range(len(kept)), []
     if "residual" in operators:
         norm = spectral_norm(measured, "residual")[kept]
@@ -142,7 +142,7 @@ def widths(run: Run) -> Iterator[View]:
 def _by_size(
     measured: Measurements, name: str, values: NDArray[Any], errors: NDArray[Any] | None, logy: bool
 ) -> Figure:
-    """A colour an iteration: a mark a network, and a line through medians."""
+    """Draw a colour an iteration: a mark a network, and a line through medians."""
     sizes, iterations = measured["parameters"], measured["iteration"]
     shown = positive(values) if logy else values
     kept = evenly(values.shape[1], VIEW // (30 * len(sizes) * len(iterations)))
@@ -157,7 +157,7 @@ def _by_size(
 
 
 def _ranks(measured: Measurements, place: Mapping[str, int]) -> Iterator[Figure]:
-    """Eigenvalues that are not zero at the last iteration, if they were counted."""
+    """Draw how many eigenvalues are not zero at the last iteration, if they were counted."""
     sizes, lines = measured["parameters"], []
     for one, colour, symbol in zip(("H", "G"), COLOURS, MARKS, strict=False):
         least, most = (
@@ -227,7 +227,7 @@ def minimizers(run: Run) -> Iterator[View]:
 
 
 def _early(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `count` places for a logarithmic axis: half of them evenly on it."""
+    """Return some of `count` places for a logarithmic axis: half of them evenly on it."""
     half = max(1, most // 2)
     early = np.geomspace(1, count, min(count, half)).round().astype(np.int64) - 1
     return np.union1d(evenly(count, half), early)
@@ -245,7 +245,7 @@ def _progress(draw: Callable[[str, str], list[dict[str, Any]]], logx: bool) -> l
 def _negative_curvature(
     x: NDArray[Any], y: NDArray[Any], met: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Marks where a direction of negative curvature led to."""
+    """Mark where a direction of negative curvature led to."""
     style: dict[str, Any] = {"symbol": "triangle-down-open", "joined": False}
     return [line("negative curvature met", x[met], y[met], INK, **style)] if met.any() else []
 
@@ -271,7 +271,7 @@ def eigenspace(run: Run) -> Iterator[View]:
 
 
 def _of_base(measured: Measurements, base: str, loss: str, samples: str) -> Figure:
-    """The runs of a base optimiser, with and without eigenspaces."""
+    """Draw the runs of a base optimiser, with and without eigenspaces."""
     names = [str(name).partition(" + ")[::2] for name in measured["run"]]
     extras = list(dict.fromkeys(extra for _, extra in names))
     averages = [str(name) for name in measured["average"]]
@@ -292,7 +292,7 @@ def _of_base(measured: Measurements, base: str, loss: str, samples: str) -> Figu
 
 
 def _at_the_end(measured: Measurements, loss: str, samples: str) -> Figure:
-    """Every seed, of weights, averages and draws."""
+    """Draw every seed, of weights, averages and draws."""
     values = measured[loss][..., -1]  # run, average, seed
     kept = evenly(values.shape[2], VIEW // (8 * values.shape[0] * values.shape[1]))
     lines = []

@@ -90,7 +90,7 @@ def laws(run: Run) -> Iterator[View]:
 
 
 def _laws(measured: Measurements, row: int, i: int, columns: NDArray[np.int64]) -> Figure:
-    """Cumulative shares of a bulk and of the laws that were fitted to it."""
+    """Draw cumulative shares of a bulk and of the laws that were fitted to it."""
     x = measured["grid"][row, i, columns]
     lines = [line("measured", x, measured["cumulative"][row, i, columns], INK)]
     for column, law in enumerate(measured["law"]):
@@ -162,7 +162,7 @@ def critical_points(run: Run) -> Iterator[View]:
 
 
 def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, Any]]:
-    """Points, and the 3/2 law that was fitted to small indices."""
+    """Draw points, and the 3/2 law that was fitted to small indices."""
     cells, ratios = measured["critical_energy"].size, measured["ratio"]
     points, curves = [], []
     for column, colour in enumerate(sequence(len(ratios))):
@@ -181,7 +181,7 @@ def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, An
 
 
 def _critical_energies(measured: Measurements) -> Figure:
-    """ε_c against φ, beside the two closed forms of Pennington and Bahri (2017), figure 6b."""
+    """Draw ε_c against φ with the two closed forms of Pennington and Bahri (2017), figure 6b."""
     ratios = measured["ratio"]
     lines = [
         line(

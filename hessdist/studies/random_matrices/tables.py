@@ -52,7 +52,7 @@ def law_failures(run: Run) -> Iterator[Table]:
 
 
 def _fits(measured: Measurements) -> Iterator[tuple[int, ...]]:
-    """Indices of fits: a step, a spectrum that was measured there, and a law."""
+    """Return the indices of fits: a step, a spectrum that was measured there, and a law."""
     return (at for at in np.ndindex(measured["misfit"].shape) if is_measured(measured, at[:-1]))
 
 

@@ -40,15 +40,8 @@ def draw_two_layer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def spectra(measured: Measurements, which: int, how: int, title: str) -> Figure:
     """Draw measured spectra of H₀, H₁ and H of the largest network, and the laws.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        which: The index of the activation.
-        how: The index of the residuals.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row a matrix, a column a ratio. Zero eigenvalues are not drawn; their share is
-        in the heading.
+    A row is a matrix, a column a ratio. Zero eigenvalues are not drawn; their share is in the
+    heading.
     """
     ratios, size = measured["ratio"], int(measured["size"][-1])
     activation = measured["activation"][which]
@@ -79,7 +72,7 @@ def spectra(measured: Measurements, which: int, how: int, title: str) -> Figure:
 
 
 def _laws(energy: float, ratio: float, *, rectified: bool) -> list[list[tuple[Law, str, str]]]:
-    """Laws of H₀, H₁ and H, each with a colour and a line style."""
+    """Return the laws of H₀, H₁ and H, each with a colour and a line style."""
     model = LossModel(energy, ratio, rectified)
     bilinear = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
     return [
@@ -121,7 +114,7 @@ def _draw_spectrum(
 
 
 def _heights(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A density of the nonzero values in bins of the same width."""
+    """Return a density of the nonzero values in bins of the same width."""
     counts, _ = np.histogram(values[values != 0], edges)
     return np.asarray(counts / (len(values) * (edges[1] - edges[0])))
 
@@ -140,13 +133,8 @@ def _note_missing(axes: Axes, colours: list[str]) -> None:
 def distances(measured: Measurements, title: str) -> Figure:
     """Draw Kolmogorov-Smirnov distances against the size of the network.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row an activation and kind of residuals, a column a ratio; means over
-        networks with their range. A note says where a law cannot be computed.
+    A row is an activation and kind of residuals, a column a ratio. Marks are means over networks
+    with their range. A note says where a law cannot be computed.
     """
     names = {
         "distance_positive": "H₀ from Marchenko-Pastur",
@@ -173,15 +161,10 @@ def distances(measured: Measurements, title: str) -> Figure:
 
 
 def freeness(measured: Measurements, title: str) -> Figure:
-    """Draw mixed moments of centred H₀ and H₁, and those of free matrices.
+    """Draw mixed moments of centred H₀ and H₁ of the largest networks, and those of free matrices.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        title: The title of the run.
-
-    Returns:
-        The figure, of the largest networks: filled marks as they are, hollow ones with H₁ rotated
-        at random; a bar is at the moment of free matrices.
+    Filled marks are moments as they are, and hollow ones with H₁ rotated at random. A bar is at the
+    moment of free matrices.
     """
     text = f"{title}: freeness of H₀ and H₁, n = {measured['size'][-1]}"
     figure, grid = _panels_by_kind(measured, text)
