@@ -151,7 +151,7 @@ class Point:
 
     @property
     def is_critical(self) -> bool:
-        """Whether the gradient is zero to tolerance."""
+        """True if the gradient is zero to tolerance."""
         return self.gradient_norm <= self.gradient_tolerance
 
     @property
@@ -237,7 +237,7 @@ class Point:
 
     @property
     def can_escape(self) -> bool:
-        """Whether there is a direction of negative curvature beyond tolerance."""
+        """True if there is a direction of negative curvature beyond tolerance."""
         return self.lambda_min < -self.flat
 
 

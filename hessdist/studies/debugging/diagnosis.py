@@ -232,7 +232,7 @@ def _escape(
         (uphill,) = context.ranks.sum(lowest @ evaluation.gradient)
         slope = -abs(float(uphill))
         u = pairs.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
-        span = LossInSpan(context.objective, u, context.weight, context.on_evaluation)
+        span = LossInSpan(context.objective, u, context.weight(), context.on_evaluation)
         (start,) = span.losses(np.zeros((1, 1)))
         # A line with unit slope, so that the distance is also found if the slope is zero.
         lines = Lines(span, np.array([-1.0]))

@@ -77,7 +77,7 @@ def _solve(context: Context, part: Objective, settings: BlocksSection) -> Eigenp
     """Compute the eigenpairs of a block. Collective."""
     operator = context.job.spectrum.operator
     return context.eigenpairs(
-        curvature_matrix(part, operator, context.weight, context.on_product),
+        curvature_matrix(part, operator, context.weight(), context.on_product),
         largest=min(settings.largest, part.layout.size),
         smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,

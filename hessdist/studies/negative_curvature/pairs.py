@@ -25,7 +25,7 @@ def lines_along(context: Context, pairs: Sequence[Pair], vectors: NDArray[np.flo
         The lines. A pair that was not found has the slope zero.
     """
     slopes = np.array([pair.slope for pair in pairs])
-    span = LossInSpan(context.objective, vectors, context.weight, context.on_evaluation)
+    span = LossInSpan(context.objective, vectors, context.weight(), context.on_evaluation)
     return Lines(span, np.nan_to_num(slopes))
 
 
