@@ -123,6 +123,41 @@ class Study:
         return bool(how) and self.name in run.studies
 
 
+TRAINING = ("training.batch_size", "training.learning_rate", "training.momentum")
+"""Keys that determine the numbers of studies that train networks."""
+
+
+def declare(
+    package: str,
+    name: str,
+    settings: type[Section] | None,
+    needs: Needs | None = None,
+    *,
+    continues: bool = False,
+    **functions: str,
+) -> Study:
+    """Declare a study whose functions have the usual names.
+
+    They are NAME in NAME.py, remarks.py, tables.py and page.py, and draw_NAME in figures.py.
+
+    Args:
+        package: The name of the package that has these modules.
+        name: The name of the study.
+        settings: The class of its section; None for a study that a command of its own starts.
+        needs: The conditions that it has; None: the defaults.
+        continues: True if the study continues from its stored result.
+        functions: Other functions of `Study`, or other names, as "module:function" without the
+            package; empty if there is no such function.
+
+    Returns:
+        The study.
+    """
+    usual = {hook: f"{hook}:{name}" for hook in ("remarks", "tables", "page")}
+    usual |= {"compute": f"{name}:{name}", "figures": f"figures:draw_{name}"}
+    places = {hook: f"{package}.{at}" for hook, at in (usual | functions).items() if at}
+    return Study(name, settings, needs=needs or Needs(), continues=continues, **places)
+
+
 def _load(name: str) -> Any:
     """Import a function that is named as "package.module:function"."""
     module, _, function = name.partition(":")

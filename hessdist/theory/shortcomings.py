@@ -18,7 +18,7 @@ LAWS = {
 }
 """Readable names of laws."""
 
-PARAMETERS = {"centre": "centre", "scale": "σ", "ratio": "φ", "energy": "ε"}
+LETTERS = {"centre": "centre", "scale": "σ", "ratio": "φ", "energy": "ε"}
 """The letters of the laws' parameters."""
 
 Place = tuple[int, ...]
@@ -45,7 +45,7 @@ def parameters_of(laws: Table, place: Place) -> str:
     Returns:
         Text such as "σ 0.3, φ 2"; empty if there is no fit.
     """
-    values = ((letter, laws[name][place]) for name, letter in PARAMETERS.items())
+    values = ((letter, laws[name][place]) for name, letter in LETTERS.items())
     return ", ".join(f"{letter} {value:.3g}" for letter, value in values if np.isfinite(value))
 
 
@@ -75,7 +75,7 @@ def _shortcomings(laws: Table, place: Place) -> Iterator[str]:
     if fitted("reason"):
         yield str(fitted("reason"))
     for name in str(fitted("at_bounds")).split():
-        yield f"{PARAMETERS[name]} at the end of its range"
+        yield f"{LETTERS[name]} at the end of its range"
     # Without steps in the arrays, the names of spectra have only the spectrum's index.
     spectrum = place[:-1] if laws["source"].ndim == len(place) - 1 else place[-2:-1]
     about = "about " if laws["source"][spectrum] == "density" else ""

@@ -416,16 +416,8 @@ class FreeLaw(Law):
         return result
 
     def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Compute the density inside the support, where 1/G has a positive imaginary part.
-
-        If only one solution has one, it is 1/G; if several have, the branch is followed.
-
-        Args:
-            x: Points inside the support, (n,).
-
-        Returns:
-            The density, (n,).
-        """
+        """Compute the density inside the support; 1/G is the solution above the real line, (n,)."""
+        # If several solutions have a positive imaginary part, the branch is followed.
         w = self.transform.solutions(x)
         above = w.imag > 1e-11 * np.abs(w)
         g = 1 / w[np.arange(len(x)), above.argmax(axis=1)]

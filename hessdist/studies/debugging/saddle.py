@@ -33,7 +33,7 @@ from hessdist.workload.shard import Shard
 
 
 @dataclass(frozen=True)
-class Variant:
+class SGDVariant:
     """An optimiser, and the distance of its start from the saddle."""
 
     momentum: float = 0.0
@@ -49,14 +49,14 @@ class Variant:
         return ", ".join(words)
 
 
-def variants_of(settings: SaddleSection) -> list[Variant]:
+def variants_of(settings: SaddleSection) -> list[SGDVariant]:
     """List SGD without and with momentum, from the saddle and from near it, and noisy SGD."""
     plain = [
-        Variant(momentum=momentum, displacement=displacement)
+        SGDVariant(momentum=momentum, displacement=displacement)
         for displacement in (0.0, settings.displacement)
         for momentum in (0.0, settings.momentum)
     ]
-    return plain + [Variant(noise=noise) for noise in settings.noise]
+    return plain + [SGDVariant(noise=noise) for noise in settings.noise]
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,8 @@ def saddle(context: Context, settings: SaddleSection) -> Measurements:
 
 
 def _strict_saddle(context: Context, dense: int = 2000) -> _Saddle:
-    """Compute the eigenvalues at the point, and refuse a point that is not a saddle. Collective.
-
-    Args:
-        context: The network. All its parameters are set to zero.
-        dense: The number of parameters up to which all eigenvalues are computed.
-
-    Returns:
-        The saddle.
-
-    Raises:
-        WorkloadError: The gradient is not zero, or no eigenvalue is negative; on every rank.
-    """
+    """Compute the eigenvalues at θ = 0, and refuse a point that is not a saddle. Collective."""
+    # All eigenvalues are computed for at most `dense` parameters.
     objective, ranks = context.objective, context.ranks
     objective.local.parameters.assign(torch.zeros_like(objective.local.parameters.flat()))
     evaluation = objective.evaluate()
@@ -171,7 +161,7 @@ class _Descent:
         self,
         context: Context,
         settings: SaddleSection,
-        variant: Variant,
+        variant: SGDVariant,
         seed: int,
         evaluated: Shard,
         drawn: Shard,
@@ -235,7 +225,7 @@ def _measurements(
     context: Context,
     settings: SaddleSection,
     point: _Saddle,
-    variants: Sequence[Variant],
+    variants: Sequence[SGDVariant],
     runs: dict[tuple[int, int], _Run],
 ) -> Measurements:
     rows = [
@@ -269,7 +259,7 @@ def _escapes(
     context: Context,
     settings: SaddleSection,
     point: _Saddle,
-    variants: Sequence[Variant],
+    variants: Sequence[SGDVariant],
     changes: NDArray[np.float64],
 ) -> dict[str, Variable]:
     """Compare when and how fast the saddle is left with the quadratic model there."""

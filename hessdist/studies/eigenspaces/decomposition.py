@@ -188,17 +188,8 @@ def _output_variables(outputs: Sequence[OutputResiduals], num_samples: int) -> d
 def _against_gauss_newton(
     context: Context, matrices: Sequence[_Matrix], reference: _Matrix, shared: float = 45.0
 ) -> dict[str, Variable]:
-    """Compare the spaces of LA(k), and of the outliers, with those of G. Collective.
-
-    Args:
-        context: The ranks.
-        matrices: The matrices.
-        reference: G.
-        shared: The angle in degrees below which most of a vector lies in a space.
-
-    Returns:
-        The variables.
-    """
+    """Compare the spaces of LA(k), and of the outliers, with those of G. Collective."""
+    # Most of a vector lies in a space at an angle below `shared` degrees.
     add, space = context.ranks.sum, reference.ends["largest"].vectors
     angles, principal, counts = [], [], []
     for one in matrices:

@@ -49,7 +49,7 @@ _MEASURES = 3  # loss, test loss, test accuracy
 
 
 @dataclass(frozen=True)
-class Variant:
+class EigenspaceVariant:
     """A base optimiser, without or with steps in the eigenspace."""
 
     base: str
@@ -63,7 +63,7 @@ class Variant:
         return f"{self.base} {self.base_rate:g}{extra}"
 
 
-def variants_of(job: Job, settings: EigenspaceSection) -> list[Variant]:
+def variants_of(job: Job, settings: EigenspaceSection) -> list[EigenspaceVariant]:
     """List every base optimiser at each of its rates, without and with each eigenspace rate.
 
     Args:
@@ -75,7 +75,7 @@ def variants_of(job: Job, settings: EigenspaceSection) -> list[Variant]:
     """
     base_rates = settings.base_learning_rates or [job.training.learning_rate]
     rates = [None, *settings.learning_rates]
-    return [Variant(*one) for one in product(settings.base, base_rates, rates)]
+    return [EigenspaceVariant(*one) for one in product(settings.base, base_rates, rates)]
 
 
 @dataclass
@@ -192,7 +192,7 @@ class _Training:
         self,
         context: Context,
         settings: EigenspaceSection,
-        variant: Variant,
+        variant: EigenspaceVariant,
         seed: int,
         samples: _Samples,
     ) -> None:
@@ -387,7 +387,9 @@ class _Training:
 
 
 def _measurements(
-    settings: EigenspaceSection, variants: Sequence[Variant], runs: dict[tuple[int, int], _Run]
+    settings: EigenspaceSection,
+    variants: Sequence[EigenspaceVariant],
+    runs: dict[tuple[int, int], _Run],
 ) -> Measurements:
     seeds = settings.seeds
     rows = [[runs[row, seed] for seed in range(len(seeds))] for row in range(len(variants))]

@@ -118,14 +118,7 @@ class _Earlier:
 
 
 def _earlier(context: Context) -> _Earlier:
-    """Read the trace of an earlier run up to its last checkpoint. Called on rank 0.
-
-    Returns:
-        The earlier run.
-
-    Raises:
-        OutputError: The folder has checkpoints of another run.
-    """
+    """Read the trace of an earlier run of the same command, up to its last checkpoint."""
     job = context.job
     directory = job.checkpoints.directory
     require_named(job.checkpoints.pattern)
@@ -154,18 +147,7 @@ def _earlier(context: Context) -> _Earlier:
 
 
 def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
-    """Find the checkpoints that a minimisation has written.
-
-    Args:
-        stored: The result of the minimisation.
-        job: The job.
-
-    Returns:
-        The checkpoints that still have the same content, with their digests.
-
-    Raises:
-        CheckpointError: A checkpoint cannot be read.
-    """
+    """Find the checkpoints of a minimisation that are unchanged, with their digests."""
     directory = Path(str(stored.attributes["directory"]))
     digests = stored.get("checkpoint_digest", [""] * len(stored["checkpoint"]))
     own: dict[Checkpoint, str] = {}
@@ -192,17 +174,7 @@ def _measurements(
     checkpoints: Mapping[int, str],
     attributes: Mapping[str, str],
 ) -> Measurements:
-    """Make measurements of a trace.
-
-    Args:
-        rows: The iterates.
-        ended: How the minimisation ended.
-        checkpoints: The iterations with a checkpoint, and its `state_digest`.
-        attributes: The attributes that the next run reads.
-
-    Returns:
-        The measurements.
-    """
+    """Make measurements of a trace, with the checkpoints by iteration and their digests."""
     numbers = np.array([row.number for row in rows], dtype=np.int64)
     variables = {"iteration": Variable(("iteration",), numbers, "accepted iterates from the start")}
     for name, long_name in _LONG_NAMES.items():

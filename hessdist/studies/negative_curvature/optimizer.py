@@ -31,7 +31,7 @@ from hessdist.studies.tasks import distribute
 
 
 @dataclass(frozen=True)
-class Variant:
+class CurvatureVariant:
     """A base optimiser, without or with steps along ṽ."""
 
     base: str
@@ -44,10 +44,12 @@ class Variant:
         return self.base + extra
 
 
-def variants_of(settings: OptimizerSection) -> list[Variant]:
+def variants_of(settings: OptimizerSection) -> list[CurvatureVariant]:
     """List every base optimiser, first without steps along ṽ, then with each learning rate."""
     return [
-        Variant(base, rate) for base in settings.base for rate in (None, *settings.learning_rates)
+        CurvatureVariant(base, rate)
+        for base in settings.base
+        for rate in (None, *settings.learning_rates)
     ]
 
 
@@ -104,7 +106,7 @@ class _Training:
     """Training runs on this rank, on the whole data set. Not collective."""
 
     def __init__(
-        self, context: Context, settings: OptimizerSection, variants: Sequence[Variant]
+        self, context: Context, settings: OptimizerSection, variants: Sequence[CurvatureVariant]
     ) -> None:
         self._context, self._settings, self._variants = context, settings, variants
         self._device = context.objective.device
@@ -141,7 +143,9 @@ class _Training:
         run.steps_along = getattr(optimizer, "steps_along", 0)
         return run
 
-    def _optimizer(self, variant: Variant, model: nn.Module, seed: int) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, variant: CurvatureVariant, model: nn.Module, seed: int
+    ) -> torch.optim.Optimizer:
         training, settings = self._context.job.training, self._settings
         base = build_optimizer(variant.base, model, training.learning_rate, training.momentum)
         if variant.learning_rate is None:
@@ -167,7 +171,10 @@ class _Training:
         """
         found = np.empty((len(self._settings.base), 2))
         for row, base in enumerate(self._settings.base):
-            variants = (Variant(base, None), Variant(base, self._settings.learning_rates[0]))
+            variants = (
+                CurvatureVariant(base, None),
+                CurvatureVariant(base, self._settings.learning_rates[0]),
+            )
             # One seed, so that both kinds have the same minibatches.
             trainers = [Trainer(self._context, 0, self._samples) for _ in variants]
             optimizers = [
@@ -220,7 +227,7 @@ _EXACT = {
 def _exact(
     context: Context,
     settings: OptimizerSection,
-    variants: Sequence[Variant],
+    variants: Sequence[CurvatureVariant],
     snapshots: dict[_Place, _Snapshot],
 ) -> dict[str, Variable]:
     """Compare the estimates with exact eigenvectors; NaN where there is no snapshot. Collective."""
@@ -259,14 +266,7 @@ def _exact(
 def _compare(
     context: Context, snapshot: _Snapshot | None, owner: int, smallest: int
 ) -> tuple[dict[str, Any], bool] | None:
-    """Solve at a snapshot that one rank has. Collective.
-
-    Returns:
-        The numbers, and whether the pairs converged; None if the loss is not finite.
-
-    Raises:
-        NumericalError: A product is not finite, or the loss on a rank by itself.
-    """
+    """Solve at a snapshot that one rank has; None if the loss is not finite. Collective."""
     ranks, objective = context.ranks, context.objective
     estimate = ranks.broadcast(None if snapshot is None else snapshot.curvature, owner)
     direction = np.empty(objective.layout.size, np.float32)
@@ -302,7 +302,7 @@ def _compare(
 
 def _measurements(
     settings: OptimizerSection,
-    variants: Sequence[Variant],
+    variants: Sequence[CurvatureVariant],
     runs: dict[_Place, _Run],
     seconds: NDArray[np.float64],
     exact: dict[str, Variable],

@@ -88,19 +88,7 @@ def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
 
 
 def _samples(n: int, ratio: float, tolerance: float = 0.05) -> int:
-    """Return the number of data points, m = 2n/φ rounded.
-
-    Args:
-        n: The number of units.
-        ratio: φ.
-        tolerance: The relative change of φ that rounding may make.
-
-    Returns:
-        m.
-
-    Raises:
-        InputError: Rounding changes φ by more.
-    """
+    """Return the number of data points, m = 2n/φ rounded; refuse it if rounding changes φ."""
     samples = max(1, round(2 * n / ratio))
     actual = 2 * n / samples
     if not abs(actual / ratio - 1) <= tolerance:

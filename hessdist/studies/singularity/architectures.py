@@ -58,11 +58,7 @@ def architectures(context: Context, settings: ArchitecturesSection) -> Measureme
 def _spectra(
     context: Context, model: nn.Module, networks: Trained, cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute all eigenvalues, and pictures of the first network. Collective.
-
-    Returns:
-        (networks, stages, d) and (stages, cells, cells).
-    """
+    """Compute (networks, stages, d) eigenvalues, and pictures of the first network. Collective."""
     ranks = context.ranks
     objective = replace(context.workload, model=model, layers=()).on(ranks)
     number, size = networks.end.parameters.shape

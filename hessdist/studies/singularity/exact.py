@@ -76,15 +76,7 @@ def exact(context: Context, settings: ExactSection) -> Measurements:
 
 
 def _on_root(ranks: Ranks, vectors: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Gather all eigenvectors on rank 0, with the signs that the sweep gives them. Collective.
-
-    Args:
-        ranks: The ranks.
-        vectors: This rank's entries, (d, d_local).
-
-    Returns:
-        (d, d) on rank 0, and an empty array on the other ranks.
-    """
+    """Gather (d, d) eigenvectors on rank 0, signed as in a sweep; empty elsewhere. Collective."""
     size = len(vectors)
     whole = np.empty((size, size) if ranks.is_root else (0, 0), np.float32)
     for row, vector in enumerate(vectors):
