@@ -37,15 +37,7 @@ class Rule(Protocol):
 
 
 def steepest_descent(x: Vector, gradient: Vector) -> Direction:
-    """Return the direction p = −g. Not collective.
-
-    Args:
-        x: The iterate.
-        gradient: The gradient g at x.
-
-    Returns:
-        The direction.
-    """
+    """Return the direction p = −g. Not collective."""
     return Direction(-gradient)
 
 
@@ -76,15 +68,7 @@ class LBFGS:
         self._last: tuple[Vector, Vector] | None = None
 
     def __call__(self, x: Vector, gradient: Vector) -> Direction:
-        """Compute the direction at the next iterate. Collective.
-
-        Args:
-            x: The iterate.
-            gradient: The gradient g at x.
-
-        Returns:
-            The direction.
-        """
+        """Compute the direction at the next iterate x with the given gradient. Collective."""
         forgotten = self._remember(x, gradient)
         return Direction(-self._times(gradient), negative_curvature=forgotten)
 
@@ -135,15 +119,7 @@ class NewtonCG:
         self._ranks, self._hessian, self._iterations = ranks, hessian, iterations
 
     def __call__(self, x: Vector, gradient: Vector) -> Direction:
-        """Compute the direction at an iterate. Collective.
-
-        Args:
-            x: The iterate.
-            gradient: The gradient g at x.
-
-        Returns:
-            The direction.
-        """
+        """Compute the direction at x with the given gradient. Collective."""
         product = self._hessian(x)
         square = self._square(gradient)
         norm = np.sqrt(square)

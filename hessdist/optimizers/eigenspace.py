@@ -94,14 +94,7 @@ class Eigenspace(OverBase):
     def step(  # type: ignore[override]
         self, closure: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
-        """Take one step with the gradients of the parameters.
-
-        Args:
-            closure: Evaluates the model again, with its gradient, and returns the loss.
-
-        Returns:
-            The loss of the closure; None without a closure.
-        """
+        """Take one step with the gradients of the parameters; return the loss of the closure."""
         loss = loss_of(closure)
         if self._refresh is not None and self._steps and self._steps % self._every == 0:
             self.set_pairs(*self._refresh())
@@ -150,11 +143,7 @@ class Eigenspace(OverBase):
         return {**super().state_dict(), "values": self.values, "vectors": self.vectors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: The state.
-        """
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
         super().load_state_dict(state_dict)
         self.set_pairs(state_dict["values"], state_dict["vectors"])
 

@@ -154,11 +154,7 @@ class NegativeCurvature(OverBase):
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: The state.
-        """
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
         super().load_state_dict(state_dict)
         self._average = float(state_dict["average"])
         self.steps_along = int(state_dict["steps_along"])

@@ -51,14 +51,7 @@ class NoisySGD(Optimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
-        """Take one step.
-
-        Args:
-            closure: Evaluates the model again, with its gradient, and returns the loss.
-
-        Returns:
-            The loss of the closure; None without a closure.
-        """
+        """Take one step with the gradients of the parameters; return the loss of the closure."""
         loss = loss_of(closure)
         with torch.no_grad():
             self._move()
@@ -86,10 +79,6 @@ class NoisySGD(Optimizer):
         return {**super().state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: The state.
-        """
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._generator.set_state(state_dict["generator"].cpu())

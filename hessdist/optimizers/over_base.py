@@ -54,11 +54,7 @@ class OverBase(Optimizer):
         return {**super().state_dict(), "base": self.base.state_dict(), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: The state.
-        """
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.base.load_state_dict(state_dict["base"])
         self._steps = int(state_dict["steps"])

@@ -72,28 +72,14 @@ class TrainingProblem:
         return entries
 
     def place(self, x: Vector) -> None:
-        """Put a point into the model of every rank. Collective.
-
-        Args:
-            x: This rank's entries of the point, (d_local,).
-        """
+        """Put a point, this rank's entries of it, into the model of every rank. Collective."""
         whole = np.empty(self.size)
         self.ranks.gather_vector(np.ascontiguousarray(x, np.float64), whole)
         local = self._objective.local
         local.parameters.assign(torch.from_numpy(whole).to(local.device, local.dtype))
 
     def loss(self, x: Vector) -> float:
-        """Compute L(x) with the l2 term; it may be NaN or infinite. Collective.
-
-        Args:
-            x: This rank's entries, (d_local,).
-
-        Returns:
-            The loss, the same bits on every rank.
-
-        Raises:
-            WorkloadError: The model cannot be evaluated at x; on every rank.
-        """
+        """Compute L(x) with the l2 term, NaN and infinity included, on every rank. Collective."""
         self._on_work()
         self.place(x)
         with self.ranks.agreeing():
@@ -101,18 +87,7 @@ class TrainingProblem:
         return self._mean(mine)
 
     def loss_and_gradient(self, x: Vector) -> tuple[float, Vector]:
-        """Compute L(x) and ∇L(x). Collective.
-
-        Args:
-            x: This rank's entries, (d_local,).
-
-        Returns:
-            The loss, infinite if an entry of the gradient is not finite, and this rank's entries of
-            the gradient, (d_local,).
-
-        Raises:
-            WorkloadError: The model cannot be evaluated at x; on every rank.
-        """
+        """Compute L(x), infinite if the gradient is not finite, and ∇L(x). Collective."""
         self._on_work()
         self.place(x)
         with self.ranks.agreeing():
@@ -127,15 +102,11 @@ class TrainingProblem:
     def hessian(self, x: Vector) -> ShellMatrix:
         """Return the Hessian at x, with the graphs of as many batches as fit. Collective.
 
-        Args:
-            x: This rank's entries, (d_local,).
+        It is valid until anything else is computed. A product that is not finite is a
+        NumericalError on every rank.
 
         Returns:
-            The matrix, until anything else is computed. A product that is not finite raises a
-            NumericalError on every rank.
-
-        Raises:
-            WorkloadError: The model cannot be evaluated at x; on every rank.
+            The matrix.
         """
         self._on_work()
         self.place(x)

@@ -25,6 +25,15 @@ ACTIVATIONS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
 LOSS_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
 """Names of the models of the loss."""
 
+DISTANCES = {
+    "distance_positive": "H₀ from Marchenko-Pastur",
+    "distance_residual": "H₁ from the model's law",
+    "distance_bilinear": "H₁ from independent residuals",
+    "distance_sum": "H from the free sum of the laws",
+    "distance_turned": "H from H₀ + Q H₁ Qᵀ",
+}
+"""Labels of the distances of spectra of two-layer networks."""
+
 RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
 """The label of the residuals of the outputs."""
 

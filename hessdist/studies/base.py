@@ -58,7 +58,8 @@ class Study:
     settings: type[Section] | None
     """The class of the section; None for a study that a command of its own starts."""
     compute: str
-    """A function of (`Context`, settings) that returns `Measurements`. Collective."""
+    """A function of (`Context`, settings) that returns `Measurements`. After a signal it may raise
+    `Stopped`, on every rank. Collective."""
     needs: Needs = field(default_factory=Needs)
     check: str = ""
     """A function of (job, settings, PETSc's options) that raises an `InputError`. It runs before

@@ -87,13 +87,12 @@ class Family:
     """If True, the law is compared with the spike too, otherwise only outside of it."""
 
     def bounds(self, size: int) -> NDArray[np.float64]:
-        """Return the ranges of the iterated numbers, in units of the deviation.
+        """Return the ranges of the iterated numbers, (parameters, 2), in units of the deviation.
 
-        Args:
-            size: d. At a larger ratio the Wishart part would have no column.
+        At a ratio above d the Wishart part would have no column.
 
         Returns:
-            The lower and upper bounds, (parameters, 2).
+            The lower and upper bounds.
         """
         rows = [
             (low, min(high, np.log(size))) if (low, high) == _RATIOS else (low, high)

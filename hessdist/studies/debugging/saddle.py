@@ -84,18 +84,11 @@ class _Run:
 def saddle(context: Context, settings: SaddleSection) -> Measurements:
     """Leave a strict saddle by SGD, by SGD with momentum and by noisy SGD. Collective.
 
-    Args:
-        context: The job. Its training section gives learning rate and batch size. The model is
-            left with all parameters zero.
-        settings: The runs.
-
-    Returns:
-        Measurements with the dimensions run, seed, iteration and index.
+    The model is left with all parameters zero. The dimensions are run, seed, iteration and index.
 
     Raises:
-        WorkloadError: The point with all parameters zero is not a strict saddle of this network;
-            on every rank.
-        Stopped: A signal came; on every rank.
+        WorkloadError: The point with all parameters zero is not a strict saddle of this network; on
+            every rank.
     """
     point = _strict_saddle(context)
     variants = variants_of(settings)

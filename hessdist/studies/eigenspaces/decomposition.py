@@ -45,12 +45,7 @@ class _Matrix:
 def decomposition(context: Context, settings: DecompositionSection) -> Measurements:
     """Compute both ends, traces, norms, outliers and null spaces of H, G, S and F. Collective.
 
-    Args:
-        context: The checkpoint. Eigenpairs of a sweep are not used.
-        settings: The numbers of pairs, and the effort for whole matrices.
-
-    Returns:
-        Measurements with the dimensions operator, largest and smallest.
+    Eigenpairs of a sweep are not used. The dimensions are operator, largest and smallest.
 
     Raises:
         InputError: The loss is not a criterion of (outputs, targets), there are fewer pairs than
@@ -92,11 +87,7 @@ def _ends(
     operator: str,
     is_zero: bool,
 ) -> dict[str, End]:
-    """Compute both ends of H and S, and the large end of G and F, which end at zero. Collective.
-
-    Returns:
-        The pairs by end. Pairs that are not computed are NaN, and count as converged.
-    """
+    """Compute the ends of a matrix; the small ends of G and F are left out, as NaN. Collective."""
     # The null spaces of G and F have thousands of dimensions; they are counted, not resolved.
     counts = {"largest": settings.largest, "smallest": settings.smallest}
     asked = dict(counts) if operator in (H, S) else {**counts, "smallest": 0}

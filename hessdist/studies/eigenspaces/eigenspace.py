@@ -64,15 +64,7 @@ class EigenspaceVariant:
 
 
 def variants_of(job: Job, settings: EigenspaceSection) -> list[EigenspaceVariant]:
-    """List every base optimiser at each of its rates, without and with each eigenspace rate.
-
-    Args:
-        job: The job. Its training section gives the rate if the settings do not.
-        settings: The training runs.
-
-    Returns:
-        The variants.
-    """
+    """List every base optimiser at each of its rates, without and with each eigenspace rate."""
     base_rates = settings.base_learning_rates or [job.training.learning_rate]
     rates = [None, *settings.learning_rates]
     return [EigenspaceVariant(*one) for one in product(settings.base, base_rates, rates)]
@@ -95,17 +87,11 @@ class _Run:
 def eigenspace(context: Context, settings: EigenspaceSection) -> Measurements:
     """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
 
-    Args:
-        context: The job. Its training section gives batch size, learning rate and momentum.
-        settings: The training runs.
-
-    Returns:
-        Measurements with the dimensions run, average, seed, gradients, refresh and pair.
+    The dimensions are run, average, seed, gradients, refresh and pair.
 
     Raises:
         InputError: The model, the loss and the data do not fit together, or there are fewer samples
             than `curvature_samples`; on every rank.
-        Stopped: A signal came; on every rank.
     """
     variants = variants_of(context.job, settings)
     with context.ranks.agreeing():
@@ -317,9 +303,6 @@ class _Training:
 
         Usually few of them are negative. So a few of the smallest eigenvalues are computed together
         with the k largest ones, and more only if the last of those few is among the k.
-
-        Returns:
-            The pairs, by descending |λ|.
         """
         matrix = self._matrix(self._trainer.loss_over(self._samples.curvature))
         largest = min(self._settings.pairs, matrix.shell.size)

@@ -32,7 +32,7 @@ from hessdist.workload.checkpoints import (
 )
 from hessdist.workload.steps import Checkpoint, scan_checkpoints
 
-_LONG_NAMES = {
+LONG_NAMES = {
     "loss": "loss: mean over all samples",
     "gradient_norm": "Euclidean norm of the gradient of the loss",
     "step": "step length α of the line search",
@@ -45,7 +45,10 @@ _LONG_NAMES = {
     "cost": "work so far in gradients over all samples",
     "seconds": "wall time so far",
 }
-_STORED = {"step": "step_length"}  # other names in the file
+"""Names of the columns of a trace, with descriptions."""
+
+STORED = {"step": "step_length"}
+"""Names of columns in the file, where they differ."""
 
 
 def settings_of(section: MinimizeSection) -> Settings:
@@ -56,14 +59,6 @@ def settings_of(section: MinimizeSection) -> Settings:
 
 def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> dict[str, Any]:
     """Return everything that determines the path of a minimisation, except the run.
-
-    Args:
-        job: The job.
-        settings: The section minimize.
-        options: PETSc's options. Those of TAO determine the path.
-
-    Returns:
-        Values of JSON's types.
 
     Raises:
         CheckpointError: The start cannot be read.
@@ -88,17 +83,11 @@ def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> 
 def minimize_loss(context: Context, settings: MinimizeSection) -> Measurements:
     """Minimise the loss over all samples, or continue where an earlier run ended. Collective.
 
-    Args:
-        context: The loss, and the stored result of an earlier run.
-        settings: The method, and when it ends.
-
-    Returns:
-        The trace.
+    After a signal the trace so far is stored.
 
     Raises:
         InputError: The folder has checkpoints of another run; on every rank.
         NumericalError: A loss or gradient is not finite; on every rank.
-        Stopped: A signal came. The trace so far is stored.
     """
     earlier = _Earlier()
     with context.ranks.agreeing():
@@ -161,7 +150,7 @@ def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
 def _rows(stored: Measurements) -> list[Iterate]:
     """Return the iterates of a stored trace."""
     names = [one.name for one in fields(Iterate) if one.name not in ("x", "number")]
-    columns = {name: stored[_STORED.get(name, name)].tolist() for name in names}
+    columns = {name: stored[STORED.get(name, name)].tolist() for name in names}
     return [
         Iterate(number=number, x=np.empty(0), **{name: columns[name][i] for name in names})
         for i, number in enumerate(stored["iteration"].tolist())
@@ -177,10 +166,10 @@ def _measurements(
     """Make measurements of a trace, with the checkpoints by iteration and their digests."""
     numbers = np.array([row.number for row in rows], dtype=np.int64)
     variables = {"iteration": Variable(("iteration",), numbers, "accepted iterates from the start")}
-    for name, long_name in _LONG_NAMES.items():
+    for name, long_name in LONG_NAMES.items():
         values = np.array([getattr(row, name) for row in rows])
         units = "s" if name == "seconds" else "1"
-        variables[_STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
+        variables[STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
     steps = np.array(list(checkpoints), dtype=np.int64)
     variables["checkpoint"] = Variable(("checkpoint",), steps, "iterations with a checkpoint")
     digests = np.array(list(checkpoints.values()), dtype=object)

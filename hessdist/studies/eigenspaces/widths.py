@@ -49,17 +49,11 @@ class _State:
 def widths(context: Context, settings: WidthsSection) -> Measurements:
     """Train networks of growing width, and compute H, G and S on the way. Collective.
 
-    Args:
-        context: The job. Its model is an mlp, whose hidden widths are varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions width, network, iteration and operator; NaN after a
-        network has diverged.
+    The dimensions are width, network, iteration and operator; values are NaN after a network has
+    diverged.
 
     Raises:
         InputError: The model is not an mlp, or its loss is not a criterion; on every rank.
-        Stopped: A signal came; on every rank.
     """
     job = context.job
     with context.ranks.agreeing():

@@ -77,17 +77,11 @@ _Place = tuple[int, int]  # numbers of a variant and a seed, or of a variant and
 def optimizer(context: Context, settings: OptimizerSection) -> Measurements:
     """Train with and without the estimate, and compare ṽ with exact eigenvectors. Collective.
 
-    Args:
-        context: The job. Its training section gives batch size, learning rate and momentum. The
-            model is left with the parameters of the last exact solve.
-        settings: The training runs.
-
-    Returns:
-        Measurements with the dimensions run, seed, iteration, tracked, exact_at and smallest.
+    The model is left with the parameters of the last exact solve. The dimensions are run, seed,
+    iteration, tracked, exact_at and smallest.
 
     Raises:
         InputError: The model, the loss and the data do not fit together; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks, variants = context.ranks, variants_of(settings)
     tasks = list(product(range(len(variants)), range(len(settings.seeds))))
@@ -161,14 +155,7 @@ class _Training:
         )
 
     def seconds_per_step(self, minibatches: int = 12) -> NDArray[np.float64]:
-        """Measure the time of a minibatch, without and with the estimate.
-
-        Args:
-            minibatches: The number of minibatches of each kind.
-
-        Returns:
-            Medians in seconds, (bases, 2).
-        """
+        """Measure medians of the time of a minibatch, without and with the estimate, (bases, 2)."""
         found = np.empty((len(self._settings.base), 2))
         for row, base in enumerate(self._settings.base):
             variants = (

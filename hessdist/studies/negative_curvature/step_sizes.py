@@ -25,12 +25,7 @@ RULES = ("newton", "saddle_free", "measured")
 def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
     """Compute α* and L(α*) − L(0) of every pair, and of the steps 1/λ and 1/|λ|. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: The scan.
-
-    Returns:
-        Measurements with the dimensions pair, alpha, rule and directions.
+    The dimensions are pair, alpha, rule and directions.
     """
     pairs = context.pairs()
     values = np.array([pair.value for pair in pairs])

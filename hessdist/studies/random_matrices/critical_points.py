@@ -35,18 +35,12 @@ _BATCH = 20  # networks that are searched together on one rank
 def critical_points(context: Context, settings: CriticalPointsSection) -> Measurements:
     """Find critical points, and fit the 3/2 law to their index against energy. Collective.
 
-    Args:
-        context: Ranks and progress. The job's model and data are not used. Everything is
-            computed in float64 on CPUs.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions activation, ratio and network.
+    The job's model and data are not used. Everything is computed in float64 on CPUs. The dimensions
+    are activation, ratio and network.
 
     Raises:
         InputError: A ratio leaves fewer samples than inputs, or the networks that are searched
             together do not fit into memory; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks = context.ranks
     _, ranks_on_node, _ = ranks.node()

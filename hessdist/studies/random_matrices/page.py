@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.present.labels import ACTIVATIONS, LOSS_MODELS, label
+from hessdist.present.labels import ACTIVATIONS, DISTANCES, LOSS_MODELS, label
 from hessdist.present.panels import INK, Figure, View, by_step, line, panel
 from hessdist.present.style import COLOURS, MARKS, sequence
 from hessdist.present.values import VIEW, evenly, median, positive
@@ -126,15 +126,8 @@ def two_layer(run: Run) -> Iterator[View]:
 def _distances(
     measured: Measurements, which: int, how: int, column: int, kept: NDArray[np.int64]
 ) -> Figure:
-    names = {
-        "distance_positive": "H₀ from Marchenko-Pastur",
-        "distance_residual": "H₁ from the model's law",
-        "distance_bilinear": "H₁ from independent residuals",
-        "distance_sum": "H from the free sum of the laws",
-        "distance_turned": "H from H₀ + Q H₁ Qᵀ",
-    }
     lines, sizes = [], measured["size"]
-    for (key, name), colour, symbol in zip(names.items(), COLOURS, MARKS, strict=False):
+    for (key, name), colour, symbol in zip(DISTANCES.items(), COLOURS, MARKS, strict=False):
         found = measured[key][which, how, :, column]
         across, marks = np.repeat(sizes, len(kept)), found[:, kept].ravel()
         lines.append(line(name, across, marks, colour, symbol=symbol, joined=False))

@@ -9,7 +9,7 @@ import numpy as np
 
 from hessdist.errors import HessdistError
 from hessdist.present.axes import heading, key, legend_below, note, panels
-from hessdist.present.labels import ACTIVATIONS, label
+from hessdist.present.labels import ACTIVATIONS, DISTANCES, label
 from hessdist.present.style import BLUE, DARK, PALE, RED, SERIES
 from hessdist.theory.freeness import FREE
 from hessdist.theory.laws import Law
@@ -136,18 +136,11 @@ def distances(measured: Measurements, title: str) -> Figure:
     A row is an activation and kind of residuals, a column a ratio. Marks are means over networks
     with their range. A note says where a law cannot be computed.
     """
-    names = {
-        "distance_positive": "H₀ from Marchenko-Pastur",
-        "distance_residual": "H₁ from the model's law",
-        "distance_bilinear": "H₁ from independent residuals",
-        "distance_sum": "H from the free sum of the laws",
-        "distance_turned": "H from H₀ + Q H₁ Qᵀ",
-    }
-    styles = SERIES[: len(names)]
+    styles = SERIES[: len(DISTANCES)]
     figure, grid = _panels_by_kind(measured, f"{title}: Kolmogorov-Smirnov distances")
     for row, column, axes in _label_panels(measured, grid):
         missing = []
-        for name, (colour, mark) in zip(names, styles, strict=True):
+        for name, (colour, mark) in zip(DISTANCES, styles, strict=True):
             found = measured[name][row][:, column]
             _draw_range(axes, measured["size"], found, colour, mark)
             if np.isnan(found).any():
@@ -155,7 +148,7 @@ def distances(measured: Measurements, title: str) -> Figure:
         axes.set_ylim(bottom=0)
         _note_missing(axes, missing)
     grid[0, 0].set_ylabel("distance")
-    keys = [key(text, *style, "-") for text, style in zip(names.values(), styles, strict=True)]
+    keys = [key(text, *style, "-") for text, style in zip(DISTANCES.values(), styles, strict=True)]
     legend_below(figure, keys)
     return figure
 

@@ -27,12 +27,7 @@ _STAGES = ("start", "end")  # of training
 def architectures(context: Context, settings: ArchitecturesSection) -> Measurements:
     """Compute exact spectra of networks of growing width, before and after training. Collective.
 
-    Args:
-        context: The job. Its model is an mlp, whose hidden widths are varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions architecture, network, stage, index, row and column.
+    The dimensions are architecture, network, stage, index, row and column.
 
     Raises:
         InputError: The model is not an mlp, its loss is not a criterion, or a Hessian does not fit

@@ -24,15 +24,7 @@ from hessdist.studies.singularity.settings import ExactSection
 
 
 def prepare(context: Context, settings: ExactSection) -> None:
-    """Refuse a dense matrix that does not fit into memory. Collective.
-
-    Args:
-        context: The loss.
-        settings: The solver, and whether eigenvectors are computed.
-
-    Raises:
-        InputError: It does not fit; on every rank.
-    """
+    """Refuse a dense matrix that does not fit into memory. Collective."""
     size, eigenvectors = context.objective.layout.size, settings.eigenvectors
     choose_solver(context.ranks, size, eigenvectors=eigenvectors, solver=_solver(settings))
 
@@ -44,12 +36,7 @@ def _solver(settings: ExactSection) -> Solver | None:
 def exact(context: Context, settings: ExactSection) -> Measurements:
     """Compute all eigenvalues of the dense matrices. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: The matrices, and what is stored of them.
-
-    Returns:
-        Measurements with the dimensions operator, index, row and column.
+    The dimensions are operator, index, row and column.
 
     Raises:
         InputError: A matrix does not fit into memory, or the workload is not deterministic; on
