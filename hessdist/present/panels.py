@@ -1,6 +1,6 @@
 """Views of the page: figures of plotly as plain dictionaries, and notes.
 
-Plotly itself is needed in the browser alone. A figure has one frame for each step that the slider
+Plotly itself is needed only in the browser. A figure has one frame for each step that the slider
 selects; a frame has what is different at that step.
 """
 

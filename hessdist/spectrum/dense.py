@@ -154,7 +154,7 @@ def choose_solver(
         free = available_bytes()
     hosts = ranks.collect((platform.node(), free))
     wanted: list[Solver] = [solver] if solver else ["lapack", "scalapack"]
-    if size < ranks.size**2:  # ScaLAPACK wants equal rows on all ranks but the last
+    if size < ranks.size**2:  # ScaLAPACK needs equal rows on all ranks but the last
         wanted = ["lapack"]
     with ranks.agreeing():
         return _fitting(size, eigenvectors, ["lapack"] if ranks.size == 1 else wanted, hosts)

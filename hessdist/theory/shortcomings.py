@@ -36,29 +36,21 @@ def is_measured(laws: Table, place: Place) -> bool:
 
 
 def parameters_of(laws: Table, place: Place) -> str:
-    """Describe the parameters of a fit.
+    """Describe the parameters of a fit, such as "σ 0.3, φ 2"; empty without a fit.
 
     Args:
         laws: The measurements of the study laws.
         place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
 
     Returns:
-        Text such as "σ 0.3, φ 2"; empty if there is no fit.
+        The text.
     """
     values = ((letter, laws[name][place]) for name, letter in LETTERS.items())
     return ", ".join(f"{letter} {value:.3g}" for letter, value in values if np.isfinite(value))
 
 
 def where_it_fails(laws: Table, place: Place) -> str:
-    """Describe where a law fails.
-
-    Args:
-        laws: The measurements of the study laws.
-        place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
-
-    Returns:
-        Text such as "9 eigenvalues above its upper edge 0.1, up to 2.5 (25 times it); ...".
-    """
+    """Describe where a law fails: "9 eigenvalues above its upper edge 0.1, up to 2.5; ..."."""
     return "; ".join(_shortcomings(laws, place))
 
 

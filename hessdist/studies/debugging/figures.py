@@ -21,6 +21,7 @@ from hessdist.present.axes import (
 )
 from hessdist.present.style import BLUE, DARK, GREEN, PINK, RED
 from hessdist.present.values import positive
+from hessdist.studies.debugging.curves import from_saddle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -263,21 +264,15 @@ def saddle(measured: Measurements, title: str) -> Figure:
     """
     text = f"{title}: from the saddle, λ_d = {measured['eigenvalues'][0]:.4g}"
     figure, ((left, right),) = panels(text, 1, 2, height=4.9)
-    start, at = float(measured["start_loss"]), measured["iteration"]
-    least = 1e-12 * start  # the smallest fall that is drawn
-    colours = colours_of(len(measured["run"]), "turbo")
+    at, colours = measured["iteration"], colours_of(len(measured["run"]), "turbo")
     keys = []
-    for row, (name, colour) in enumerate(zip(measured["run"], colours, strict=True)):
-        losses = measured["loss"][row]
-        stays = bool((losses == start).all())
-        style = "--" if stays else "-"
-        draw_medians(left, at, losses, colour, style, ranged=not stays, linewidth=1.3)
-        fall = np.where(start - losses > least, start - losses, np.nan)
-        draw_medians(right, at, fall, colour, linewidth=1.3)
-        expected = start - measured["predicted_loss"][row]
-        shown = (expected > least) & (expected <= -measured["fall"])
-        right.plot(at[shown], expected[shown], "--", color="black", linewidth=0.9)
-        keys.append(key(f"{name} (stays)" if stays else name, colour, line=style))
+    for one, colour in zip(from_saddle(measured), colours, strict=True):
+        style = "--" if one.stays else "-"
+        draw_medians(left, at, one.losses, colour, style, ranged=not one.stays, linewidth=1.3)
+        draw_medians(right, at, one.falls, colour, linewidth=1.3)
+        shown = np.isfinite(one.model)
+        right.plot(at[shown], one.model[shown], "--", color="black", linewidth=0.9)
+        keys.append(key(one.name, colour, line=style))
     right.set_yscale("log")
     right.axhline(-measured["fall"], color=DARK, linewidth=0.6)
     left.set_ylabel(f"loss over all samples, {len(measured['seed'])} seeds")

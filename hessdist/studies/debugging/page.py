@@ -12,6 +12,7 @@ from hessdist.landscape.diagnosis import Point, findings, note_of
 from hessdist.present.panels import INK, Figure, Note, View, by_step, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, PINK, RED
 from hessdist.present.values import VIEW, evenly, positive
+from hessdist.studies.debugging.curves import from_saddle
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -157,22 +158,16 @@ def saddle(run: Run) -> Iterator[View]:
     """Show how optimisers leave a saddle."""
     measured = run.studies["saddle"]
     kept = evenly(len(measured["iteration"]), VIEW // (10 * len(measured["run"])))
-    at, start = measured["iteration"][kept], float(measured["start_loss"])
-    left, least = -float(measured["fall"]), 1e-12 * abs(start)  # a smaller fall is rounding
+    at, left = measured["iteration"][kept], -float(measured["fall"])
     losses: list[dict[str, Any]] = []
     falls: list[dict[str, Any]] = []
-    for row, optimizer in enumerate(measured["run"]):
-        values, colour = measured["loss"][row][:, kept], COLOURS[row % len(COLOURS)]
-        stays = bool((values == start).all())
-        name, dash = (f"{optimizer} (stays)", "dash") if stays else (str(optimizer), "solid")
-        losses += seeds(name, at, values, colour, dash)
-        fall = start - values
-        if (fall > least).any():
-            falls += seeds(name, at, np.where(fall > least, fall, np.nan), colour)
-        expected = start - measured["predicted_loss"][row][kept]
-        shown = np.where((expected > least) & (expected <= left), expected, np.nan)
-        if np.isfinite(shown).any():
-            falls.append(line("quadratic model", at, shown, INK, dash="dash"))
+    for row, one in enumerate(from_saddle(measured, kept)):
+        colour = COLOURS[row % len(COLOURS)]
+        losses += seeds(one.name, at, one.losses, colour, "dash" if one.stays else "solid")
+        if np.isfinite(one.falls).any():
+            falls += seeds(one.name, at, one.falls, colour)
+        if np.isfinite(one.model).any():
+            falls.append(line("quadratic model", at, one.model, INK, dash="dash"))
     falls.append(line("the saddle is left", at[[0, -1]], [left, left], INK, dash="dot"))
     title = f"loss over all samples, {len(measured['seed'])} seeds"
     yield View(

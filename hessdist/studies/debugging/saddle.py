@@ -1,7 +1,7 @@
 """Leaving a strict saddle: "Hessians - A tool for debugging neural network optimization" (2019).
 
 A tanh network with one hidden layer and no biases, all weights zero: the gradient of every sample
-is exactly zero there, and the Hessian is indefinite. Each rank makes runs by itself.
+is exactly zero there, and the Hessian is indefinite. Each rank makes runs independently.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from hessdist.present.histograms import spectral_norm
 from hessdist.present.labels import RESIDUALS, SYMBOLS
 from hessdist.present.style import DARK, PALE, RED, SERIES
 from hessdist.present.values import median, positive
+from hessdist.studies.eigenspaces.curves import TRACE, nonzero_eigenvalues, sizes_of_residual
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,25 +179,18 @@ def residual(measured: Measurements, title: str) -> Figure:
     text = f"{title}: S and the residuals, against the number of parameters"
     figure, grid = panels(text, 2, 2, height=6.4, sharex=True)
     place, sizes = list(measured["operator"]).index("residual"), measured["parameters"]
-    trace = "|tr S|, bar: standard error"
-    quantities = {
-        trace: np.abs(measured["trace"][..., place]),
-        "‖S‖_F": measured["frobenius_norm"][..., place],
-        "‖S‖₂": spectral_norm(measured, "residual"),
-        RESIDUALS: measured["misfit"],
-    }
     colours = colours_of(len(measured["iteration"]))
-    for axes, (name, values) in zip(grid.flat, quantities.items(), strict=True):
+    for axes, (name, values) in zip(grid.flat, sizes_of_residual(measured).items(), strict=True):
         for column, colour in enumerate(colours):
             own = values[..., column]
-            if name == trace:
+            if name == TRACE:
                 _draw_bars(axes, sizes, own, measured["trace_error"][..., column, place], colour)
             axes.plot(sizes, median(own, 1), "-", color=colour, linewidth=1)
             for size, row in zip(sizes, own, strict=True):
                 axes.plot(np.full(len(row), size), row, "o", color=colour, markersize=3.5)
         logarithmic_if_wide(axes, "y", values[values > 0])
         axes.set_xscale("log")
-        heading(axes, name)
+        heading(axes, f"{name}, bar: standard error" if name == TRACE else name)
     for axes in grid[-1]:
         axes.set_xlabel("parameters p")
     _series_legend(figure, colours, [f"{step} iterations" for step in measured["iteration"]])
@@ -239,10 +233,8 @@ def _draw_ranks(axes: Axes, measured: Measurements) -> None:
     """Draw the numbers of nonzero eigenvalues at the end, where they are counted exactly."""
     sizes = measured["parameters"]
     for operator in ("hessian", "gauss_newton"):
-        place = list(measured["operator"]).index(operator)
         colour, mark = _STYLE[operator]
-        least, most = (measured[f"null_count_{end}"][:, :, -1, place] for end in ("least", "most"))
-        counts = np.where(least == most, sizes[:, None] - least, np.nan)
+        counts = nonzero_eigenvalues(measured, operator)
         for size, row in zip(sizes, counts, strict=True):
             axes.plot(np.full(len(row), size), row, mark, color=colour, markersize=4.5)
     heading(axes, "nonzero eigenvalues at the end")

@@ -2,7 +2,7 @@
 
 The note names SWA, SWAG and an optimiser that uses eigenspaces, and measures none of them. Here
 every training run has the same budget of gradients, and the eigensolves are part of it. Each rank
-makes runs and their solves by itself.
+makes runs and their solves independently.
 """
 
 from __future__ import annotations

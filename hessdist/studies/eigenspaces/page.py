@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hessdist.present.labels import MINIMIZERS, RESIDUALS, SYMBOLS, WORK, label
 from hessdist.present.panels import INK, Figure, View, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, MARKS, sequence
 from hessdist.present.values import VIEW, evenly, median, positive
+from hessdist.studies.eigenspaces.curves import TRACE, nonzero_eigenvalues, sizes_of_residual
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -115,18 +116,13 @@ def widths(run: Run) -> Iterator[View]:
     place = {symbol: operators.index(name) for name, symbol in SYMBOLS.items() if name in operators}
     residual, largest = place["S"], measured["eigenvalue_largest"]
     trace, errors = measured["trace"], measured["trace_error"][..., residual]
-    norm = spectral_norm(measured, "residual")
-    logarithmic = {
-        "|tr S|": np.abs(trace[..., residual]),
-        "‖S‖_F": measured["frobenius_norm"][..., residual],
-        "‖S‖₂": norm,
-        RESIDUALS: measured["misfit"],
-        "‖S‖₂ / rms of the residuals": norm / measured["misfit"],
-    }
+    logarithmic = sizes_of_residual(measured)
+    ratio = spectral_norm(measured, "residual") / measured["misfit"]
+    logarithmic["‖S‖₂ / rms of the residuals"] = ratio
     linear = {f"λ₁ of {one}": largest[..., place[one]] for one in ("H", "G")}
     linear |= {f"tr {one}": trace[..., place[one]] for one in ("H", "G")}
     figures = [
-        _by_size(measured, name, values, errors if name == "|tr S|" else None, logy)
+        _by_size(measured, name, values, errors if name == TRACE else None, logy)
         for quantities, logy in ((logarithmic, True), (linear, False))
         for name, values in quantities.items()
     ]
@@ -135,7 +131,7 @@ def widths(run: Run) -> Iterator[View]:
         "H = G + S from narrow to wide",
         "A mark a network, lines through medians over networks; the bars of |tr S| are standard "
         "errors.",
-        [*figures, *_ranks(measured, place)],
+        [*figures, *_ranks(measured)],
     )
 
 
@@ -156,17 +152,15 @@ def _by_size(
     return panel(name, "parameters d", name, lines, logx=True, logy=logy)
 
 
-def _ranks(measured: Measurements, place: Mapping[str, int]) -> Iterator[Figure]:
+def _ranks(measured: Measurements) -> Iterator[Figure]:
     """Draw how many eigenvalues are not zero at the last iteration, if they were counted."""
     sizes, lines = measured["parameters"], []
-    for one, colour, symbol in zip(("H", "G"), COLOURS, MARKS, strict=False):
-        least, most = (
-            measured[f"null_count_{end}"][:, :, -1, place[one]] for end in ("least", "most")
-        )
-        rank = np.where(least == most, sizes[:, None] - least, np.nan)
+    for operator, colour, symbol in zip(("hessian", "gauss_newton"), COLOURS, MARKS, strict=False):
+        rank = nonzero_eigenvalues(measured, operator)
         kept = evenly(rank.shape[1], VIEW // (30 * len(sizes)))
         if np.isfinite(rank).any():
             across, own = np.repeat(sizes, len(kept)), rank[:, kept].ravel()
+            one = SYMBOLS[operator]
             lines.append(line(one, across, own, colour, symbol=symbol, joined=False))
     if lines:
         lines.append(line("d", sizes, sizes, INK, dash="dot"))

@@ -1,6 +1,6 @@
 """H, G and S in training, for networks from narrow to wide (Jacot, Gabriel and Hongler 2019).
 
-Each rank trains networks by itself, on all samples.
+Each rank trains networks independently, on all samples.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The optimiser of appendix E (Alain, Le Roux, Manzagol 2018), which the paper does not measure.
 
 Networks are trained by base optimisers, without and with steps along a running estimate (λ̃, ṽ) of
-the most negative eigenpair. Each rank trains networks by itself; then all ranks together compute
-the exact eigenvectors that ṽ is compared with.
+the most negative eigenpair. Each rank trains networks independently. Then all ranks together
+compute the exact eigenvectors that ṽ is compared with.
 """
 
 from __future__ import annotations

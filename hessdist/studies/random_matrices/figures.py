@@ -12,6 +12,7 @@ from hessdist.landscape.index_energy import (
     linear_energy,
     mean_energies,
     tanh_energy,
+    three_halves_energy,
 )
 from hessdist.present.axes import (
     asinh_axis,
@@ -176,7 +177,8 @@ def _draw_points(
     critical, factor = measured["critical_energy"][place], measured["coefficient"][place]
     if np.isfinite(factor):
         alpha = np.linspace(0, min(most, float(measured["fit_below"].max())), 400)
-        axes.plot(critical * (1 + (alpha / factor) ** (2 / 3)), alpha, color=colour, linewidth=1.3)
+        energies = three_halves_energy(alpha, critical, factor)
+        axes.plot(energies, alpha, color=colour, linewidth=1.3)
 
 
 def critical_energies(measured: Measurements, title: str) -> Figure:

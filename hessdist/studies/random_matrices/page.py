@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.landscape.index_energy import linear_energy, tanh_energy, three_halves_energy
 from hessdist.present.labels import ACTIVATIONS, DISTANCES, LOSS_MODELS, label
 from hessdist.present.panels import INK, Figure, View, by_step, line, panel
 from hessdist.present.style import COLOURS, MARKS, sequence
@@ -168,7 +169,7 @@ def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, An
         critical, factor = measured["critical_energy"][place], measured["coefficient"][place]
         if np.isfinite(factor):
             alpha = np.linspace(0, float(np.max(measured["fit_below"])), _CURVE)
-            curve = critical * (1 + (alpha / factor) ** (2 / 3))
+            curve = three_halves_energy(alpha, critical, factor)
             curves.append(line(name, curve, alpha, colour))
     return points + curves
 
@@ -189,10 +190,9 @@ def _critical_energies(measured: Measurements) -> Figure:
         for row, name in enumerate(measured["activation"])
     ]
     phi = np.linspace(0, max(1.0, float(ratios.max())), _CURVE)
-    rest = np.maximum(1 - phi, 0)
     lines += [
-        line("½ (1 − φ)²", phi, rest**2 / 2, INK),
-        line("½ (1 − φ)", phi, rest / 2, INK, dash="dash"),
+        line("½ (1 − φ)²", phi, tanh_energy(phi), INK),
+        line("½ (1 − φ)", phi, linear_energy(phi), INK, dash="dash"),
         line("Wishart + Wigner", ratios, measured["wishart_wigner"], INK, dash="dot"),
     ]
     return panel("critical energy", "φ, parameters over data points", "energy ε", lines)

@@ -31,7 +31,7 @@ class _Variant:
 def interpolation(context: Context, settings: InterpolationSection) -> Measurements:
     """Compute the loss on straight lines between two networks in training. Collective.
 
-    Each rank trains networks by itself; then the ranks share the lines. The dimensions are
+    Each rank trains networks independently; then the ranks share the lines. The dimensions are
     comparison, step and fraction.
 
     Raises:
