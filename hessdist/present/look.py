@@ -73,15 +73,7 @@ class Look:
             yield
 
     def save(self, figure: Figure, folder: Path, name: str) -> list[Path]:
-        """Save a figure in each format.
-
-        Args:
-            figure: The figure, drawn within `applied`.
-            folder: The folder of the files; it is made if it is missing.
-            name: The name of the files, without suffix.
-
-        Returns:
-            The paths of the files.
+        """Save a figure, drawn within `applied`, in each format, and return the paths of the files.
 
         Raises:
             InputError: A figure of this size and style cannot be drawn.

@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -> str:
     """Make the page of a run: one HTML text, with nothing loaded from elsewhere.
 
-    Args:
-        run: The result.
-        title: The title of the run.
-        views: What is shown.
-        steps: The steps that can be selected, ascending.
-
-    Returns:
-        The text.
+    `steps` are those that can be selected, ascending.
 
     Raises:
         DependencyError: plotly is missing.
@@ -58,14 +51,7 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
 def write_page(
     run: Run, title: str, views: Iterable[View], steps: Iterable[int], path: Path
 ) -> None:
-    """Write the page of a run.
-
-    Args:
-        run: The result.
-        title: The title of the run.
-        views: What is shown.
-        steps: The steps that can be selected, ascending.
-        path: The path of the page; its folder is made if it is missing.
+    """Write the page of a run, as `page_of` makes it; the folder is made if it is missing.
 
     Raises:
         OutputError: The page cannot be written.
@@ -109,7 +95,7 @@ def _section(view: View) -> str:
 
 
 def _notes(notes: Iterable[Note]) -> str:
-    """All notes of a view; the script shows the one of the selected step."""
+    """Return all notes of a view; the script shows the one of the selected step."""
     return "".join(
         f"<article hidden><p></p><h3>{escape(note.heading)}</h3>"
         f"<dl>{_findings(note)}</dl></article>"

@@ -266,7 +266,7 @@ class Solver:
     def _stop(
         self, eps: Any, restarts: int, max_restarts: int, converged: int, *unused: object
     ) -> Any:
-        """Test for SLEPc whether to stop; converged pairs of the two ends are counted apart."""
+        """Test for SLEPc whether to stop; converged pairs are counted separately for each end."""
         reasons = self._slepc.EPS.ConvergedReason
         try:
             if self.shell.failure is not None:

@@ -17,12 +17,7 @@ from hessdist.workload.datasets import build_dataset, choose_samples, count_samp
 def spreads(context: Context, settings: SpreadsSection) -> Measurements:
     """Compute the top eigenvalues for several values of an argument of the data set. Collective.
 
-    Args:
-        context: The job, its model, and its data, of which the argument is varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions value, network and top.
+    The dimensions are value, network and top.
 
     Raises:
         InputError: The loss is not a criterion, the network is too large, or the data set has no
