@@ -43,9 +43,11 @@ from hessdist.results.units import (
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.console import Console
+from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.storing import describe
+from hessdist.service.training_run import require_run_of_before
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.base import Study
@@ -178,6 +180,8 @@ def _begin(
     plan = _Plan()
     with ranks.agreeing():
         petsc.require()
+        if ranks.is_root:
+            require_petsc_files(options)
         workload = workload_of(job)
         if ranks.is_root:
             plan = _Planner(work, job, options, overwrite).plan()
@@ -186,6 +190,8 @@ def _begin(
         console.line(line)
     objective = workload.on(ranks)
     require_samples_of_before(ranks, job, objective.sample_digests)
+    if any(study.needs.checkpoints for study, _ in work.studies):
+        require_run_of_before(ranks, job, objective)
     context = Context(job, workload, objective)
     for study, settings in work.studies:
         study.run_prepare(context, settings)

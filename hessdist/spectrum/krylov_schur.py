@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.parallel.memory import touch
+from hessdist.parallel.memory import total_bytes, touch
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eps_options import refuse_unfit
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
+from hessdist.unforeseen import memory_shortage
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ class Solver:
         self.one_space = self.eps.getType() == SLEPc.EPS.Type.KRYLOVSCHUR
         self._aim, self._max_restarts = self.eps.getTolerances()
         self.tolerance = self._aim if given.hasName("eps_tol") else tolerance
+        with shell.ranks.agreeing():
+            if not self.tolerance < np.inf:
+                raise InputError(f"-eps_tol {self.tolerance} is not finite", "1e-3 is usual")
         self._ends = Ends(largest, smallest, self._aim)
         self._keep = self.eps.getKrylovSchurRestart() if self.one_space else 1.0
 
@@ -143,8 +147,22 @@ class Solver:
             eps.setConvergenceTest(kinds.Conv.REL)
             self._set_dimensions(wanted)
         columns = eps.getDimensions()[1]
+        self._require_memory(columns)
         if columns > 0 and "cuda" not in self.start.getType():
             touch((columns + 2) * self.shell.local_size * petsc.scalar_bytes())
+
+    def _require_memory(self, columns: int) -> None:
+        """Refuse a basis that the memory of the node cannot hold at all. Collective."""
+        _, ranks_on_node, _ = self.shell.ranks.node()
+        a_rank = max(0, columns) * self.shell.local_size * petsc.scalar_bytes()
+        with self.shell.ranks.agreeing():
+            memory = total_bytes()
+            if a_rank * ranks_on_node > memory:
+                raise InputError(
+                    f"a basis of {columns} vectors of {self.shell.size:,} parameters takes "
+                    f"{a_rank / 2**30:.3g} GiB a rank, and its node has {memory / 2**30:.3g} GiB",
+                    "use more nodes, or lower -eps_ncv or the number of eigenpairs",
+                )
 
     def _set_dimensions(self, wanted: int) -> None:
         """Set the number of wanted pairs, and the size of the basis if no option sets it."""
@@ -465,6 +483,8 @@ class Solver:
 
 def _refusal(error: Exception) -> InputError:
     """Turn an error of PETSc into one line, the last one that PETSc itself has written."""
+    if (shortage := memory_shortage(error)) is not None:
+        return shortage
     lines = [line for line in str(error).splitlines() if line.startswith("[")]
     said = lines[-1].split("] ", 1)[-1].strip() if lines else " ".join(str(error).split())
     return InputError(f"PETSc refuses the options: {said}", "correct the -eps_ options")
