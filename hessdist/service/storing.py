@@ -111,7 +111,7 @@ class RunStore:
         """Estimate the size of the file of a checkpoint, in bytes."""
         vectors = len(pairs.largest.values) + len(pairs.smallest.values)
         numbers = 2 + (vectors if self._job.spectrum.eigenvectors else 0)
-        return 4 * self._layout.size * numbers + (1 << 16)
+        return 4 * self._layout.size * numbers + (1 << 15)
 
     def publish(self) -> None:
         """Write the index, unless that of another job is to stay. Not collective.

@@ -30,6 +30,7 @@ from hessdist.errors import (
 )
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
+from hessdist.results.outputs import require_folder_of_one_result
 from hessdist.results.reader import CheckpointResult, Run, open_run
 from hessdist.results.units import (
     Digests,
@@ -174,6 +175,7 @@ def _begin(
         _check(work, job, options)
         if ranks.is_root:
             check_writable(job.output.path)
+            require_folder_of_one_result(job.output.path)
             for lock in locks.exclusive(job.output.path, console.line):
                 stack.callback(lock.release)
     stop = stack.enter_context(Stop(job.service.signal))
@@ -298,6 +300,8 @@ class _Planner:
         if not self._path.exists() and not required:
             return None
         run = open_run(self._path)
+        if run.attributes.get("packed", False):
+            raise OutputError(f"{self._path} is a packed result", "choose another output.path")
         if required and not len(run):
             raise ResultError(f"{self._path} has no checkpoint", "run `hessdist spectrum` first")
         if run.fingerprint != self._fingerprint:
