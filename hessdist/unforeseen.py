@@ -50,7 +50,8 @@ def in_one_line(error: BaseException) -> HessdistError:
             f"code of the job ends the program by itself (exit status {error.code}{where})",
             "take that out: only the end of the work ends the program",
         )
-    said = f"{type(error).__name__}: {_short(str(error))}" if str(error) else type(error).__name__
+    text = _short(_text(error))
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if (shortage := memory_shortage(error)) is not None:
         return InputError(f"{shortage.what}{where}", shortage.remedy)
     if where:
@@ -75,16 +76,16 @@ def memory_shortage(error: BaseException) -> InputError | None:
     Returns:
         An error that says how much was wanted; None for an error of another kind.
     """
-    text = str(error)
+    text = _text(error)
     failed = isinstance(error, MemoryError) or re.search(
-        r"can't allocate memory|out of memory|Unable to allocate|error code 55\b",
+        r"can't allocate memory|out of memory|Unable to allocate|error code 55\b|PetscMalloc",
         text,
         re.IGNORECASE,
     )
     if not failed:
         return None
     wanted = ""
-    if match := re.search(r"allocate:? ([\d.]+ [KMGTP]i?B)", text):
+    if match := re.search(r"allocate:? ([\d.]+ [KMGTPE]i?B)", text):
         wanted = match[1]
     elif match := re.search(r"(?:allocate|requested):? (\d+)", text):
         wanted = f"{int(match[1]) / 2**30:.3g} GiB"
@@ -94,14 +95,22 @@ def memory_shortage(error: BaseException) -> InputError | None:
     )
 
 
+def _text(error: BaseException) -> str:
+    """The message of an error; empty where the user's own class cannot give it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def printable(text: str) -> str:
-    """Write characters that a terminal would act on, or cannot show, as escapes.
+    r"""Write characters that a terminal would act on, or cannot show, as escapes.
 
     Args:
         text: One line.
 
     Returns:
-        The line, with `\\x1b` for an escape character.
+        The line, with `\x1b` for an escape character.
     """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text

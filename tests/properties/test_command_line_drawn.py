@@ -44,12 +44,14 @@ ODD_KEYS = [
     "study.exact.operators", "study.nothing.x", "x" * 300,
 ]  # fmt: skip
 ODD_VALUES = [
-    "", " ", "0", "-1", "1", "2.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "true", "[]", "{}",
-    "[[]]", "[" * 600, "[" * 3000 + "]" * 3000, "{a = {b = 1}}", '"', '""', "''", "' '", '"."', '"/"',
-    '"a\\u0000b"', '"\\u001b[31m"', "a\x00b", "a\x1b[31mb", "a\nb", "a\rb", "\u202e", "\udcff", "é", "x" * 300,
-    '"' + "x" * 300 + '"', '"' + "d/" * 3000 + '"', "2020-13-45", "2020-01-01", "12:99:00", "job.toml",
-    "fifo", "folder", "/dev/null", "/dev/full", "um:", ":", "..:x", "os:getcwd", "\\", "=", "x = 1", "#", "0x1F",
-    "(?P<step>[0-9]+)", "(?P<step>", "[0, 0]", "[-1]", "[nan]", '["a", "a"]', "9223372036854775807",
+    "", " ", "0", "-1", "1", "2.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "true",
+    "[]", "{}", "[[]]", "[" * 600, "[" * 3000 + "]" * 3000, "{a = {b = 1}}", '"', '""', "''",
+    "' '", '"."', '"/"', '"a\\u0000b"', '"\\u001b[31m"', "a\x00b", "a\x1b[31mb", "a\nb", "a\rb",
+    "\u202e", "\udcff", "é", "x" * 300, '"' + "x" * 300 + '"', '"' + "d/" * 3000 + '"',
+    "2020-13-45", "2020-01-01", "12:99:00", "job.toml", "fifo", "folder", "/dev/null",
+    "/dev/full", "um:", ":", "..:x", "os:getcwd", "\\", "=", "x = 1", "#", "0x1F",
+    "(?P<step>[0-9]+)", "(?P<step>", "[0, 0]", "[-1]", "[nan]", '["a", "a"]',
+    "9223372036854775807",
 ]  # fmt: skip
 # What makes folders or files by a name stays within the folder of the draw.
 VALUES = st.one_of(
@@ -60,8 +62,9 @@ VALUES = st.one_of(
 )
 OVERRIDES = st.tuples(st.one_of(st.sampled_from(KEYS), st.sampled_from(ODD_KEYS)), VALUES)
 PATHS = st.sampled_from([
-    "", ".", "..", "/", "job.toml", "run.h5", "fifo", "folder", "absent", "text", "x" * 300, "d/" * 3000,
-    "/dev/null", "/dev/zero", "\udcff", "run.checkpoints", "run.checkpoints/job.toml", "job.toml/x", "a\nb",
+    "", ".", "..", "/", "job.toml", "run.h5", "fifo", "folder", "absent", "text", "x" * 300,
+    "d/" * 3000, "/dev/null", "/dev/zero", "\udcff", "run.checkpoints",
+    "run.checkpoints/job.toml", "job.toml/x", "a\nb",
 ])  # fmt: skip
 NUMBERS = st.sampled_from([
     "nan",
