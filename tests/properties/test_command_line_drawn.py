@@ -155,13 +155,13 @@ DRAWS = settings(
 )
 
 
-@settings(DRAWS, max_examples=250)
+@settings(DRAWS, max_examples=200)
 @given(words=job_commands())
 def test_whatever_job_and_options_are_drawn(folder: Path, words: list[str]) -> None:
     check(folder, words)
 
 
-@settings(DRAWS, max_examples=150)
+@settings(DRAWS, max_examples=80)
 @given(words=reading_commands())
 def test_whatever_result_and_output_are_drawn(folder: Path, words: list[str]) -> None:
     check(folder, words)
@@ -186,7 +186,7 @@ def job_files(draw: st.DrawFn) -> bytes:
     return bytes(text)
 
 
-@settings(DRAWS, max_examples=250)
+@settings(DRAWS, max_examples=200)
 @given(content=job_files())
 def test_whatever_job_file_is_drawn(folder: Path, content: bytes) -> None:
     check_file(folder, content)
@@ -220,7 +220,6 @@ def test_thousands_of_command_lines_and_job_files(folder: Path) -> None:
     run_files()
 
 
-@pytest.mark.mpi
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
