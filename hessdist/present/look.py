@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib import style as styles
 
 from hessdist.errors import InputError, OutputError
+from hessdist.results.outputs import Kind, require_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ class Look:
 
         Raises:
             InputError: A figure of this size and style cannot be drawn.
-            OutputError: The folder cannot be written.
+            OutputError: The folder cannot be written, or another file has the name of a figure.
         """
         if not self.titled:
             figure.suptitle("")
@@ -92,6 +93,8 @@ class Look:
             "svg": {"Date": None},
         }
         paths = [folder / f"{name}.{kind}" for kind in self.formats]
+        for path, kind in zip(paths, self.formats, strict=True):
+            require_output(path, Kind[kind.upper()], option="-o")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, kind in zip(paths, self.formats, strict=True):

@@ -14,9 +14,10 @@ import numpy as np
 
 from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
-from hessdist.errors import DependencyError, OutputError
+from hessdist.errors import DependencyError
 from hessdist.present.panels import LAYOUT, Note, View
 from hessdist.results.files import write_text
+from hessdist.results.outputs import Kind, require_output
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -54,16 +55,10 @@ def write_page(
     """Write the page of a run, as `page_of` makes it; the folder is made if it is missing.
 
     Raises:
-        OutputError: The page cannot be written.
+        OutputError: The page cannot be written, or it would overwrite a file that is no page.
     """
-    text = page_of(run, title, views, steps)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {path.parent} cannot be made ({error.strerror})", "choose a path by -o"
-        ) from error
-    write_text(path, text)
+    require_output(path, Kind.PAGE, [run.path], "-o")
+    write_text(path, page_of(run, title, views, steps), "-o")
 
 
 def in_script(data: Any) -> str:

@@ -22,6 +22,8 @@ class Source(Protocol):
 
     gives_up: bool
     """Whether the work ends when the first few checkpoints have all been set aside."""
+    follows: bool
+    """Whether a checkpoint that is done is worked at again when its file changes."""
 
     def look(self) -> Sequence[Checkpoint]:
         """List the checkpoints that are ready, by increasing step, done or not."""
@@ -36,7 +38,7 @@ class Source(Protocol):
 
         Args:
             finished: Steps that are done or set aside.
-            busy: Whether other processes are solving some of them.
+            busy: Whether other processes are solving some of them, or this one has just done so.
         """
 
 
@@ -48,7 +50,7 @@ class Listed:
         without_step: Errors of those whose step is no number.
     """
 
-    gives_up = True
+    gives_up, follows = True, False
 
     def __init__(
         self, checkpoints: Sequence[Checkpoint], without_step: Sequence[CheckpointError] = ()
@@ -82,7 +84,7 @@ class Watched:
         pattern: A regular expression for the step in a name, as in `scan_checkpoints`.
     """
 
-    gives_up = False
+    gives_up, follows = False, True
 
     def __init__(
         self,
@@ -97,11 +99,13 @@ class Watched:
         self._seen: dict[Checkpoint, tuple[Signature, float]] = {}
         self._active = time.monotonic()
         self._finished = 0
+        self._unsettled: set[int] = set()
 
     def look(self) -> Sequence[Checkpoint]:
         """List the checkpoints that have settled."""
         now = time.monotonic()
         settled = []
+        self._unsettled = set()
         for checkpoint in scan_checkpoints(self._directory, self._pattern):
             try:
                 present = signature(checkpoint.path)
@@ -113,6 +117,8 @@ class Watched:
                 self._seen[checkpoint] = present, now
             elif now - since >= self._settle:
                 settled.append(checkpoint)
+                continue
+            self._unsettled.add(checkpoint.step)
         return settled
 
     def without_step(self) -> Sequence[CheckpointError]:
@@ -125,5 +131,5 @@ class Watched:
         if busy or len(finished) > self._finished:
             self._active, self._finished = now, len(finished)
         if self._last is not None and self._last in finished and not busy:
-            return True
+            return not any(step <= self._last for step in self._unsettled)
         return self._idle is not None and now - self._active >= self._idle

@@ -20,6 +20,7 @@ from hessdist.errors import (
 )
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
+from hessdist.results.outputs import Kind, require_folder_of_one_result, require_output
 from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import check_writable, parts_of, remove_partial_files
@@ -27,12 +28,19 @@ from hessdist.service import locks
 from hessdist.service.console import Console
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
+from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
+from hessdist.service.training_run import require_run_of_before
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
-from hessdist.workload.steps import beyond_number, find_checkpoints, select_checkpoints
+from hessdist.workload.steps import (
+    beyond_number,
+    find_checkpoints,
+    scan_checkpoints,
+    select_checkpoints,
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,8 @@ def _serve(
                 )
             petsc.require()
             if ranks.is_root:
+                require_petsc_files(options)
+            if ranks.is_root:
                 replaces = _check_existing(job, path, overwrite)
                 if not share:
                     remove_partial_files(path)
@@ -161,6 +171,7 @@ def _serve(
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
         objective = workload.on(members)
         require_samples_of_before(ranks, job, objective.sample_digests)
+        require_run_of_before(ranks, job, objective)
         found = source.look() if ranks.is_root else []
         console.line(
             f"{job.name}: {job.spectrum.operator} of {objective.layout.size:,} parameters over "
@@ -230,18 +241,26 @@ def _holder(path: Path) -> str:
 
 def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
     """Return whether another job's result is replaced; refuse it without --overwrite."""
+    require_folder_of_one_result(path)
     if not os.path.lexists(path):
         return False
+    if parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint())):
+        rebuilt = True  # a damaged index of this job is rebuilt from its checkpoints' files
+    else:
+        rebuilt = False
+        require_output(path, Kind.RESULT, option="output.path")
     try:
         run = open_run(path)
     except ReadingError:
         raise
     except ResultError as error:
-        if overwrite or (parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint()))):
-            return False  # a damaged index of this job is rebuilt from its checkpoints' files
+        if overwrite or rebuilt:
+            return False
         raise OutputError(
             f"{path} exists and cannot be read as a result", "move it away, or use --overwrite"
         ) from error
+    if run.attributes.get("packed", False):
+        raise OutputError(f"{path} is a packed result", "choose another output.path")
     if run.fingerprint == job.fingerprint():
         return False
     if overwrite:
@@ -276,6 +295,7 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
         if ranks.is_root:
             remove_folder(path)
             mine = parts_of(path, group.fingerprint)
+            _require_results(outcomes, group.job, mine)
             if mine and (complete or not replaces):
                 if outcomes.solved or not _is_current(path, mine):
                     group.store.write_index()
@@ -283,6 +303,20 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
                     _drop_others(path, set(mine))
                 unconverged = _unconverged(open_run(path))
     return list(ranks.broadcast(unconverged))
+
+
+def _require_results(outcomes: Outcomes, job: Job, parts: Sequence[Path]) -> None:
+    """Refuse to call a sweep done if files that it wrote have been removed meanwhile."""
+    there = {part.name.split(".")[0] for part in parts}
+    listed = scan_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
+    done = {one.step for one in listed} & (outcomes.solved | outcomes.skipped)
+    gone = sorted(step for step in done if group_name(step) not in there)
+    if gone:
+        raise OutputError(
+            f"the results of steps {', '.join(map(str, gone))} have been removed from "
+            f"{parts_folder(job.output.path)} meanwhile",
+            "start the same command again",
+        )
 
 
 def _is_current(path: Path, parts: Sequence[Path]) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,7 @@ def initialise(options: Sequence[str] = ()) -> Any:
     # OpenBLAS reads this when it is loaded. By default its threads spin for 2^26 cycles, 30 ms,
     # after every call, on the cores that the next product needs.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
+    errors: list[str] = []
     try:
         if "petsc4py.PETSc" not in sys.modules:
             import petsc4py
@@ -57,7 +60,8 @@ def initialise(options: Sequence[str] = ()) -> Any:
             # option a PETSc with CUDA ends the run if MPI cannot send device memory.
             aware = str(int(mpi_takes_device_memory()))
             ours = ("-no_signal_handler", "-use_gpu_aware_mpi", aware)
-            petsc4py.init(["hessdist", *ours, *options])
+            with _collected_errors() as errors:
+                petsc4py.init(["hessdist", *ours, *options])
         from petsc4py import PETSc
 
         if "slepc4py.SLEPc" not in sys.modules:
@@ -66,7 +70,7 @@ def initialise(options: Sequence[str] = ()) -> Any:
             slepc4py.init()
         from slepc4py import SLEPc
     except RuntimeError as error:  # an error of PETSc before its class can be imported
-        said = " ".join(str(error).split())
+        said = _reason(errors) or " ".join(str(error).split())
         raise InputError(
             f"PETSc does not start with these options ({said})", "correct PETSc's options"
         ) from error
@@ -76,6 +80,40 @@ def initialise(options: Sequence[str] = ()) -> Any:
     if problem:
         raise DependencyError(problem, _INSTALL)
     return PETSc, SLEPc
+
+
+@contextmanager
+def _collected_errors() -> Iterator[list[str]]:
+    """Collect what PETSc writes to standard error in the block, and pass it on if all goes well.
+
+    PETSc writes pages about an error of its start, before petsc4py can turn it into an exception.
+
+    Yields:
+        The lines, after an error.
+    """
+    lines: list[str] = []
+    sys.stderr.flush()
+    with TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        except BaseException:
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        sys.stderr.write(file.read().decode(errors="replace"))
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The sentence in which PETSc says what is wrong; it follows a line about the kind of error."""
+    said = [line.split("PETSC ERROR: ", 1)[1] for line in lines if "PETSC ERROR: " in line]
+    said = [line for line in said if not line.startswith(("-----", "See https", "#"))]
+    return " ".join(said[1].split()) if len(said) > 1 else ""
 
 
 def scalar_problem(scalar: Any, integer: Any) -> str:

@@ -21,6 +21,8 @@ from hessdist.workload.step_names import (
     read_step,
 )
 
+_DIGITS = 100  # more are no step; Python converts up to 4300
+
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
@@ -251,6 +253,10 @@ def select_checkpoints(checkpoints: Sequence[Checkpoint], selection: str) -> lis
                 "write steps and ranges such as 0,50,500:2000:100",
             )
         first, *rest = item.strip().split(":")
+        if any(len(number) > _DIGITS for number in (first, *rest)):
+            raise CheckpointError(
+                f"--checkpoints: '{item.strip()[:30]}...' is no step", "steps are below 2^63"
+            )
         begin = int(first or 0)
         end = begin if not rest else int(rest[0] or max(steps, default=begin))
         stride = int(rest[1]) if len(rest) > 1 else 1
