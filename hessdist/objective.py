@@ -209,14 +209,9 @@ class Objective:
             parameters = Parameters(self.model, layers)
             mine = shard(indices[begin:end], compute.data_gib * 2**30)
             self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
-<<<<<<< HEAD
             self._whole = self.local
-            probed = probe_positions(len(indices), seed=1, most=_PROBED)
-            self._probe = shard(indices[probed], memory=0)
-=======
             # A few samples, which all ranks evaluate.
             self._probe = shard(indices[probe_positions(len(indices), seed=1, most=8)], memory=0)
->>>>>>> r18
         self._weight: float | None = None
         self._proofs = _Proofs()
         ranks.require_same(
@@ -325,12 +320,8 @@ class Objective:
         return float(weight)
 
     def _prove_additive(self) -> None:
-<<<<<<< HEAD
-        """Refuse a loss that is no sum over samples, or not the same on all ranks. Collective."""
-        self._require_dependence("hessian")
-=======
         """Refuse a loss that is not a sum over samples, or differs between ranks. Collective."""
->>>>>>> r18
+        self._require_dependence("hessian")
         with self.ranks.agreeing():
             refuse_random(self.local)
             if not self._proofs.additive:
