@@ -1,4 +1,4 @@
-"""The Python interface: eigenpairs of a model in hand, on one rank or on all of them."""
+"""The Python interface: eigenpairs of a model in memory, on one rank or on all ranks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _log = logging.getLogger("hessdist")
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Extreme eigenpairs of a model's Hessian, whole on every rank."""
+    """The extreme eigenpairs of a model's Hessian, whole on every rank."""
 
     eigenvalues_largest: NDArray[np.float64]  # (k,) descending
     eigenvectors_largest: NDArray[Any] | None  # (k, d), the model's dtype, unit norm
@@ -51,17 +51,17 @@ class Spectrum:
     converged_smallest: NDArray[np.bool_]  # (m,)
     loss: float  # mean over all samples
     num_samples: int  # N
-    weight: float  # what the sum of the losses is divided by: N, labels that count, class weights
+    weight: float  # divisor of the sum of the losses: N, labels that count, or class weights
     gradient_norm: float  # Euclidean
     products: int  # matrix-vector products that the solve made
     seconds: float  # wall time of the solve
-    outcome: str  # why it ended, and what to do about it
+    outcome: str  # why the solve ended, and the remedy
     parameter_names: tuple[str, ...]  # in the order of the flat vector
-    parameter_shapes: tuple[tuple[int, ...], ...]  # likewise
+    parameter_shapes: tuple[tuple[int, ...], ...]  # in the same order
 
     @property
     def converged(self) -> bool:
-        """Whether every pair converged."""
+        """True if every pair converged."""
         return bool(self.converged_largest.all() and self.converged_smallest.all())
 
 
@@ -89,35 +89,36 @@ def extreme_eigenpairs(
 ) -> Spectrum:
     """Compute LA(k) and SA(m) of a curvature matrix over a whole data set. Collective.
 
-    Every rank calls it with the same arguments; rank p differentiates the p-th part of the
+    Every rank calls it with the same arguments, and rank p differentiates the p-th part of the
     samples. The model is copied, and the copy is evaluated in `eval()` mode.
 
     Args:
-        model: Any module with float32 or float64 parameters. Those that do not require a gradient
-            are constants.
-        loss: A criterion of (outputs, targets) that sums or averages over samples; a callable
-            whose first parameter is called `model`, of (model, batch), that returns the loss
-            summed over the batch and the batch's weight: the number of samples, of tokens that
-            count, or the sum of class weights; or an object with `outputs(model, batch)` that
-            returns z and `of_outputs(z, batch)` that returns the same pair.
+        model: A module with float32 or float64 parameters. Parameters that do not require a
+            gradient are constants.
+        loss: A criterion of (outputs, targets) that sums or averages over samples; a callable whose
+            first parameter is called `model`, of (model, batch), that returns the loss summed over
+            the batch and the batch's weight: the number of samples, of tokens that count, or the
+            sum of class weights; or an object with `outputs(model, batch)` that returns z and
+            `of_outputs(z, batch)` that returns the same pair.
         dataset: A map-style data set: `len(dataset)`, `dataset[i]`.
-        largest: k, the number of algebraically largest eigenpairs.
-        smallest: m, the number of algebraically smallest.
-        tolerance: Relative residual ‖Hv − λv‖ / |λ| of a converged pair.
-        operator: The matrix; "residual" is the Hessian less the Gauss-Newton matrix.
-        layers: Names of parameters or modules: that block's spectrum; empty: all.
-        l2: Adds (l2 / 2) ‖θ‖² to the loss.
-        eigenvectors: Whether vectors are gathered, whole on every rank.
-        seed: Of the starting vector.
-        batch_size: Samples of one pass; it does not change the result.
-        device: "auto": the GPU of the rank's node-local index where there is one.
-        cache_gib: Budget a rank for kept graphs, in GiB.
-        data_gib: Budget a rank for its samples, in GiB; a larger shard is streamed.
-        workers: Processes a rank that read a streamed shard ahead, where the data set can be given
-            to them.
+        largest: The number k of algebraically largest eigenpairs.
+        smallest: The number m of algebraically smallest eigenpairs.
+        tolerance: The relative residual ‖Hv − λv‖ / |λ| of a converged pair.
+        operator: The matrix; "residual" is the Hessian minus the Gauss-Newton matrix.
+        layers: The names of parameters or modules, for the spectrum of this block; empty: all.
+        l2: The factor of the penalty (l2 / 2) ‖θ‖², which is added to the loss.
+        eigenvectors: True if vectors are gathered, whole on every rank.
+        seed: The seed of the starting vector.
+        batch_size: The samples that are evaluated together; it does not change the result.
+        device: The device; "auto" is the GPU of the rank's node-local index, if there is one.
+        cache_gib: The budget of a rank for kept graphs, in GiB.
+        data_gib: The budget of a rank for its samples, in GiB; a larger shard is streamed.
+        workers: The processes of a rank that read a streamed shard in advance, if the data set can
+            be sent to them.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
-        collate: Makes a batch of a list of samples, such as by padding; None: they are stacked.
-        comm: The communicator; `MPI.COMM_WORLD` when None.
+        collate: Makes a batch of a list of samples, for example with padding; None: samples are
+            stacked.
+        comm: The communicator; None: `MPI.COMM_WORLD`.
 
     Returns:
         The eigenpairs, the same on every rank; pairs that did not converge are marked.
@@ -125,7 +126,7 @@ def extreme_eigenpairs(
     Raises:
         InputError: The arguments do not fit together.
         NumericalError: A loss or a gradient is not finite.
-        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
+        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot be used.
     """
     compute = {
         "device": device,
@@ -152,20 +153,18 @@ def extreme_eigenpairs(
         if not pairs.converged and ranks.is_root:
             _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)
 
-        def gathered(vectors: NDArray[np.float64]) -> NDArray[Any] | None:
-            if not eigenvectors:
-                return None
-            return full_vectors(ranks, vectors, shell.size, objective.compute.dtype)
-
+        ends: dict[str, Any] = {}
+        for name, end in (("largest", pairs.largest), ("smallest", pairs.smallest)):
+            ends[f"eigenvalues_{name}"] = end.values
+            ends[f"residuals_{name}"] = end.residuals
+            ends[f"converged_{name}"] = end.converged
+            ends[f"eigenvectors_{name}"] = (
+                full_vectors(ranks, end.vectors, shell.size, objective.compute.dtype)
+                if eigenvectors
+                else None
+            )
         return Spectrum(
-            eigenvalues_largest=pairs.largest.values,
-            eigenvectors_largest=gathered(pairs.largest.vectors),
-            residuals_largest=pairs.largest.residuals,
-            converged_largest=pairs.largest.converged,
-            eigenvalues_smallest=pairs.smallest.values,
-            eigenvectors_smallest=gathered(pairs.smallest.vectors),
-            residuals_smallest=pairs.smallest.residuals,
-            converged_smallest=pairs.smallest.converged,
+            **ends,
             loss=here.loss,
             num_samples=here.num_samples,
             weight=here.weight,
@@ -194,29 +193,28 @@ def exact_spectrum(
 ) -> ExactSpectrum:
     """Compute all eigenvalues of a curvature matrix, for models of up to some 20,000 parameters.
 
-    Collective. Model, loss, data set, operator, layers, l2, batch_size, device, collate and comm
-    are those of `extreme_eigenpairs`.
+    Collective. The arguments that `extreme_eigenpairs` has as well are the same.
 
     Args:
         model: The model.
         loss: The loss.
         dataset: The samples.
         operator: The matrix.
-        layers: Names of parameters or modules; empty: all.
-        l2: Adds (l2 / 2) ‖θ‖² to the loss.
-        eigenvectors: Whether they are computed, each rank its entries of them.
-        batch_size: Samples of one pass.
-        device: Where.
+        layers: The names of parameters or modules; empty: all.
+        l2: The factor of the penalty.
+        eigenvectors: True if eigenvectors are computed, on each rank its entries of them.
+        batch_size: The samples that are evaluated together.
+        device: The device.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
 
     Returns:
-        `values`, (d,) ascending, the same on every rank, and `vectors`, (d, d_local), by row.
+        The ascending `values`, (d,), the same on every rank, and `vectors`, (d, d_local), by row.
 
     Raises:
-        InputError: The arguments do not fit together, or the dense matrix into memory.
+        InputError: The arguments do not fit together, or the dense matrix does not fit into memory.
         NumericalError: A loss or a gradient is not finite.
-        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot serve.
+        DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot be used.
     """
     compute = {"device": device, "batch_size": batch_size}
     settings = {"operator": operator, "eigenvectors": eigenvectors}
@@ -243,34 +241,33 @@ def spectral_density(
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> SpectralDensity:
-    """See the density of all eigenvalues by stochastic Lanczos quadrature. Collective.
+    """Estimate the density of all eigenvalues by stochastic Lanczos quadrature. Collective.
 
-    Model, loss, data set, operator, layers, l2, batch_size, device, collate and comm are those of
-    `extreme_eigenpairs`.
+    The arguments that `extreme_eigenpairs` has as well are the same.
 
     Args:
         model: The model.
         loss: The loss.
         dataset: The samples.
-        probes: Random vectors; error bars are over them.
-        steps: Products of each.
+        probes: The number of random vectors, over which error bars are computed.
+        steps: The number of products for each of them.
         operator: The matrix.
-        layers: Names of parameters or modules; empty: all.
-        l2: Adds (l2 / 2) ‖θ‖² to the loss.
-        seed: Of the random vectors.
-        batch_size: Samples of one pass.
-        device: Where.
+        layers: The names of parameters or modules; empty: all.
+        l2: The factor of the penalty.
+        seed: The seed of the random vectors.
+        batch_size: The samples that are evaluated together.
+        device: The device.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
 
     Returns:
-        Nodes and weights, the same on every rank, with traces, norms, counts and smoothed
-        densities as methods.
+        The nodes and weights, the same on every rank, with methods for traces, norms, counts and
+        smoothed densities.
 
     Raises:
         InputError: The arguments do not fit together, or there are no probes.
         NumericalError: A loss or a gradient is not finite.
-        DependencyError: mpi4py is missing or cannot serve.
+        DependencyError: mpi4py is missing or cannot be used.
     """
     compute = {"device": device, "batch_size": batch_size}
     settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
@@ -293,7 +290,7 @@ def _objective_of(
     collate: Collate | None,
     **settings: Any,
 ) -> Iterator[Objective]:
-    """The loss of a copy of the model over all samples, the same on every rank. Collective.
+    """Make the loss of a copy of the model over all samples, the same on every rank. Collective.
 
     Yields:
         The training loss, at the parameters that the model has on rank 0.

@@ -57,6 +57,10 @@ class OutputError(InputError):
     """The result cannot be written, or something else is already there."""
 
 
+class FullDiskError(OutputError):
+    """The result cannot be written because the disk is full."""
+
+
 class ResultError(InputError):
     """A result file is damaged, or is not one of ours."""
 

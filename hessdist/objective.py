@@ -1,4 +1,4 @@
-"""From a model and a data set to quantities of the whole training set, over ranks."""
+"""The loss of a model over the training samples of all ranks, with its gradient and matrices."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.curvature.additivity import prove_additive
+from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
@@ -25,11 +26,7 @@ from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.ranks import Ranks, choose_device
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate
-from hessdist.workload.datasets import (
-    MapDataset,
-    count_samples,
-    expecting_samples,
-)
+from hessdist.workload.datasets import MapDataset, count_samples, expecting_samples
 from hessdist.workload.losses import AnyLoss, as_summed_loss
 from hessdist.workload.nestings import Batch
 from hessdist.workload.preparation import check_model, converted
@@ -44,13 +41,11 @@ from hessdist.workload.shard import Shard
 
 Operator = Literal["hessian", "gauss_newton", "empirical_fisher", "residual"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_PROBED = 8  # samples that all ranks evaluate
-_LOOKS = 20  # by threes, for one that has a loss
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How products are computed; none of it changes the numbers beyond rounding.
+    """Settings of the computation; they change the numbers only by rounding.
 
     Raises:
         WorkloadError: A value is out of its range.
@@ -58,10 +53,10 @@ class Compute:
 
     device: str = "auto"  # or "cpu", "cuda"; "auto" is the GPU of the node-local index, if any
     dtype: str = "float32"  # or "float64"; of parameters, activations and products
-    batch_size: int = 256  # samples of one pass
+    batch_size: int = 256  # samples that are evaluated together
     cache_gib: float = 4.0  # budget of a rank for kept graphs, in GiB
-    data_gib: float = 8.0  # budget of a rank for its samples, in GiB
-    workers: int = 2  # processes of a rank that read a larger shard ahead
+    data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
+    workers: int = 2  # processes of a rank that read a streamed shard in advance
 
     def __post_init__(self) -> None:
         allowed = {"device": ("auto", "cpu", "cuda"), "dtype": tuple(DTYPES)}
@@ -82,40 +77,40 @@ class Compute:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and gradient over all samples."""
+    """The loss and the gradient over all samples."""
 
     loss: float  # mean over all samples, the l2 term included
     num_samples: int  # N
-    weight: float  # Σ w, what the sum of the losses is divided by
+    weight: float  # Σ w, the divisor of the sum of the losses
     gradient: NDArray[np.float64]  # (d_local,) this rank's entries
     gradient_norm: float  # Euclidean, over all parameters in use
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is differentiated, as it is before anything is moved to a device."""
+    """A model, its loss and its data, before anything is moved to a device."""
 
     model: nn.Module
     loss: AnyLoss
     dataset: MapDataset
     indices: NDArray[np.int64]  # (N,) samples in use
-    collate: Collate | None = None  # makes a batch of a list of samples; None: they are stacked
+    collate: Collate | None = None  # makes a batch of a list of samples; None: samples are stacked
     compute: Compute = field(default_factory=Compute)
-    l2: float = 0.0  # adds (l2 / 2) ‖θ‖²
+    l2: float = 0.0  # (l2 / 2) ‖θ‖² is added to the loss
     layers: Sequence[str] = ()  # names of parameters or modules in use; empty: all
 
     def on(self, ranks: Ranks, indices: NDArray[np.int64] | None = None) -> Objective:
-        """Spread it over ranks. Collective.
+        """Distribute the workload over ranks. Collective.
 
         Args:
             ranks: The ranks.
-            indices: Samples in use instead of the workload's, (n,).
+            indices: The samples in use, (n,), in place of those of the workload.
 
         Returns:
             The loss over all ranks.
 
         Raises:
-            InputError: The model, loss and data do not fit together; on every rank.
+            InputError: The model, the loss and the data do not fit together; on every rank.
         """
         return Objective(
             ranks,
@@ -132,14 +127,15 @@ class Workload:
 
 @dataclass
 class _Proofs:
-    """What has been proven of a loss, shared with its parts."""
+    """Proofs about a loss, which the losses of its blocks share."""
 
     additive: bool = False
+    depends: set[str] = field(default_factory=set)  # operators
     products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
 
 
-def _together_or_alone(shard: Shard, positions: list[int]) -> list[Batch]:
-    """Samples as one batch, or one by one where they are of shapes that only neighbours share."""
+def _as_batches(shard: Shard, positions: list[int]) -> list[Batch]:
+    """Return samples as one batch, or one by one if their shapes differ."""
     try:
         return [shard.fetch(positions)]
     except DataError:
@@ -147,27 +143,27 @@ def _together_or_alone(shard: Shard, positions: list[int]) -> list[Batch]:
 
 
 def _structure(model: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
-    """Names, shapes and dtypes of a model's parameters and buffers."""
+    """Return names, shapes and dtypes of a model's parameters and buffers."""
     named = chain(model.named_parameters(), model.named_buffers())
     return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]
 
 
 class Objective:
-    """L(θ) over the samples of all ranks, and its curvature matrices. Making it is collective.
+    """The loss L(θ) over the samples of all ranks, and its matrices. Making it is collective.
 
     Args:
         ranks: The ranks.
         model: The model; it is moved to the device and dtype, and put into evaluation mode.
-        loss: In any of its forms (`workload/losses.py`).
+        loss: The loss in any of its forms (`workload/losses.py`).
         dataset: The whole data set, the same on every rank.
-        indices: Samples in use, (N,) int64.
-        compute: Device, dtype, batch size, budgets.
-        l2: Adds (l2 / 2) ‖θ‖².
-        layers: Names of parameters or modules in use; empty: all.
-        collate: Makes a batch of a list of samples; None: they are stacked.
+        indices: The samples in use, (N,) int64.
+        compute: Device, dtype, batch size and budgets.
+        l2: The factor of the penalty (l2 / 2) ‖θ‖², which is added to the loss.
+        layers: The names of parameters or modules in use; empty: all.
+        collate: Makes a batch of a list of samples; None: samples are stacked.
 
     Raises:
-        InputError: The model, loss and data do not fit together; on every rank.
+        InputError: The model, the loss and the data do not fit together; on every rank.
     """
 
     def __init__(
@@ -208,13 +204,14 @@ class Objective:
             begin, end = ranks.shard(len(indices))
             first = _first_samples(shard(indices[:3], memory=0))
             with expecting_samples(dataset):
-                others = _others(shard(indices, memory=0))
+                others = _random_samples(shard(indices, memory=0))
                 summed = as_summed_loss(loss, self.model, first, others)
             parameters = Parameters(self.model, layers)
             mine = shard(indices[begin:end], compute.data_gib * 2**30)
             self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
-            probed = probe_positions(len(indices), seed=1, most=_PROBED)
-            self._probe = shard(indices[probed], memory=0)
+            self._whole = self.local
+            # A few samples, which all ranks evaluate.
+            self._probe = shard(indices[probe_positions(len(indices), seed=1, most=8)], memory=0)
         self._weight: float | None = None
         self._proofs = _Proofs()
         ranks.require_same(
@@ -227,20 +224,20 @@ class Objective:
 
     @property
     def layout(self) -> ParameterLayout:
-        """Where the parameters in use lie in the flat vector."""
+        """The layout of the parameters in use in the flat vector."""
         return self.local.parameters.layout
 
     def load(self, read: Callable[[nn.Module], None]) -> str:
         """Set the parameters and buffers: rank 0 reads them, the others receive them. Collective.
 
         Args:
-            read: Fills the model; called on rank 0 alone.
+            read: Fills the model. It is called only on rank 0.
 
         Returns:
-            A digest of all the tensors, the same on every rank.
+            A digest of all tensors, the same on every rank.
 
         Raises:
-            CheckpointError: What `read` raises, on every rank.
+            CheckpointError: An error of `read`, on every rank.
         """
         with self.ranks.agreeing():
             if self.ranks.is_root:
@@ -249,9 +246,9 @@ class Objective:
         return self.digest()
 
     def share_parameters(self, root: int = 0) -> None:
-        """Give every rank the parameters and buffers that one rank's model has. Collective.
+        """Send the parameters and buffers of one rank's model to all ranks. Collective.
 
-        Buffers that are not part of the state dict are among them.
+        Buffers that are not part of the state dict are sent as well.
         """
         for tensor in chain(self.model.parameters(), self.model.buffers()):
             # As bytes: NumPy has no bfloat16, and does not keep 0 dimensions everywhere.
@@ -262,18 +259,19 @@ class Objective:
         self._proofs.products.clear()
 
     def digest(self) -> str:
-        """A hash of this rank's parameters and buffers, with their names. Not collective."""
+        """Compute a hash of this rank's parameters and buffers and their names. Not collective."""
         return state_digest(self.model.state_dict())
 
     def evaluate(self) -> Evaluation:
-        """Loss and gradient in one pass over the samples. Collective.
+        """Compute the loss and the gradient in one pass over the samples. Collective.
 
         Returns:
-            Both, over all samples.
+            The loss and the gradient over all samples.
 
         Raises:
-            InputError: A workload that is not deterministic, labels out of range; on every rank.
-            NumericalError: A value is not finite; the rank and batch are named; on every rank.
+            InputError: The workload is not deterministic, or a label is out of range; on every
+                rank.
+            NumericalError: A value is not finite; the message names rank and batch; on every rank.
         """
         self._prove_additive()
         with self.ranks.agreeing():
@@ -292,10 +290,10 @@ class Objective:
         return Evaluation(loss / weight + penalty, int(count), float(weight), gradient, norm)
 
     def weight(self) -> float:
-        """Σ w over all samples: N, labels that count, or class weights. Collective.
+        """Compute Σ w over all samples: N, labels that count, or class weights. Collective.
 
         Returns:
-            The same on every rank.
+            The sum, the same on every rank.
 
         Raises:
             InputError: The loss cannot be evaluated; on every rank.
@@ -303,30 +301,36 @@ class Objective:
         if self._weight is None:
             with self.ranks.agreeing():
                 mine = self.local.weight_sum()
-            (objective,) = self.ranks.sum(np.array([mine]))
-            self._weight = self._positive(objective)
+            (total,) = self.ranks.sum(np.array([mine]))
+            self._weight = self._positive(total)
         return self._weight
 
     @staticmethod
     def _positive(weight: float) -> float:
+        if weight < 0:
+            raise WorkloadError(
+                f"the weights of all samples sum to {weight:g}",
+                "give positive class weights, or a loss that returns a positive weight",
+            ).on_all_ranks()
         if not weight > 0:
             raise DataError(
                 "no label of any sample counts in the loss",
-                "check the data set and the loss's ignore_index",
+                "check the data set, and the loss's ignore_index and class weights",
             ).on_all_ranks()
         return float(weight)
 
     def _prove_additive(self) -> None:
-        """Refuse a loss that is no sum over samples, or not the same on all ranks. Collective."""
+        """Refuse a loss that is not a sum over samples, or differs between ranks. Collective."""
+        self._require_dependence("hessian")
         with self.ranks.agreeing():
             refuse_random(self.local)
             if not self._proofs.additive:
                 self._proofs.additive = prove_additive(self.local, self._probe, self.ranks.rank)
             mine = self._probed()
-        close = 1e-3 if self.local.dtype == torch.float32 else 1e-6
+        tolerance = 1e-3 if self.local.dtype == torch.float32 else 1e-6
         everyone = self.ranks.collect(mine)
         for rank, values in enumerate(everyone):
-            if not np.allclose(values, everyone[0], rtol=close, atol=close, equal_nan=True):
+            if not np.allclose(values, everyone[0], rtol=tolerance, atol=tolerance, equal_nan=True):
                 raise WorkloadError(
                     f"rank {rank} has another loss than rank 0 for the same samples and parameters "
                     f"({values[0]:.6g} and {everyone[0][0]:.6g})",
@@ -334,37 +338,49 @@ class Objective:
                     "as buffers, and read the same files on every rank",
                 ).on_all_ranks()
 
+    def _require_dependence(self, operator: str) -> None:
+        """Refuse a matrix that is zero as nothing depends on the parameters in use. Collective.
+
+        Some of them may be unused, and so may all of a part (`of_layers`).
+        """
+        if operator in self._proofs.depends:
+            return
+        with self.ranks.agreeing():
+            mine = depends(self._whole, operator)
+        found = self.ranks.any(mine)
+        with self.ranks.agreeing():
+            require_dependence(found, operator)
+        self._proofs.depends.add(operator)
+
     def _probed(self) -> tuple[float, float]:
-        """Loss and weight of a few samples, the same ones on every rank."""
+        """Compute the loss and the weight of a few samples, the same ones on every rank."""
         everything = range(self._probe.num_samples)
         value, weight = 0.0, 0.0
         for begin in everything[:: self.compute.batch_size]:
             positions = list(everything[begin : begin + self.compute.batch_size])
-            for batch in _together_or_alone(self._probe, positions):
+            for batch in _as_batches(self._probe, positions):
                 here = self.local.plain(batch, self.local.called("some samples"))
                 value, weight = value + here[0], weight + here[1]
         return value, weight
 
     def square_norm(self) -> Tensor:
-        """‖θ‖² of all trainable parameters, in use or not, float64. Not collective."""
+        """Compute ‖θ‖² of all trainable parameters, in use or not, in float64. Not collective."""
         trainable = [p.detach() for p in self.model.parameters() if p.requires_grad]
         return torch.stack([p.double().square().sum() for p in trainable]).sum()
 
     def is_streamed(self) -> bool:
-        """Whether any rank reads its samples anew at every pass. Collective."""
+        """Return whether any rank reads its samples again at every pass. Collective."""
         shard = self.local.shard
         return self.ranks.any(bool(shard.num_samples) and shard.is_streamed)
 
     def of_layers(self, layers: Sequence[str]) -> Objective:
-        """The same loss as a function of some parameters alone, on the same samples in memory.
-
-        Collective.
+        """Return the loss as a function of some parameters only, on the same samples. Collective.
 
         Args:
-            layers: Names of parameters or modules in use; empty: all.
+            layers: The names of parameters or modules in use; empty: all.
 
         Returns:
-            It shares the model with this one.
+            The loss. It shares the model with this one.
 
         Raises:
             WorkloadError: A name is unknown; on every rank.
@@ -377,10 +393,10 @@ class Objective:
         return part
 
     def local_product(self, operator: str) -> LocalProduct:
-        """The product of a curvature matrix over this rank's samples, a sum. Collective.
+        """Return the product of a curvature matrix, summed over this rank's samples. Collective.
 
-        The parameters must not move while it is used. That it is a second derivative is proven
-        before, once for each operator and point.
+        The parameters must not change while it is used. Once for each operator and point, the
+        product is first proven to be a second derivative.
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
@@ -391,6 +407,7 @@ class Objective:
         Raises:
             WorkloadError: The operator is not defined for this loss; on every rank.
         """
+        self._require_dependence(operator)
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:
@@ -400,39 +417,38 @@ class Objective:
 
 
 def _first_samples(shard: Shard) -> Any:
-    """Three samples, by which a sum is told from a mean; fewer where they make no batch."""
+    """Return three samples, which tell a sum from a mean, or fewer if three make no batch."""
     if shard.batch_size < 3:
         with suppress(DataError):
             return shard.head(3)
     return shard.head(min(3, shard.batch_size))
 
 
-def _others(shard: Shard) -> Iterator[Any]:
-    """Samples from all over a data set, by threes, each read when it is asked for.
+def _random_samples(shard: Shard, draws: int = 20) -> Iterator[Any]:
+    """Iterate over batches of three random samples, each read when it is used.
 
     Yields:
-        Batches.
+        The batches.
     """
     rng = np.random.default_rng(0)
-    with suppress(DataError):  # they make no batch
-        for _ in range(_LOOKS):
+    with suppress(DataError):  # samples that make no batch
+        for _ in range(draws):
             yield shard.fetch(rng.integers(shard.num_samples, size=3).tolist())
 
 
 def agreed_samples(ranks: Ranks, dataset: MapDataset, indices: NDArray[np.int64]) -> Digests:
-    """Make sure that a data set gives the same samples each time and on all ranks. Collective.
+    """Check that a data set gives the same samples each time and on all ranks. Collective.
 
     Args:
         ranks: The ranks.
         dataset: The whole data set.
-        indices: Samples in use, (N,), of which some are looked at.
+        indices: The samples in use, (N,). Some of them are compared.
 
     Returns:
-        Digests of those, by index.
+        The digests of the compared samples, by index.
 
     Raises:
-        DataError: A data set that draws at random, or that is another one on another rank; on
-            every rank.
+        DataError: The data set draws at random, or differs between ranks; on every rank.
     """
     with ranks.agreeing():
         length = count_samples(dataset)

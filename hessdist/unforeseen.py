@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -54,12 +55,10 @@ def in_one_line(error: BaseException) -> HessdistError:
         )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(f"interrupted{where}", "finished checkpoints are kept")
-    said = f"{type(error).__name__}: {_short(str(error))}" if str(error) else type(error).__name__
-    if isinstance(error, MemoryError):
-        return HessdistError(
-            f"the memory does not suffice ({said}{where})",
-            "use more ranks or nodes, or lower compute.batch_size and compute.cache_gib",
-        )
+    text = _short(_text(error))
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if (shortage := memory_shortage(error)) is not None:
+        return InputError(f"{shortage.what}{where}", shortage.remedy)
     if where:
         return InputError(f"{said}{where}", "correct it there; --traceback shows the way to it")
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
@@ -70,6 +69,56 @@ def in_one_line(error: BaseException) -> HessdistError:
     return HessdistError(
         f"{said}{_place(*frames[-1]) if (frames := list(_frames(error))) else ''}",
         "this is a fault of hessdist: report it with what --traceback shows",
+    )
+
+
+def memory_shortage(error: BaseException) -> InputError | None:
+    """The line for an allocation that failed, of Python, NumPy, PyTorch or PETSc.
+
+    Args:
+        error: The error of a library.
+
+    Returns:
+        An error that says how much was wanted; None for an error of another kind.
+    """
+    text = _text(error)
+    failed = isinstance(error, MemoryError) or re.search(
+        r"can't allocate memory|out of memory|Unable to allocate|error code 55\b|PetscMalloc",
+        text,
+        re.IGNORECASE,
+    )
+    if not failed:
+        return None
+    wanted = ""
+    if match := re.search(r"allocate:? ([\d.]+ [KMGTPE]i?B)", text):
+        wanted = match[1]
+    elif match := re.search(r"(?:allocate|requested):? (\d+)", text):
+        wanted = f"{int(match[1]) / 2**30:.3g} GiB"
+    return InputError(
+        f"the memory does not suffice{f': {wanted} more were wanted' if wanted else ''}",
+        "use more ranks or nodes, or lower -eps_ncv, compute.batch_size or compute.cache_gib",
+    )
+
+
+def _text(error: BaseException) -> str:
+    """The message of an error; empty where the user's own class cannot give it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def printable(text: str) -> str:
+    r"""Write characters that a terminal would act on, or cannot show, as escapes.
+
+    Args:
+        text: One line.
+
+    Returns:
+        The line, with `\x1b` for an escape character.
+    """
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
     )
 
 

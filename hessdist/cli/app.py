@@ -18,7 +18,7 @@ from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError, Interrupted
 from hessdist.parallel.ranks import launched_rank
 from hessdist.service.stop import listen, stop_listening
-from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
+from hessdist.unforeseen import TRACEBACK, in_one_line, printable, show_traceback, users_place
 
 app = typer.Typer(
     name="hessdist",
@@ -98,4 +98,4 @@ def _report(error: BaseException) -> int:
 def _print_error(text: str) -> None:
     """Print one line, on one rank."""
     if launched_rank() == 0:
-        print("hessdist:", " ".join(text.split()), file=sys.stderr, flush=True)
+        print("hessdist:", printable(" ".join(text.split())), file=sys.stderr, flush=True)

@@ -88,6 +88,7 @@ def submit(
 
     Options of PETSc and SLEPc are passed on to hessdist spectrum.
     """
+    from hessdist.results.outputs import Kind, require_output
     from hessdist.service import slurm
 
     words = with_service_options(overrides, groups, journal)
@@ -113,6 +114,7 @@ def submit(
         directives=directives or (),
         arguments=[*_arguments(words, checkpoints), *context.obj],
     )
+    require_output(batch.log, Kind.TEXT, [job], "--log")
     slurm.check(batch)
     script = slurm.batch_script(batch)
     if dry_run:

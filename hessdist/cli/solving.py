@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -103,8 +104,10 @@ def watch(
     The command ends on a signal, or as --last and --idle say.
     """
     for name, seconds in (("--idle", idle), ("--settle", settle)):
-        if seconds is not None and not seconds >= 0:
+        if seconds is not None and not 0 <= seconds < math.inf:
             raise InputError(f"{name} {seconds:g} is not a time", "give seconds, 0 or more")
+    if last is not None and last < 0:
+        raise InputError(f"--last {last} is no step", "give a step, 0 or more")
     words = with_service_options(overrides, groups, journal, metrics)
     with on_all_ranks("hessdist.service.sweep", context, job, words) as run:
         result = run.service.watch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, get_args
 import tomlkit
 from pydantic import BaseModel, ValidationError
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable
 
 from hessdist.config.job import Job, job_model
 from hessdist.errors import JobError
@@ -29,18 +31,32 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     Raises:
         JobError: The file cannot be read, it is not TOML, or a key or value is wrong.
     """
-    try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(
-            f"the job file {path} cannot be read ({error.strerror})",
-            "give the path of a TOML file, such as jobs/lenet_mnist.toml",
-        ) from error
-    except (TOMLKitError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not TOML ({error})", "correct it there") from error
+    document = _document(_read(path), str(path))
     for override in overrides:
         _override(document, override)
     return parse_job(document.as_string(), str(path))
+
+
+def _read(path: Path) -> str:
+    """Read the text of a job file; another file than a regular one might never end."""
+    remedy = "give the path of a TOML file, such as jobs/lenet_mnist.toml"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise JobError(f"the job file {path} cannot be read (it is {what})", remedy)
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"the job file {path} cannot be read ({error.strerror})", remedy) from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path} is not TOML ({error})", "correct it there") from error
+
+
+def _document(text: str, where: str) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except (TOMLKitError, ValueError, RecursionError) as error:
+        # Some values, such as a date of month 13, give Python's own errors.
+        raise JobError(f"{where} is not TOML ({error})", "correct it there") from error
 
 
 def parse_job(text: str, where: str) -> tuple[Job, str]:
@@ -57,7 +73,7 @@ def parse_job(text: str, where: str) -> tuple[Job, str]:
         JobError: A key or value is wrong; the message is about the first one.
     """
     try:
-        return job_model().model_validate(tomlkit.parse(text).unwrap()), text
+        return job_model().model_validate(_document(text, where).unwrap()), text
     except ValidationError as error:
         raise JobError(*_complaint(error, where)) from error
 
@@ -67,20 +83,31 @@ def _override(document: tomlkit.TOMLDocument, override: str) -> None:
     *sections, last = key.strip().split(".")
     if not equals or not last:
         raise JobError(f"--set {override} sets nothing", "write --set section.key=value")
-    try:
-        value: Any = tomlkit.parse(f"x = {text.strip()}")["x"]
-    except TOMLKitError:
-        value = text.strip()  # a bare word is a string
+    value = _value(override, text.strip())
     table: Any = document
     for section in sections:
         if section not in table:
-            table[section] = tomlkit.table()
+            inline = isinstance(table, InlineTable)
+            table[section] = tomlkit.inline_table() if inline else tomlkit.table()
         table = table[section]
         if not hasattr(table, "keys"):
             raise JobError(
                 f"--set {override}: '{section}' is not a section", "see docs/job-file.md"
             )
     table[last] = value
+
+
+def _value(override: str, text: str) -> Any:
+    """The value of an override: TOML, or a bare word, which is a string."""
+    try:
+        override.encode()
+    except UnicodeEncodeError as error:
+        raise JobError(f"--set {override!a} is not UTF-8", "write the value in UTF-8") from error
+    try:
+        parsed = tomlkit.parse(f"x = {text}")
+    except (TOMLKitError, ValueError, RecursionError):
+        return text
+    return parsed["x"] if len(parsed) == 1 else text
 
 
 def _complaint(error: ValidationError, where: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ class LossSection(Section):
     """cross_entropy, mse, or "package.module:callable"."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of a callable that makes the loss."""
-    l2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    l2: Annotated[float, Field(ge=0, lt=1e30, allow_inf_nan=False)] = 0.0
     """Weight of a penalty: (l2 / 2) times the squared norm of the parameters is added to the loss,
     so l2 to every eigenvalue."""
 
@@ -43,8 +43,8 @@ class DataSection(Section):
     """The samples over which the loss is averaged."""
 
     dataset: str
-    """digits, mnist, fashion_mnist, cifar10, blobs, random, tokens, pydoc, or "package.module:callable", which
-    returns a map-style data set."""
+    """digits, mnist, fashion_mnist, cifar10, blobs, random, tokens, pydoc, or
+    "package.module:callable", which returns a map-style data set."""
     root: FilePath | None = None
     """Folder of the data. By default it is the environment variable HESSDIST_DATA."""
     arguments: dict[str, Any] = {}

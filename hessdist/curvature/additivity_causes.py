@@ -107,10 +107,7 @@ def _fit(both: BatchLoss, first: BatchLoss, second: BatchLoss) -> tuple[float, f
     """Fit a and b of g(i, j) ≈ a g(i) + b g(j) by least squares; also return the residual."""
     mixed = inner(first.gradient, second.gradient)
     gram = np.array([[square(first.gradient), mixed], [mixed, square(second.gradient)]])
-    right = np.array([
-        inner(first.gradient, both.gradient),
-        inner(second.gradient, both.gradient),
-    ])
+    right = np.array([inner(first.gradient, both.gradient), inner(second.gradient, both.gradient)])
     size = math.sqrt(max(np.trace(gram), square(both.gradient), 1e-300))
     gram, right = gram / size**2, right / size**2
     # Where the gradients are parallel, the losses decide between the coefficients.

@@ -2,7 +2,8 @@
 
 Each function builds the graph of one batch and returns the product with it: a function of the
 direction v in parameter shapes. The graph lives as long as that function. All products are sums
-over samples; J is the Jacobian of the outputs z with respect to θ.
+over samples; J is the Jacobian of the outputs z with respect to θ. A WorkloadError is raised for a
+loss without the outputs z that a matrix needs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,7 @@ BatchProduct = Callable[[Sequence[Tensor]], Pieces]
 
 
 def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Compute Hv = ∂(∇L · v)/∂θ (Pearlmutter 1994), by a backward pass through the gradient.
-
-    Args:
-        local: The loss.
-        batch: The batch.
-
-    Returns:
-        The map of v to Σ ∇²ℓ_i v.
-    """
+    """Compute Hv = ∂(∇L · v)/∂θ (Pearlmutter 1994), by a backward pass through the gradient."""
     gradient = local.gradient_of(local.of_batch(batch), create_graph=True)
     # A parameter that the loss does not reach, or reaches linearly, has no second derivative.
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
@@ -43,18 +36,7 @@ def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Compute Gv = Jᵀ (∇²_z s) J v (Schraudolph 2002).
-
-    Args:
-        local: The loss, a function of the model's outputs z.
-        batch: The batch.
-
-    Returns:
-        The map of v to Σ J_iᵀ (∇²_z ℓ_i) J_i v.
-
-    Raises:
-        WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
-    """
+    """Compute Gv = Σ J_iᵀ (∇²_z ℓ_i) J_i v (Schraudolph 2002)."""
     loss = of_outputs(local, "gauss_newton")
     outputs = loss.outputs(local.model, batch)
     graphs = floating_tensors(outputs)
@@ -93,7 +75,7 @@ def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
     loss = of_outputs(local, "empirical_fisher")
     values, weights = loss.of_each_sample(local.model, batch)
     jacobian = _Jacobian(local, [values])
-    inverse = torch.where(weights > 0, 1 / weights, 0.0)
+    inverse = torch.where(weights != 0, 1 / weights, 0.0)
 
     def product(v: Sequence[Tensor]) -> Pieces:
         (slopes,) = jacobian.times(v)
@@ -103,18 +85,7 @@ def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
 
 
 def residual(local: LocalLoss, batch: Batch) -> BatchProduct:
-    """Compute Sv = Hv − Gv, the part of Hv that the Gauss-Newton matrix leaves out.
-
-    Args:
-        local: The loss, a function of the model's outputs z.
-        batch: The batch.
-
-    Returns:
-        The map of v to Σ (∇²ℓ_i v − J_iᵀ (∇²_z ℓ_i) J_i v).
-
-    Raises:
-        WorkloadError: The loss has no outputs z: it is a callable of (model, batch).
-    """
+    """Compute Sv = Hv − Gv, the part of Hv that the Gauss-Newton matrix leaves out."""
     full, part = hessian(local, batch), gauss_newton(local, batch)
 
     def product(v: Sequence[Tensor]) -> Pieces:
@@ -183,11 +154,7 @@ def _vjp(
 
 
 def of_outputs(local: LocalLoss, operator: str) -> OfOutputs:
-    """Return the loss as a function of the model's outputs.
-
-    Args:
-        local: The loss.
-        operator: The matrix that needs it, for the message.
+    """Return the loss as a function of the model's outputs, which `operator` needs.
 
     Returns:
         The loss.

@@ -52,12 +52,7 @@ class LocalLoss:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        shard: Shard,
-        parameters: Parameters,
-        rank: int = 0,
+        self, model: nn.Module, loss: Loss, shard: Shard, parameters: Parameters, rank: int = 0
     ) -> None:
         self.model = model
         self.loss = loss

@@ -91,7 +91,7 @@ class LocalProduct(_OnSamples):
 
         Without convolutions `torch.func.vmap` multiplies the vectors side by side, which saves a
         small network many small calls. It has no fast kernels for convolutions, so that a network
-        with convolutions multiplies them one by one. The rule depends on the network alone: the
+        with convolutions multiplies them one by one. The rule depends only on the network: the
         same bits come on every rank and at every start.
 
         Args:

@@ -101,10 +101,7 @@ def _compare(
     """Compare at the present parameters."""
     # Relative steps in the order of trial: rounding limits the shortest, curvature and kinks the
     # longest.
-    steps = {
-        torch.float64: (1e-6, 1e-7, 1e-5, 1e-4, 1e-3),
-        torch.float32: (3e-3, 1e-3, 1e-2, 3e-2),
-    }
+    steps = {torch.float64: (1e-6, 1e-7, 1e-5, 1e-4, 1e-3), torch.float32: (3e-3, 1e-3, 1e-2, 3e-2)}
     agreement = 1e-4  # the relative error that a product may have in float64
     coarse_agreement = 0.02  # and if the model rounds to float32 inside
     converged = 0.05  # the relative difference of two quotients that give the derivative
@@ -268,7 +265,7 @@ def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) ->
         behind = loss.of_each_sample(local.model, batch)[0].detach()
     with exact_derivatives():
         values, weights = loss.of_each_sample(local.model, batch)
-    slopes = torch.where(weights > 0, (ahead - behind) / (2 * step * weights), 0.0)
+    slopes = torch.where(weights != 0, (ahead - behind) / (2 * step * weights), 0.0)
     return _transposed(local, [values], [slopes])
 
 

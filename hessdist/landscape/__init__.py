@@ -1,1 +1,1 @@
-"""The loss along directions: what it does away from θ."""
+"""The loss along directions, away from the present parameters."""

@@ -148,11 +148,7 @@ def _follow(
 
 
 def _reduce_gradient(
-    functions: Functions,
-    theta: Tensor,
-    wanted: Tensor,
-    most: int,
-    on_step: Callable[[], None],
+    functions: Functions, theta: Tensor, wanted: Tensor, most: int, on_step: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
     """Run the second stage: steps −(H² + ν²)⁻¹ H g, if they reduce ‖g‖ about as expected.
 

@@ -85,15 +85,7 @@ class Point:
 
     @classmethod
     def of(cls, measured: Mapping[str, NDArray[Any]], row: int | None = None) -> Point:
-        """Make a point from stored measurements.
-
-        Args:
-            measured: The measurements of the study "diagnosis", of a run or of one checkpoint.
-            row: The row of the step; None for the measurements of one checkpoint.
-
-        Returns:
-            The point.
-        """
+        """Make a point from the measurements of one checkpoint, or from a row of those of a run."""
         own = {"layer"}  # a coordinate, the same at all steps
         values = {
             f.name: measured[f.name] if row is None or f.name in own else measured[f.name][row]
@@ -151,7 +143,7 @@ class Point:
 
     @property
     def is_critical(self) -> bool:
-        """Whether the gradient is zero to tolerance."""
+        """True if the gradient is zero to tolerance."""
         return self.gradient_norm <= self.gradient_tolerance
 
     @property
@@ -201,25 +193,11 @@ class Point:
         return 2 / self.lambda_max if self.lambda_max > 0 else math.nan
 
     def model_along_gradient(self, rate: Any) -> Any:
-        """Compute the change of the quadratic model in a step of gradient descent.
-
-        Args:
-            rate: The learning rates ε, of any shape.
-
-        Returns:
-            The changes −ε gᵀg + ½ ε² gᵀHg, of that shape.
-        """
+        """Compute −ε gᵀg + ½ ε² gᵀHg, the change of the quadratic model, at rates of any shape."""
         return -rate * self.gradient_norm**2 + rate**2 / 2 * self.gradient_curvature
 
     def share(self, slopes: NDArray[np.float64]) -> float:
-        """Compute the share of gᵀg in the span of some eigenvectors.
-
-        Args:
-            slopes: The slope gᵀv of each eigenvector.
-
-        Returns:
-            The share Σ (gᵀv)² / gᵀg; NaN for a zero gradient.
-        """
+        """Compute the share Σ (gᵀv)² / gᵀg of some slopes gᵀv; NaN for a zero gradient."""
         square = self.gradient_norm**2
         return float(np.nansum(slopes**2) / square) if square else math.nan
 
@@ -237,7 +215,7 @@ class Point:
 
     @property
     def can_escape(self) -> bool:
-        """Whether there is a direction of negative curvature beyond tolerance."""
+        """True if there is a direction of negative curvature beyond tolerance."""
         return self.lambda_min < -self.flat
 
 
@@ -262,14 +240,7 @@ _STRICT = "Ge et al. 2015"
 
 
 def findings(point: Point) -> list[Finding]:
-    """Interpret the measurements at a point.
-
-    Args:
-        point: The measurements.
-
-    Returns:
-        The findings, in the order of the note.
-    """
+    """Interpret the measurements at a point; the findings are in the order of the note."""
     parts: Iterable[Iterator[Finding]] = (
         part(point)
         for part in (_critical, _convex, _negative, _pairs, _along, _step, _rates, _shares, _escape)
@@ -278,15 +249,7 @@ def findings(point: Point) -> list[Finding]:
 
 
 def note(point: Point, heading: str) -> list[str]:
-    """Write the note about a point.
-
-    Args:
-        point: The measurements.
-        heading: The name of the checkpoint.
-
-    Returns:
-        The lines of the note: the heading with the kind of the point, and the findings.
-    """
+    """Write the lines of the note about a point: a heading with its kind, and the findings."""
     return [
         f"{heading}: loss {point.loss:.5g}, {point.kind}",
         *(f"  {finding}" for finding in findings(point)),
@@ -294,15 +257,7 @@ def note(point: Point, heading: str) -> list[str]:
 
 
 def note_of(measured: Mapping[str, NDArray[Any]], row: int) -> list[str]:
-    """Write the note from stored measurements.
-
-    Args:
-        measured: The measurements of the study "diagnosis".
-        row: The row of the step.
-
-    Returns:
-        The lines of the note.
-    """
+    """Write the note from stored measurements, those of the study "diagnosis", at a row."""
     return note(Point.of(measured, row), f"step {measured['step'][row]}")
 
 

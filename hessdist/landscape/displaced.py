@@ -152,13 +152,5 @@ def summed(local: LocalLoss, batch: Batch) -> Tensor:
 
 
 def plain_summed(local: LocalLoss, batch: Batch) -> Tensor:
-    """Compute `summed` without a graph, except for losses that use gradients.
-
-    Args:
-        local: The loss.
-        batch: The batch.
-
-    Returns:
-        A scalar.
-    """
+    """Compute `summed`, a scalar, without a graph, except for losses that use gradients."""
     return plain_value(lambda: summed(local, batch)).detach()

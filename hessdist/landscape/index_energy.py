@@ -145,6 +145,13 @@ def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[
 # -- closed forms ------------------------------------------------------------------------------
 
 
+def three_halves_energy(
+    index: NDArray[np.float64], critical: float, coefficient: float
+) -> NDArray[np.float64]:
+    """Compute ε of the 3/2 law at an index α: ε_c (1 + (α / α₀)^{2/3})."""
+    return np.asarray(critical * (1 + (index / coefficient) ** (2 / 3)))
+
+
 def tanh_energy(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute ½ (1 − φ)² for φ < 1, else zero: the fit of Pennington and Bahri (2017) for tanh."""
     return np.asarray(np.maximum(1 - ratio, 0) ** 2 / 2)

@@ -22,10 +22,7 @@ class Lines:
     slopes: NDArray[np.float64]  # (n,) gᵀv
 
     def losses(self, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Compute the loss at steps along each direction, in one pass. Collective.
-
-        Args:
-            alpha: The step sizes of each direction, (n, A).
+        """Compute the loss at steps along each direction, (n, A), in one pass. Collective.
 
         Returns:
             The loss L(α), (n, A), which may be NaN or infinite.

@@ -1,7 +1,7 @@
 """Search directions of full-batch minimisation, on vectors spread over the ranks.
 
-Steepest descent, L-BFGS and Newton-CG as Nocedal and Wright publish them (*Numerical Optimization*,
-2nd edition, 2006): algorithms 7.4 and 7.1. NumPy and `Ranks` alone.
+Steepest descent, L-BFGS and Newton-CG follow Nocedal and Wright (*Numerical Optimization*, 2nd
+edition, 2006): algorithms 7.4 and 7.1. This module needs only NumPy and `Ranks`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction of descent, and what was seen on the way to it."""
+    """A direction of descent, and its computation."""
 
     vector: Vector  # p, pᵀg < 0
     cg_iterations: int = 0
@@ -30,22 +30,14 @@ class Direction:
 
 
 class Rule(Protocol):
-    """What makes a direction at an iterate."""
+    """A rule that computes a direction at an iterate."""
 
     def __call__(self, x: Vector, gradient: Vector) -> Direction:
-        """The direction at x, whose gradient is given. Collective."""
+        """Compute the direction at x with the given gradient. Collective."""
 
 
 def steepest_descent(x: Vector, gradient: Vector) -> Direction:
-    """The direction p = −g. Not collective.
-
-    Args:
-        x: The iterate.
-        gradient: g there.
-
-    Returns:
-        The direction.
-    """
+    """Return the direction p = −g. Not collective."""
     return Direction(-gradient)
 
 
@@ -60,14 +52,14 @@ class _Pair:
 class LBFGS:
     """The direction p = −Hg of the two-loop recursion (algorithms 7.4 and 7.5).
 
-    H⁰ is (sᵀy / yᵀy) I of the last pair (equation 7.20), and I where there is none. Backtracking
-    alone does not ensure sᵀy > 0: a pair without it counts as negative curvature along the step,
-    and all pairs are forgotten. To leave out that one alone would go on with an H that no longer
-    changes, by small steps that never meet anything else (seen on Rosenbrock's function).
+    H⁰ is (sᵀy / yᵀy) I of the last pair (equation 7.20), or I without pairs. Backtracking does not
+    ensure sᵀy > 0. A pair without it counts as negative curvature along the step, and all pairs are
+    dropped. If only this pair were left out, H would no longer change, and all further steps would
+    be small (seen on Rosenbrock's function).
 
     Args:
         ranks: The ranks.
-        history: m, the pairs that are kept.
+        history: The number m of pairs that are kept.
     """
 
     def __init__(self, ranks: Ranks, history: int) -> None:
@@ -76,20 +68,12 @@ class LBFGS:
         self._last: tuple[Vector, Vector] | None = None
 
     def __call__(self, x: Vector, gradient: Vector) -> Direction:
-        """The direction at the next iterate. Collective.
-
-        Args:
-            x: The iterate.
-            gradient: g there.
-
-        Returns:
-            The direction.
-        """
+        """Compute the direction at the next iterate x with the given gradient. Collective."""
         forgotten = self._remember(x, gradient)
         return Direction(-self._times(gradient), negative_curvature=forgotten)
 
     def _remember(self, x: Vector, gradient: Vector) -> bool:
-        """Take the differences to the iterate before; whether all were forgotten."""
+        """Store the differences to the previous iterate; return True if all pairs were dropped."""
         before, self._last = self._last, (x.copy(), gradient.copy())
         if before is None:
             return False
@@ -102,7 +86,7 @@ class LBFGS:
         return False
 
     def _times(self, gradient: Vector) -> Vector:
-        """Hg."""
+        """Compute Hg."""
         q, alphas = gradient.copy(), []
         for pair in reversed(self._pairs):
             alphas.append(self._dot(pair.s, q) / pair.curvature)
@@ -117,36 +101,25 @@ class LBFGS:
 
 
 class NewtonCG:
-    """The direction of Hp = −g by conjugate gradients, cut short (algorithm 7.1).
+    """The direction of Hp = −g by truncated conjugate gradients (algorithm 7.1).
 
-    CG ends where ‖Hp + g‖ ≤ min(½, √‖g‖) ‖g‖, the forcing term of superlinear convergence, or at
-    the first direction of non-positive curvature: with what there is by then, which is −g if that
+    CG ends if ‖Hp + g‖ ≤ min(½, √‖g‖) ‖g‖, the forcing term of superlinear convergence, or at the
+    first direction of non-positive curvature. It then returns its present iterate, or −g if that
     direction is the first.
 
     Args:
         ranks: The ranks.
-        hessian: From an iterate to v ↦ Hv there; both collective.
-        iterations: The most of CG.
+        hessian: Maps an iterate to v ↦ Hv at this iterate; both are collective.
+        iterations: The maximum number of iterations of CG.
     """
 
     def __init__(
-        self,
-        ranks: Ranks,
-        hessian: Callable[[Vector], Callable[[Vector], Vector]],
-        iterations: int,
+        self, ranks: Ranks, hessian: Callable[[Vector], Callable[[Vector], Vector]], iterations: int
     ) -> None:
         self._ranks, self._hessian, self._iterations = ranks, hessian, iterations
 
     def __call__(self, x: Vector, gradient: Vector) -> Direction:
-        """The direction at an iterate. Collective.
-
-        Args:
-            x: The iterate.
-            gradient: g there.
-
-        Returns:
-            The direction.
-        """
+        """Compute the direction at x with the given gradient. Collective."""
         product = self._hessian(x)
         square = self._square(gradient)
         norm = np.sqrt(square)

@@ -1,6 +1,6 @@
 """An optimiser that uses known eigenpairs of the Hessian: Newton in their span, a base outside it.
 
-Salkey, Benton and Maddox (2019, "Hess-Trucks") name the idea in section 4 and leave it open.
+Salkey, Benton and Maddox (2019, "Hess-Trucks") name the idea in section 4, but do not pursue it.
 """
 
 from __future__ import annotations
@@ -13,33 +13,36 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hessdist.optimizers.over_base import OverBase, check_settings, loss_of
+
 Pairs = tuple[Tensor, Tensor]
 """Eigenvalues (k,) and unit eigenvectors (k, d), flat in the order of the parameters."""
 
 
-class Eigenspace(Optimizer):
+class Eigenspace(OverBase):
     """Scaled Newton steps in the span of known eigenvectors, and a base optimiser outside it.
 
-    With eigenpairs (λ_i, v_i), V of orthonormal columns v_i and the gradient g of a minibatch:
+    With eigenpairs (λ_i, v_i), orthonormal columns v_i of V, and the gradient g of a minibatch:
 
         the base optimiser steps with g − V Vᵀg        θ ← θ − η Σ_i v_i (v_iᵀg) / max(|λ_i|, floor)
 
-    The absolute value leaves saddles along directions of negative curvature (Dauphin et al. 2014,
-    saddle-free Newton; Alain, Le Roux and Manzagol 2018, section 2). Only the gradient that the
-    base sees lies outside the span: memories from before a refresh and elementwise scalings, such
-    as Adam's, need not.
+    The absolute value lets the steps leave saddles along directions of negative curvature (Dauphin
+    et al. 2014, saddle-free Newton; Alain, Le Roux and Manzagol 2018, section 2). Only the gradient
+    of the base optimiser lies outside the span. Its momentum from before a refresh, and elementwise
+    scalings such as Adam's, need not.
 
-    `step` takes p.grad as other optimisers do, and leaves g − V Vᵀg in it. Without pairs it is the
-    base optimiser.
+    `step` uses p.grad like other optimisers, and leaves g − V Vᵀg in it. Without pairs it is a step
+    of the base optimiser.
 
     Args:
-        params: The parameters; the base optimiser's.
-        base: The base optimiser over the same parameters, such as `torch.optim.SGD`.
-        lr: η; 1 is Newton's own step, which the noise of a minibatch calls to shorten.
-        floor: Least |λ| that is divided by: no step is longer than η / floor times the gradient's.
-        refresh: Returns new pairs at the present parameters; None: those of `set_pairs` stay.
-        every: Steps between two refreshes, and of the base optimiser alone before the first: the
-            Hessian changes fastest at the start of training.
+        params: The parameters of the base optimiser.
+        base: The base optimiser, such as `torch.optim.SGD`.
+        lr: The learning rate η. 1 is Newton's step, which is too long for noisy gradients.
+        floor: The smallest |λ| in the denominator: no step is longer than η / floor times the
+            gradient.
+        refresh: Returns new pairs at the present parameters; None: the pairs of `set_pairs` stay.
+        every: The number of steps between two refreshes. Before the first one only the base
+            optimiser steps, because the Hessian changes fastest at the start of training.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -55,25 +58,14 @@ class Eigenspace(Optimizer):
         refresh: Callable[[], Pairs] | None = None,
         every: int = 500,
     ) -> None:
-        for name, value, good in (
-            ("lr", lr, lr >= 0),
-            ("floor", floor, floor > 0),
-            ("every", every, every >= 1),
-        ):
-            if not good:
-                raise ValueError(f"{name} = {value} is out of range")
-        super().__init__(params, {"lr": lr, "floor": floor})
-        self.base = base
+        check_settings(lr=(lr, lr >= 0), floor=(floor, floor > 0), every=(every, every >= 1))
+        super().__init__(params, base, {"lr": lr, "floor": floor})
         self._refresh, self._every = refresh, every
-        self._steps = 0
         first = self._parameters()[0]
         self.values = torch.zeros(0, dtype=torch.float64)
         self.vectors = torch.zeros(0, self._size(), dtype=first.dtype, device=first.device)
         self.share = math.nan
-        """‖Vᵀg‖² / ‖g‖² at the last step; NaN before it."""
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
+        """‖Vᵀg‖² / ‖g‖² at the last step; NaN before the first."""
 
     def _size(self) -> int:
         return sum(p.numel() for p in self._parameters())
@@ -82,11 +74,12 @@ class Eigenspace(Optimizer):
         """Use these pairs from the next step on.
 
         Args:
-            values: λ, (k,).
-            vectors: Orthonormal, (k, d), flat in the order of the parameters; k may be 0.
+            values: The eigenvalues λ, (k,).
+            vectors: The orthonormal vectors, (k, d), flat in the order of the parameters; k may be
+                0.
 
         Raises:
-            ValueError: Shapes do not fit each other and the parameters, or a number is not finite.
+            ValueError: The shapes do not fit, or a number is not finite.
         """
         if values.ndim != 1 or tuple(vectors.shape) != (len(values), self._size()):
             raise ValueError(
@@ -101,18 +94,8 @@ class Eigenspace(Optimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
-        """Take one step, with the gradients that the parameters have.
-
-        Args:
-            closure: Evaluates the model anew, with its gradient, and returns the loss.
-
-        Returns:
-            The loss of the closure; None without one.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Take one step with the gradients of the parameters; return the loss of the closure."""
+        loss = loss_of(closure)
         if self._refresh is not None and self._steps and self._steps % self._every == 0:
             self.set_pairs(*self._refresh())
         self._steps += 1
@@ -124,7 +107,7 @@ class Eigenspace(Optimizer):
 
     @torch.no_grad()
     def _split(self) -> Tensor | None:
-        """Leave the gradient's part outside the span in p.grad; the step inside it, (d,)."""
+        """Leave the gradient's part outside the span in p.grad; return the step inside it, (d,)."""
         if not len(self.values):
             return None
         settings, flat = self.param_groups[0], self._gradient()
@@ -156,24 +139,12 @@ class Eigenspace(Optimizer):
     # -- the state ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, pairs and base optimiser included: numbers, tensors and settings alone."""
-        return {
-            **super().state_dict(),
-            "base": self.base.state_dict(),
-            "steps": self._steps,
-            "values": self.values,
-            "vectors": self.vectors,
-        }
+        """Return the state, with pairs and base optimiser: numbers, tensors and settings."""
+        return {**super().state_dict(), "values": self.values, "vectors": self.vectors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: It.
-        """
-        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self.base.load_state_dict(state_dict["base"])
-        self._steps = int(state_dict["steps"])
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
+        super().load_state_dict(state_dict)
         self.set_pairs(state_dict["values"], state_dict["vectors"])
 
 
@@ -183,18 +154,18 @@ def _ratio(inside: Tensor, flat: Tensor) -> float:
 
 
 def largest_magnitude(values: Tensor, vectors: Tensor, count: int) -> Pairs:
-    """Those of largest |λ| among eigenpairs of both ends of a spectrum.
+    """Select the eigenpairs of largest |λ| from those of both ends of a spectrum.
 
-    Of k pairs of each end they are the k of the whole matrix: |λ| is largest at the ends, and no
-    more than k can come from one of them.
+    From k pairs of each end they are the k of the whole matrix: |λ| is largest at the ends, and at
+    most k pairs can come from one end.
 
     Args:
-        values: (n,); those that are not finite are left out.
-        vectors: (n, d).
-        count: k, the most that are wanted.
+        values: The eigenvalues, (n,); those that are not finite are left out.
+        vectors: The eigenvectors, (n, d).
+        count: The maximum number k of pairs.
 
     Returns:
-        Values and vectors by descending |λ|; fewer than `count` where there are fewer.
+        Values and vectors by descending |λ|; fewer than `count` if there are fewer.
     """
     known = torch.isfinite(values)
     values, vectors = values[known], vectors[known]

@@ -1,7 +1,7 @@
 """Many small networks of one architecture at once: losses, gradients, Hessians and descent.
 
-Networks are rows of a matrix of parameters, and one call evaluates all of them on one full batch.
-Nothing that happens to a row depends on the other rows, so that networks can be spread over ranks.
+Networks are rows of a matrix of parameters, and one call evaluates all of them on one full batch. A
+row does not depend on the other rows, so that networks can be distributed over ranks.
 """
 
 from __future__ import annotations
@@ -20,23 +20,14 @@ from hessdist.errors import NumericalError, WorkloadError
 from hessdist.optimizers.training import minibatches
 from hessdist.workload.losses import CriterionLoss, checked_loss
 
-# Numbers that a pass over some networks keeps at once: as many as stay in a processor's cache,
-# and for second derivatives, where a call costs more than memory does, 32 times as many.
-_CACHED = 1 << 19
-_IN_MEMORY = 1 << 24
-# Temporaries of second derivatives beside each number that the loss itself keeps.
-_SECOND = 4
-
-_POINTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Softplus, nn.Identity)
-
 
 @dataclass(frozen=True)
 class Descent:
-    """Where gradient descent led K networks."""
+    """The results of gradient descent for K networks."""
 
-    parameters: Tensor  # (K, d), those of the last step
-    loss: Tensor  # (K,) there
-    gradient_norm: Tensor  # (K,) there
+    parameters: Tensor  # (K, d) at the last point
+    loss: Tensor  # (K,) at the last point
+    gradient_norm: Tensor  # (K,) at the last point
     steps: Tensor  # (K,) int64, steps taken
     reached: Tensor  # (K,) bool: the gradient norm is within the tolerance
 
@@ -47,13 +38,13 @@ class Ensemble:
     The loss of a network is the mean over the N samples. Rows have the dtype of the model.
 
     Args:
-        model: The architecture, in evaluation mode; its own parameters are not used, except for
+        model: The architecture, in evaluation mode. Its own parameters are not used, except for
             those that do not require a gradient.
         criterion: The loss.
-        inputs: (N, ...), of the model's dtype and on its device.
-        targets: (N, ...).
-        chunk: Networks that are evaluated together; None: as many as stay in a processor's cache.
-            Results do not depend on it beyond rounding.
+        inputs: The inputs, (N, ...), of the model's dtype and on its device.
+        targets: The targets, (N, ...).
+        chunk: The number of networks that are evaluated together; None: as many as stay in a
+            processor's cache. It changes the results only by rounding.
 
     Raises:
         WorkloadError: The model and the loss cannot be evaluated on the samples, or `chunk` is
@@ -83,22 +74,13 @@ class Ensemble:
         theta = parameters.flat()
         self.dtype, self.device = theta.dtype, theta.device
         self._kept = self._numbers_kept(theta[None])
-        self.chunk = chunk if chunk is not None else max(1, _CACHED // self._kept)
+        cached = 1 << 19  # numbers that stay in a processor's cache
+        self.chunk = chunk if chunk is not None else max(1, cached // self._kept)
 
     # -- evaluation --------------------------------------------------------------------------
 
     def losses(self, theta: Tensor) -> Tensor:
-        """The loss of each network.
-
-        Args:
-            theta: (K, d).
-
-        Returns:
-            (K,).
-
-        Raises:
-            WorkloadError: `theta` has another shape or dtype.
-        """
+        """Compute the loss of each network, (K,), at rows (K, d)."""
         self._check(theta)
         losses = theta.new_empty(len(theta))
         with torch.no_grad():
@@ -107,40 +89,30 @@ class Ensemble:
         return losses
 
     def losses_and_gradients(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each network and its gradient.
-
-        Args:
-            theta: (K, d).
-
-        Returns:
-            (K,) and (K, d).
-
-        Raises:
-            WorkloadError: `theta` has another shape or dtype.
-        """
+        """Compute the loss of each network, (K,), and its gradient, (K, d), at rows (K, d)."""
         self._check(theta)
         losses, gradients = theta.new_empty(len(theta)), torch.empty_like(theta)
         for part in self._parts(len(theta)):
             losses[part], gradients[part] = self._differentiate(theta[part], *self._samples)
         return losses, gradients
 
-    def hessians(self, theta: Tensor) -> Tensor:
-        """The exact Hessian of each network's loss, by differentiating twice.
+    def hessians(self, theta: Tensor, *, numbers: int = 1 << 24) -> Tensor:
+        """Compute the exact Hessian of each network's loss by differentiating twice.
 
-        Where the loss has a kink its second derivative there counts as zero, as in PyTorch.
+        On a kink of the loss the second derivative counts as zero, as in PyTorch.
 
         Args:
-            theta: (K, d).
+            theta: The parameters, (K, d).
+            numbers: The count of numbers that are in memory at a time. As a call costs more time
+                here than memory does, it is larger than a cache.
 
         Returns:
-            (K, d, d), symmetric.
-
-        Raises:
-            WorkloadError: `theta` has another shape or dtype.
+            The symmetric Hessians, (K, d, d).
         """
         self._check(theta)
         d = self.layout.size
-        columns = max(1, _IN_MEMORY // (_SECOND * self._kept))  # of all networks, at a time
+        # Second derivatives need four temporary numbers for each one that the loss keeps.
+        columns = max(1, numbers // (4 * self._kept))  # of all networks, at a time
         networks = max(1, min(self.chunk, columns // d))
         units = torch.eye(d, dtype=theta.dtype, device=theta.device)
         found = theta.new_empty(len(theta), d, d)
@@ -153,10 +125,10 @@ class Ensemble:
         return found
 
     def _columns(self, theta: Tensor, directions: Tensor) -> Tensor:
-        """H_k v of each network and each direction v, (n, d) to (K, n, d)."""
+        """Compute H_k v of each network and each direction v, (n, d) to (K, n, d)."""
         gradient = grad(lambda rows: self._evaluate(rows, *self._samples).sum())
-        # Its transpose, which is the same: reverse over reverse is as fast as forward over reverse,
-        # whose rule for `mse_loss` warns under vmap.
+        # Reverse over reverse: forward over reverse is not faster, and its rule for `mse_loss`
+        # warns under vmap.
         product = vjp(gradient, theta)[1]
         columns: Tensor = vmap(lambda v: product(v.expand_as(theta))[0], out_dims=1)(directions)
         return columns
@@ -164,23 +136,23 @@ class Ensemble:
     def _differentiate(
         self, theta: Tensor, inputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each network and its gradient, (K,) and (K, d)."""
+        """Compute the loss of each network and its gradient, (K,) and (K, d)."""
         theta = theta.detach().requires_grad_()
         with exact_derivatives():
             losses = self._evaluate(theta, inputs, targets)
-        # A network's loss depends on its own row alone.
+        # A network's loss depends only on its own row.
         (gradients,) = torch.autograd.grad(losses.sum(), theta)
         return losses.detach(), gradients
 
     def _evaluate(self, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each network, (K,), with its graph."""
+        """Compute the loss of each network, (K,), with its graph."""
         if self._chain is None:
             return vmap(lambda row: self._loss_of_one(row, inputs, targets))(theta)
         outputs = self._chain(self._pieces(theta), inputs)
         count, weight = len(targets), self._criterion.weight(targets)
         plain = self._criterion.name == "cross_entropy" and self._criterion.is_plain
         if plain and targets.ndim == 1 and not targets.is_floating_point():
-            # It takes the classes before the samples as they are; others want them turned round.
+            # It takes the classes before the samples; other criteria need the transpose.
             each = nn.functional.cross_entropy(
                 outputs, targets.expand(len(theta), count), reduction="none"
             )
@@ -190,12 +162,12 @@ class Ensemble:
     def _loss_of_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         pieces = self.layout.split(row)
         named = {name: pieces[number] for name, number in self._names.items()}
-        # With its own treatment of ties a module that is used twice would keep the last row.
+        # Otherwise a module that is used twice would keep the last row.
         outputs = functional_call(self._model, named, (inputs,), tie_weights=False)
         return self._criterion.total(outputs, targets) / self._criterion.weight(targets)
 
     def _pieces(self, theta: Tensor) -> dict[str, Tensor]:
-        """The parameters by name, (K, ...)."""
+        """Return the parameters by name, (K, ...)."""
         layout = self.layout
         sizes = [
             end - begin for begin, end in zip(layout.offsets, layout.offsets[1:], strict=False)
@@ -204,7 +176,7 @@ class Ensemble:
         return {name: piece.view(-1, *shape) for name, piece, shape in pieces}
 
     def _numbers_kept(self, theta: Tensor) -> int:
-        """How many numbers the loss of one network keeps for its gradient."""
+        """Count the numbers that the loss of one network keeps for its gradient."""
         kept = [theta.numel()]
 
         def pack(tensor: Tensor) -> Tensor:
@@ -216,7 +188,7 @@ class Ensemble:
         return sum(kept)
 
     def _parts(self, count: int, size: int | None = None) -> Iterator[slice]:
-        """Some of `count` networks at a time."""
+        """Iterate over ranges of `count` networks."""
         step = self.chunk if size is None else size
         return (slice(begin, begin + step) for begin in range(0, count, step))
 
@@ -240,29 +212,26 @@ class Ensemble:
         max_steps: int,
         on_step: Callable[[int], None] = lambda ended: None,
     ) -> Descent:
-        """Full-batch gradient descent with constant step, from each row by itself.
+        """Run full-batch gradient descent with a constant step, from each row.
 
-        A network ends at the first point, its start included, where its gradient norm is within the
-        tolerance, or where its loss or its gradient is not finite, or that is `max_steps` steps
-        away. The next one takes its place, so that a few slow ones do not hold the others up.
+        A network ends at the first point, including its start, at which its gradient norm is within
+        the tolerance, its loss or its gradient is not finite, or `max_steps` steps are taken. Then
+        the next network takes its place, so that slow networks do not hold up the others.
 
         Args:
-            theta: Starts, (K, d).
-            learning_rate: The step size η: θ ← θ − η ∇L(θ).
-            tolerance: Of the norm of ∇L.
-            max_steps: The most steps of a network.
-            on_step: Called after every step of the networks that move with the number of those that
-                have ended; what it raises ends the descent.
+            theta: The starts, (K, d).
+            learning_rate: The learning rate η of θ ← θ − η ∇L(θ).
+            tolerance: The tolerance of the norm of ∇L.
+            max_steps: The maximum number of steps of a network.
+            on_step: Called after every step of the active networks, with the number of networks
+                that have ended. An exception in it ends the descent.
 
         Returns:
             The last point of each network, whether or not it has reached the tolerance.
-
-        Raises:
-            WorkloadError: `theta` has another shape or dtype.
         """
         self._check(theta)
-        ends = _nowhere(theta)
-        moving = _Moving(theta, self.chunk)
+        ends = _empty_descent(theta)
+        moving = _Active(theta, self.chunk)
         while moving.fill():
             loss, gradient = self._differentiate(moving.points, *self._samples)
             norm = torch.linalg.vector_norm(gradient, dim=1)
@@ -290,22 +259,21 @@ class Ensemble:
         every: int,
         seed: int,
     ) -> Tensor:
-        """One network's path under stochastic gradient descent with constant step.
+        """Run stochastic gradient descent with a constant step for one network.
 
         Args:
             theta: The start, (d,).
-            batch_size: Samples in a minibatch; None: all, which is gradient descent.
-            learning_rate: The step size.
-            steps: Steps taken.
-            every: Steps from one point of the path to the next.
-            seed: Of the minibatches.
+            batch_size: The samples of a minibatch; None: all, which is gradient descent.
+            learning_rate: The learning rate.
+            steps: The number of steps.
+            every: The number of steps between two points of the path.
+            seed: The seed of the minibatches.
 
         Returns:
-            (steps // every + 1, d): θ at the start and after every so many steps.
+            The parameters at the start and after every `every` steps, (steps // every + 1, d).
 
         Raises:
-            WorkloadError: `theta` has another shape or dtype.
-            NumericalError: The path leads to parameters that are not finite.
+            NumericalError: The parameters become infinite or NaN.
         """
         self._check(theta[None])
         inputs, targets = self._samples
@@ -327,8 +295,8 @@ class Ensemble:
         return torch.stack(path)
 
 
-def _nowhere(theta: Tensor) -> Descent:
-    """Room for where a descent from `theta`, (K, d), leads."""
+def _empty_descent(theta: Tensor) -> Descent:
+    """Allocate the results of a descent from `theta`, (K, d)."""
     count, device = len(theta), theta.device
     return Descent(
         parameters=torch.empty_like(theta),
@@ -339,12 +307,12 @@ def _nowhere(theta: Tensor) -> Descent:
     )
 
 
-class _Moving:
-    """Networks on their way, and those that wait for a place among them.
+class _Active:
+    """The active networks, and the starts that wait for a free place.
 
     Args:
-        theta: Starts, (K, d).
-        places: The most networks on their way.
+        theta: The starts, (K, d).
+        places: The maximum number of active networks.
     """
 
     def __init__(self, theta: Tensor, places: int) -> None:
@@ -356,11 +324,11 @@ class _Moving:
 
     @property
     def ended(self) -> int:
-        """The number of networks that are no longer on their way."""
+        """The number of networks that have ended."""
         return self._begun - len(self.which)
 
     def fill(self) -> bool:
-        """Give free places to networks that wait; whether any is on its way then."""
+        """Start networks in free places; return True if any network is active."""
         free = min(self._places - len(self.which), len(self._starts) - self._begun)
         if free:
             new = torch.arange(self._begun, self._begun + free, device=self.which.device)
@@ -371,29 +339,29 @@ class _Moving:
         return len(self.which) > 0
 
     def keep(self, chosen: Tensor) -> None:
-        """Take all but the chosen ones, a mask (k,), out."""
+        """Remove all networks except those of a mask, (k,)."""
         self.which, self.points = self.which[chosen], self.points[chosen]
         self.steps = self.steps[chosen]
 
     def step(self, displacement: Tensor) -> None:
-        """Move by (k, d)."""
+        """Move the networks by (k, d)."""
         self.points, self.steps = self.points + displacement, self.steps + 1
 
 
 def on_sphere(
     indices: Sequence[int], size: int, radius: float, seed: int, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Points drawn uniformly from a sphere about the origin (Muller 1959: normalised Gaussians).
+    """Draw points uniformly from a sphere around the origin (Muller 1959: normalised Gaussians).
 
     Args:
-        indices: Which points; a point depends on its index and the seed alone.
-        size: d.
-        radius: Of the sphere.
-        seed: Which sequence of points.
-        dtype: Of the result.
+        indices: The indices of the points. A point depends only on its index and the seed.
+        size: The dimension d.
+        radius: The radius of the sphere.
+        seed: The seed of the sequence of points.
+        dtype: The dtype of the result.
 
     Returns:
-        (K, d).
+        The points, (K, d).
     """
     drawn = np.empty((len(indices), size))
     for row, index in zip(drawn, indices, strict=True):
@@ -403,7 +371,7 @@ def on_sphere(
 
 
 def _all_names(model: nn.Module, parameters: Parameters) -> dict[str, int]:
-    """Each name by which a module holds a parameter in use, and the number of the parameter."""
+    """Map each name of a parameter in use, of which it may have several, to its number."""
     numbers = {id(tensor): number for number, tensor in enumerate(parameters.tensors)}
     return {
         name: numbers[id(tensor)]
@@ -414,10 +382,10 @@ def _all_names(model: nn.Module, parameters: Parameters) -> dict[str, int]:
 
 
 class _Chain:
-    """Linear and pointwise layers one after another, each for all networks at once.
+    """Linear and pointwise layers in sequence, each evaluated for all networks at once.
 
-    Samples come last, (K, width, N), so that loops run along them: where layers have a few units
-    this is two to three times as fast as what vmap makes of the model, whose loops run along units.
+    Samples come last, (K, width, N), so that loops run along them. For layers with a few units this
+    is two to three times as fast as vmap of the model, whose loops run along units.
     """
 
     def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
@@ -425,18 +393,19 @@ class _Chain:
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str]) -> _Chain | None:
-        """The chain that a model is, if it is one with all its parameters, `names`, in use."""
+        """Return the chain that a model is, with all its parameters, `names`, in use; else None."""
         if type(model) is not nn.Sequential or not len(model) or type(model[0]) is not nn.Flatten:
             return None
         layers = [(name, layer) for name, layer in model.named_children()][1:]
         linear = [(name, layer) for name, layer in layers if type(layer) is nn.Linear]
         used = [f"{name}.{part}" for name, layer in linear for part, _ in layer.named_parameters()]
-        is_plain = all(type(layer) in (nn.Linear, *_POINTWISE) for _, layer in layers)
+        pointwise = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Softplus, nn.Identity)
+        is_plain = all(type(layer) in (nn.Linear, *pointwise) for _, layer in layers)
         is_shared = len(layers) + 1 != len(model)
         return cls(layers) if is_plain and not is_shared and used == list(names) else None
 
     def __call__(self, pieces: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Parameters by name (K, ...), and inputs (N, ...), to outputs (K, C, N)."""
+        """Map parameters by name, (K, ...), and inputs, (N, ...), to outputs, (K, C, N)."""
         values = inputs.flatten(1).T
         for name, layer in self._layers:
             if isinstance(layer, nn.Linear):

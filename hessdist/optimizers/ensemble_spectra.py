@@ -13,7 +13,7 @@ from hessdist.optimizers.ensemble import Ensemble
 def hessian_eigenvalues(
     ensemble: Ensemble, theta: Tensor, entries: int = 1 << 25
 ) -> NDArray[np.float64]:
-    """Compute the eigenvalues of the networks' Hessians. Not collective.
+    """Compute all eigenvalues of the networks' Hessians. Not collective.
 
     Args:
         ensemble: The networks.
@@ -21,7 +21,7 @@ def hessian_eigenvalues(
         entries: The number of entries of Hessians that are in memory at a time.
 
     Returns:
-        Ascending, (K, d); NaN for a Hessian that is not finite.
+        The ascending eigenvalues, (K, d); NaN for a Hessian that is not finite.
     """
     found = [np.empty((0, theta.shape[1]))]
     for part in torch.split(theta, max(1, entries // theta.shape[1] ** 2)):

@@ -1,9 +1,9 @@
-"""Full-batch minimisation on PETSc's TAO: gradient descent, L-BFGS and Newton-CG.
+"""Full-batch minimisation with PETSc's TAO: gradient descent, L-BFGS and Newton-CG.
 
-TAO has the iteration, the line search, the tests for the end and all options of its own; the
-directions are those of `directions.py`, handed to it by its type `python`. Its own types for these
-methods differ from the published ones: `bncg` and `lmvm` scale and restart as they see fit, and
-`nls` shifts the Hessian where it is indefinite. They are there all the same, by `-tao_type`.
+TAO provides the iteration, the line search, the tests for the end and its own options. The
+directions are those of `directions.py`, as TAO's type `python`. TAO's own types for these methods
+differ from the published ones: `bncg` and `lmvm` scale and restart by rules of their own, and `nls`
+shifts an indefinite Hessian. They are available by `-tao_type`.
 
 The line search is TAO's `armijo`: backtracking from α = 1 (Nocedal and Wright 2006, algorithm 3.1),
 monotone. A trial at which the objective is not finite halves the step.
@@ -34,20 +34,12 @@ from hessdist.spectrum import petsc
 from hessdist.spectrum.shell import ShellMatrix
 
 METHODS = ("gradient_descent", "lbfgs", "newton_cg")
-# TAO's own types that take an objective with gradient and Hessian and nothing else; without ntl,
-# which ends in a segmentation fault with an armijo search in PETSc 3.18.
-_TYPES = ("lmvm", "blmvm", "cg", "bncg", "nls", "ntr", "bnls", "bntr", "bntl", "bqnls")
-# Those of them that would factorise the Hessian to precondition CG.
-_PRECONDITIONED = ("nls", "ntr")
-_QUIET = ("monitor", "view", "log_")  # options that only show something
-_LEAST_STEP = 1e-10  # α at which backtracking gives up
-_LOSS = 1 / 3  # of a gradient: a pass forward without the one back
 
 
 class Problem(Protocol):
-    """What is minimised: all that the minimiser asks of it. Vectors are spread by `Ranks.shard`.
+    """An objective with its derivatives. Vectors are spread over ranks as in `Ranks.shard`.
 
-    Values that are not finite are returned as they are; the same values on every rank.
+    Values that are not finite are returned as they are. They are the same on every rank.
     """
 
     @property
@@ -60,48 +52,49 @@ class Problem(Protocol):
 
     @property
     def product_cost(self) -> float:
-        """Of a product with the Hessian that was made last, in gradients."""
+        """The cost of a product with the last Hessian, in gradients."""
 
     def loss(self, x: Vector) -> float:
-        """The objective at x. Collective."""
+        """Compute the objective at x. Collective."""
 
     def loss_and_gradient(self, x: Vector) -> tuple[float, Vector]:
-        """The objective and its gradient at x. Collective."""
+        """Compute the objective and its gradient at x. Collective."""
 
     def hessian(self, x: Vector) -> ShellMatrix:
-        """The Hessian at x, used up before anything else is asked of the problem. Collective.
+        """Return the Hessian at x, which is valid until anything else is computed. Collective.
 
-        Products raise on all ranks or on none.
+        Products raise an exception on all ranks or on none.
         """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a minimisation."""
+    """The settings of a minimisation."""
 
     method: str = "newton_cg"  # one of `METHODS`
     iterations: int = 100
     tolerance: float = 1e-6  # norm of the gradient at the end
     sufficient_decrease: float = 1e-4  # c of the Armijo condition
-    backtracking: float = 0.5  # ρ, the factor of α at a trial that fails it
+    backtracking: float = 0.5  # ρ, the factor of α after a trial that fails the condition
     history: int = 10  # pairs of L-BFGS
-    cg_iterations: int = 100  # the most of an inner solve
-    budget: float = math.inf  # work at which it ends, in gradients
+    cg_iterations: int = 100  # the maximum of an inner solve
+    budget: float = math.inf  # work at which a minimisation ends, in gradients
 
 
 def tao_options(options: Sequence[str]) -> list[str]:
-    """Those options of TAO's that change what a minimisation does, with their values.
+    """Select the options of TAO that change a minimisation, with their values.
 
     Args:
-        options: Words of the command line.
+        options: The words of the command line.
 
     Returns:
-        Words among them.
+        The selected words.
     """
     kept, keeps = [], False
     for word in options:
         if petsc.is_option(word):
-            keeps = word.startswith("-tao_") and not any(quiet in word for quiet in _QUIET)
+            shows = any(part in word for part in ("monitor", "view", "log_"))
+            keeps = word.startswith("-tao_") and not shows
         if keeps:
             kept.append(word)
     return kept
@@ -109,7 +102,7 @@ def tao_options(options: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Iterate:
-    """An accepted point, and how it was reached. Counts are of all the work since the start."""
+    """An accepted point and its computation. Counts are of all the work since the start."""
 
     number: int
     x: Vector  # this rank's entries, float64
@@ -118,21 +111,21 @@ class Iterate:
     step: float  # α; NaN at the start
     trials: int  # evaluations of the line search
     cg_iterations: int
-    negative_curvature: bool  # seen on the way to the direction
+    negative_curvature: bool  # met in the computation of the direction
     losses: int
-    gradients: int  # with one for every Hessian, whose graphs or first gradient are built anew
+    gradients: int  # including one for every Hessian, whose graphs or first gradient are computed
     products: int
-    cost: float  # of all these, in gradients
+    cost: float  # of losses, gradients and products, in gradients
     seconds: float
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Why a minimisation ended."""
+    """The reason why a minimisation ended."""
 
     converged: bool
     reason: str  # in words
-    limited: bool = False  # whether it would go on with more iterations, or a larger budget
+    limited: bool = False  # it could continue with more iterations or a larger budget
 
 
 def minimize(
@@ -141,33 +134,33 @@ def minimize(
     settings: Settings,
     on_iterate: Callable[[Iterate], None] = lambda iterate: None,
 ) -> Ended:
-    """Minimise. Collective. TAO's options on the command line have the last word.
+    """Minimise an objective; TAO's options on the command line override the settings. Collective.
 
     Args:
         problem: The problem.
         start: This rank's entries of the first point, (d_local,).
         settings: Method, line search and ends.
-        on_iterate: Given the start and every accepted point; on all ranks, and what it raises it
-            raises on all.
+        on_iterate: Called on all ranks with the start and every accepted point. It raises on all
+            ranks or on none.
 
     Returns:
-        Why it ended; the last point that `on_iterate` was given is the result.
+        The reason of the end. The last point that `on_iterate` was given is the result.
 
     Raises:
-        NumericalError: Objective or gradient are not finite at a point that has to be taken, or a
-            product is not; on all ranks.
-        Stopped: As the problem raises it, on all ranks.
-        InputError: TAO's options are no minimisation that it can do.
+        NumericalError: A product, or the objective or its gradient at an accepted point, is not
+            finite; on all ranks.
+        Stopped: The problem raises it, on all ranks.
+        InputError: TAO's options choose no minimisation that it can do.
     """
     petsc.initialise()
     return _Minimisation(problem, settings, on_iterate).run(start)
 
 
 class _Minimisation:
-    """One solve of TAO's: its callbacks, and the counts of what they do.
+    """One solve of TAO: its callbacks, and the counts of their work.
 
-    PETSc does not survive an exception in a callback: it is kept in `failure`, from then on no
-    trial is good, and the solve ends at once.
+    PETSc does not survive an exception in a callback. The exception is kept in `failure`, all
+    further trials are rejected, and the solve ends at once.
     """
 
     def __init__(
@@ -179,15 +172,15 @@ class _Minimisation:
         self._losses = self._gradients = self._products = self._trials = 0
         self._last_trial = self._cost = 0.0
         self._product_cost = 0.0  # of `_products`, in gradients
-        self._accepted = -1  # the number of the last iterate
-        self._x: Vector = np.empty(0)  # its entries
-        self._there = (math.inf, math.inf)  # loss and norm of the gradient there
+        self._accepted = -1  # number of the last iterate
+        self._x: Vector = np.empty(0)  # entries of the last iterate
+        self._last_values = (math.inf, math.inf)  # its loss and norm of the gradient
         self._stuck = False
-        self._ours = True  # whether TAO's type is python
-        self._counted = 0  # of the present matrix's products
-        self._shift = 0.0  # that TAO adds to the diagonal of the Hessian
+        self._is_python = True  # TAO's type is python
+        self._counted = 0  # products of the present matrix that are counted
+        self._shift = 0.0  # number that TAO adds to the diagonal of the Hessian
         self._matrix: ShellMatrix | None = None
-        self._hessian_at: Vector | None = None  # where TAO's own types have it
+        self._hessian_at: Vector | None = None  # point of the Hessian of TAO's own types
         self._begin = time.perf_counter()
         self.failure: BaseException | None = None
 
@@ -202,10 +195,13 @@ class _Minimisation:
     # -- the solve -----------------------------------------------------------------------------
 
     def run(self, start: Vector) -> Ended:
-        """Let TAO solve it. Collective."""
+        """Solve with TAO. Collective."""
         from petsc4py import PETSc
 
         sizes = (len(start), self._problem.size)
+        # Types that need only an objective with gradient and Hessian; without ntl, which ends in a
+        # segmentation fault with an armijo search in PETSc 3.18.
+        types = ("lmvm", "blmvm", "cg", "bncg", "nls", "ntr", "bnls", "bntr", "bntl", "bqnls")
         x = PETSc.Vec().createMPI(sizes, comm=self._problem.ranks.comm)
         x.setArray(start)
         gradient = x.duplicate()
@@ -216,30 +212,30 @@ class _Minimisation:
             tao.setPythonContext(self)
             tao.setMaximumIterations(self._settings.iterations)
             tao.setTolerances(gatol=self._settings.tolerance, grtol=0.0, gttol=0.0)
-            with _unless_given(self._line_search() | self._preconditioners()):
+            with _default_options(self._options()):
                 tao.setFromOptions()
-            self._ours = ours = tao.getType() == PETSc.TAO.Type.PYTHON
-            if not ours and tao.getType() not in _TYPES:
+            self._is_python = is_python = tao.getType() == PETSc.TAO.Type.PYTHON
+            if not is_python and tao.getType() not in types:
                 raise InputError(
                     f"-tao_type {tao.getType()} is none for the minimisation of a loss",
-                    f"leave it out, or use one of {', '.join(_TYPES)}",
+                    f"leave it out, or use one of {', '.join(types)}",
                 )
-            if ours and self._tries_losses():
+            if is_python and self._tries_losses():
                 tao.setObjective(self._objective)
                 tao.setGradient(self._gradient, gradient)
             tao.setObjectiveGradient(self._objective_and_gradient, gradient)
-            if not ours:
+            if not is_python:
                 hessian = PETSc.Mat().createPython((sizes, sizes), self, comm=tao.getComm())
                 hessian.setOption(PETSc.Mat.Option.SYMMETRIC, True)
                 hessian.setUp()
-                tao.setHessian(self._place_hessian, hessian)
+                tao.setHessian(self._set_hessian_point, hessian)
             tao.setMonitor(self._monitor)
             tao.setConvergenceTest(self._go_on)
             try:
                 tao.solve(x)
             except PETSc.Error as error:
-                if self.failure is None and ours and not math.isfinite(self._last_trial):
-                    return self._no_decrease()  # PETSc 3.18 takes that for an error
+                if self.failure is None and is_python and not math.isfinite(self._last_trial):
+                    return self._no_decrease()  # an error in PETSc 3.18
                 if self.failure is None:
                     raise InputError(
                         f"PETSc's TAO ended with an error ({str(error).splitlines()[-1].strip()})",
@@ -253,22 +249,21 @@ class _Minimisation:
                 if one is not None:
                     one.destroy()
 
-    def _line_search(self) -> dict[str, Any]:
-        """Armijo backtracking, in TAO's options."""
+    def _options(self) -> dict[str, Any]:
+        """Return TAO's options: Armijo backtracking, and no factorisation of the Hessian."""
         c, rho = self._settings.sufficient_decrease, self._settings.backtracking
+        smallest = 1e-10  # step length at which backtracking ends
         return {
             "tao_ls_type": "armijo",
             "tao_ls_armijo_sigma": c,
             "tao_ls_armijo_beta": rho,
-            "tao_ls_max_funcs": math.ceil(math.log(_LEAST_STEP) / math.log(rho)),
+            "tao_ls_max_funcs": math.ceil(math.log(smallest) / math.log(rho)),
+            "tao_nls_pc_type": "none",
+            "tao_ntr_pc_type": "none",
         }
 
-    def _preconditioners(self) -> dict[str, Any]:
-        """None, in TAO's options, for the types that would factorise a matrix that is not there."""
-        return {f"tao_{kind}_pc_type": "none" for kind in _PRECONDITIONED}
-
     def _tries_losses(self) -> bool:
-        """Whether trials evaluate the loss alone, as pays where the first one mostly fails."""
+        """Return whether trials compute only the loss, because most first trials fail."""
         return self._settings.method == "gradient_descent"
 
     def _ended(self, tao: Any) -> Ended:
@@ -300,7 +295,7 @@ class _Minimisation:
 
     @contextmanager
     def _keeping_failure(self) -> Iterator[None]:
-        """Keep what is raised, which all ranks raise; one that others wait for ends them all.
+        """Keep an exception that all ranks raise; any other one aborts the ranks, which would wait.
 
         Yields:
             Nothing.
@@ -313,44 +308,44 @@ class _Minimisation:
                 self._problem.ranks.abort(error)
             self.failure = error
 
-    def _no_good(self) -> float:
-        """What TAO is told after a failure: to reject a point, or to end if it is the first."""
+    def _rejecting_value(self) -> float:
+        """Return the value that makes TAO reject a point after a failure, or end at the start."""
         return 0.0 if self._accepted < 0 else math.inf
 
-    def _tried(self, loss: float) -> float:
+    def _record_trial(self, loss: float) -> float:
         self._trials += 1
         self._last_trial = loss
         return loss
 
     def _objective(self, tao: Any, x: Any) -> float:
-        """TAO's callback of a trial."""
+        """Compute the loss of a trial for TAO."""
         if self.failure is None:
             with self._keeping_failure():
                 self._losses += 1
-                self._forget_hessian()
-                return self._tried(self._problem.loss(_entries(x)))
-        return self._no_good()
+                self._release_hessian()
+                return self._record_trial(self._problem.loss(_entries(x)))
+        return self._rejecting_value()
 
     def _objective_and_gradient(self, tao: Any, x: Any, gradient: Any) -> float:
-        """TAO's callback at the start, and of a trial."""
+        """Compute loss and gradient for TAO, at the start and for a trial."""
         if self.failure is None:
             with self._keeping_failure():
                 self._gradients += 1
-                self._forget_hessian()
+                self._release_hessian()
                 loss, found = self._problem.loss_and_gradient(_entries(x))
                 if self._accepted < 0 and not math.isfinite(loss):
                     raise _not_finite("the start")
                 gradient.setArray(found)
-                return self._tried(loss)
+                return self._record_trial(loss)
         gradient.set(0.0)
-        return self._no_good()
+        return self._rejecting_value()
 
     def _gradient(self, tao: Any, x: Any, gradient: Any) -> None:
-        """TAO's callback at an accepted point, whose loss is known."""
+        """Compute the gradient for TAO at an accepted point, whose loss is known."""
         if self.failure is None:
             with self._keeping_failure():
                 self._gradients += 1
-                self._forget_hessian()
+                self._release_hessian()
                 loss, found = self._problem.loss_and_gradient(_entries(x))
                 if not math.isfinite(loss):
                     raise _not_finite("an accepted point")
@@ -359,26 +354,27 @@ class _Minimisation:
         gradient.set(0.0)
 
     def step(self, tao: Any, x: Any, gradient: Any, direction: Any) -> None:
-        """TAO's callback of its type python: the direction."""
+        """Compute the direction for TAO's type python."""
         if self.failure is None:
             with self._keeping_failure():
                 self._direction = self._rule(_entries(x), _entries(gradient))
-                self._forget_hessian()  # its graphs take memory, and θ is about to move
+                self._release_hessian()  # its graphs take memory, and θ will change
                 direction.setArray(self._direction.vector)
                 return
         gradient.copy(direction)
         direction.scale(-1.0)
 
     def _monitor(self, tao: Any) -> None:
-        """TAO's callback at the start and at every accepted point."""
+        """Report the start and every accepted point; called by TAO."""
         number, loss, norm, _, step, _ = tao.getSolutionStatus()
         if self.failure is not None or number <= self._accepted:
             return
-        if not self._got_on(tao, loss, norm):
+        if not self._has_moved(tao, loss, norm):
             return
         direction = self._direction or Direction(np.empty(0))
         self._count_products()
-        self._cost = self._gradients + _LOSS * self._losses + self._product_cost
+        # A loss, which has no backward pass, costs a third of a gradient.
+        self._cost = self._gradients + 1 / 3 * self._losses + self._product_cost
         iterate = Iterate(
             number=number,
             x=self._x,
@@ -398,25 +394,22 @@ class _Minimisation:
         with self._keeping_failure():
             self._on_iterate(iterate)
 
-    def _got_on(self, tao: Any, loss: float, norm: float) -> bool:
-        """Whether the line search has found another point. Collective.
+    def _has_moved(self, tao: Any, loss: float, norm: float) -> bool:
+        """Return whether the line search has found another point. Collective.
 
-        PETSc 3.18 goes on where it has found none. And where θ is rounded to float32, the Armijo
-        condition holds, with equality, at steps that are too small to change anything.
-
-        Returns:
-            Whether it is to be told of.
+        PETSc 3.18 continues if it has found none. If θ is rounded to float32, the Armijo condition
+        also holds, with equality, for steps that are too small to change anything.
         """
         x = _entries(tao.getSolution())
         before, self._x = self._x, x
-        then, self._there = self._there, (loss, norm)
-        if self._accepted >= 0 and self._ours:  # types with a trust region may stay where they are
+        then, self._last_values = self._last_values, (loss, norm)
+        if self._accepted >= 0 and self._is_python:  # types with a trust region need not move
             moved = self._problem.ranks.any(bool((x != before).any()))
             self._stuck = not moved or (loss, norm) == then
         return not self._stuck
 
     def _go_on(self, tao: Any) -> Any:
-        """TAO's callback after its own test for the end."""
+        """Test for the end, after TAO's own test."""
         from petsc4py import PETSc
 
         if self.failure is not None:
@@ -429,35 +422,35 @@ class _Minimisation:
     # -- the Hessian ---------------------------------------------------------------------------
 
     def _products_at(self, x: Vector) -> Callable[[Vector], Vector]:
-        """Products with the Hessian at x, until the next one is asked for. Collective."""
-        self._forget_hessian()
+        """Return products with the Hessian at x, valid until the next call. Collective."""
+        self._release_hessian()
         self._gradients += 1
         self._matrix, self._counted = self._problem.hessian(x), 0
         return self._matrix.apply
 
-    def _forget_hessian(self) -> None:
-        """Let it go: what its graphs hold is where the model is, which is about to move."""
+    def _release_hessian(self) -> None:
+        """Release the Hessian: its graphs belong to the present parameters, which will change."""
         self._count_products()
         self._matrix = None
 
     def _count_products(self) -> None:
-        """Add to the counts what the matrix has done since the last call."""
+        """Add the matrix's products since the last call to the counts."""
         if self._matrix is not None:
             new, self._counted = self._matrix.products - self._counted, self._matrix.products
             self._products += new
             self._product_cost += self._problem.product_cost * new
 
-    def _place_hessian(self, tao: Any, x: Any, hessian: Any, preconditioner: Any) -> None:
-        """TAO's callback for types of its own that use the Hessian."""
+    def _set_hessian_point(self, tao: Any, x: Any, hessian: Any, preconditioner: Any) -> None:
+        """Set the point of the Hessian for TAO's own types."""
         if self.failure is None:
             with self._keeping_failure():
                 self._hessian_at, self._shift = _entries(x), 0.0
                 self._products_at(self._hessian_at)
 
     def mult(self, matrix: Any, x: Any, y: Any) -> None:
-        """PETSc's callback: y = Hx, for those types; the identity after a failure.
+        """Compute y = Hx for TAO's own types; the identity after a failure.
 
-        After a trial that they reject they go on with the Hessian of before.
+        After a trial that they reject, these types continue with the previous Hessian.
         """
         if self.failure is None and self._hessian_at is not None:
             with self._keeping_failure():
@@ -470,12 +463,12 @@ class _Minimisation:
         x.copy(y)
 
     def shift(self, matrix: Any, by: float) -> None:
-        """PETSc's callback: H ← H + by I, until the next iterate."""
+        """Add a multiple of the identity to the Hessian, until the next iterate."""
         self._shift += by
 
 
 def _entries(vector: Any) -> Vector:
-    """A copy of this rank's entries of a PETSc vector, in float64 whatever PETSc is built for."""
+    """Copy this rank's entries of a PETSc vector to float64, whatever scalars PETSc has."""
     return np.array(vector.getArray(readonly=True), np.float64)
 
 
@@ -487,11 +480,8 @@ def _not_finite(where: str) -> NumericalError:
 
 
 @contextmanager
-def _unless_given(options: Mapping[str, Any]) -> Iterator[None]:
-    """Have PETSc's options beside those of the command line, for a while.
-
-    Args:
-        options: By name.
+def _default_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Set PETSc's options, except those that the command line sets, in this context.
 
     Yields:
         Nothing.
@@ -499,11 +489,11 @@ def _unless_given(options: Mapping[str, Any]) -> Iterator[None]:
     from petsc4py import PETSc
 
     known = PETSc.Options()
-    ours = {name: value for name, value in options.items() if not known.hasName(name)}
-    for name, value in ours.items():
+    added = {name: value for name, value in options.items() if not known.hasName(name)}
+    for name, value in added.items():
         known.setValue(name, value)
     try:
         yield
     finally:
-        for name in ours:
+        for name in added:
             known.delValue(name)

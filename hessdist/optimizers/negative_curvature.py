@@ -10,30 +10,32 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hessdist.optimizers.over_base import OverBase, check_settings
 
-class NegativeCurvature(Optimizer):
+
+class NegativeCurvature(OverBase):
     """Alternates steps of a base optimiser with steps along the most negative curvature.
 
-    It keeps a running estimate (λ̃, ṽ) of the smallest eigenpair of the Hessian. Every minibatch
-    gives its gradient g and the product Hṽ (Pearlmutter 1994), and ṽ takes a step of stochastic
+    It has a running estimate (λ̃, ṽ) of the smallest eigenpair of the Hessian. For each minibatch it
+    computes the gradient g and the product Hṽ (Pearlmutter 1994), and ṽ takes a step of stochastic
     descent on vᵀHv, whose gradient on the unit sphere is 2 (Hv − [vᵀHv] v), with momentum:
 
         m ← μ m + Hṽ − [ṽᵀHṽ] ṽ        ṽ ← (ṽ − η m) / ‖ṽ − η m‖        λ̃ ← β λ̃ + (1 − β) ṽᵀHṽ
 
-    λ̃ is corrected for its start at zero as Adam's averages are. The parameters take, in turn, a
-    step of the base optimiser with g, and θ ← θ − ε [gᵀṽ] ṽ with a learning rate of its own.
+    The average λ̃ is corrected for its start at zero, as in Adam. Steps of the base optimiser with g
+    alternate with steps θ ← θ − ε [gᵀṽ] ṽ.
 
     Args:
-        params: The parameters, or groups of them; the base optimiser's.
-        base: The base optimiser over the same parameters, such as `torch.optim.RMSprop`.
-        lr: ε, the learning rate of the steps along ṽ; 1/|λ| is the saddle-free one.
-        tracking_lr: η, of ṽ; stable below 2 (1 + μ) / (λ_max − λ_d).
-        momentum: μ, of ṽ.
-        averaging: β, of λ̃.
-        period: Every so many-th step is one along ṽ; 2 is the alternation of the paper, 0 takes
-            none and only tracks.
-        only_negative: Whether a step along ṽ is left to the base optimiser while λ̃ ≥ 0.
-        seed: Of the first ṽ.
+        params: The parameters of the base optimiser, or groups of them.
+        base: The base optimiser, such as `torch.optim.RMSprop`.
+        lr: The learning rate ε of the steps along ṽ; 1/|λ| is the saddle-free one.
+        tracking_lr: The learning rate η of ṽ; stable below 2 (1 + μ) / (λ_max − λ_d).
+        momentum: The momentum μ of ṽ.
+        averaging: The factor β of the average λ̃.
+        period: The number of steps from one step along ṽ to the next; 2 is the alternation of the
+            paper, and with 0 there are none.
+        only_negative: If True, the base optimiser takes the steps along ṽ while λ̃ ≥ 0.
+        seed: The seed of the first ṽ.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -52,44 +54,35 @@ class NegativeCurvature(Optimizer):
         only_negative: bool = True,
         seed: int = 0,
     ) -> None:
-        for name, value, good in (
-            ("lr", lr, lr >= 0),
-            ("tracking_lr", tracking_lr, tracking_lr >= 0),
-            ("momentum", momentum, 0 <= momentum < 1),
-            ("averaging", averaging, 0 <= averaging < 1),
-            ("period", period, period >= 0),
-        ):
-            if not good:
-                raise ValueError(f"{name} = {value} is out of range")
-        settings = {"lr": lr, "tracking_lr": tracking_lr, "momentum": momentum}
-        super().__init__(
-            params,
-            {**settings, "averaging": averaging, "period": period, "only_negative": only_negative},
+        check_settings(
+            lr=(lr, lr >= 0),
+            tracking_lr=(tracking_lr, tracking_lr >= 0),
+            momentum=(momentum, 0 <= momentum < 1),
+            averaging=(averaging, 0 <= averaging < 1),
+            period=(period, period >= 0),
         )
-        self.base = base
-        self._steps = 0
-        self._average = 0.0  # of ṽᵀHṽ, to be corrected
-        self.steps_along = 0  # steps taken along ṽ, of all
+        settings = {"lr": lr, "tracking_lr": tracking_lr, "momentum": momentum}
+        more = {"averaging": averaging, "period": period, "only_negative": only_negative}
+        super().__init__(params, base, settings | more)
+        self._average = 0.0  # of ṽᵀHṽ, without the correction
+        self.steps_along = 0  # steps taken along ṽ
         self._start(seed)
 
     # -- the estimate ------------------------------------------------------------------------
 
     @property
     def curvature(self) -> float:
-        """λ̃, the running average of ṽᵀHṽ; NaN before the first step."""
+        """The running average λ̃ of ṽᵀHṽ; NaN before the first step."""
         beta = self.param_groups[0]["averaging"]
         return self._average / (1 - beta**self._steps) if self._steps else math.nan
 
     @property
     def direction(self) -> list[Tensor]:
-        """ṽ, of unit norm, in the shapes and the order of the parameters."""
+        """The unit vector ṽ, in the shapes and the order of the parameters."""
         return [self.state[p]["direction"] for p in self._parameters()]
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
     def _start(self, seed: int) -> None:
-        """A random unit vector, the same on every device."""
+        """Draw a random unit vector, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         for p in self._parameters():
             drawn = torch.randn(p.shape, generator=generator)
@@ -106,7 +99,7 @@ class NegativeCurvature(Optimizer):
         """Take one step, with one minibatch.
 
         Args:
-            closure: Evaluates the loss of the minibatch and returns it with its graph; unlike for
+            closure: Evaluates the loss of the minibatch and returns it with its graph. Unlike for
                 other optimisers, it does not call `backward`, because the product needs the graph
                 of the gradient.
 
@@ -132,7 +125,7 @@ class NegativeCurvature(Optimizer):
 
     @torch.no_grad()
     def _along(self, slope: float) -> None:
-        """θ ← θ − ε [gᵀṽ] ṽ, with the estimate that this step has made."""
+        """Move θ ← θ − ε [gᵀṽ] ṽ, with the estimate of this step."""
         self.steps_along += 1
         for group in self.param_groups:
             for p in group["params"]:
@@ -140,7 +133,7 @@ class NegativeCurvature(Optimizer):
 
     @torch.no_grad()
     def _follow(self, product: list[Tensor]) -> None:
-        """One step of ṽ and λ̃ with Hṽ of this minibatch."""
+        """Update ṽ and λ̃ with Hṽ of this minibatch."""
         settings, v = self.param_groups[0], self.direction
         curvature = _dot(v, product)
         beta = settings["averaging"]
@@ -156,30 +149,19 @@ class NegativeCurvature(Optimizer):
     # -- the state ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, that of the base optimiser included: numbers, tensors and settings alone."""
-        return {
-            **super().state_dict(),
-            "base": self.base.state_dict(),
-            "steps": self._steps,
-            "average": self._average,
-            "steps_along": self.steps_along,
-        }
+        """Return the state, with that of the base optimiser: numbers, tensors and settings."""
+        own = {"average": self._average, "steps_along": self.steps_along}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: It.
-        """
-        own = {key: state_dict[key] for key in ("state", "param_groups")}
-        super().load_state_dict(own)
-        self.base.load_state_dict(state_dict["base"])
-        self._steps, self._average = int(state_dict["steps"]), float(state_dict["average"])
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
+        super().load_state_dict(state_dict)
+        self._average = float(state_dict["average"])
         self.steps_along = int(state_dict["steps_along"])
 
 
 def _gradient(value: Tensor, parameters: list[Tensor], keep: bool = False) -> list[Tensor]:
-    """∂value/∂θ, zeros where it does not depend on a parameter."""
+    """Compute ∂value/∂θ, zero for parameters on which the value does not depend."""
     if not value.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
     found = torch.autograd.grad(value, parameters, create_graph=keep, allow_unused=True)

@@ -10,23 +10,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hessdist.optimizers.over_base import check_settings, loss_of
+
 
 class NoisySGD(Optimizer):
-    """θ ← θ − ε (g + ν), with ν uniform on a sphere: algorithm 1 of Ge, Huang, Jin and Yuan (2015).
+    """The step θ ← θ − ε (g + ν), with ν uniform on a sphere: algorithm 1 of Ge et al. (2015).
 
-    The noise of minibatches need not have a part in every direction; this one has, so that strict
-    saddles are left. With momentum μ the step is m ← μ m + g + ν, θ ← θ − ε m, as of
+    The noise of minibatches need not have a component in every direction. This noise has one, so
+    that strict saddles are left. With momentum μ the step is m ← μ m + g + ν, θ ← θ − ε m, as in
     `torch.optim.SGD`.
 
-    ν is drawn on the CPU over all parameters together, so that it is the same on every device and
-    in every dtype. A parameter without a gradient has noise alone.
+    The noise is drawn on the CPU over all parameters together, so that it is the same on every
+    device and in every dtype. A parameter without a gradient has only noise.
 
     Args:
         params: The parameters, or groups of them.
-        lr: ε.
-        noise: Norm of ν; 1 is the unit sphere of the paper.
-        momentum: μ.
-        seed: Of the noise.
+        lr: The learning rate ε.
+        noise: The norm of ν; 1 is the unit sphere of the paper.
+        momentum: The momentum μ.
+        seed: The seed of the noise.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -41,31 +43,16 @@ class NoisySGD(Optimizer):
         momentum: float = 0.0,
         seed: int = 0,
     ) -> None:
-        for name, value, good in (
-            ("lr", lr, lr >= 0),
-            ("noise", noise, noise >= 0),
-            ("momentum", momentum, 0 <= momentum < 1),
-        ):
-            if not good:
-                raise ValueError(f"{name} = {value} is out of range")
+        within = 0 <= momentum < 1
+        check_settings(lr=(lr, lr >= 0), noise=(noise, noise >= 0), momentum=(momentum, within))
         super().__init__(params, {"lr": lr, "noise": noise, "momentum": momentum})
         self._generator = torch.Generator().manual_seed(seed)
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
-        """Take one step.
-
-        Args:
-            closure: Evaluates the model anew, with its gradient, and returns the loss.
-
-        Returns:
-            The loss of the closure; None without one.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Take one step with the gradients of the parameters; return the loss of the closure."""
+        loss = loss_of(closure)
         with torch.no_grad():
             self._move()
         return loss
@@ -84,18 +71,14 @@ class NoisySGD(Optimizer):
                 p.add_(step, alpha=-group["lr"])
 
     def _draw(self, like: Tensor) -> Tensor:
-        """Independent normal numbers: a direction without preference (Muller 1959)."""
+        """Draw independent normal numbers: a direction without preference (Muller 1959)."""
         return torch.randn(like.shape, generator=self._generator, dtype=torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, that of the noise included: numbers, tensors and settings alone."""
+        """Return the state, with that of the noise: numbers, tensors and settings."""
         return {**super().state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` has returned; the next step is the same to the bit.
-
-        Args:
-            state_dict: It.
-        """
+        """Load what `state_dict` has returned; the next step is the same to the bit."""
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._generator.set_state(state_dict["generator"].cpu())

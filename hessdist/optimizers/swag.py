@@ -15,14 +15,14 @@ class SWAG:
     """Mean, variances and the last K deviations of weights that are collected during training.
 
     Maddox, Garipov, Izmailov, Vetrov and Wilson (2019), algorithm 1. The running mean is that of
-    stochastic weight averaging, the deviation of a collected θ is from the mean that includes it,
-    and the covariance is ½ (Σ_diag + D Dᵀ / (K − 1)), D the last K deviations. The variances are
-    the paper's mean of squares less square of the mean, summed up as deviations (Welford 1962) so
-    that nothing cancels.
+    stochastic weight averaging. The deviation of a collected θ is from the mean that includes it,
+    and the covariance is ½ (Σ_diag + D Dᵀ / (K − 1)), with D the last K deviations. The variances
+    are the paper's mean of squares minus the square of the mean, summed as deviations (Welford
+    1962), without cancellation.
 
     Args:
-        parameters: The tensors that are trained; they are read in `collect` and never changed.
-        rank: K, the most deviations that are kept.
+        parameters: The tensors that are trained. `collect` reads them; they are never changed.
+        rank: The maximum number K of deviations that are kept.
 
     Raises:
         ValueError: `rank` is below 2.
@@ -39,7 +39,7 @@ class SWAG:
 
     @property
     def variances(self) -> list[Tensor]:
-        """Σ_diag, in the shapes of the parameters; zero before two weights are collected."""
+        """The variances Σ_diag, in the shapes of the parameters; zero for one collected weight."""
         return [square / max(1, self.count) for square in self._squares]
 
     @property
@@ -49,7 +49,7 @@ class SWAG:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the present parameters."""
         self.count += 1
         deviation = []
         for p, mean, square in zip(self._parameters, self.mean, self._squares, strict=True):
@@ -63,10 +63,10 @@ class SWAG:
     def sample(self, generator: torch.Generator) -> list[Tensor]:
         """Draw weights from the Gaussian: equation 1 of the paper.
 
-        θ_SWA + (1/√2) Σ_diag^½ z₁ + 1/√(2 (K − 1)) D z₂, with K the deviations that there are.
+        θ_SWA + (1/√2) Σ_diag^½ z₁ + 1/√(2 (K − 1)) D z₂, with K the present number of deviations.
 
         Args:
-            generator: On the CPU, so that draws are the same on every device.
+            generator: A generator on the CPU, so that draws are the same on every device.
 
         Returns:
             Weights in the shapes, the dtype and on the device of the parameters.
@@ -88,7 +88,7 @@ class SWAG:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """What was collected: numbers and tensors alone."""
+        """Return the collected numbers and tensors."""
         return {
             "count": self.count,
             "mean": [mean.clone() for mean in self.mean],
@@ -98,13 +98,13 @@ class SWAG:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` has returned.
+        """Load what `state_dict` has returned.
 
         Args:
-            state_dict: It.
+            state_dict: The state.
 
         Raises:
-            ValueError: It is of other parameters.
+            ValueError: The state has parameters of other shapes.
         """
         shapes = [p.shape for p in self._parameters]
         if [mean.shape for mean in state_dict["mean"]] != shapes:

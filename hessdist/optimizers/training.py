@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hessdist.curvature.dependence import require_dependence
 from hessdist.errors import NumericalError
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.workload.checkpoints import write_checkpoint
-from hessdist.workload.losses import AnyLoss, as_summed_loss, checked_loss
+from hessdist.workload.losses import AnyLoss, Loss, as_summed_loss, checked_loss
+from hessdist.workload.nestings import Batch
 from hessdist.workload.shard import Shard
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -23,12 +25,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def minibatches(num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless minibatches without replacement, shuffled anew every epoch.
+    """Iterate over minibatches without replacement, shuffled again every epoch, without end.
 
     Args:
-        num_samples: Samples to draw from.
-        batch_size: Samples in a minibatch; the last of an epoch may be smaller.
-        seed: Seed of the shuffling.
+        num_samples: The number of samples to draw from.
+        batch_size: The samples of a minibatch; the last one of an epoch may be smaller.
+        seed: The seed of the shuffling.
 
     Yields:
         Indices, (batch_size,) int64.
@@ -54,24 +56,24 @@ def train(
     l2: float = 0.0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[Path]:
-    """Train on one process and write the state at the given steps (0 is before the first one).
+    """Train on one process, and write the state at the given steps (0 is before the first one).
 
     Args:
-        model: The model, on the shard's device; left at the last step.
-        loss: In any of its forms (`workload/losses.py`).
+        model: The model, on the shard's device; it is left at the last step.
+        loss: The loss in any of its forms (`workload/losses.py`).
         shard: The training samples.
-        optimizer: Over the model's parameters.
-        batch_size: Samples a step.
-        checkpoint_steps: Increasing steps; training ends at the last.
-        seed: Seed of the shuffling.
-        directory: Where checkpoints go.
-        key: As `write_checkpoint`.
-        prefix: As `write_checkpoint`.
-        l2: Adds (l2 / 2) times the squared norm of the trainable parameters.
+        optimizer: An optimiser over the model's parameters.
+        batch_size: The samples of a step.
+        checkpoint_steps: Increasing steps; training ends at the last one.
+        seed: The seed of the shuffling.
+        directory: The folder of the checkpoints.
+        key: The argument of `write_checkpoint`.
+        prefix: The argument of `write_checkpoint`.
+        l2: The factor of the penalty (l2 / 2) ‖θ‖² of the trainable parameters.
         on_step: Called with the step and the minibatch loss after every step.
 
     Returns:
-        Paths of the checkpoints.
+        The paths of the checkpoints.
 
     Raises:
         NumericalError: The loss is not finite.
@@ -87,10 +89,8 @@ def train(
             written.append(write_checkpoint(directory, step, model, key=key, prefix=prefix))
         if step == checkpoint_steps[-1]:
             break
-        picked = next(draw)
-        batch = shard.fetch(picked.tolist())
-        value, weight = checked_loss(summed, model, batch, f"training, step {step}")
-        value = value / (weight or 1.0) + penalty(model, l2)
+        batch = shard.fetch(next(draw).tolist())
+        value = mean_loss(summed, model, batch, l2, f"training, step {step}")
         if not bool(torch.isfinite(value)):
             raise NumericalError(
                 f"training: the loss is {float(value.detach())} at step {step}",
@@ -103,13 +103,20 @@ def train(
     return written
 
 
+def mean_loss(loss: Loss, model: nn.Module, batch: Batch, l2: float, what: str) -> Tensor:
+    """Compute the mean loss over a minibatch, named `what` in messages, with penalty and graph."""
+    value, weight = checked_loss(loss, model, batch, what)
+    require_dependence(value.requires_grad)
+    return value / (weight or 1.0) + penalty(model, l2)
+
+
 def initialise(seed: int) -> None:
     """Seed PyTorch so that the model built next is the same in every run."""
     torch.manual_seed(seed)
 
 
 def penalty(model: nn.Module, l2: float) -> Tensor | float:
-    """(l2 / 2) ‖θ‖² of the trainable parameters, with its graph."""
+    """Compute (l2 / 2) ‖θ‖² of the trainable parameters, with its graph."""
     if not l2:
         return 0.0
     return l2 / 2 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
@@ -129,10 +136,10 @@ def build_optimizer(
     Args:
         name: "rmsprop", "sgd", "adam" or "noisy_sgd".
         model: The model.
-        learning_rate: The step size.
-        momentum: Of rmsprop, sgd and noisy_sgd.
-        noise: Of noisy_sgd: the radius.
-        seed: Of its noise.
+        learning_rate: The learning rate.
+        momentum: The momentum of rmsprop, sgd and noisy_sgd.
+        noise: The radius of the noise of noisy_sgd.
+        seed: The seed of this noise.
 
     Returns:
         The optimiser.

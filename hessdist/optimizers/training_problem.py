@@ -17,23 +17,19 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix
 from hessdist.workload.user_code import evaluating
 
-# Gradients that a product counts as, through kept graphs, with graphs that are built anew, and by
-# differences.
-_KEPT, _ANEW, _DIFFERENCES = 2.0, 3.0, 1.0
-
 
 class TrainingProblem:
-    """L(θ) with its gradient and Hessian, each over the shards of all ranks.
+    """The loss L(θ) with its gradient and Hessian, over the samples of all ranks.
 
-    A point gathers θ; a gradient is one reduce-scatter, in float64. Losses are summed in float64 in
-    the order of the ranks, so that all of them decide alike. The model's parameters, in their own
-    dtype, are left where they were last asked for.
+    Each point gathers θ, and a gradient needs one reduce-scatter, in float64. Losses are summed in
+    float64 in the order of the ranks, so that all ranks take the same decisions. The model keeps
+    the last point, in its own dtype.
 
     Args:
-        total: The training loss.
-        weight: Σ w, from `Objective.evaluate`.
+        objective: The training loss.
+        weight: The sum of weights Σ w, from `Objective.evaluate`.
         product: "exact", or "finite_difference" of two gradients.
-        on_work: Called before every evaluation, and with every product; it may raise `Stopped`, on
+        on_work: Called before every evaluation, and with every product; it may raise `Stopped` on
             all ranks at once.
     """
 
@@ -48,7 +44,7 @@ class TrainingProblem:
         self._differences = product == "finite_difference"
         self._on_work = on_work
         self._begin, self._end = objective.ranks.shard(objective.layout.size)
-        self._product_cost = _DIFFERENCES if self._differences else _KEPT
+        self._product_cost = 1.0 if self._differences else 2.0
 
     @property
     def ranks(self) -> Ranks:
@@ -62,42 +58,28 @@ class TrainingProblem:
 
     @property
     def product_cost(self) -> float:
-        """Of a product with the last Hessian, in gradients.
+        """The cost of a product with the last Hessian, in gradients.
 
-        2 through kept graphs, 1 by differences; 3 for the share of batches whose graph does not fit
-        the budget of its rank.
+        It is 2 with kept graphs, 1 by differences, and 3 for the share of batches whose graph does
+        not fit into the budget of its rank.
         """
         return self._product_cost
 
     def start(self) -> Vector:
-        """This rank's entries of θ as it is in the model, float64. Not collective."""
+        """Return this rank's entries of the model's θ, in float64. Not collective."""
         theta = self._objective.local.parameters.flat()[self._begin : self._end]
         entries: Vector = theta.double().cpu().numpy()
         return entries
 
     def place(self, x: Vector) -> None:
-        """Put a point into the model of every rank. Collective.
-
-        Args:
-            x: This rank's entries of it, (d_local,).
-        """
+        """Put a point, this rank's entries of it, into the model of every rank. Collective."""
         whole = np.empty(self.size)
         self.ranks.gather_vector(np.ascontiguousarray(x, np.float64), whole)
         local = self._objective.local
         local.parameters.assign(torch.from_numpy(whole).to(local.device, local.dtype))
 
     def loss(self, x: Vector) -> float:
-        """L(x), the l2 term included; NaN and infinity are left as they are. Collective.
-
-        Args:
-            x: This rank's entries, (d_local,).
-
-        Returns:
-            The loss, the same bits on every rank.
-
-        Raises:
-            WorkloadError: The model cannot be evaluated there; on every rank.
-        """
+        """Compute L(x) with the l2 term, NaN and infinity included, on every rank. Collective."""
         self._on_work()
         self.place(x)
         with self.ranks.agreeing():
@@ -105,18 +87,7 @@ class TrainingProblem:
         return self._mean(mine)
 
     def loss_and_gradient(self, x: Vector) -> tuple[float, Vector]:
-        """L(x) and ∇L(x). Collective.
-
-        Args:
-            x: This rank's entries, (d_local,).
-
-        Returns:
-            The loss, infinite where an entry of the gradient is not finite, and this rank's entries
-            of the gradient, (d_local,).
-
-        Raises:
-            WorkloadError: As `loss`.
-        """
+        """Compute L(x), infinite if the gradient is not finite, and ∇L(x). Collective."""
         self._on_work()
         self.place(x)
         with self.ranks.agreeing():
@@ -129,17 +100,13 @@ class TrainingProblem:
         return self._mean(mine), gradient
 
     def hessian(self, x: Vector) -> ShellMatrix:
-        """The Hessian at x: the graphs of as many batches as fit are built. Collective.
+        """Return the Hessian at x, with the graphs of as many batches as fit. Collective.
 
-        Args:
-            x: This rank's entries, (d_local,).
+        It is valid until anything else is computed. A product that is not finite is a
+        NumericalError on every rank.
 
         Returns:
-            The matrix, for as long as nothing else is asked for. A product that is not finite is a
-            NumericalError on every rank.
-
-        Raises:
-            WorkloadError: As `loss`.
+            The matrix.
         """
         self._on_work()
         self.place(x)
@@ -166,17 +133,17 @@ class TrainingProblem:
             scale=1 / self._weight,
             shift=objective.l2,
             on_product=on_product,
-            asymmetry=math.inf,  # near a minimum rounding may be all that there is
+            asymmetry=math.inf,  # near a minimum the Hessian may be only rounding
         )
 
     def _cost_of(self, product: LocalProduct) -> float:
-        """Of a product, over the batches of all ranks. Collective."""
+        """Compute the cost of a product, over the batches of all ranks. Collective."""
         batches = len(self._objective.local.shard)
         kept, everywhere = self.ranks.sum(np.array([product.kept_batches, batches], np.float64))
-        return float(_ANEW + (_KEPT - _ANEW) * kept / everywhere)
+        return float(3.0 - kept / everywhere)
 
     def _sums(self, *, with_gradient: bool) -> tuple[float, torch.Tensor]:
-        """Over this rank's samples: the loss, and the gradient where it is asked for."""
+        """Sum the loss over this rank's samples, and the gradient if it is wanted."""
         local = self._objective.local
         gradient = local.zeros() if with_gradient else torch.empty(0)
         loss = 0.0
@@ -194,7 +161,7 @@ class TrainingProblem:
         return loss, gradient
 
     def _mean(self, mine: float) -> float:
-        """L from this rank's sum, the same bits on every rank. Collective."""
+        """Compute L from this rank's sum, the same bits on every rank. Collective."""
         penalty = self._objective.l2 / 2 * float(self._objective.square_norm())
         everyone = self.ranks.collect((mine, penalty))
         loss = sum(one for one, _ in everyone) / self._weight
@@ -202,11 +169,7 @@ class TrainingProblem:
 
 
 class _Deferred:
-    """A local operator whose errors wait until the ranks, who are inside a sum, can agree on them.
-
-    Args:
-        local: The operator.
-    """
+    """A local operator whose errors are kept until the ranks can agree on them after a sum."""
 
     def __init__(self, local: LocalOperator) -> None:
         self._local = local
@@ -219,16 +182,16 @@ class _Deferred:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the product."""
+        """The dtype of the product."""
         return self._local.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the product takes its vector."""
+        """The device of the vectors."""
         return self._local.device
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
-        """Multiply: (d,) to (d,) float64, NaN where that fails."""
+        """Multiply a vector, (d,), with a result in float64 that is NaN after an error."""
         try:
             return self._local(v)
         except BaseException as error:
@@ -236,7 +199,7 @@ class _Deferred:
             return torch.full((self.size,), math.nan, dtype=torch.float64, device=self.device)
 
     def check(self) -> None:
-        """Raise what the last product has failed with. Not collective."""
+        """Raise the error of the last product, if there is one. Not collective."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

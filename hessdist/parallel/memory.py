@@ -71,15 +71,33 @@ def available_bytes() -> int:
         line = next(line for line in lines if line.startswith("MemAvailable"))
         limits.append(int(line.split()[1]) * 1024)
     with suppress(OSError, ValueError, StopIteration):
-        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        group = next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
-        folder = Path("/sys/fs/cgroup") / group
+        folder = _control_group()
         limit, used = (
             int((folder / name).read_text(encoding="ascii"))
             for name in ("memory.max", "memory.current")
         )
         limits.append(limit - used)
     return max(0, min(limits))
+
+
+def total_bytes() -> int:
+    """Find the memory of this node, within the limit of its control group. Not collective.
+
+    Returns:
+        The number of bytes; a large number if the system does not report it.
+    """
+    limits = [sys.maxsize]
+    with suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError, StopIteration):
+        limits.append(int((_control_group() / "memory.max").read_text(encoding="ascii")))
+    return min(limit for limit in limits if limit > 0)
+
+
+def _control_group() -> Path:
+    groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    group = next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
+    return Path("/sys/fs/cgroup") / group
 
 
 def require_room(needed: float, what: str, remedy: str) -> None:

@@ -1,1 +1,1 @@
-"""What figures, tables and the page have in common."""
+"""The common parts of figures, tables and the page."""

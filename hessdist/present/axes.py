@@ -27,26 +27,11 @@ if TYPE_CHECKING:
 
 
 def panels(
-    title: str,
-    rows: int,
-    columns: int,
-    *,
-    height: float,
-    width: float = 7.0,
-    **sharing: Any,
+    title: str, rows: int, columns: int, *, height: float, width: float = 7.0, **sharing: Any
 ) -> tuple[Figure, NDArray[Any]]:
-    """Return an empty figure with rows and columns of axes.
+    """Return an empty figure, with height and width in inches, and its axes, (rows, columns).
 
-    Args:
-        title: The title of the figure; a long one is broken into lines.
-        rows: The number of rows.
-        columns: The number of columns.
-        height: The height in inches.
-        width: The width in inches.
-        sharing: Which axes are shared, as `Figure.subplots` takes it.
-
-    Returns:
-        The figure and its axes, (rows, columns).
+    A long title is broken into lines. `sharing` is as `Figure.subplots` takes it.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,16 +43,7 @@ def panels(
 
 
 def new_figure(title: str, width: float = 7.0, height: float = 4.4) -> tuple[Figure, Axes]:
-    """Return an empty figure with one pair of axes.
-
-    Args:
-        title: The title of the figure; a long one is broken into lines.
-        width: The width in inches.
-        height: The height in inches.
-
-    Returns:
-        The figure and its axes.
-    """
+    """Return an empty figure, with width and height in inches, and its one pair of axes."""
     figure, grid = panels(title, 1, 1, height=height, width=width)
     return figure, grid[0, 0]
 
@@ -93,18 +69,7 @@ def heading(axes: Axes, text: str, size: float | str = "small") -> None:
 
 
 def key(label: str, colour: ColorType, mark: str = "", line: str = "", **look: Any) -> Line2D:
-    """Return a key of a legend: a mark, a line, or both.
-
-    Args:
-        label: The text.
-        colour: The colour of the mark and of the line.
-        mark: A mark of matplotlib's, or nothing.
-        line: A line style of matplotlib's, or nothing.
-        look: Other properties of the line.
-
-    Returns:
-        The key.
-    """
+    """Return a key of a legend: a mark, a line, or both, as matplotlib names them."""
     styles: dict[str, Any] = {"marker": mark, "linestyle": line, **look}
     return Line2D([], [], color=colour, label=label, **styles)
 
@@ -115,20 +80,9 @@ def legend_below(
     columns: int = 3,
     size: float | str | None = "small",
 ) -> None:
-    """Add a legend below all axes.
-
-    Args:
-        figure: The figure.
-        keys: The keys; by default all that is drawn with a label.
-        columns: The number of columns.
-        size: The size of the font; by default small, None is the style's.
-    """
+    """Add a legend below all axes; without `keys`, of all that is drawn with a label."""
     figure.legend(
-        handles=keys,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=size,
+        handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
     )
 
 
@@ -136,26 +90,15 @@ def legend_below(
 
 
 def logarithmic_if_wide(axes: Axes, which: str, values: ArrayLike) -> None:
-    """Make an axis logarithmic where its values are positive and span more than a decade or so.
-
-    Args:
-        axes: The axes.
-        which: "x" or "y".
-        values: All values that are drawn, of any shape.
-    """
+    """Make the axis "x" or "y" logarithmic if its values are positive and span over a decade."""
     if is_wide(values):
         axes.set(**{f"{which}scale": "log"})
 
 
 def asinh_axis(axes: Axes, linear: float, largest: float) -> None:
-    """Make the horizontal axis linear near zero and logarithmic beyond.
+    """Make the horizontal axis linear below the magnitude `linear` and logarithmic beyond.
 
-    It is an axis of asinh(λ / linear), with ticks at zero and at powers of ten.
-
-    Args:
-        axes: The axes.
-        linear: The magnitude below which the axis is about linear.
-        largest: The largest magnitude on the axis.
+    It is an axis of asinh(λ / linear), with ticks at zero and at powers of ten up to `largest`.
     """
     axes.set_xscale("asinh", linear_width=linear)
     first = np.ceil(np.log10(3 * linear))  # nearer to zero there is no room
@@ -166,7 +109,7 @@ def asinh_axis(axes: Axes, linear: float, largest: float) -> None:
 
 
 def _power(value: float) -> str:
-    """±10ⁿ, for ticks."""
+    """Return ±10ⁿ, for ticks."""
     exponent = round(np.log10(abs(value))) if value else 0
     return f"${'-' if value < 0 else ''}10^{{{exponent}}}$" if value else "0"
 
@@ -180,14 +123,7 @@ def colours_of(count: int, name: str = "viridis") -> list[Colour]:
 
 
 def step_bar(figure: Figure, axes: Axes, steps: NDArray[np.int64], colours: list[Colour]) -> None:
-    """Add a bar that shows the colour of each training step.
-
-    Args:
-        figure: The figure.
-        axes: The axes at whose side the bar is.
-        steps: The steps, (S,).
-        colours: The colour of each step.
-    """
+    """Add a bar that shows the colour of each training step, (S,), at the side of the axes."""
     scale = ScalarMappable(Normalize(-0.5, len(steps) - 0.5), ListedColormap(colours))
     shown = evenly(len(steps), 8)
     bar = figure.colorbar(scale, ax=axes, ticks=list(shown), label="training step")
@@ -204,18 +140,9 @@ def draw_medians(
     ranged: bool = True,
     **look: Any,
 ) -> None:
-    """Draw the median over seeds as a line, and the range from the least to the most as a band.
+    """Draw medians over seeds as a line, and the range of all values, (seeds, n), as a band.
 
     Values that are not finite are left out, such as those of a seed that has diverged.
-
-    Args:
-        axes: The axes.
-        places: The places on the horizontal axis, (n,).
-        values: The values, (seeds, n).
-        colour: The colour.
-        line: The line style.
-        ranged: Whether the band is drawn.
-        look: Other properties of the line.
     """
     some = np.isfinite(values).any(axis=0)
     if not some.any():

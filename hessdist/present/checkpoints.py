@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 
 def summary(run: Run) -> Table:
-    """Return a table with a line a checkpoint: loss, some eigenvalues, convergence, cost.
-
-    Args:
-        run: The result.
-
-    Returns:
-        The table.
-    """
+    """Return a table with a line a checkpoint: loss, some eigenvalues, convergence, cost."""
     k, m = run.eigenvalues_largest.shape[1], run.eigenvalues_smallest.shape[1]
     top = sorted({0, 1, k - 1} & set(range(k)))
     bottom = sorted({0, m - 1} & set(range(m)))
@@ -52,11 +45,7 @@ def summary(run: Run) -> Table:
 def comparison(found: Comparison) -> Table:
     """Return a table that compares two runs, with a line a common step.
 
-    Args:
-        found: The comparison.
-
-    Returns:
-        The table; an angle is the largest principal one of an end, in degrees.
+    An angle is the largest principal angle of an end, in degrees.
     """
     columns = ["step", "loss", "λ_1", "difference", "λ_d", "difference", "angle LA", "angle SA"]
     table = new_table([*columns, "products", "seconds"])

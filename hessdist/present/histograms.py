@@ -27,15 +27,9 @@ def largest_of(values: NDArray[Any]) -> float:
 
 
 def bin_edges(values: NDArray[Any], linear: float, count: int = 60) -> NDArray[np.float64]:
-    """Return edges of bins that have the same width on an axis of asinh(λ / linear).
+    """Return increasing edges of about `count` bins of equal width on an axis of asinh(λ / linear).
 
-    Args:
-        values: Eigenvalues of any shape; those that are not finite are left out.
-        linear: The magnitude below which the axis is about linear.
-        count: The number of bins, about.
-
-    Returns:
-        The edges, increasing; zero is the middle of a bin.
+    Values that are not finite are left out. Zero is the middle of a bin.
     """
     finite = np.append(values[np.isfinite(values)], 0.0)
     low, high = np.arcsinh(np.array([finite.min(), finite.max()]) / linear)
@@ -46,13 +40,9 @@ def bin_edges(values: NDArray[Any], linear: float, count: int = 60) -> NDArray[n
 
 
 def top_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return edges of a histogram over starts.
+    """Return increasing edges of a histogram over starts; values that are not finite are left out.
 
-    Args:
-        values: The values to be counted; those that are not finite are left out.
-
-    Returns:
-        The edges, increasing: of equal widths, or of equal ratios where the values span decades.
+    The bins have equal widths, or equal ratios if the values span decades.
     """
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -66,13 +56,10 @@ def top_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def nearly_all(end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out the few values far from all others, such as those of networks that learnt nothing.
+    """Return eigenvalues without the few that are far from all others, (networks,).
 
-    Args:
-        end: Eigenvalues over starts, (networks,); those that are not finite are left out.
-
-    Returns:
-        The values in the central 99 %, and in ranges of the same length on either side.
+    It keeps the values in the central 99 %, and in ranges of the same length on either side.
+    Networks that learnt nothing may be far away.
     """
     good: NDArray[np.float64] = end[np.isfinite(end)]
     if not good.size:
@@ -94,9 +81,7 @@ def density_at(measured: Measurements, place: Place) -> SpectralDensity:
 def smoothing_width(density: SpectralDensity) -> float:
     """Return the default width of the Gaussian: half the mean distance of a probe's nodes.
 
-    Returns:
-        The length of the nodes' range over twice their number; where all nodes are the same, a
-        hundredth of their magnitude, and of 1 for the zero matrix.
+    If all nodes are the same, it is a hundredth of their magnitude, or of 1 for the zero matrix.
     """
     low, high = density.range()
     count = np.isfinite(density.nodes).sum(axis=1).max()
@@ -106,16 +91,9 @@ def smoothing_width(density: SpectralDensity) -> float:
 def exact_eigenvalues_of(
     measured: Measurements, place: Place, exact: Measurements | None
 ) -> NDArray[Any] | None:
-    """Return all eigenvalues of the matrix of a density, where a run has them.
+    """Return all eigenvalues, (d,), of the matrix of a density, if the section exact has them.
 
-    Args:
-        measured: The measurements of the section density.
-        place: The indices of the step, the operator and the block.
-        exact: The measurements of the section exact.
-
-    Returns:
-        (d,); None where there are none, or where they are of another matrix: of another size, or
-        with nodes outside its spectrum.
+    It has not if its matrix has another size, or if nodes lie outside its spectrum.
     """
     if exact is None:
         return None
@@ -136,15 +114,7 @@ def exact_eigenvalues_of(
 
 
 def spectral_norm(measured: Measurements, operator: str) -> NDArray[np.float64]:
-    """Return ‖A‖₂ from the two ends of a spectrum.
-
-    Args:
-        measured: The measurements of the section decomposition or widths.
-        operator: The matrix A.
-
-    Returns:
-        The larger magnitude of the ends, without the dimension of the operator.
-    """
+    """Return ‖A‖₂ from the two ends of a spectrum, without the dimension of the operator."""
     place = list(measured["operator"]).index(operator)
     if "eigenvalue_largest" in measured:
         ends = [measured[f"eigenvalue_{end}"][..., place] for end in ENDS]

@@ -25,6 +25,15 @@ ACTIVATIONS = {"identity": "linear", "tanh": "tanh", "relu": "ReLU"}
 LOSS_MODELS = {"wigner": "Wishart + Wigner", "relu": "Wishart + H₁ of a ReLU"}
 """Names of the models of the loss."""
 
+DISTANCES = {
+    "distance_positive": "H₀ from Marchenko-Pastur",
+    "distance_residual": "H₁ from the model's law",
+    "distance_bilinear": "H₁ from independent residuals",
+    "distance_sum": "H from the free sum of the laws",
+    "distance_turned": "H from H₀ + Q H₁ Qᵀ",
+}
+"""Labels of the distances of spectra of two-layer networks."""
+
 RESIDUALS = "rms of the residuals ‖∂ℓ/∂z‖"
 """The label of the residuals of the outputs."""
 
@@ -33,15 +42,7 @@ WORK = "work, in gradients over all samples"
 
 
 def label(names: dict[str, str], name: object) -> str:
-    """Return the label of a name, or the name itself where it has none.
-
-    Args:
-        names: One of the tables of this module.
-        name: A name as the results have it.
-
-    Returns:
-        The label.
-    """
+    """Return the label of a name in one of the tables of this module, or the name itself."""
     return names.get(str(name), str(name))
 
 
@@ -51,14 +52,9 @@ def file_part(name: object) -> str:
 
 
 def file_parts(names: Iterable[object], otherwise: str) -> list[str]:
-    """Return names as parts of file names, or numbers if a name is too long or not unique.
+    """Return names as parts of file names, all different.
 
-    Args:
-        names: The names, such as those of blocks.
-        otherwise: The word in front of a number.
-
-    Returns:
-        A part for each name, all different.
+    If a name is too long or not unique, the parts are `otherwise` with a number.
     """
     parts = [file_part(name) for name in names]
     fit = all(0 < len(part) <= 32 for part in parts) and len(set(parts)) == len(parts)

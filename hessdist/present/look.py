@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib import style as styles
 
 from hessdist.errors import InputError, OutputError
+from hessdist.results.outputs import Kind, require_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,19 +74,11 @@ class Look:
             yield
 
     def save(self, figure: Figure, folder: Path, name: str) -> list[Path]:
-        """Save a figure in each format.
-
-        Args:
-            figure: The figure, drawn within `applied`.
-            folder: The folder of the files; it is made if it is missing.
-            name: The name of the files, without suffix.
-
-        Returns:
-            The paths of the files.
+        """Save a figure, drawn within `applied`, in each format, and return the paths of the files.
 
         Raises:
             InputError: A figure of this size and style cannot be drawn.
-            OutputError: The folder cannot be written.
+            OutputError: The folder cannot be written, or another file has the name of a figure.
         """
         if not self.titled:
             figure.suptitle("")
@@ -100,6 +93,8 @@ class Look:
             "svg": {"Date": None},
         }
         paths = [folder / f"{name}.{kind}" for kind in self.formats]
+        for path, kind in zip(paths, self.formats, strict=True):
+            require_output(path, Kind[kind.upper()], option="-o")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, kind in zip(paths, self.formats, strict=True):

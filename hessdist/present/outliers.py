@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 def outliers_sought(run: Run) -> int:
     """Return how many outliers are looked for in spectra of a run: three for each output.
 
-    Args:
-        run: The result.
-
-    Returns:
-        The number; a network's outputs are the rows of its last parameter, such as a bias.
+    A network's outputs are the rows of its last parameter, such as a bias.
     """
     outputs = run.parameters[-1].shape[0] if run.parameters and run.parameters[-1].shape else 1
     return PER_OUTPUT * outputs

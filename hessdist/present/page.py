@@ -14,9 +14,10 @@ import numpy as np
 
 from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
-from hessdist.errors import DependencyError, OutputError
+from hessdist.errors import DependencyError
 from hessdist.present.panels import LAYOUT, Note, View
 from hessdist.results.files import write_text
+from hessdist.results.outputs import Kind, require_output
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -25,14 +26,7 @@ if TYPE_CHECKING:
 def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -> str:
     """Make the page of a run: one HTML text, with nothing loaded from elsewhere.
 
-    Args:
-        run: The result.
-        title: The title of the run.
-        views: What is shown.
-        steps: The steps that can be selected, ascending.
-
-    Returns:
-        The text.
+    `steps` are those that can be selected, ascending.
 
     Raises:
         DependencyError: plotly is missing.
@@ -58,26 +52,13 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
 def write_page(
     run: Run, title: str, views: Iterable[View], steps: Iterable[int], path: Path
 ) -> None:
-    """Write the page of a run.
-
-    Args:
-        run: The result.
-        title: The title of the run.
-        views: What is shown.
-        steps: The steps that can be selected, ascending.
-        path: The path of the page; its folder is made if it is missing.
+    """Write the page of a run, as `page_of` makes it; the folder is made if it is missing.
 
     Raises:
-        OutputError: The page cannot be written.
+        OutputError: The page cannot be written, or it would overwrite a file that is no page.
     """
-    text = page_of(run, title, views, steps)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {path.parent} cannot be made ({error.strerror})", "choose a path by -o"
-        ) from error
-    write_text(path, text)
+    require_output(path, Kind.PAGE, [run.path], "-o")
+    write_text(path, page_of(run, title, views, steps), "-o")
 
 
 def in_script(data: Any) -> str:
@@ -109,7 +90,7 @@ def _section(view: View) -> str:
 
 
 def _notes(notes: Iterable[Note]) -> str:
-    """All notes of a view; the script shows the one of the selected step."""
+    """Return all notes of a view; the script shows the one of the selected step."""
     return "".join(
         f"<article hidden><p></p><h3>{escape(note.heading)}</h3>"
         f"<dl>{_findings(note)}</dl></article>"

@@ -1,6 +1,6 @@
 """Views of the page: figures of plotly as plain dictionaries, and notes.
 
-Plotly itself is needed in the browser alone. A figure has one frame for each step that the slider
+Plotly itself is needed only in the browser. A figure has one frame for each step that the slider
 selects; a frame has what is different at that step.
 """
 
@@ -98,23 +98,19 @@ def panel(
     rows: Sequence[str] = (),
     steps: Sequence[int] = (),
 ) -> Figure:
-    """Make a figure of lines and marks, with a legend below it.
+    """Make a figure of lines and marks, from `line` and `band`, with a legend below it.
 
     Args:
         name: The name in the list of choices.
         x: The title of the horizontal axis.
         y: The title of the vertical axis.
-        traces: Traces from `line` and `band`.
-        logx: Whether the horizontal axis is logarithmic.
-        logy: Whether the vertical axis is logarithmic.
+        traces: The traces.
+        logx: True if the horizontal axis is logarithmic.
+        logy: True if the vertical axis is logarithmic.
         bent: The horizontal axis is linear below this magnitude and logarithmic beyond.
         shown: The range of the vertical axis.
         rows: Names of the heights 0, 1, ...
-        steps: Training steps at the positions 0, 1, ... of the horizontal axis. The figure has a
-            frame for each, which marks the step.
-
-    Returns:
-        The figure.
+        steps: Training steps at the positions 0, 1, ... of the horizontal axis; a frame marks each.
     """
     own = [dict(trace) for trace in traces]
     xaxis = _powers([value for trace in own for value in trace["x"]]) if logx else {}
@@ -145,7 +141,7 @@ def panel(
 
 
 def _step_axis(traces: Sequence[dict[str, Any]], steps: Sequence[int]) -> dict[str, Any]:
-    """An axis with one place for each step; at points of the traces, the step is shown."""
+    """Return an axis with one place for each step; at points of the traces, the step is shown."""
     for trace in traces:
         trace["text"] = [str(steps[round(place)]) for place in trace["x"]]
         trace["hovertemplate"] = "step %{text}<br>%{y:.5g}<extra>%{fullData.name}</extra>"
@@ -165,20 +161,10 @@ def line(
     joined: bool = True,
     errors: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Make a trace of a line, of marks, or of both.
+    """Make a trace of a line, of marks, or of both, from numbers, (n,); a gap where not finite.
 
-    Args:
-        name: The name in the legend; traces of one name have one entry.
-        x: Numbers, (n,).
-        y: Numbers, (n,); a gap where not finite.
-        colour: The colour.
-        dash: "solid", "dash" or "dot".
-        symbol: Plotly's symbol of the marks; empty: a line without marks.
-        joined: Whether a line joins the marks.
-        errors: Half the lengths of error bars, (n,).
-
-    Returns:
-        The trace.
+    Traces of one name have one entry in the legend. A symbol is plotly's, and empty for a line
+    without marks. Errors are half the lengths of error bars, (n,).
     """
     shown = plain(shorten(name))
     trace: dict[str, Any] = {
@@ -203,17 +189,9 @@ def line(
 def band(
     name: str, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str
 ) -> list[dict[str, Any]]:
-    """Make areas between two curves, one for each part where both are finite.
+    """Make areas between two curves, (n,), one for each part where both are finite.
 
-    Args:
-        name: The name of the line in it, with which the legend hides it.
-        x: Numbers, (n,).
-        low: The lower curve, (n,).
-        high: The upper curve, (n,).
-        colour: The colour of the line in it.
-
-    Returns:
-        The traces.
+    The legend hides them together with the line of this name.
     """
     at, bottom, top = (np.asarray(values, float) for values in (x, low, high))
     gaps = np.flatnonzero(~(np.isfinite(bottom) & np.isfinite(top)))
@@ -239,34 +217,16 @@ def band(
 def seeds(
     name: str, x: ArrayLike, values: NDArray[Any], colour: str, dash: str = "solid"
 ) -> list[dict[str, Any]]:
-    """Make a line of the medians over seeds, and the range of them all.
-
-    Args:
-        name: The name in the legend.
-        x: Numbers, (n,).
-        values: Numbers, (seeds, n); what is not positive is left out.
-        colour: The colour.
-        dash: "solid", "dash" or "dot".
-
-    Returns:
-        The traces.
-    """
+    """Make a line of the medians over seeds of positive values, (seeds, n), and their range."""
     low, middle, high = (positive(own) for own in quantiles(values, [0, 0.5, 1], 0))
     return [*band(name, x, low, high, colour), line(name, x, middle, colour, dash=dash)]
 
 
 def trace(x: Any, y: Any, hover: str, digits: int = 7, /, **more: Any) -> dict[str, Any]:
-    """Make a trace that has its own text at points.
+    """Make a trace with its own text at points: a template of plotly, or none for `hoverinfo`.
 
-    Args:
-        x: Numbers or a list of texts, (n,).
-        y: Numbers, (n,).
-        hover: The text at points, a template of plotly; empty: what `hoverinfo` asks for.
-        digits: How many significant digits y has.
-        **more: Attributes of the trace; `mode` stands for lines and marks where `type` is missing.
-
-    Returns:
-        The trace.
+    `x` are numbers or a list of texts, (n,), and `y` has `digits` significant digits. Attributes in
+    `more` replace others; without `type` a trace has lines and marks.
     """
     places = {"x": x if isinstance(x, list) else numbers(x), "y": numbers(y, digits)}
     text = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {}
@@ -274,15 +234,9 @@ def trace(x: Any, y: Any, hover: str, digits: int = 7, /, **more: Any) -> dict[s
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """Make a layout.
+    """Make a layout: what is different from `LAYOUT`; `yaxis2` is an axis over `yaxis`.
 
-    Args:
-        x: The title of the horizontal axis; plotly reads "<br>" and "&lt;" in titles.
-        y: The title of the vertical axis.
-        **more: Attributes of the layout; `yaxis2` is an axis over `yaxis`.
-
-    Returns:
-        What is different from `LAYOUT`.
+    Plotly reads "<br>" and "&lt;" in titles.
     """
     made: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
     if "yaxis2" in more:
@@ -297,14 +251,7 @@ def step_mark(**more: Any) -> dict[str, Any]:
 
 
 def by_step(figures: Sequence[Figure]) -> Figure:
-    """Make one figure of those of several steps: what they have in common, and a frame for each.
-
-    Args:
-        figures: The figures, one for each step.
-
-    Returns:
-        The figure with frames.
-    """
+    """Make one figure of those of several steps: what they have in common, and a frame for each."""
     parts = [{"data": list(one.data), "layout": dict(one.layout)} for one in figures]
     common = _common(parts)
     frames = [_difference(part, common) for part in parts]
@@ -312,7 +259,7 @@ def by_step(figures: Sequence[Figure]) -> Figure:
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """What all values have in common; None where that is nothing."""
+    """Return what all values have in common, or None."""
     first = values[0]
     if all(value is first or value == first for value in values):
         return first
@@ -327,7 +274,7 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _difference(value: Any, common: Any) -> Any:
-    """What `_common` lacks of a value; an empty dictionary where it lacks nothing."""
+    """Return what `_common` lacks of a value, or an empty dictionary."""
     if value is common or value == common:
         return {}
     if isinstance(value, dict) and isinstance(common, dict):
@@ -345,7 +292,7 @@ def _is_list_of_parts(value: Any) -> bool:
 
 
 def _powers(values: Sequence[float | None]) -> dict[str, Any]:
-    """A logarithmic axis with as many labels as it has room for."""
+    """Return a logarithmic axis with as many labels as it has room for."""
     sizes = [value for value in values if value is not None and value > 0]
     span = math.log10(max(sizes)) - math.log10(min(sizes)) if sizes else 0
     return LOGARITHMIC | {"dtick": math.ceil(span / 8) if span > 1.7 else "D2"}

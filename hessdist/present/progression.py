@@ -21,16 +21,9 @@ if TYPE_CHECKING:
 def progression(run: Run, title: str = "") -> Figure:
     """Draw log |λ| of both ends and the loss against the training step.
 
-    The largest eigenvalues are blue to green, the smallest red to orange; a hollow mark is an
+    The largest eigenvalues are blue to green, the smallest red to orange. A hollow mark is an
     eigenvalue of the other sign (a positive one among the smallest), a cross one that did not
     converge. The loss is the dotted black curve, on the right axis.
-
-    Args:
-        run: The result.
-        title: The title of the run.
-
-    Returns:
-        The figure.
     """
     figure, axes = new_figure(title)
     keys = []

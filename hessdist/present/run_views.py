@@ -34,14 +34,7 @@ _RIGHT = {"l": 60, "r": 60, "t": 10, "b": 44}  # margins with a second axis
 
 
 def run_views(run: Run) -> Iterator[View]:
-    """Show the eigenpairs of a run.
-
-    Args:
-        run: The result.
-
-    Yields:
-        The views, if there are eigenpairs.
-    """
+    """Show the eigenpairs of a run, if there are any."""
     if not len(run):
         return
     tolerance = parse_job(run.job, str(run.path))[0].spectrum.tolerance
@@ -96,7 +89,7 @@ def _progression(run: Run) -> View:
 
 
 def _once(values: list[Any]) -> Any:
-    """One value for all where all are the same."""
+    """Return one value for all if all are the same."""
     return values[0] if len(set(values)) == 1 else values
 
 
@@ -152,7 +145,7 @@ def _residuals(run: Run, tolerance: float) -> View:
 
 
 def _of_pairs(step: int, traces: list[Any], y: str, yaxis: dict[str, Any]) -> Figure:
-    """A figure with a place for each eigenpair."""
+    """Return a figure with a place for each eigenpair."""
     xaxis = {"type": "category", "tickangle": -60}
     margin = {"l": 70, "r": 16, "t": 10, "b": 80}
     return Figure(traces, layout(f"step {step}", y, xaxis=xaxis, yaxis=yaxis, margin=margin))
@@ -180,7 +173,7 @@ def _cost(run: Run) -> View:
 
 
 def _shares(run: Run) -> Iterator[View]:
-    """How much of each eigenvector lies in each layer."""
+    """Show the share of each layer in each eigenvector."""
     # Steps are left out, evenly, where all of them would be too much to read, and those whose
     # vectors are not there or cannot be read.
     read = 2 << 30  # bytes of eigenvectors, at most
@@ -209,7 +202,7 @@ def _shares(run: Run) -> Iterator[View]:
 
 
 def _shares_at(run: Run, step: int) -> NDArray[np.float64]:
-    """Shares of the layers in each eigenvector, then in the gradient and in the parameters."""
+    """Return the layers' shares of each eigenvector, then of the gradient and of the parameters."""
     result = run[step]
     shares = [  # one vector in memory at a time
         result.layer_shares(result.eigenvector(end, i + 1))
@@ -222,7 +215,7 @@ def _shares_at(run: Run, step: int) -> NDArray[np.float64]:
 
 
 def _best_steps(run: Run, step: int, names: Sequence[str]) -> list[str]:
-    """The best step sizes along eigenvectors, where they were measured at the step."""
+    """Return the best step sizes along eigenvectors, where they were measured at the step."""
     measured = run.studies.get("step_sizes")
     found: dict[str, str] = {}
     if measured is not None:
@@ -242,10 +235,10 @@ def _names(run: Run) -> list[str]:
 
 
 def _both(run: Run, what: str, row: int) -> NDArray[Any]:
-    """Values of a step of both ends, in the order of `_names`."""
+    """Return values of a step of both ends, in the order of `_names`."""
     return np.concatenate([getattr(run, f"{what}_{end}")[row] for end in ENDS])
 
 
 def _symmetric_log(values: NDArray[np.float64], linear: float) -> NDArray[np.float64]:
-    """sign(x) log₁₀(1 + |x| / linear): linear near zero, logarithmic beyond."""
+    """Compute sign(x) log₁₀(1 + |x| / linear): linear near zero, logarithmic beyond."""
     return np.asarray(np.sign(values) * np.log10(1 + np.abs(values) / linear))

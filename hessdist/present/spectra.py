@@ -30,16 +30,11 @@ _FLOOR = 1e-10  # of the largest |λ|, far below what rounding leaves of it
 
 
 def draw_histogram(axes: Axes, values: NDArray[Any], edges: NDArray[Any], most: int) -> str:
-    """Draw how many eigenvalues lie in each bin on a logarithmic axis, with marks at outliers.
+    """Draw how many eigenvalues, (matrices, d), lie in each bin on a logarithmic axis.
 
-    Args:
-        axes: The axes; their horizontal one is an `asinh_axis`.
-        values: The eigenvalues of some matrices, (matrices, d).
-        edges: The edges of the bins, from `bin_edges`.
-        most: How many outliers are looked for in each matrix.
-
-    Returns:
-        The share near zero, the negative eigenvalues and the outliers as text.
+    The horizontal axis is an `asinh_axis`, and the edges are those of `bin_edges`. Marks are at
+    outliers, at most `most` in each matrix. The text that is returned has the share near zero, the
+    negative eigenvalues and the outliers.
     """
     known = values[np.isfinite(values)]
     if not known.size:
@@ -59,7 +54,7 @@ def draw_histogram(axes: Axes, values: NDArray[Any], edges: NDArray[Any], most: 
 
 
 def _outliers(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """The eigenvalues of a matrix above the widest gap."""
+    """Return the eigenvalues of a matrix above the widest gap."""
     count = in_numbers(values, most).outliers if len(values) else 0
     return np.sort(values)[::-1][: int(count)]
 
@@ -77,13 +72,10 @@ def histogram_legend(figure: Figure) -> None:
 
 
 def draw_profile(axes: Axes, values: NDArray[Any], colour: ColorType, floor: float) -> None:
-    """Draw |λ| by rank, the largest λ first, with hollow marks at negative eigenvalues.
+    """Draw |λ| by rank, (d,), the largest λ first, with hollow marks at negative eigenvalues.
 
-    Args:
-        axes: The axes; their vertical one becomes logarithmic.
-        values: The eigenvalues of one matrix, (d,), in any order.
-        colour: The colour of the line and of the marks.
-        floor: The smallest |λ| on the axis; what is smaller is drawn there, without a mark.
+    The vertical axis becomes logarithmic. What is smaller than `floor` is drawn there, without a
+    mark.
     """
     ordered = np.sort(values[np.isfinite(values)])[::-1]
     d = len(ordered)
@@ -121,14 +113,7 @@ def sign_keys() -> list[Line2D]:
 
 
 def draw_matrix(axes: Axes, picture: NDArray[Any], size: int, norm: SymLogNorm) -> None:
-    """Draw a matrix in colours, its first parameter at the upper left.
-
-    Args:
-        axes: The axes.
-        picture: The entries or tiles of the matrix, (cells, cells).
-        size: The dimension d of the matrix.
-        norm: The scale of the colours, from `entry_norm`.
-    """
+    """Draw entries or tiles of a d × d matrix in colours, its first parameter at the upper left."""
     axes.grid(False)
     if not np.isfinite(picture).any():
         note(axes, "the matrix is not finite")
@@ -144,15 +129,7 @@ def entry_norm(largest: float) -> SymLogNorm:
 
 
 def entry_bar(figure: Figure, axes: Any, norm: SymLogNorm, label: str, **place: Any) -> None:
-    """Add a bar that shows the colour of each entry.
-
-    Args:
-        figure: The figure.
-        axes: The axes at whose side the bar is.
-        norm: The scale of the colours, from `entry_norm`.
-        label: The label of the bar.
-        place: The place and size of the bar, as `Figure.colorbar` takes it.
-    """
+    """Add a bar that shows the colour of each entry, in a place as `Figure.colorbar` takes it."""
     largest = float(norm.vmax or 1)
     bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes, label=label, **place)
     ticks = largest * np.array([-1, -0.1, -0.01, 0, 0.01, 0.1, 1])

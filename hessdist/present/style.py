@@ -41,7 +41,7 @@ def of_end(end: str, count: int) -> list[str]:
 
 
 def _between(stops: Sequence[tuple[int, int, int]], place: float) -> str:
-    """The colour at a place from 0 to 1 along some stops."""
+    """Return the colour at a place from 0 to 1 along some stops."""
     part = min(int(place * (len(stops) - 1)), len(stops) - 2)
     share = place * (len(stops) - 1) - part
     mixed = (round(a + share * (b - a)) for a, b in zip(*stops[part : part + 2], strict=True))

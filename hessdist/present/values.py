@@ -14,15 +14,9 @@ VIEW = 8000
 
 
 def numbers(values: ArrayLike, digits: int = 7, otherwise: str | None = None) -> Any:
-    """Convert an array to nested lists.
+    """Convert an array to nested lists of floats with so many significant digits.
 
-    Args:
-        values: The numbers.
-        digits: How many significant digits are kept.
-        otherwise: What stands for a number that is not finite; plotly draws a gap for None.
-
-    Returns:
-        Nested lists of floats.
+    `otherwise` stands for a number that is not finite; plotly draws a gap for None.
     """
     array = np.asarray(values, float)
     if array.ndim:
@@ -32,15 +26,7 @@ def numbers(values: ArrayLike, digits: int = 7, otherwise: str | None = None) ->
 
 
 def hovered(values: ArrayLike, digits: int = 5) -> Any:
-    """Convert an array to nested lists for the text that is shown at a point.
-
-    Args:
-        values: The numbers.
-        digits: How many significant digits are kept.
-
-    Returns:
-        Nested lists of floats, and of "not finite".
-    """
+    """Convert an array to nested lists of floats and "not finite", for the text at a point."""
     return numbers(values, digits, "not finite")
 
 
@@ -56,16 +42,7 @@ def median(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
 
 
 def quantiles(values: NDArray[Any], shares: Sequence[float], axis: int) -> NDArray[np.float64]:
-    """Return quantiles of the finite values along an axis.
-
-    Args:
-        values: The values, of any shape.
-        shares: The quantiles that are wanted, from 0 to 1.
-        axis: The axis that is reduced.
-
-    Returns:
-        The quantiles, along a new first axis; NaN where no value is finite.
-    """
+    """Return quantiles of the finite values along an axis, in a new first axis; NaN without any."""
     moved = np.moveaxis(np.where(np.isfinite(values), values, np.nan), axis, 0)
     found = np.full((len(shares), *moved.shape[1:]), np.nan)
     some = np.isfinite(moved).any(axis=0)

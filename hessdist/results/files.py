@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import h5py
 
-from hessdist.errors import OutputError
+from hessdist.errors import FullDiskError, OutputError
 from hessdist.results import seal
 from hessdist.results.deferred import DeferredErrors
 
@@ -52,7 +53,7 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
         OutputError: The file cannot be written. An earlier file of this name is kept.
     """
     require_place(path)
-    partial = _partial(path)
+    partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         block = seal.BLOCK if sealed else 0
@@ -69,58 +70,86 @@ def replacing(path: Path, sealed: bool = False) -> Iterator[h5py.File]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):
-            raise OutputError(
-                f"{path} cannot be written ({getattr(error, 'strerror', None) or error})",
-                "free some space, or change output.path",
-            ) from error
+            failure = unwritable(path, error)
+            raise failure from error
         raise
 
 
-def require_place(path: Path) -> None:
+def unwritable(path: Path, error: Exception, option: str = "output.path") -> OutputError:
+    """Make the error for a file that cannot be written.
+
+    Args:
+        path: The file.
+        error: The error of the system or of HDF5.
+        option: The option that names the file, for the remedy.
+
+    Returns:
+        A `FullDiskError` if there is no space left, otherwise an `OutputError`.
+    """
+    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    what = f"{shortened(path)} cannot be written ({reason})"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return FullDiskError(what, f"free some space, or change {option}")
+    return OutputError(what, f"correct the permissions, or change {option}")
+
+
+def require_place(path: Path, option: str = "output.path or -o") -> None:
     """Refuse to put a file in the place of a folder or a device.
 
     Args:
         path: The path of the file to be written.
+        option: The option that names the file, for messages.
 
     Raises:
         OutputError: The path names no file, or a folder or device has this name.
     """
     parts_folder(path)
+    remedy = f"give the name of a file by {option}"
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"the path {shortened(path)} is too long", remedy) from error
         return  # nothing exists there, or the writer will raise the error
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OutputError(f"{path} is {what}", "give the name of a file by output.path or -o")
+        raise OutputError(f"{path} is {what}", remedy)
 
 
-def _partial(path: Path) -> Path:
+def shortened(path: Path, most: int = 120) -> str:
+    """Return a path as text, cut in the middle if it is very long."""
+    text = str(path)
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def partial_name(path: Path) -> Path:
     """Return a temporary name for this process; it is hidden, so that a scan skips it."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, option: str = "output.path") -> None:
     """Write a small text file so that a kill leaves it whole or as it was.
 
     Args:
-        path: The path of the file.
+        path: The path of the file; its folder is made if it is missing.
         text: The content of the file.
+        option: The option that names the file, for messages.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    require_place(path)
-    partial = _partial(path)
+    require_place(path, option)
+    partial = partial_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror})", "free some space, or change output.path"
-        ) from error
+        failure = unwritable(path, error, option)
+        raise failure from error
 
 
 def _flush(path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import h5py
 
-from hessdist.errors import OutputError
 from hessdist.results.files import replacing
+from hessdist.results.outputs import Kind, require_output
 from hessdist.results.reader import Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
 from hessdist.results.units import COMPRESSION, copy_linked_arrays, write_studies
@@ -27,11 +27,11 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
         eigenvectors: Whether to include eigenvectors and gradients; tables and studies always are.
 
     Raises:
-        OutputError: The file cannot be written, or it would overwrite the result itself.
+        OutputError: The file cannot be written, or it would overwrite a file that is no packed
+            result, or the result itself.
         ResultError: A checkpoint's file is missing or damaged.
     """
-    if path.exists() and path.samefile(run.path):
-        raise OutputError(f"{path} is the result itself", "give another path by -o")
+    require_output(path, Kind.PACK, [run.path], "-o")
     with replacing(path) as file:
         file.attrs.update(run.attributes)
         file.attrs["packed"] = True

@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import OutputError
-from hessdist.results.files import PARTIAL, parts_folder, replacing, require_place
+from hessdist.results.files import (
+    PARTIAL,
+    partial_name,
+    parts_folder,
+    replacing,
+    require_place,
+    shortened,
+)
 from hessdist.results.opening import open_hdf5, with_retries
 from hessdist.results.parts import column, read_row
 from hessdist.results.schema import (
@@ -113,14 +120,15 @@ def check_writable(path: Path) -> None:
     """
     require_place(path)
     folder = parts_folder(path)
-    probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        for target in (part_path(path, 0, "f" * 12), path):
+            probe = partial_name(target)  # the longest name
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise OutputError(
-            f"the output folder {folder} cannot be written ({error.strerror})",
+            f"the output folder {shortened(folder)} cannot be written ({error.strerror})",
             "change output.path or the folder's permissions",
         ) from error
 

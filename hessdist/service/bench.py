@@ -17,11 +17,14 @@ from torch import nn
 
 from hessdist import __version__
 from hessdist.config.job import Job
-from hessdist.errors import InputError, OutputError
+from hessdist.errors import InputError
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.memory import peak_bytes
 from hessdist.parallel.ranks import Ranks
+from hessdist.results.files import write_text
+from hessdist.results.outputs import Kind, require_output
 from hessdist.service.console import Console
+from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.timing import Kept, Scaling, Seconds, time_products, time_scaling
 from hessdist.service.versions import library_versions
 from hessdist.service.workload import workload_of
@@ -137,7 +140,10 @@ def bench(
         checkpoint = _checkpoint(job, step)
         petsc.require()
         if ranks.is_root:
-            _write(target, "{}\n")
+            require_petsc_files(options)
+        if ranks.is_root:
+            require_output(target, Kind.JSON, option="--json")
+            write_text(target, "{}\n", "--json")
         workload = workload_of(job)
     petsc.initialise(options)
     for line in petsc.ineffective_options(options):
@@ -145,7 +151,7 @@ def bench(
     result = _measure(job, workload, ranks, console, checkpoint, repeat, solve)
     with ranks.agreeing():
         if ranks.is_root:
-            _write(target, json.dumps(asdict(result), indent=2) + "\n")
+            write_text(target, json.dumps(asdict(result), indent=2) + "\n", "--json")
     console.line(f"written: {target}")
     return result
 
@@ -164,16 +170,6 @@ def _checkpoint(job: Job, step: int | None) -> Checkpoint | None:
             f"use one of {', '.join(map(str, found))}",
         )
     return found[step]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror})", "name another file with --json"
-        ) from error
 
 
 def _measure(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -16,12 +15,15 @@ from numpy.typing import NDArray
 
 from hessdist.config.job import Job
 from hessdist.config.studies import registry
-from hessdist.errors import CheckpointError, OutputError
+from hessdist.errors import CheckpointError
 from hessdist.landscape.diagnosis import Point, findings
 from hessdist.parallel.ranks import Ranks
+from hessdist.results.files import write_text
+from hessdist.results.outputs import Kind, require_output
 from hessdist.results.schema import SOFTWARE
 from hessdist.service.console import Console
 from hessdist.service.units import Outcome, Result, Work, work_through
+from hessdist.workload.steps import beyond_number
 
 
 def diagnose(
@@ -64,7 +66,7 @@ def diagnose(
     """
     with ranks.agreeing():
         if json_path is not None and ranks.is_root:
-            _check_writable(json_path)
+            require_output(json_path, Kind.JSON, option="--json")
     which = "all checkpoints" if everything else "a checkpoint"
     studies = [(registry()["diagnosis"], job.diagnosis)]
     work = Work(
@@ -79,10 +81,23 @@ def diagnose(
     if json_path is not None:
         with ranks.agreeing():
             if ranks.is_root:
-                _write_json(json_path, as_json(job, outcome.results))
+                document = as_json(job, outcome.results)
+                text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+                write_text(json_path, text + "\n", "--json")
         console.line(f"as JSON: {json_path}")
     outcome.raise_set_aside()
+    if step is None:
+        _refuse_without_step(job, ranks)
     return outcome
+
+
+def _refuse_without_step(job: Job, ranks: Ranks) -> None:
+    """Say at the end which checkpoints were passed over, as their step is no number. Collective."""
+    where = job.checkpoints
+    with ranks.agreeing():
+        if ranks.is_root:
+            for error in beyond_number(where.directory, where.pattern):
+                raise error
 
 
 def _chosen(job: Job, step: int | None, everything: bool, steps: Sequence[int]) -> Sequence[int]:
@@ -142,27 +157,3 @@ def _of_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_of_json(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a long solve whether the file can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} cannot be written ({error.strerror})", "name another file with --json"
-    )

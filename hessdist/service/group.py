@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import Job
-from hessdist.errors import CheckpointError, HessdistError, NumericalError, Stopped
-from hessdist.objective import Objective
+from hessdist.errors import (
+    CheckpointError,
+    FullDiskError,
+    HessdistError,
+    NumericalError,
+    Stopped,
+)
+from hessdist.objective import Evaluation, Objective
 from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
 from hessdist.service import locks
 from hessdist.service.console import Console
-from hessdist.service.journal import ProductJournal
+from hessdist.service.journal import ProductJournal, remove_journals
 from hessdist.service.metrics import Metrics
 from hessdist.service.progress import SolveProgress, summary_line
 from hessdist.service.queue import Source
 from hessdist.service.stop import Stop
 from hessdist.service.storing import RunStore
+from hessdist.service.training_run import digest_of_result, set_outdated_aside
+from hessdist.spectrum.eigenpairs import Eigenpairs
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
@@ -130,7 +139,10 @@ class Group:
         self._repeats: dict[int, int] = {}
         self._known = 0  # number of checkpoints so far
         self._gives_up = True
+        self._follows = False
+        self._worked = False  # since the last look for checkpoints
         self._set_aside: dict[int, Signature] = {}
+        self._when_done: dict[int, Signature] = {}  # of the checkpoints' files
         self._guesses: NDArray[Any] | None = None
         self._last_products: int | None = None
         with world.agreeing():
@@ -145,7 +157,7 @@ class Group:
         Args:
             source: The source of the checkpoints.
         """
-        self._gives_up = source.gives_up
+        self._gives_up, self._follows = source.gives_up, source.follows
         try:
             while True:
                 task, over = self._next(source)
@@ -181,7 +193,7 @@ class Group:
 
     def _look(self, source: Source) -> tuple[_Task | None, bool]:
         self.read_messages()
-        busy = False
+        busy, self._worked = self._worked, False
         found = source.look()
         self._known = len(found)
         for checkpoint in found:
@@ -203,15 +215,25 @@ class Group:
         return None, bool(self._stop.caught) or source.is_over(self._finished(), busy)
 
     def _is_finished(self, checkpoint: Checkpoint) -> bool:
-        aside = self._set_aside.get(checkpoint.step)
-        if aside is not None:
-            try:
-                if signature(checkpoint.path) == aside:
-                    return True
-            except CheckpointError:
+        """Return whether there is no work at a checkpoint."""
+        # A changed file is read again: in a sweep if it was set aside, in a watch in any case.
+        step = checkpoint.step
+        known = self._set_aside.get(step)
+        if known is None and self._follows:
+            known = self._when_done.get(step)
+        if known is None:
+            return step in self._finished()
+        try:
+            if signature(checkpoint.path) == known:
                 return True
-            del self._set_aside[checkpoint.step], self.outcomes.failed[checkpoint.step]
-        return checkpoint.step in self._finished()
+        except CheckpointError:
+            return True
+        self._set_aside.pop(step, None)
+        self._when_done.pop(step, None)
+        self.outcomes.failed.pop(step, None)
+        for steps in (self.outcomes.solved, self.outcomes.skipped, self._elsewhere):
+            steps.discard(step)
+        return False
 
     def _finished(self) -> set[int]:
         return self.outcomes.finished | self._elsewhere
@@ -238,8 +260,11 @@ class Group:
         state = part_state(part, self.fingerprint, digest)
         if state is PartState.COMPLETE:
             self._line(f"step {checkpoint.step}: already done")
-            self._done(checkpoint.step, self.outcomes.skipped)
+            remove_journals(self.job.output.path, checkpoint.step)
+            self._done(checkpoint.step, self.outcomes.skipped, when_read)
             return None
+        if state is PartState.OTHER and digest_of_result(part) not in (None, digest):
+            self._begin_anew(checkpoint.step)
         if state is PartState.DAMAGED:
             aside = part.with_name(f"{part.name}.damaged")
             part.replace(aside)
@@ -248,6 +273,17 @@ class Group:
             )
         return _Task(checkpoint, digest, when_read)
 
+    def _begin_anew(self, step: int) -> None:
+        """Tell that a checkpoint has changed, and set aside what an earlier run has left."""
+        self._line(f"step {step}: its checkpoint has changed since it was solved; solved anew")
+        aside = set_outdated_aside(self.job)
+        for path in aside:
+            self._line(
+                f"its checkpoint is gone, and the result of an earlier run set aside: {path}"
+            )
+        if aside:
+            self.store.publish()
+
     # -- one checkpoint ----------------------------------------------------------------------
 
     def _process(self, task: _Task) -> None:
@@ -255,6 +291,7 @@ class Group:
         try:
             self._objective.share_parameters()
             self._solve(task)
+            self._worked = True
         except (CheckpointError, NumericalError) as error:
             if not error.agreed:
                 raise
@@ -292,17 +329,39 @@ class Group:
             pairs = eigenpairs_as(
                 wanted, shell, guesses=self._guesses, on_restart=progress.after_restart
             )
-            self.store.write(task.checkpoint, task.digest, here, pairs, shell.replayed)
+            self._write(task, here, pairs, shell.replayed, journal)
         finally:
             self._console.solved()
             if journal is not None:
                 journal.close()
         self._last_products = pairs.products
-        if journal is not None:
-            journal.drop()
         self._line(summary_line(step, here, pairs, shell.replayed))
         if wanted.warm_start:
             self._guesses = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
+
+    def _write(
+        self,
+        task: _Task,
+        here: Evaluation,
+        pairs: Eigenpairs,
+        replayed: int,
+        journal: ProductJournal | None,
+    ) -> None:
+        """Write the result, for which its journal makes way, and the index. Collective."""
+        step = task.checkpoint.step
+        try:
+            self.store.write(task.checkpoint, task.digest, here, pairs, replayed)
+        except FullDiskError as error:
+            if journal is None or not journal.takes(self.store.bytes_of(pairs)):
+                raise
+            self._line(f"step {step}: {error.what}: its journal makes way")
+            journal.drop()
+            self.store.write(task.checkpoint, task.digest, here, pairs, replayed)
+        if journal is not None:
+            journal.drop()
+        with self.ranks.agreeing():
+            if self.ranks.is_root:
+                self.store.publish()
 
     def _journal(self, task: _Task) -> ProductJournal:
         identity = {
@@ -318,7 +377,8 @@ class Group:
     def _settle(self, task: _Task) -> None:
         """Mark a checkpoint as done, unless its file has changed since it was read."""
         step = task.checkpoint.step
-        self._failure_note(step).unlink(missing_ok=True)
+        with suppress(OSError):  # nothing is lost with the note
+            self._failure_note(step).unlink(missing_ok=True)
         try:
             changed = signature(task.checkpoint.path) != task.signature
         except CheckpointError:
@@ -327,11 +387,12 @@ class Group:
             self._repeats[step] = self._repeats.get(step, 0) + 1
             self._line(f"step {step}: its checkpoint has changed meanwhile and is read again")
             return
-        self._done(step, self.outcomes.solved)
+        self._done(step, self.outcomes.solved, task.signature)
 
-    def _done(self, step: int, steps: set[int]) -> None:
+    def _done(self, step: int, steps: set[int], when_read: Signature) -> None:
         steps.add(step)
-        self._post("done", step)
+        self._when_done[step] = when_read
+        self._post("done", (step, when_read))
         self._advance()
 
     def _fail(self, checkpoint: Checkpoint, error: HessdistError) -> None:
@@ -377,7 +438,8 @@ class Group:
             if what == "line":
                 self._console.line(value)
             elif what == "done":
-                self._elsewhere.add(value)
+                step, self._when_done[step] = value
+                self._elsewhere.add(step)
                 self._advance()
             else:
                 self._stop.request()

@@ -55,7 +55,7 @@ class ProductJournal:
         line: Callable[[str], None],
     ) -> None:
         self._ranks, self._limit, self._line = ranks, limit, line
-        self._step = step
+        self._run, self._step = path, step
         self._identity = {**identity, "ranks": ranks.size, "rank": ranks.rank}
         self.path = _folder(path) / f"{group_name(step)}.rank-{ranks.rank}"
         self._position = 0  # records read or written so far
@@ -176,15 +176,36 @@ class ProductJournal:
             self._file.close()
             self._file = None
 
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes fit on the disk if the journals of all ranks go. Collective."""
+        free = 0
+        with suppress(OSError):
+            journals = self.path.parent.glob(f"{group_name(self._step)}.rank-*")
+            free = sum(one.stat().st_blocks * 512 for one in journals)
+            disk = os.statvfs(self.path.parent)
+            free += disk.f_bavail * disk.f_frsize
+        return bool(self._ranks.broadcast(free >= size))
+
     def drop(self) -> None:
-        """Remove the journal, because its checkpoint is complete."""
+        """Remove the journal, because its checkpoint is complete. Collective."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a journal that stays is ignored, or removed later
+            self.path.unlink(missing_ok=True)
+        self._ranks.wait()  # until the space is free
         if self._ranks.is_root:  # those of a run on more ranks
-            with suppress(FileNotFoundError):
-                for other in self.path.parent.glob(f"{group_name(self._step)}.rank-*"):
-                    if int(other.name.rsplit("-", 1)[1]) >= self._ranks.size:
-                        other.unlink(missing_ok=True)
+            remove_journals(self._run, self._step)
+
+
+def remove_journals(path: Path, step: int) -> None:
+    """Remove the journals of all ranks of a checkpoint that is complete. Not collective.
+
+    Args:
+        path: The file of the run.
+        step: The step of the checkpoint.
+    """
+    with suppress(OSError):
+        for journal in _folder(path).glob(f"{group_name(step)}.rank-*"):
+            journal.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdist.errors import OutputError
+from hessdist.results.outputs import Kind, require_output
 from hessdist.spectrum.shell import ShellMatrix
 
 
@@ -24,7 +25,7 @@ class Metrics:
         fields: Fields that are the same in all lines.
 
     Raises:
-        OutputError: The file cannot be opened.
+        OutputError: The file cannot be opened, or it is no metrics file.
     """
 
     def __init__(self, path: Path | None, **fields: Any) -> None:
@@ -33,6 +34,7 @@ class Metrics:
         self.begin(0)
         if path is None:
             return
+        require_output(path, Kind.METRICS, option="service.metrics")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from hessdist.errors import CheckpointError
-from hessdist.workload.steps import Checkpoint, Signature, scan_checkpoints, signature
+from hessdist.workload.steps import (
+    Checkpoint,
+    Signature,
+    beyond_number,
+    scan_checkpoints,
+    signature,
+)
 
 
 class Source(Protocol):
@@ -16,9 +22,14 @@ class Source(Protocol):
 
     gives_up: bool
     """Whether the work ends when the first few checkpoints have all been set aside."""
+    follows: bool
+    """Whether a checkpoint that is done is worked at again when its file changes."""
 
     def look(self) -> Sequence[Checkpoint]:
         """List the checkpoints that are ready, by increasing step, done or not."""
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those that are set aside because their step is no number of 64 bits."""
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Decide whether no more checkpoints will come.
@@ -27,7 +38,7 @@ class Source(Protocol):
 
         Args:
             finished: Steps that are done or set aside.
-            busy: Whether other processes are solving some of them.
+            busy: Whether other processes are solving some of them, or this one has just done so.
         """
 
 
@@ -36,16 +47,23 @@ class Listed:
 
     Args:
         checkpoints: All of them.
+        without_step: Errors of those whose step is no number.
     """
 
-    gives_up = True
+    gives_up, follows = True, False
 
-    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
-        self._checkpoints = checkpoints
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], without_step: Sequence[CheckpointError] = ()
+    ) -> None:
+        self._checkpoints, self._without_step = checkpoints, without_step
 
     def look(self) -> Sequence[Checkpoint]:
         """List all checkpoints."""
         return self._checkpoints
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those of the beginning."""
+        return self._without_step
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Return True: a sweep does not wait for what others solve."""
@@ -66,7 +84,7 @@ class Watched:
         pattern: A regular expression for the step in a name, as in `scan_checkpoints`.
     """
 
-    gives_up = False
+    gives_up, follows = False, True
 
     def __init__(
         self,
@@ -81,11 +99,13 @@ class Watched:
         self._seen: dict[Checkpoint, tuple[Signature, float]] = {}
         self._active = time.monotonic()
         self._finished = 0
+        self._unsettled: set[int] = set()
 
     def look(self) -> Sequence[Checkpoint]:
         """List the checkpoints that have settled."""
         now = time.monotonic()
         settled = []
+        self._unsettled = set()
         for checkpoint in scan_checkpoints(self._directory, self._pattern):
             try:
                 present = signature(checkpoint.path)
@@ -97,7 +117,13 @@ class Watched:
                 self._seen[checkpoint] = present, now
             elif now - since >= self._settle:
                 settled.append(checkpoint)
+                continue
+            self._unsettled.add(checkpoint.step)
         return settled
+
+    def without_step(self) -> Sequence[CheckpointError]:
+        """List those of the folder as it is now."""
+        return beyond_number(self._directory, self._pattern)
 
     def is_over(self, finished: set[int], busy: bool) -> bool:
         """Return whether the last step is done, or the folder has been idle for too long."""
@@ -105,5 +131,5 @@ class Watched:
         if busy or len(finished) > self._finished:
             self._active, self._finished = now, len(finished)
         if self._last is not None and self._last in finished and not busy:
-            return True
+            return not any(step <= self._last for step in self._unsettled)
         return self._idle is not None and now - self._active >= self._idle

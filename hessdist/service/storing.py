@@ -67,7 +67,7 @@ class RunStore:
         pairs: Eigenpairs,
         replayed: int,
     ) -> None:
-        """Write the file of a checkpoint, and the index. Collective.
+        """Write the file of a checkpoint. Collective.
 
         Args:
             checkpoint: The checkpoint.
@@ -106,10 +106,21 @@ class RunStore:
                         "replayed_products": replayed,
                     })
                     stack.close()  # flush and rename here: all ranks learn of a full disk
+
+    def bytes_of(self, pairs: Eigenpairs) -> int:
+        """Estimate the size of the file of a checkpoint, in bytes."""
+        vectors = len(pairs.largest.values) + len(pairs.smallest.values)
+        numbers = 2 + (vectors if self._job.spectrum.eigenvectors else 0)
+        return 4 * self._layout.size * numbers + (1 << 15)
+
+    def publish(self) -> None:
+        """Write the index, unless that of another job is to stay. Not collective.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
         if not self._keep_index:
-            with ranks.agreeing():
-                if root:
-                    self.write_index()
+            self.write_index()
 
     def write_index(self) -> None:
         """Write the index of the run, while a lock keeps other writers out. Not collective.

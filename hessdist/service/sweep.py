@@ -10,9 +10,17 @@ from pathlib import Path
 
 from hessdist.config.job import Job, changed_fields
 from hessdist.config.loader import parse_job
-from hessdist.errors import OutputError, ReadingError, ResultError, Stopped
+from hessdist.errors import (
+    CheckpointError,
+    HessdistError,
+    OutputError,
+    ReadingError,
+    ResultError,
+    Stopped,
+)
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder, write_text
+from hessdist.results.outputs import Kind, require_folder_of_one_result, require_output
 from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import check_writable, parts_of, remove_partial_files
@@ -20,12 +28,19 @@ from hessdist.service import locks
 from hessdist.service.console import Console
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
+from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
+from hessdist.service.training_run import require_run_of_before
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
-from hessdist.workload.steps import find_checkpoints, select_checkpoints
+from hessdist.workload.steps import (
+    beyond_number,
+    find_checkpoints,
+    scan_checkpoints,
+    select_checkpoints,
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,14 @@ def sweep(
         InputError: Anything that a user can get wrong; on every rank.
         Stopped: A signal came while work was left; what is done is on disk.
     """
+    where, without_step = job.checkpoints, list[CheckpointError]()
     with ranks.agreeing():
-        checkpoints = find_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
-        if selection is not None:
+        checkpoints = find_checkpoints(where.directory, where.pattern)
+        if selection is None:
+            without_step = beyond_number(where.directory, where.pattern)
+        else:
             checkpoints = select_checkpoints(checkpoints, selection)
-    source = Listed(checkpoints)
+    source = Listed(checkpoints, without_step)
     return _serve(job, text, ranks, console, source, options, overwrite, share)
 
 
@@ -139,6 +157,8 @@ def _serve(
                 )
             petsc.require()
             if ranks.is_root:
+                require_petsc_files(options)
+            if ranks.is_root:
                 replaces = _check_existing(job, path, overwrite)
                 if not share:
                     remove_partial_files(path)
@@ -151,6 +171,7 @@ def _serve(
         index, members = ranks.split(groups) if groups > 1 else (0, ranks)
         objective = workload.on(members)
         require_samples_of_before(ranks, job, objective.sample_digests)
+        require_run_of_before(ranks, job, objective)
         found = source.look() if ranks.is_root else []
         console.line(
             f"{job.name}: {job.spectrum.operator} of {objective.layout.size:,} parameters over "
@@ -169,7 +190,10 @@ def _serve(
         unconverged = _finish(outcomes, group, ranks, replaces and not share)
         for word in petsc.unused_options(options):
             console.line(f"warning: PETSc option {word} was not used; is it spelt right?")
-        _raise_unfinished(outcomes, path)
+        without_step = source.without_step() if ranks.is_root else ()
+        for error in without_step:
+            console.line(f"set aside: {error}")
+        _raise_unfinished(outcomes, ranks.broadcast(without_step), path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
 
 
@@ -217,18 +241,26 @@ def _holder(path: Path) -> str:
 
 def _check_existing(job: Job, path: Path, overwrite: bool) -> bool:
     """Return whether another job's result is replaced; refuse it without --overwrite."""
+    require_folder_of_one_result(path)
     if not os.path.lexists(path):
         return False
+    if parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint())):
+        rebuilt = True  # a damaged index of this job is rebuilt from its checkpoints' files
+    else:
+        rebuilt = False
+        require_output(path, Kind.RESULT, option="output.path")
     try:
         run = open_run(path)
     except ReadingError:
         raise
     except ResultError as error:
-        if overwrite or (parts_folder(path).is_dir() and any(parts_of(path, job.fingerprint()))):
-            return False  # a damaged index of this job is rebuilt from its checkpoints' files
+        if overwrite or rebuilt:
+            return False
         raise OutputError(
             f"{path} exists and cannot be read as a result", "move it away, or use --overwrite"
         ) from error
+    if run.attributes.get("packed", False):
+        raise OutputError(f"{path} is a packed result", "choose another output.path")
     if run.fingerprint == job.fingerprint():
         return False
     if overwrite:
@@ -263,6 +295,7 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
         if ranks.is_root:
             remove_folder(path)
             mine = parts_of(path, group.fingerprint)
+            _require_results(outcomes, group.job, mine)
             if mine and (complete or not replaces):
                 if outcomes.solved or not _is_current(path, mine):
                     group.store.write_index()
@@ -270,6 +303,20 @@ def _finish(outcomes: Outcomes, group: Group, ranks: Ranks, replaces: bool) -> l
                     _drop_others(path, set(mine))
                 unconverged = _unconverged(open_run(path))
     return list(ranks.broadcast(unconverged))
+
+
+def _require_results(outcomes: Outcomes, job: Job, parts: Sequence[Path]) -> None:
+    """Refuse to call a sweep done if files that it wrote have been removed meanwhile."""
+    there = {part.name.split(".")[0] for part in parts}
+    listed = scan_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
+    done = {one.step for one in listed} & (outcomes.solved | outcomes.skipped)
+    gone = sorted(step for step in done if group_name(step) not in there)
+    if gone:
+        raise OutputError(
+            f"the results of steps {', '.join(map(str, gone))} have been removed from "
+            f"{parts_folder(job.output.path)} meanwhile",
+            "start the same command again",
+        )
 
 
 def _is_current(path: Path, parts: Sequence[Path]) -> bool:
@@ -293,20 +340,25 @@ def _drop_others(path: Path, kept: set[Path]) -> None:
                 other.unlink()
 
 
-def _raise_unfinished(outcomes: Outcomes, path: Path) -> None:
+def _raise_unfinished(
+    outcomes: Outcomes, without_step: Sequence[CheckpointError], path: Path
+) -> None:
     """Raise the error for checkpoints that are left or were set aside, if there are any."""
     if outcomes.stopped and outcomes.left:
         raise Stopped(
             f"stopped on a signal with {_count(len(outcomes.left), 'checkpoint')} left of {path}",
             "start the same command again",
         ).on_all_ranks()
-    if not outcomes.failed:
+    failures: list[HessdistError] = [*outcomes.failed.values(), *without_step]
+    if not failures:
         return
-    first = next(iter(outcomes.failed.values()))
-    if len(outcomes.failed) == 1:
+    first = failures[0]
+    if len(failures) == 1:
         raise first.on_all_ranks()
-    steps = ", ".join(map(str, sorted(outcomes.failed)))
-    what = f"checkpoints of steps {steps} were set aside: {first.what}"
+    which = f"{len(failures)} checkpoints"
+    if not without_step:
+        which = f"checkpoints of steps {', '.join(map(str, sorted(outcomes.failed)))}"
+    what = f"{which} were set aside: {first.what}"
     raise type(first)(what, first.remedy).on_all_ranks()
 
 

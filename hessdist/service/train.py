@@ -10,7 +10,7 @@ from hessdist.service.console import Console
 from hessdist.service.samples import write_training_samples
 from hessdist.workload.checkpoints import require_named
 from hessdist.workload.collate import find_collate
-from hessdist.workload.datasets import build_dataset, choose_samples
+from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
 from hessdist.workload.models import build_model
 from hessdist.workload.named_losses import build_loss
 from hessdist.workload.shard import Shard
@@ -36,7 +36,7 @@ def train_job(job: Job, console: Console) -> None:
     dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
     shard = Shard(
         dataset,
-        choose_samples(len(dataset), None, None, "first", 0),
+        choose_samples(count_samples(dataset), None, None, "first", 0),
         batch_size=settings.batch_size,
         device=device,
         dtype=dtype,

@@ -30,6 +30,7 @@ from hessdist.errors import (
 )
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.files import parts_folder
+from hessdist.results.outputs import require_folder_of_one_result
 from hessdist.results.reader import CheckpointResult, Run, open_run
 from hessdist.results.units import (
     Digests,
@@ -43,9 +44,11 @@ from hessdist.results.units import (
 from hessdist.results.writer import Rows, RunDescription, check_writable, parts_of, write_index
 from hessdist.service import locks
 from hessdist.service.console import Console
+from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.storing import describe
+from hessdist.service.training_run import require_run_of_before
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.base import Study
@@ -172,12 +175,15 @@ def _begin(
         _check(work, job, options)
         if ranks.is_root:
             check_writable(job.output.path)
+            require_folder_of_one_result(job.output.path)
             for lock in locks.exclusive(job.output.path, console.line):
                 stack.callback(lock.release)
     stop = stack.enter_context(Stop(job.service.signal))
     plan = _Plan()
     with ranks.agreeing():
         petsc.require()
+        if ranks.is_root:
+            require_petsc_files(options)
         workload = workload_of(job)
         if ranks.is_root:
             plan = _Planner(work, job, options, overwrite).plan()
@@ -186,6 +192,8 @@ def _begin(
         console.line(line)
     objective = workload.on(ranks)
     require_samples_of_before(ranks, job, objective.sample_digests)
+    if any(study.needs.checkpoints for study, _ in work.studies):
+        require_run_of_before(ranks, job, objective)
     context = Context(job, workload, objective)
     for study, settings in work.studies:
         study.run_prepare(context, settings)
@@ -292,6 +300,8 @@ class _Planner:
         if not self._path.exists() and not required:
             return None
         run = open_run(self._path)
+        if run.attributes.get("packed", False):
+            raise OutputError(f"{self._path} is a packed result", "choose another output.path")
         if required and not len(run):
             raise ResultError(f"{self._path} has no checkpoint", "run `hessdist spectrum` first")
         if run.fingerprint != self._fingerprint:

@@ -1,10 +1,10 @@
 """Exact spectra: the dense matrix, assembled over the ranks, and all of its eigenvalues.
 
-Columns are products with unit vectors, a block of them in one pass over the samples and one
-reduction; rank p keeps its rows of every column. One rank's LAPACK takes the matrix where it fits
-into the memory of a node: it is several times as fast as SLEPc's distributed solver, ScaLAPACK's QR
-iteration, which computes all eigenvectors whether they are wanted or not (docs/measured.md). That
-one serves where the matrix fits into the memory of all nodes alone.
+Columns are products with unit vectors. A block of them needs one pass over the samples and one
+reduction, and rank p keeps its rows of every column. If the matrix fits into the memory of a node,
+LAPACK on one rank solves it. This is several times as fast as SLEPc's distributed solver, the QR
+iteration of ScaLAPACK, which always computes all eigenvectors (docs/measured.md). The distributed
+solver is for matrices that fit only into the memory of all nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,31 +31,22 @@ from hessdist.spectrum.start import random_entries
 Solver = Literal["lapack", "scalapack"]
 
 BLOCK = 16
-"""Columns that are computed in one pass over the samples."""
-
-_NUMBER = 8  # bytes
-_MESSAGE = 64  # columns that are moved at a time
-_TRIAL = 1024  # size of the matrices that rates are measured with: larger than a core's cache
-# Matrices of d x d that a solve holds at its peak, beside the assembled one: LAPACK's (on rank 0:
-# the matrix, with eigenvectors dsyevd's work space), and ScaLAPACK's (the matrix converted, the
-# solver's own copy, the eigenvectors and SLEPc's basis of them).
-_WHOLE = {False: 1.0, True: 3.0}
-_SPREAD = 5.0
+"""The number of columns that are computed in one pass over the samples."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an exact spectrum is computed, and what it takes; the same on every rank."""
+    """The solver of an exact spectrum, and its cost; the same on every rank."""
 
     size: int
     eigenvectors: bool
     solver: Solver
-    memory: int  # bytes of the rank that takes most
-    seconds_products: float  # about
-    seconds_eigenvalues: float  # about
+    memory: int  # bytes on the rank that needs most
+    seconds_products: float  # estimated
+    seconds_eigenvalues: float  # estimated
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Describe the plan in one line."""
         return (
             f"{self.size:,} eigenvalues: {self.memory / 2**30:.2f} GiB a rank at most, about "
             f"{self.seconds_products:.3g} s of products and {self.seconds_eigenvalues:.3g} s of "
@@ -75,20 +66,21 @@ class ExactSpectrum:
 
 
 def plan(shell: ShellMatrix, *, eigenvectors: bool = False, solver: Solver | None = None) -> Plan:
-    """Look ahead: which solver, how much memory, how long. Collective.
+    """Choose the solver, and estimate memory and time. Collective.
 
-    Seconds come from two blocks of products and from small dense products here and now.
+    The time is estimated from two blocks of products and from small dense products.
 
     Args:
         shell: The matrix.
-        eigenvectors: Whether they are wanted.
-        solver: "lapack" on rank 0 or "scalapack" on all; None: LAPACK where its memory is there.
+        eigenvectors: True if eigenvectors are wanted.
+        solver: "lapack" on rank 0 or "scalapack" on all ranks; None: LAPACK if its memory is
+            available.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: The matrix does not fit into the memory that is free; on every rank.
+        InputError: The matrix does not fit into the free memory; on every rank.
     """
     ranks, size = shell.ranks, shell.size
     chosen, needed = choose_solver(ranks, size, eigenvectors=eigenvectors, solver=solver)
@@ -108,13 +100,13 @@ def exact_spectrum(
 ) -> ExactSpectrum:
     """Assemble a symmetric matrix and compute all of its eigenvalues. Collective.
 
-    The lower triangle counts, in both solvers.
+    Both solvers use only the lower triangle.
 
     Args:
         shell: The matrix.
-        planned: From `plan`.
-        on_matrix: Called with the matrix before it is overwritten: this rank's entries of its
-            columns, (d, d_local).
+        planned: The plan, from `plan`.
+        on_matrix: Called with this rank's entries of the columns, (d, d_local), before they are
+            overwritten.
 
     Returns:
         The spectrum.
@@ -132,56 +124,53 @@ def exact_spectrum(
     solve = _by_lapack if planned.solver == "lapack" else _by_scalapack
     values, vectors = solve(ranks, columns, planned.eigenvectors)
     return ExactSpectrum(
-        values,
-        vectors,
-        asymmetry,
-        assembled - start,
-        time.perf_counter() - assembled,
+        values, vectors, asymmetry, assembled - start, time.perf_counter() - assembled
     )
 
 
-# -- looking ahead ---------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------
 
 
 def choose_solver(
     ranks: Ranks, size: int, *, eigenvectors: bool = False, solver: Solver | None = None
 ) -> tuple[Solver, int]:
-    """Which solver's memory there is. Collective.
+    """Choose a solver whose memory is available. Collective.
 
     Args:
         ranks: The ranks.
-        size: the dimension d.
-        eigenvectors: Whether they are wanted.
-        solver: The one to use; None: LAPACK where its memory is there. On one rank, and of a
-            matrix that is smaller than the square of their number, always LAPACK.
+        size: The dimension d.
+        eigenvectors: True if eigenvectors are wanted.
+        solver: The solver; None: LAPACK if its memory is available. On one rank, and for a
+            dimension below the square of the number of ranks, it is always LAPACK.
 
     Returns:
-        The solver, and the bytes of the rank that takes most.
+        The solver, and the bytes on the rank that needs most.
 
     Raises:
-        InputError: The matrix does not fit into the memory that is free; on every rank.
+        InputError: The matrix does not fit into the free memory; on every rank.
     """
     with ranks.agreeing():
         petsc.require()
         free = available_bytes()
     hosts = ranks.collect((platform.node(), free))
     wanted: list[Solver] = [solver] if solver else ["lapack", "scalapack"]
-    if size < ranks.size**2:  # ScaLAPACK wants equal rows on all ranks but the last
+    if size < ranks.size**2:  # ScaLAPACK needs equal rows on all ranks but the last
         wanted = ["lapack"]
     with ranks.agreeing():
         return _fitting(size, eigenvectors, ["lapack"] if ranks.size == 1 else wanted, hosts)
 
 
 def picture(ranks: Ranks, columns: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
-    """A spread matrix in few cells, each the entry of largest magnitude in its tile. Collective.
+    """Reduce a matrix to a few cells, each the entry of largest magnitude in its tile. Collective.
 
     Args:
         ranks: The ranks.
         columns: This rank's entries of the columns, (d, d_local).
-        cells: On a side, at most; a smaller matrix is shown as it is.
+        cells: The maximum number of cells on a side; a smaller matrix is returned as it is.
 
     Returns:
-        (cells, cells) on every rank, rows and columns as of the matrix.
+        The cells, (cells, cells), on every rank, in the order of the rows and columns of the
+        matrix.
     """
     size = len(columns)
     begin, end = ranks.shard(size)
@@ -199,30 +188,32 @@ def picture(ranks: Ranks, columns: NDArray[np.float64], cells: int) -> NDArray[n
 
 
 def memory_needed(size: int, ranks: int, eigenvectors: bool, solver: Solver) -> tuple[int, int]:
-    """Bytes that an exact spectrum takes, beside the products.
+    """Compute the memory for an exact spectrum, without the products.
 
     Args:
-        size: the dimension d.
-        ranks: P.
-        eigenvectors: Whether they are wanted.
+        size: The dimension d.
+        ranks: The number of ranks.
+        eigenvectors: True if eigenvectors are wanted.
         solver: The solver.
 
     Returns:
-        Of every rank, and how much more of rank 0.
+        The bytes on every rank, and the additional bytes on rank 0.
     """
-    matrix = _NUMBER * size**2
+    matrix = 8 * size**2
     share = matrix / ranks
     if solver == "scalapack":
-        return round(share * (1 + _SPREAD)), 0
-    alone = ranks == 1  # then LAPACK works where the matrix was assembled
-    whole = matrix * (_WHOLE[eigenvectors] - alone)
-    return round(share * (1 + (eigenvectors and not alone))), round(whole)
+        # The assembled and the converted matrix, the solver's copy, eigenvectors, SLEPc's basis.
+        return round(share * 6.0), 0
+    one_rank = ranks == 1  # LAPACK then overwrites the assembled matrix
+    # On rank 0 the matrix, and for eigenvectors the work space of dsyevd.
+    whole = matrix * ((3.0 if eigenvectors else 1.0) - one_rank)
+    return round(share * (1 + (eigenvectors and not one_rank))), round(whole)
 
 
 def _fitting(
     size: int, eigenvectors: bool, solvers: list[Solver], hosts: list[tuple[str, int]]
 ) -> tuple[Solver, int]:
-    """The first solver whose memory is there, and the bytes of its largest rank."""
+    """Choose the first solver whose memory is available, with the bytes of its largest rank."""
     on_host = Counter(name for name, _ in hosts)
     free = {name: min(bytes_ for host, bytes_ in hosts if host == name) for name in on_host}
     for solver in solvers:
@@ -240,17 +231,19 @@ def _fitting(
 
 
 def _seconds(size: int, eigenvectors: bool, solver: Solver, ranks: int) -> float:
-    """About how long a solver takes, by rates measured on this rank. Not collective.
+    """Estimate the time of a solver by rates that are measured on this rank. Not collective.
 
-    The reduction to tridiagonal form makes 4/3 d³ operations, half of them in products of the
-    trailing matrix with a vector, which go at the memory's pace; divide and conquer and the way
-    back make 4 d³ more for eigenvectors (Golub and Van Loan 2013, section 8.3). The QR iteration
-    of ScaLAPACK's pdsyev applies 6 d³ in plane rotations, at the pace of the memory as well.
+    The reduction to tridiagonal form makes 4/3 d³ operations. Half of them are products of the
+    trailing matrix with a vector, which the memory limits. For eigenvectors, divide and conquer and
+    the back transformation make 4 d³ more (Golub and Van Loan 2013, section 8.3). The QR iteration
+    of ScaLAPACK's pdsyev applies 6 d³ operations in plane rotations, which the memory limits as
+    well.
 
     Returns:
-        Seconds.
+        The seconds.
     """
-    draw = np.random.default_rng(0).standard_normal((_TRIAL, _TRIAL))
+    size_of_trial = 1024  # larger than a core's cache
+    draw = np.random.default_rng(0).standard_normal((size_of_trial, size_of_trial))
     streamed = np.concatenate([draw] * 4)  # 32 MiB
     vector = draw[0].copy()
 
@@ -260,7 +253,7 @@ def _seconds(size: int, eigenvectors: bool, solver: Solver, ranks: int) -> float
         operation()
         return time.perf_counter() - start
 
-    by_product = seconds(lambda: draw @ draw) / (2 * _TRIAL**3)
+    by_product = seconds(lambda: draw @ draw) / (2 * size_of_trial**3)
     by_memory = seconds(lambda: streamed @ vector) / (2 * streamed.size)
     reduction = 2 / 3 * by_product + 2 / 3 * by_memory
     if solver == "lapack":
@@ -269,7 +262,7 @@ def _seconds(size: int, eigenvectors: bool, solver: Solver, ranks: int) -> float
 
 
 def _asymmetry(ranks: Ranks, columns: NDArray[np.float64]) -> float:
-    """‖Ax − Aᵀx‖ / ‖Ax‖. Collective."""
+    """Compute ‖Ax − Aᵀx‖ / ‖Ax‖ for a random x. Collective."""
     size = len(columns)
     begin, end = ranks.shard(size)
     x = random_entries(0, 0, size)
@@ -285,7 +278,7 @@ def _asymmetry(ranks: Ranks, columns: NDArray[np.float64]) -> float:
 def _by_lapack(
     ranks: Ranks, columns: NDArray[np.float64], eigenvectors: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """LAPACK's dsyevd on rank 0, with the threads of all ranks that wait for it. Collective."""
+    """Solve by LAPACK's dsyevd on rank 0, with the threads of all waiting ranks. Collective."""
     size = len(columns)
     _, neighbours, threads = ranks.node()
     whole = _on_root(ranks, columns)
@@ -308,44 +301,41 @@ def _by_lapack(
         assert found is not None
         return values, np.ascontiguousarray(found.T)
     mine = np.empty_like(columns)
-    for begin in range(0, size, _MESSAGE):
-        rows = slice(begin, begin + _MESSAGE)
+    for rows in _messages(size):
         mine[rows] = ranks.scatter_block(None if found is None else found[:, rows].T, mine[rows])
     return values, mine
 
 
 def _on_root(ranks: Ranks, columns: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The whole matrix on rank 0, its columns as rows: (d, d). Collective."""
+    """Gather the matrix on rank 0, its columns as rows, (d, d). Collective."""
     size = len(columns)
     if ranks.size == 1:
         return columns
     whole = np.empty((size, size)) if ranks.is_root else None
-    for begin in range(0, size, _MESSAGE):
-        rows = slice(begin, begin + _MESSAGE)
+    for rows in _messages(size):
         block = ranks.gather_block(columns[rows], size)
         if whole is not None:
             whole[rows] = block
     return whole
 
 
+def _messages(size: int) -> Iterator[slice]:
+    """Iterate over ranges of columns that are sent at a time."""
+    columns = 64
+    return (slice(begin, begin + columns) for begin in range(0, size, columns))
+
+
 def _by_scalapack(
     ranks: Ranks, columns: NDArray[np.float64], eigenvectors: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """SLEPc's solver of type scalapack. Collective.
-
-    Returns:
-        As of `_by_lapack`.
-
-    Raises:
-        DependencyError: PETSc is built without ScaLAPACK; on every rank.
-    """
+    """Solve by SLEPc's solver of type scalapack, with the results of `_by_lapack`. Collective."""
     PETSc, SLEPc = petsc.initialise()  # noqa: N806 - modules
     petsc.require_scalapack()
     size, mine = columns.shape
     sizes = ((mine, size), (mine, size))
     matrix = PETSc.Mat().createDense(sizes, array=columns.T, comm=ranks.comm)
     matrix.assemble()
-    # SLEPc 3.18 solves a matrix of another type, and fails when it comes back for the original.
+    # SLEPc 3.18 solves a converted matrix, but then fails with the original one.
     spread = matrix.convert("scalapack", PETSc.Mat())
     matrix.destroy()
     spread.setOption(PETSc.Mat.Option.SYMMETRIC, True)
@@ -360,7 +350,7 @@ def _by_scalapack(
         order = np.argsort(values)
         if not eigenvectors:
             return values[order], None
-        vector, _ = spread.createVecs()  # in ScaLAPACK's blocks of rows, which are not ours
+        vector, _ = spread.createVecs()  # in ScaLAPACK's blocks of rows, not in those of `Ranks`
         ours = PETSc.Vec().createMPI((mine, size), comm=ranks.comm)
         rows = PETSc.IS().createStride(mine, ours.getOwnershipRange()[0], 1, ranks.comm)
         move = PETSc.Scatter().create(vector, rows, ours, rows)

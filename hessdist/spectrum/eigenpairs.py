@@ -1,4 +1,4 @@
-"""What an eigensolve gives back."""
+"""The results of an eigensolve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDS = ("largest", "smallest")  # of a spectrum
 
 
 class Outcome(Enum):
-    """Why a solve ended; the value says what to do about it."""
+    """The reasons why a solve ended; each value names the remedy."""
 
     CONVERGED = "all pairs converged"
     ITERATION_LIMIT = (
@@ -31,8 +31,8 @@ class Outcome(Enum):
 class End:
     """The extreme eigenpairs of one end of the spectrum, the most extreme first.
 
-    Vectors have unit norm, are in the dtype of the product and spread over the ranks: `vectors`
-    holds this rank's entries. Values and residuals are those of the vectors as they are here.
+    Vectors have unit norm and the dtype of the product, and are spread over the ranks: `vectors`
+    has this rank's entries. Values and residuals are those of these vectors.
     """
 
     values: NDArray[np.float64]  # (k,) Rayleigh quotients of the vectors
@@ -43,35 +43,35 @@ class End:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Both ends of a spectrum, and what they cost."""
+    """The eigenpairs of both ends of a spectrum, and their cost."""
 
     largest: End  # values descending
     smallest: End  # values ascending
     tolerance: float  # relative residual that counts as converged
     outcome: Outcome
-    products: int  # products of the solve, those that measure residuals included
+    products: int  # products of the solve, including those for residuals
     restarts: int  # restarts of the Krylov space
     seconds: float  # wall time of the solve
 
     @property
     def converged(self) -> bool:
-        """Whether every pair converged."""
+        """True if every pair converged."""
         return bool(self.largest.converged.all() and self.smallest.converged.all())
 
 
 def full_vectors(
     ranks: Ranks, vectors: NDArray[Any], size: int, dtype: Any = np.float32
 ) -> NDArray[Any]:
-    """Spread vectors as whole ones on every rank. Collective.
+    """Gather vectors on every rank. Collective.
 
     Args:
         ranks: The ranks.
         vectors: This rank's entries, (n, d_local).
-        size: the dimension d.
-        dtype: Of the result.
+        size: The dimension d.
+        dtype: The dtype of the result.
 
     Returns:
-        (n, d) on every rank, each signed so that its entry of largest magnitude is positive.
+        The vectors, (n, d), with signs such that the entry of largest magnitude is positive.
     """
     whole = np.empty((len(vectors), size), dtype)
     for row, vector in enumerate(vectors):
@@ -81,5 +81,5 @@ def full_vectors(
 
 
 def sign_of(vector: NDArray[Any]) -> float:
-    """The sign that makes a vector's entry of largest magnitude positive."""
+    """Return the sign that makes a vector's entry of largest magnitude positive."""
     return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0

@@ -14,54 +14,30 @@ from typing import Any
 
 from hessdist.errors import InputError
 
+
+def _each(names: str, reason: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
 REFUSED = {
-    **dict.fromkeys(
-        (
-            "eps_harmonic",
-            "eps_harmonic_relative",
-            "eps_harmonic_right",
-            "eps_harmonic_largest",
-            "eps_refined",
-            "eps_refined_harmonic",
-        ),
+    **_each(
+        "eps_harmonic eps_harmonic_relative eps_harmonic_right eps_harmonic_largest eps_refined "
+        "eps_refined_harmonic",
         "pairs at the ends of a spectrum are extracted by Ritz",
     ),
-    **dict.fromkeys(
-        (
-            "eps_all",
-            "eps_interval",
-            "eps_krylovschur_partitions",
-            "eps_krylovschur_detect_zeros",
-            "eps_krylovschur_subintervals",
-        ),
+    **_each(
+        "eps_all eps_interval eps_krylovschur_partitions eps_krylovschur_detect_zeros "
+        "eps_krylovschur_subintervals",
         "spectrum slicing takes a factorisation, and only products of the matrix are known",
     ),
-    **dict.fromkeys(
-        (
-            "eps_gen_hermitian",
-            "eps_gen_indefinite",
-            "eps_gen_non_hermitian",
-            "eps_pos_gen_non_hermitian",
-            "eps_non_hermitian",
-            "eps_bse",
-            "eps_hamiltonian",
-            "eps_two_sided",
-        ),
+    **_each(
+        "eps_gen_hermitian eps_gen_indefinite eps_gen_non_hermitian eps_pos_gen_non_hermitian "
+        "eps_non_hermitian eps_bse eps_hamiltonian eps_two_sided",
         "the matrix is symmetric, and the problem a standard one",
     ),
-    **dict.fromkeys(
-        (
-            "rg_type",
-            "rg_complement",
-            "rg_scale",
-            "rg_interval_endpoints",
-            "rg_ellipse_center",
-            "rg_ellipse_radius",
-            "rg_polygon_vertices",
-            "rg_polygon_verticesi",
-            "rg_ring_center",
-            "rg_ring_radius",
-        ),
+    **_each(
+        "rg_type rg_complement rg_scale rg_interval_endpoints rg_ellipse_center rg_ellipse_radius "
+        "rg_polygon_vertices rg_polygon_verticesi rg_ring_center rg_ring_radius",
         "a region would hide eigenvalues at the ends",
     ),
     "st_shift": "the ends of the spectrum are those of the matrix itself",
@@ -69,27 +45,18 @@ REFUSED = {
 """The names of refused options, each with the reason."""
 
 WITHOUT_EFFECT = {
-    **dict.fromkeys(
-        (
-            "eps_largest_magnitude",
-            "eps_smallest_magnitude",
-            "eps_largest_real",
-            "eps_smallest_real",
-            "eps_largest_imaginary",
-            "eps_smallest_imaginary",
-            "eps_target_magnitude",
-            "eps_target_real",
-            "eps_target",
-            "eps_nev",
-        ),
+    **_each(
+        "eps_largest_magnitude eps_smallest_magnitude eps_largest_real eps_smallest_real "
+        "eps_largest_imaginary eps_smallest_imaginary eps_target_magnitude eps_target_real "
+        "eps_target eps_nev",
         "the job sets which eigenvalues are wanted (spectrum.largest, spectrum.smallest)",
     ),
-    **dict.fromkeys(
-        ("eps_conv_abs", "eps_conv_norm"),
+    **_each(
+        "eps_conv_abs eps_conv_norm",
         "a pair converges by its relative residual (spectrum.tolerance)",
     ),
-    **dict.fromkeys(
-        ("eps_balance", "eps_balance_its", "eps_balance_cutoff", "eps_purify"),
+    **_each(
+        "eps_balance eps_balance_its eps_balance_cutoff eps_purify",
         "it is for other problems than a symmetric one",
     ),
 }

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.parallel.memory import touch
+from hessdist.parallel.memory import total_bytes, touch
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eps_options import refuse_unfit
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
+from hessdist.unforeseen import memory_shortage
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Solver:
         self._failure: BaseException | None = None
         self._broken: Exception | None = None  # an error of PETSc, after which objects are unusable
         self._accepting = False
+        self._columns = 0  # of the basis
         self._ritz: Ritz | None = None
         self._kept = 0  # vectors that the last restart has kept
         self._ranking: Callable[[float], tuple[int, float]] | None = None
@@ -116,6 +118,9 @@ class Solver:
         self.one_space = self.eps.getType() == SLEPc.EPS.Type.KRYLOVSCHUR
         self._aim, self._max_restarts = self.eps.getTolerances()
         self.tolerance = self._aim if given.hasName("eps_tol") else tolerance
+        with shell.ranks.agreeing():
+            if not self.tolerance < np.inf:
+                raise InputError(f"-eps_tol {self.tolerance} is not finite", "1e-3 is usual")
         self._ends = Ends(largest, smallest, self._aim)
         self._keep = self.eps.getKrylovSchurRestart() if self.one_space else 1.0
 
@@ -142,9 +147,23 @@ class Solver:
             # Except for the number of wanted pairs and the test for convergence.
             eps.setConvergenceTest(kinds.Conv.REL)
             self._set_dimensions(wanted)
-        columns = eps.getDimensions()[1]
+        columns = self._columns = max(0, eps.getDimensions()[1])
+        self._require_memory()
         if columns > 0 and "cuda" not in self.start.getType():
             touch((columns + 2) * self.shell.local_size * petsc.scalar_bytes())
+
+    def _require_memory(self) -> None:
+        """Refuse a basis that the memory of the node cannot hold at all. Collective."""
+        _, ranks_on_node, _ = self.shell.ranks.node()
+        a_rank = self._bytes_of_basis()
+        with self.shell.ranks.agreeing():
+            memory = total_bytes()
+            if a_rank * ranks_on_node > memory:
+                raise InputError(
+                    f"{self._columns} vectors of {self.shell.size:,} parameters take "
+                    f"{a_rank / 2**30:.3g} GiB a rank, and its node has {memory / 2**30:.3g} GiB",
+                    "use more nodes, or lower -eps_ncv or the number of eigenpairs",
+                )
 
     def _set_dimensions(self, wanted: int) -> None:
         """Set the number of wanted pairs, and the size of the basis if no option sets it."""
@@ -168,7 +187,22 @@ class Solver:
             try:
                 yield
             except self._petsc.Error as error:
-                raise _refusal(error) from error
+                raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> InputError:
+        """Turn an error of PETSc into one line: that it has no memory, or its own last line."""
+        if memory_shortage(error) is not None:
+            return InputError(
+                f"the memory does not suffice for {self._columns} vectors of {self.shell.size:,} "
+                f"parameters, {self._bytes_of_basis() / 2**30:.3g} GiB a rank",
+                "use more ranks on more nodes, or lower -eps_ncv or the number of eigenpairs",
+            )
+        lines = [line for line in str(error).splitlines() if line.startswith("[")]
+        said = lines[-1].split("] ", 1)[-1].strip() if lines else " ".join(str(error).split())
+        return InputError(f"PETSc refuses the options: {said}", "correct the -eps_ options")
+
+    def _bytes_of_basis(self) -> int:
+        return self._columns * self.shell.local_size * petsc.scalar_bytes()
 
     def __enter__(self) -> Solver:
         return self
@@ -198,7 +232,7 @@ class Solver:
         if failure is not None:
             raise failure
         if self._broken is not None:
-            refusal = _refusal(self._broken)
+            refusal = self._refusal(self._broken)
             # An error from options occurs on all ranks within seconds, any other one on one rank.
             if not self.shell.ranks.are_all_here(seconds=10.0):
                 self.shell.ranks.abort(refusal)
@@ -266,7 +300,7 @@ class Solver:
     def _stop(
         self, eps: Any, restarts: int, max_restarts: int, converged: int, *unused: object
     ) -> Any:
-        """Test for SLEPc whether to stop; converged pairs of the two ends are counted apart."""
+        """Test for SLEPc whether to stop; converged pairs are counted separately for each end."""
         reasons = self._slepc.EPS.ConvergedReason
         try:
             if self.shell.failure is not None:
@@ -461,10 +495,3 @@ class Solver:
                 f"at or beyond {sign * ritz[place]:.6g}",
                 "leave out -eps_type, or try another one",
             )
-
-
-def _refusal(error: Exception) -> InputError:
-    """Turn an error of PETSc into one line, the last one that PETSc itself has written."""
-    lines = [line for line in str(error).splitlines() if line.startswith("[")]
-    said = lines[-1].split("] ", 1)[-1].strip() if lines else " ".join(str(error).split())
-    return InputError(f"PETSc refuses the options: {said}", "correct the -eps_ options")

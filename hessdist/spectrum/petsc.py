@@ -1,12 +1,14 @@
-"""PETSc and SLEPc: initialised once, with the command line's options, and checked."""
+"""Initialisation of PETSc and SLEPc with the command line's options, and checks of their builds."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from hessdist.errors import DependencyError, InputError
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.spectrum.eps_options import WITHOUT_EFFECT, ineffective
 
-_SPIN = "10"  # 2^10 cycles; OpenBLAS's default is 2^26
 _INSTALL = (
     "install petsc4py and slepc4py of one version, with real scalars (Debian: "
     "python3-petsc4py-real python3-slepc4py-real; conda-forge: 'petsc=*=real*' slepc4py) and see "
@@ -24,10 +25,10 @@ _INSTALL = (
 
 
 def require() -> None:
-    """Find out whether petsc4py and slepc4py are there, without initialising them. Not collective.
+    """Check that petsc4py and slepc4py are installed, without initialising them. Not collective.
 
     Raises:
-        DependencyError: One is missing.
+        DependencyError: A package is missing.
     """
     for name in ("petsc4py", "slepc4py"):
         if find_spec(name) is None:
@@ -35,30 +36,32 @@ def require() -> None:
 
 
 def initialise(options: Sequence[str] = ()) -> Any:
-    """Initialise PETSc and SLEPc; the options of the first call count. Collective.
+    """Initialise PETSc and SLEPc; only the options of the first call have an effect. Collective.
 
     Args:
-        options: Words of the command line, such as ("-eps_ncv", "60").
+        options: The words of the command line, such as ("-eps_ncv", "60").
 
     Returns:
         The modules `petsc4py.PETSc` and `slepc4py.SLEPc`.
 
     Raises:
-        DependencyError: One is missing, they do not fit together, or scalars are complex.
-        InputError: PETSc refuses an option of its own start.
+        DependencyError: A package is missing, they do not fit together, or scalars are complex.
+        InputError: PETSc refuses an option at its start.
     """
-    # OpenBLAS, which reads this when it is loaded, lets its threads spin for some 30 ms after every
-    # call, on the cores that the next product needs.
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPIN)
+    # OpenBLAS reads this when it is loaded. By default its threads spin for 2^26 cycles, 30 ms,
+    # after every call, on the cores that the next product needs.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
+    errors: list[str] = []
     try:
         if "petsc4py.PETSc" not in sys.modules:
             import petsc4py
 
-            # PETSc's handler writes pages about signals that only mean to end the program.
-            # Where MPI takes no device memory, a PETSc with CUDA wants to be told, or ends the run.
+            # PETSc's handler writes pages about signals that only end the program. Without this
+            # option a PETSc with CUDA ends the run if MPI cannot send device memory.
             aware = str(int(mpi_takes_device_memory()))
             ours = ("-no_signal_handler", "-use_gpu_aware_mpi", aware)
-            petsc4py.init(["hessdist", *ours, *options])
+            with _collected_errors() as errors:
+                petsc4py.init(["hessdist", *ours, *options])
         from petsc4py import PETSc
 
         if "slepc4py.SLEPc" not in sys.modules:
@@ -66,8 +69,8 @@ def initialise(options: Sequence[str] = ()) -> Any:
 
             slepc4py.init()
         from slepc4py import SLEPc
-    except RuntimeError as error:  # PETSc's own, before its name can be imported
-        said = " ".join(str(error).split())
+    except RuntimeError as error:  # an error of PETSc before its class can be imported
+        said = _reason(errors) or " ".join(str(error).split())
         raise InputError(
             f"PETSc does not start with these options ({said})", "correct PETSc's options"
         ) from error
@@ -79,15 +82,49 @@ def initialise(options: Sequence[str] = ()) -> Any:
     return PETSc, SLEPc
 
 
+@contextmanager
+def _collected_errors() -> Iterator[list[str]]:
+    """Collect what PETSc writes to standard error in the block, and pass it on if all goes well.
+
+    PETSc writes pages about an error of its start, before petsc4py can turn it into an exception.
+
+    Yields:
+        The lines, after an error.
+    """
+    lines: list[str] = []
+    sys.stderr.flush()
+    with TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        except BaseException:
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        sys.stderr.write(file.read().decode(errors="replace"))
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The sentence in which PETSc says what is wrong; it follows a line about the kind of error."""
+    said = [line.split("PETSC ERROR: ", 1)[1] for line in lines if "PETSC ERROR: " in line]
+    said = [line for line in said if not line.startswith(("-----", "See https", "#"))]
+    return " ".join(said[1].split()) if len(said) > 1 else ""
+
+
 def scalar_problem(scalar: Any, integer: Any) -> str:
-    """What is wrong with a PETSc build's number types; empty where they serve.
+    """Describe why a PETSc build's number types cannot be used.
 
     Args:
-        scalar: `PETSc.ScalarType`.
-        integer: `PETSc.IntType`.
+        scalar: The type `PETSc.ScalarType`.
+        integer: The type `PETSc.IntType`.
 
     Returns:
-        One line, or nothing.
+        One line; empty if they can be used.
     """
     if np.dtype(scalar) not in (np.dtype(np.float64), np.dtype(np.float32)):
         return f"PETSc is built with {np.dtype(scalar).name} scalars, and hessdist needs real ones"
@@ -97,10 +134,10 @@ def scalar_problem(scalar: Any, integer: Any) -> str:
 
 
 def require_scalapack() -> None:
-    """Find out whether PETSc has ScaLAPACK. Not collective.
+    """Check that PETSc has ScaLAPACK. Not collective.
 
     Raises:
-        DependencyError: It has not.
+        DependencyError: PETSc has no ScaLAPACK.
     """
     from petsc4py import PETSc
 
@@ -112,13 +149,13 @@ def require_scalapack() -> None:
 
 
 def check_dimension(dimension: int) -> None:
-    """Refuse a problem that PETSc's integers cannot count.
+    """Refuse a problem that is too large for PETSc's integers.
 
     Args:
-        dimension: the dimension d.
+        dimension: The dimension d.
 
     Raises:
-        InputError: d does not fit.
+        InputError: The dimension is too large.
     """
     from petsc4py import PETSc
 
@@ -131,54 +168,54 @@ def check_dimension(dimension: int) -> None:
 
 
 def scalar_bytes() -> int:
-    """Bytes of a number of PETSc's. Not collective."""
+    """Return the bytes of one of PETSc's numbers. Not collective."""
     from petsc4py import PETSc
 
     return np.dtype(PETSc.ScalarType).itemsize
 
 
 def integer_option(name: str, default: int) -> int:
-    """An option of the command line, such as eps_ncv, or `default` where it is not given."""
+    """Return an option of the command line, such as eps_ncv, or `default` if it is not set."""
     from petsc4py import PETSc
 
     return int(PETSc.Options().getInt(name, default))
 
 
 def ineffective_options(options: Sequence[str]) -> list[str]:
-    """Options of the command line that a solve here overrules or cannot use. Not collective.
+    """Find options of the command line that a solve overrides or cannot use. Not collective.
 
     Args:
-        options: Words of the command line.
+        options: The words of the command line.
 
     Returns:
-        A warning for each, with its reason.
+        A warning for each option, with the reason.
     """
     return [f"warning: {text}" for text in ineffective(filter(is_option, options))]
 
 
 def unused_options(options: Sequence[str]) -> list[str]:
-    """Options of the command line that no PETSc object has asked for. Not collective.
+    """Find options of the command line that no PETSc object has read. Not collective.
 
     Args:
-        options: Words of the command line.
+        options: The words of the command line.
 
     Returns:
-        Names, with their dash, but for those that `ineffective_options` tells of.
+        The names with their dash, without those of `ineffective_options`.
     """
     from petsc4py import PETSc
 
-    # petsc4py has no call for it before 3.19; the library that it has loaded does.
-    asked = ctypes.CDLL(PETSc.__file__).PetscOptionsUsed
-    asked.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int)]
+    # petsc4py before 3.19 has no function for this, but the library that it has loaded has.
+    is_used = ctypes.CDLL(PETSc.__file__).PetscOptionsUsed
+    is_used.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int)]
     unused = []
     for word in filter(is_option, options):
         used = ctypes.c_int(0)
-        asked(None, word[1:].encode(), ctypes.byref(used))
+        is_used(None, word[1:].encode(), ctypes.byref(used))
         if not used.value and word[1:] not in WITHOUT_EFFECT:
             unused.append(word)
     return unused
 
 
 def is_option(word: str) -> bool:
-    """Whether a word of the command line is the name of a PETSc option: -eps_ncv, -log_view."""
+    """Return whether a word is the name of a PETSc option, such as -eps_ncv or -log_view."""
     return len(word) > 2 and word[0] == "-" and word[1].isalpha()

@@ -120,12 +120,8 @@ def _orthonormalise(
 
     This is a tree of QR factorisations (Demmel et al. 2012): of blocks of entries, of the
     triangular factors of a rank, and of those of all ranks, whose singular values come last. Unlike
-    a Gram matrix it does not square the condition number.
-
-    Args:
-        columns: The columns of Y, this rank's entries, (n, d_local), n < d.
-        ranks: The ranks.
-        tolerance: Singular values below this share of the largest one count as zero.
+    a Gram matrix it does not square the condition number. Singular values below `tolerance` times
+    the largest one count as zero. `columns` has this rank's entries, (n, d_local), n < d.
 
     Returns:
         The singular values σ, (r,), descending, and V, (n, r), the same on every rank.

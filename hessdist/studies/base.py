@@ -1,4 +1,4 @@
-"""A study as it is declared: its settings, what it needs, how it is computed and shown.
+"""The declaration of a study: its settings, what it needs, how it is computed and shown.
 
 Nothing here needs torch, MPI or PETSc, so that results are shown on any machine.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a study asks of the job and of the run."""
+    """The conditions that a study has for the job and the run."""
 
     checkpoints: bool = False
-    """It looks at one checkpoint after the other. Otherwise there is one result for the run."""
+    """There is a result for each checkpoint; otherwise there is one for the run."""
     eigenpairs: Literal["none", "if there", "required"] = "none"
     """Eigenpairs, with their eigenvectors, that the sweep has stored for the checkpoint."""
     hessian: bool = False
@@ -38,11 +38,11 @@ class Needs:
     no_penalty: bool = False
     """`loss.l2` is zero."""
     after: tuple[str, ...] = ()
-    """Studies of the same checkpoint whose stored results it reads; one of them must be there."""
+    """Studies whose stored results at the same checkpoint it reads; at least one must exist."""
     keys: tuple[str, ...] = ()
     """Keys of other sections of the job that determine its numbers, such as "training.momentum"."""
     options: str = ""
-    """A function of PETSc's options that returns those which determine its numbers."""
+    """A function of PETSc's options that returns the ones that determine its numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Study:
     settings: type[Section] | None
     """The class of the section; None for a study that a command of its own starts."""
     compute: str
-    """A function of (`Context`, settings) that returns `Measurements`. Collective."""
+    """A function of (`Context`, settings) that returns `Measurements`. After a signal it may raise
+    `Stopped`, on every rank. Collective."""
     needs: Needs = field(default_factory=Needs)
     check: str = ""
     """A function of (job, settings, PETSc's options) that raises an `InputError`. It runs before
@@ -91,11 +92,11 @@ class Study:
             _load(self.prepare)(context, settings)
 
     def run_determined_by(self, job: Job, settings: Any, options: Sequence[str]) -> Any:
-        """Call `determined_by`. Its values are of JSON's types."""
+        """Call `determined_by`, which returns values of JSON's types."""
         return _load(self.determined_by)(job, settings, options)
 
     def selected_options(self, options: Sequence[str]) -> list[str]:
-        """PETSc's options that determine the numbers."""
+        """Return the options of PETSc that determine the numbers."""
         return list(_load(self.needs.options)(options)) if self.needs.options else []
 
     def run_compute(self, context: Context, settings: Any) -> Measurements:
@@ -104,23 +105,58 @@ class Study:
         return measured
 
     def remarks_on(self, measured: Measurements) -> Iterator[str]:
-        """Lines for the console about a new result."""
+        """Make lines for the console about a new result."""
         yield from _load(self.remarks)(measured) if self.remarks else ()
 
     def figures_of(self, run: Run, title: str) -> Iterator[tuple[str, Figure]]:
-        """Names of files and figures, if the run has results of this study."""
+        """Draw figures, each with a name, if the run has results of this study."""
         yield from _load(self.figures)(run, title) if self._shows(self.figures, run) else ()
 
     def tables_of(self, run: Run) -> Iterator[Table]:
-        """Tables, if the run has results of this study."""
+        """Make tables, if the run has results of this study."""
         yield from _load(self.tables)(run) if self._shows(self.tables, run) else ()
 
     def views_of(self, run: Run) -> Iterator[View]:
-        """Views of the page, if the run has results of this study."""
+        """Make views of the page, if the run has results of this study."""
         yield from _load(self.page)(run) if self._shows(self.page, run) else ()
 
     def _shows(self, how: str, run: Run) -> bool:
         return bool(how) and self.name in run.studies
+
+
+TRAINING = ("training.batch_size", "training.learning_rate", "training.momentum")
+"""Keys that determine the numbers of studies that train networks."""
+
+
+def declare(
+    package: str,
+    name: str,
+    settings: type[Section] | None,
+    needs: Needs | None = None,
+    *,
+    continues: bool = False,
+    **functions: str,
+) -> Study:
+    """Declare a study whose functions have the usual names.
+
+    They are NAME in NAME.py, remarks.py, tables.py and page.py, and draw_NAME in figures.py.
+
+    Args:
+        package: The name of the package that has these modules.
+        name: The name of the study.
+        settings: The class of its section; None for a study that a command of its own starts.
+        needs: The conditions that it has; None: the defaults.
+        continues: True if the study continues from its stored result.
+        functions: Other functions of `Study`, or other names, as "module:function" without the
+            package; empty if there is no such function.
+
+    Returns:
+        The study.
+    """
+    usual = {hook: f"{hook}:{name}" for hook in ("remarks", "tables", "page")}
+    usual |= {"compute": f"{name}:{name}", "figures": f"figures:draw_{name}"}
+    places = {hook: f"{package}.{at}" for hook, at in (usual | functions).items() if at}
+    return Study(name, settings, needs=needs or Needs(), continues=continues, **places)
 
 
 def _load(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a study works with: the job, the loss over all ranks, a checkpoint, the console."""
+"""The objects that a study works with: job, loss over all ranks, checkpoint and console."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """One of the eigenpairs that a sweep has found."""
+    """An eigenpair that a sweep has found."""
 
     end: str  # "largest" or "smallest"
     rank: int  # from 1, the most extreme
-    value: float  # λ; NaN where it was not found
-    slope: float  # gᵀv, of the unit vector v; NaN likewise
+    value: float  # λ; NaN if it was not found
+    slope: float  # gᵀv of the unit vector v; NaN if it was not found
     converged: bool
 
     @property
     def name(self) -> str:
-        """Such as "smallest 1"."""
+        """The name, such as "smallest 1"."""
         return f"{self.end} {self.rank}"
 
 
 class Context:
-    """The vocabulary of all studies. Making it is collective.
+    """The arguments that all studies share, and what they do with them. Making it is collective.
 
     Args:
         job: The job.
         workload: The model, the loss and the data of the job.
         objective: The loss over all ranks. The parameters of the checkpoint are in its model.
-        step: The step of the checkpoint; None for a study that is not about one.
-        result: The stored eigenpairs of the checkpoint, on rank 0, which alone reads files. None
-            on the other ranks, and for a study that uses none.
+        step: The step of the checkpoint; None for a study of a whole run.
+        result: The stored eigenpairs of the checkpoint, on rank 0, the only rank that reads files.
+            None on the other ranks, and for a study that uses none.
         options: PETSc's options of the command line.
-        settings_hash: The hash of what determines the numbers of the study.
+        settings_hash: The hash of all that determines the numbers of the study.
         note: Writes a progress note. Not collective.
         line: Writes a line for the user. Not collective.
         check_stop: Raises `Stopped` on all ranks after a signal. Collective.
-        is_stopped: Tells whether a signal came to this rank. Not collective.
-        stored: Reads the result of another study at this checkpoint; None where there is none. It
-            is called on rank 0 alone.
+        is_stopped: Returns whether a signal came to this rank. Not collective.
+        stored: Reads the result of another study at this checkpoint, or returns None. It is called
+            only on rank 0.
         store: Writes the present result of a study that can continue. Collective.
 
     Raises:
@@ -87,7 +87,7 @@ class Context:
         self.note, self.line = note, line
         self.stored, self.store = stored, store
         self.check_stop, self.is_stopped = check_stop, is_stopped
-        self.was_done = False  # set by a study that continues, where nothing was left to do
+        self.was_done = False  # set by a study that continues, if nothing was left to do
         self._where = ""
         self._result = result
         found: tuple[Any, ...] = (None, float("nan"), {})
@@ -101,12 +101,11 @@ class Context:
 
     @property
     def num_samples(self) -> int:
-        """N, the number of samples over all ranks."""
+        """The number N of samples over all ranks."""
         return len(self.workload.indices)
 
-    @property
     def weight(self) -> float:
-        """The sum of all weights, which the sum of the losses is divided by. Collective."""
+        """Return the sum of all weights, the divisor of the sum of the losses. Collective."""
         if self._weight is None:
             self._weight = self.objective.weight()
         return self._weight
@@ -181,14 +180,14 @@ class Context:
 
     @property
     def has_pairs(self) -> bool:
-        """Whether there are eigenpairs of a sweep. Not collective."""
+        """True if there are eigenpairs of a sweep. Not collective."""
         return bool(self._values)
 
     def pairs(self, names: Sequence[str] | None = None) -> list[Pair]:
-        """The eigenpairs, with the slope along each vector. Collective.
+        """Return eigenpairs of the sweep, with the slope along each vector. Collective.
 
         Args:
-            names: Such as "smallest 1"; all, the largest first, when None.
+            names: The names of the pairs, such as "smallest 1"; None: all, the largest first.
 
         Returns:
             The pairs.
@@ -209,13 +208,13 @@ class Context:
         return list(self.ranks.broadcast(found))
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Eigenvectors, whole on every rank. Collective.
+        """Return eigenvectors, whole on every rank. Collective.
 
         Args:
             pairs: The pairs.
 
         Returns:
-            (n, d) float32, unit norm.
+            The unit vectors, (n, d) float32.
 
         Raises:
             ResultError: They cannot be read; on every rank.
@@ -226,13 +225,13 @@ class Context:
         return vectors
 
     def spread(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Eigenvectors, each rank's entries of them. Collective.
+        """Return eigenvectors, on each rank its entries of them. Collective.
 
         Args:
             pairs: The pairs.
 
         Returns:
-            (n, d_local) float32.
+            The entries, (n, d_local) float32.
 
         Raises:
             ResultError: They cannot be read; on every rank.
@@ -246,19 +245,20 @@ class Context:
         return mine
 
     def _share(self, pair: Pair, whole: NDArray[np.float32]) -> None:
-        """Read an eigenvector and give it to all ranks; zero where it was not found."""
+        """Read an eigenvector and send it to all ranks; zero if it was not found. Collective."""
         with self.ranks.agreeing():
             if self._result is not None:
                 whole[:] = np.nan_to_num(self._row(pair.name), nan=0.0)
         self.ranks.broadcast_array(whole)
 
     def in_blocks(self, pairs: Sequence[Pair]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Eigenvectors one by one; of streamed samples as many as a budget holds. Collective.
+        """Iterate over eigenvectors, one by one, or in blocks if samples are streamed. Collective.
 
-        Half of the cache's budget goes to vectors then, so that samples are read less often.
+        A block has as many vectors as fit into half of the budget for graphs, so that samples are
+        read less often.
 
         Yields:
-            Which pairs, and their vectors.
+            A range of the pairs, and their vectors.
         """
         budget = self.job.compute.cache_gib * 2**30 / 2
         streamed = self.objective.is_streamed()
@@ -270,12 +270,12 @@ class Context:
         self._where = ""
 
     def tensor_shares(self, pairs: Sequence[Pair]) -> Iterator[NDArray[np.float64]]:
-        """Shares of the parameter tensors in each eigenvector, and last in the gradient.
+        """Compute the shares of parameter tensors in each eigenvector, and last in the gradient.
 
         Not collective.
 
         Yields:
-            Shares by tensor, on rank 0; nothing elsewhere.
+            The shares by tensor, on rank 0; nothing on the other ranks.
         """
         if self._result is not None:
             for pair in pairs:
@@ -292,12 +292,12 @@ def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -
     """Compute the eigenpairs that a job asks for. Collective.
 
     Args:
-        wanted: The job's section: numbers of pairs, tolerance, seed, residuals.
+        wanted: The job's section: numbers of pairs, tolerance, seed and residuals.
         shell: The matrix.
-        options: Arguments of `extreme_eigenpairs`, beside these or in their place.
+        options: Arguments of `extreme_eigenpairs` that replace those of the section, or are added.
 
     Returns:
-        The pairs; those that did not converge are there, and marked.
+        The eigenpairs; those that did not converge are marked.
 
     Raises:
         InputError: The numbers do not fit the matrix; on every rank.
@@ -307,7 +307,7 @@ def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -
 
 
 def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool]]:
-    """Values of all pairs, and whether they converged, by name."""
+    """Return the values of all pairs, and whether they converged, by name."""
     return {
         f"{end} {rank}": (float(value), bool(good))
         for end in ENDS

@@ -15,10 +15,10 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.objective import DTYPES
-from hessdist.optimizers.training import initialise, minibatches, penalty
+from hessdist.optimizers.training import initialise, mean_loss, minibatches
 from hessdist.studies.context import Context
 from hessdist.workload.datasets import MapDataset
-from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss, checked_loss
+from hessdist.workload.losses import CriterionLoss, Loss, as_summed_loss
 from hessdist.workload.models import build_model
 from hessdist.workload.nestings import batch_length
 from hessdist.workload.shard import Shard
@@ -101,9 +101,8 @@ class Trainer:
         """
         batch = self._samples.fetch(next(self._minibatches).tolist())
         self.model.train()
-        value, weight = checked_loss(self.loss, self.model, batch, "a minibatch")
+        value = mean_loss(self.loss, self.model, batch, self.l2, "a minibatch")
         self.model.eval()
-        value = value / (weight or 1.0) + penalty(self.model, self.l2)
         if not bool(torch.isfinite(value)):
             raise NumericalError("the loss of a minibatch is not finite")
         return value

@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 
 
 def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
-    """Draw all figures of a run, one after the other.
-
-    Args:
-        run: The result.
-        title: The title of the run.
-
-    Yields:
-        The name of a file and its figure.
-    """
+    """Draw all figures of a run, one after the other, each with the name of its file."""
     from hessdist.present.progression import progression
 
     if len(run):
@@ -36,14 +28,7 @@ def figures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 
 
 def tables(run: Run) -> Iterator[Table]:
-    """All tables of a run, as `hessdist show` prints them.
-
-    Args:
-        run: The result.
-
-    Yields:
-        Tables of rich.
-    """
+    """Make all tables of a run, as `hessdist show` prints them."""
     from hessdist.present.checkpoints import summary
 
     if len(run) or not run.studies:
@@ -53,14 +38,7 @@ def tables(run: Run) -> Iterator[Table]:
 
 
 def views(run: Run) -> Iterator[View]:
-    """Views of the page of a run.
-
-    Args:
-        run: The result.
-
-    Yields:
-        The views of its eigenpairs, and those of its studies.
-    """
+    """Make the views of the page of a run: those of its eigenpairs, and those of its studies."""
     from hessdist.present.run_views import run_views
 
     yield from run_views(run)
@@ -69,14 +47,7 @@ def views(run: Run) -> Iterator[View]:
 
 
 def steps(run: Run) -> list[int]:
-    """Steps of the checkpoints with eigenpairs or results of a study, ascending.
-
-    Args:
-        run: The result.
-
-    Returns:
-        The steps.
-    """
+    """Return the steps of the checkpoints with eigenpairs or results of a study, ascending."""
     found = set(run.steps.tolist())
     for name, study in registry().items():
         if study.needs.checkpoints and name in run.studies:
@@ -85,13 +56,7 @@ def steps(run: Run) -> list[int]:
 
 
 def write_page(run: Run, title: str, path: Path) -> None:
-    """Write the page of a run.
-
-    Args:
-        run: The result.
-        title: The title of the run.
-        path: The path of the page.
-    """
+    """Write the page of a run."""
     from hessdist.present import page
 
     page.write_page(run, title, views(run), steps(run), path)

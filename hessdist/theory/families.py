@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Parameters:
+class LawParameters:
     """Parameters of a fitted law; NaN for parameters that the law does not have."""
 
     centre: float = np.nan  # of the semicircle
@@ -79,21 +79,20 @@ class Family:
     """A family of laws."""
 
     name: str
-    make: Callable[[Points], Parameters]  # from the iterated numbers: logarithms and a centre
+    make: Callable[[Points], LawParameters]  # from the iterated numbers: logarithms and a centre
     widest: tuple[tuple[float, float], ...]  # ranges of the iterated numbers, for any matrix
     starts: Callable[[Moments], Iterator[tuple[float, ...]]]
-    curve: Callable[[Parameters], Curve]
+    curve: Callable[[LawParameters], Curve]
     with_spike: bool = False
     """If True, the law is compared with the spike too, otherwise only outside of it."""
 
     def bounds(self, size: int) -> NDArray[np.float64]:
-        """Return the ranges of the iterated numbers, in units of the deviation.
+        """Return the ranges of the iterated numbers, (parameters, 2), in units of the deviation.
 
-        Args:
-            size: d. At a larger ratio the Wishart part would have no column.
+        At a ratio above d the Wishart part would have no column.
 
         Returns:
-            The lower and upper bounds, (parameters, 2).
+            The lower and upper bounds.
         """
         rows = [
             (low, min(high, np.log(size))) if (low, high) == _RATIOS else (low, high)
@@ -148,28 +147,28 @@ def _semicircle_starts(moments: Moments) -> Iterator[tuple[float, ...]]:
     yield moments.median, np.log(max(moments.quartiles, 1e-3) / 1.6159)
 
 
-def _wishart(logarithms: Points) -> Parameters:
-    return Parameters(scale=float(np.exp(logarithms[0])), ratio=float(np.exp(logarithms[1])))
+def _wishart(logarithms: Points) -> LawParameters:
+    return LawParameters(scale=float(np.exp(logarithms[0])), ratio=float(np.exp(logarithms[1])))
 
 
-def _model(logarithms: Points) -> Parameters:
+def _model(logarithms: Points) -> LawParameters:
     scale, ratio, energy = np.exp(logarithms)
-    return Parameters(scale=float(scale), ratio=float(ratio), energy=float(energy))
+    return LawParameters(scale=float(scale), ratio=float(ratio), energy=float(energy))
 
 
-def _semicircle(iterated: Points) -> Parameters:
-    return Parameters(centre=float(iterated[0]), scale=float(np.exp(iterated[1])))
+def _semicircle(iterated: Points) -> LawParameters:
+    return LawParameters(centre=float(iterated[0]), scale=float(np.exp(iterated[1])))
 
 
-def _wishart_curve(of: Parameters) -> Curve:
+def _wishart_curve(of: LawParameters) -> Curve:
     return Curve(MarchenkoPastur(of.ratio, of.scale))
 
 
-def _model_curve(of: Parameters, *, rectified: bool = False) -> Curve:
+def _model_curve(of: LawParameters, *, rectified: bool = False) -> Curve:
     return Curve(LossModel(of.energy, of.ratio, rectified, of.scale).law)
 
 
-def _rectified_curve(of: Parameters) -> Curve:
+def _rectified_curve(of: LawParameters) -> Curve:
     return _model_curve(of, rectified=True)
 
 
@@ -184,11 +183,7 @@ _FAMILIES = (
     ),
     # Except at zero, the ratios φ and 1/φ give the same law.
     Family(
-        "marchenko_pastur",
-        _wishart,
-        (_SCALES, (_RATIOS[0], 0.0)),
-        _wishart_starts,
-        _wishart_curve,
+        "marchenko_pastur", _wishart, (_SCALES, (_RATIOS[0], 0.0)), _wishart_starts, _wishart_curve
     ),
     Family(
         "marchenko_pastur_atom",
@@ -198,44 +193,11 @@ _FAMILIES = (
         _wishart_curve,
         with_spike=True,
     ),
+    Family("wishart_wigner", _model, _MODEL_BOUNDS, _model_starts, _model_curve),
     Family(
-        "wishart_wigner",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _model_curve,
+        "wishart_wigner_spike", _model, _MODEL_BOUNDS, _model_starts, _model_curve, with_spike=True
     ),
-    Family(
-        "wishart_wigner_spike",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _model_curve,
-        with_spike=True,
-    ),
-    Family(
-        "rectified",
-        _model,
-        _MODEL_BOUNDS,
-        _model_starts,
-        _rectified_curve,
-    ),
+    Family("rectified", _model, _MODEL_BOUNDS, _model_starts, _rectified_curve),
 )
 FAMILIES = {family.name: family for family in _FAMILIES}
 """Families of laws by name."""
-
-
-def curve_of(name: str, parameters: Parameters) -> Curve:
-    """Return a fitted law.
-
-    Args:
-        name: A name in `FAMILIES`.
-        parameters: The parameters of the law, in units of the eigenvalues.
-
-    Returns:
-        The law.
-
-    Raises:
-        LawError: A parameter is out of range.
-    """
-    return FAMILIES[name].curve(parameters)

@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from hessdist.errors import HessdistError
-from hessdist.theory.families import (
-    FAMILIES,
-    PARAMETERS,
-    Curve,
-    Family,
-    Moments,
-    Parameters,
-    curve_of,
-)
+from hessdist.theory.families import FAMILIES, PARAMETERS, Curve, Family, LawParameters, Moments
 from hessdist.theory.laws import LawError
 from hessdist.theory.measured_spectrum import FitError, MeasuredSpectrum, Parts
 
@@ -155,7 +147,7 @@ class Fit:
     """A law fitted to a measured spectrum: its distance, and where it fails."""
 
     law: str
-    parameters: Parameters = field(default_factory=Parameters)  # in units of the eigenvalues
+    parameters: LawParameters = field(default_factory=LawParameters)  # in units of the eigenvalues
     converged: bool = True  # False: the iteration has not ended
     reason: str = ""
     """The reason why there are no numbers, or why they are not valid; empty otherwise."""
@@ -307,9 +299,9 @@ def _minimised(
     return np.asarray(best.x), bool(best.status > 0)
 
 
-def _scaled(parameters: Parameters, scale: float) -> Parameters:
+def _scaled(parameters: LawParameters, scale: float) -> LawParameters:
     """Convert parameters to units of the eigenvalues."""
-    return Parameters(
+    return LawParameters(
         parameters.centre * scale,
         parameters.scale * scale,
         parameters.ratio,
@@ -317,7 +309,7 @@ def _scaled(parameters: Parameters, scale: float) -> Parameters:
     )
 
 
-def _compared(parts: Parts, family: Family, parameters: Parameters) -> dict[str, float]:
+def _compared(parts: Parts, family: Family, parameters: LawParameters) -> dict[str, float]:
     """Compute the numbers of a fit."""
     curve, compared = family.curve(parameters), Compared(parts, family.with_spike)
     points, shares, weights = compared.levels
@@ -387,7 +379,7 @@ def drawn(parts: Parts, grid: Points, fitted: Fit | None = None) -> Points:
     if not fitted.known:
         return np.full(grid.shape, np.nan)
     try:
-        curve = curve_of(fitted.law, fitted.parameters)
+        curve = FAMILIES[fitted.law].curve(fitted.parameters)
         return Compared(parts, with_spike=False).law(curve, grid)
     except HessdistError:
         return np.full(grid.shape, np.nan)

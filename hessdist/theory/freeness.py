@@ -43,15 +43,7 @@ def mixed_moments(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 
 
 def rotated(matrix: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Compute Q A Qᵀ with a rotation or reflection Q drawn from Haar's measure.
-
-    Args:
-        matrix: A, (d, d), symmetric, d ≥ 2.
-        rng: The random generator.
-
-    Returns:
-        The rotated matrix, (d, d), symmetric.
-    """
+    """Compute Q A Qᵀ, (d, d), with a rotation or reflection Q drawn from Haar's measure."""
     q = ortho_group.rvs(len(matrix), random_state=rng)
     turned = q @ matrix @ q.T
     return np.asarray((turned + turned.T) / 2)

@@ -186,14 +186,7 @@ class RTransform:
         return low, high
 
     def solutions(self, z: NDArray[np.float64]) -> NDArray[np.complex128]:
-        """Compute all w = 1/G with R(G) + 1/G = z as eigenvalues of companion matrices.
-
-        Args:
-            z: Real numbers, (n,).
-
-        Returns:
-            The solutions, (n, k); one in each row is the reciprocal of the Stieltjes transform.
-        """
+        """Compute all w = 1/G with R(G) + 1/G = z, (n, k), as eigenvalues of companion matrices."""
         w = np.polynomial.Polynomial([0.0, 1.0])
         poles = np.polynomial.Polynomial([1.0])
         for jump in self.merged:
@@ -254,15 +247,7 @@ def column_count(size: int, rate: float) -> int:
 
 
 def wigner(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw a symmetric Gaussian matrix with entries of variance 1/n, and 2/n on the diagonal.
-
-    Args:
-        size: n.
-        rng: The random generator of the entries.
-
-    Returns:
-        The matrix, (n, n).
-    """
+    """Draw a symmetric Gaussian (n, n) matrix with entries of variance 1/n, on the diagonal 2/n."""
     square = rng.standard_normal((size, size))
     return np.asarray((square + square.T) / np.sqrt(2 * size))
 
@@ -463,18 +448,7 @@ class MarchenkoPastur(Law):
         return np.where(adds, outer, inner)
 
     def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw the eigenvalues of one Gaussian matrix J Jᵀ, ascending.
-
-        Args:
-            size: The number of rows, n. The number of columns is rounded.
-            rng: The random generator of the entries.
-
-        Returns:
-            The eigenvalues, (size,); those of the null space are exactly zero.
-
-        Raises:
-            LawError: The matrix would have no column.
-        """
+        """Draw the ascending eigenvalues, (n,), of one J Jᵀ; those of the null space are zero."""
         columns = column_count(size, 1 / self.ratio)
         entries = np.sqrt(self.scale / columns) * rng.standard_normal((size, columns))
         gram = entries @ entries.T if columns >= size else entries.T @ entries

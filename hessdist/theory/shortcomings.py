@@ -18,7 +18,7 @@ LAWS = {
 }
 """Readable names of laws."""
 
-PARAMETERS = {"centre": "centre", "scale": "σ", "ratio": "φ", "energy": "ε"}
+LETTERS = {"centre": "centre", "scale": "σ", "ratio": "φ", "energy": "ε"}
 """The letters of the laws' parameters."""
 
 Place = tuple[int, ...]
@@ -31,37 +31,26 @@ def is_measured(laws: Table, place: Place) -> bool:
     Args:
         laws: The measurements of the study laws, of all steps.
         place: The indices of the step and the spectrum.
-
-    Returns:
-        False if the entry is only padding.
     """
     return bool(laws["source"][place])
 
 
 def parameters_of(laws: Table, place: Place) -> str:
-    """Describe the parameters of a fit.
+    """Describe the parameters of a fit, such as "σ 0.3, φ 2"; empty without a fit.
 
     Args:
         laws: The measurements of the study laws.
         place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
 
     Returns:
-        Text such as "σ 0.3, φ 2"; empty if there is no fit.
+        The text.
     """
-    values = ((letter, laws[name][place]) for name, letter in PARAMETERS.items())
+    values = ((letter, laws[name][place]) for name, letter in LETTERS.items())
     return ", ".join(f"{letter} {value:.3g}" for letter, value in values if np.isfinite(value))
 
 
 def where_it_fails(laws: Table, place: Place) -> str:
-    """Describe where a law fails.
-
-    Args:
-        laws: The measurements of the study laws.
-        place: The indices of the fit: a step if the arrays have steps, a spectrum, a law.
-
-    Returns:
-        Text such as "9 eigenvalues above its upper edge 0.1, up to 2.5 (25 times it); ...".
-    """
+    """Describe where a law fails: "9 eigenvalues above its upper edge 0.1, up to 2.5; ..."."""
     return "; ".join(_shortcomings(laws, place))
 
 
@@ -78,7 +67,7 @@ def _shortcomings(laws: Table, place: Place) -> Iterator[str]:
     if fitted("reason"):
         yield str(fitted("reason"))
     for name in str(fitted("at_bounds")).split():
-        yield f"{PARAMETERS[name]} at the end of its range"
+        yield f"{LETTERS[name]} at the end of its range"
     # Without steps in the arrays, the names of spectra have only the spectrum's index.
     spectrum = place[:-1] if laws["source"].ndim == len(place) - 1 else place[-2:-1]
     about = "about " if laws["source"][spectrum] == "density" else ""

@@ -377,17 +377,7 @@ class FreeLaw(Law):
         return np.sort(kept)
 
     def stieltjes(self, z: ArrayLike) -> NDArray[np.complex128]:
-        """Compute G(z), followed from above; below the real line by symmetry.
-
-        Args:
-            z: Complex numbers of any shape.
-
-        Returns:
-            G(z), in the shape of z.
-
-        Raises:
-            BranchError: G cannot be followed.
-        """
+        """Compute G(z), followed from above; below the real line by symmetry."""
         places = upper(z)
         below = places.imag < 0
         g = follow_branch(
@@ -396,17 +386,7 @@ class FreeLaw(Law):
         return np.asarray(np.where(below, g.conj(), g))
 
     def density(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Compute the density at each point.
-
-        Args:
-            points: λ.
-
-        Returns:
-            The density, in the shape of the points; zero outside of the support and on its edges.
-
-        Raises:
-            BranchError: G cannot be followed to a point.
-        """
+        """Return the density at each point; zero outside of the support and on its edges."""
         x = np.asarray(points, dtype=float)
         result = np.where(np.isnan(x), np.nan, 0.0)
         inside = np.zeros(x.shape, dtype=bool)
@@ -416,16 +396,8 @@ class FreeLaw(Law):
         return result
 
     def _inside(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Compute the density inside the support, where 1/G has a positive imaginary part.
-
-        If only one solution has one, it is 1/G; if several have, the branch is followed.
-
-        Args:
-            x: Points inside the support, (n,).
-
-        Returns:
-            The density, (n,).
-        """
+        """Compute the density inside the support; 1/G is the solution above the real line, (n,)."""
+        # If several solutions have a positive imaginary part, the branch is followed.
         w = self.transform.solutions(x)
         above = w.imag > 1e-11 * np.abs(w)
         g = 1 / w[np.arange(len(x)), above.argmax(axis=1)]
@@ -439,18 +411,7 @@ class FreeLaw(Law):
         return np.asarray(-g.imag / np.pi)
 
     def cumulative(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Compute the share of eigenvalues up to each point.
-
-        Args:
-            points: λ, any shape.
-
-        Returns:
-            The shares, in the shape of the points, with an absolute error of 1e-9.
-
-        Raises:
-            ToleranceError: The density is too steep somewhere for its series.
-            BranchError: G cannot be followed, or the sum of the intervals' shares is not one.
-        """
+        """Compute the share of eigenvalues up to each point, with an absolute error of 1e-9."""
         x = np.asarray(points, dtype=float)
         total = np.where(x >= 0, self.atom, 0.0)
         for (low, high), series in zip(self.support, self._series, strict=True):

@@ -6,29 +6,46 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+_MOST_TIMES = 100
+"""How often its own size an archive may unpack to; torch.save itself does not compress."""
 
-def broken_record(source: Path | IO[bytes]) -> str | None:
-    """Find a record of an archive whose bytes do not match their checksum.
+
+def fault_of(source: Path | IO[bytes]) -> str | None:
+    """Find out whether an archive is damaged: every record is compared with its checksum.
+
+    The records are read as a stream, a few MiB at a time.
 
     Args:
         source: The file of torch.save, or its content.
 
     Returns:
-        The record's name; None if all records are whole, or if there are no checksums: a file of
-        the older format, one written without them, or no archive at all.
+        What is wrong; None if all records are whole, or if there are no checksums: a file of the
+        older format, one written without them, or no archive at all.
     """
     try:
         with zipfile.ZipFile(source) as archive:
-            # torch.save does not compress: a record that unpacks to much more may be a bomb.
-            records = [
-                r for r in archive.infolist() if r.CRC and r.file_size <= 100 * r.compress_size
-            ]
-            size = source.stat().st_size if isinstance(source, Path) else None
-            if size is not None and sum(r.compress_size for r in records) > size:
-                return "directory"  # records overlap
-            return next((r.filename for r in records if not _is_whole(archive, r)), None)
+            records = [record for record in archive.infolist() if record.file_size]
+            fault = _fault_of_sizes(records, _size(source))
+            if fault is not None or not any(record.CRC for record in records):
+                return fault
+            broken = next((r.filename for r in records if not _is_whole(archive, r)), None)
     except Exception:  # a damaged directory fails in many ways
-        return "directory" if _is_archive(source) else None
+        return "its directory of records cannot be read" if _is_archive(source) else None
+    return None if broken is None else f"the checksum of its record {broken!a} does not match"
+
+
+def _fault_of_sizes(records: list[zipfile.ZipInfo], size: int) -> str | None:
+    """Refuse an archive whose records overlap, or unpack to far more than there is."""
+    if sum(record.compress_size for record in records) > size:
+        return "its records overlap"
+    unpacked = sum(record.file_size for record in records)
+    if unpacked > max(_MOST_TIMES * size, 2**30):
+        return f"its {size / 2**20:.1f} MiB would unpack to {unpacked / 2**30:.1f} GiB"
+    return None
+
+
+def _size(source: Path | IO[bytes]) -> int:
+    return source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)
 
 
 def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hessdist.errors import CheckpointError, OutputError
+from hessdist.errors import CheckpointError, HessdistError, OutputError
 from hessdist.workload.conversion import as_bytes
+from hessdist.workload.factories import one_line
+from hessdist.workload.listing import shown
 from hessdist.workload.loading import load_content
 from hessdist.workload.reading import read_content
 from hessdist.workload.state_dicts import Choice, state_under
@@ -63,7 +65,8 @@ def read_state(path: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
-    return read_content(path)
+    with _blaming(path):
+        return read_content(path)
 
 
 def load_into(
@@ -89,7 +92,41 @@ def load_into(
         CheckpointError: Names or shapes differ from the model's, two states fit, a value is not
             finite, or a tensor cannot be loaded exactly.
     """
-    load_content(model, state, f"the checkpoint {path}", Choice(key, prefix))
+    with _blaming(path):
+        load_content(model, state, f"the checkpoint {path}", Choice(key, prefix))
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Turn any error into one of this checkpoint, so that it alone is set aside.
+
+    What a file may hold is without end: tensors of formats that PyTorch itself cannot convert,
+    compare or print, and values that a module's own code does not expect.
+
+    Args:
+        path: The path of the checkpoint, for messages.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: The block raised an error that is not hessdist's own.
+        HessdistError: An error of hessdist itself, without changes.
+    """
+    try:
+        yield
+    except HessdistError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({error.strerror or one_line(error)})",
+            "correct its path and permissions",
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be loaded ({shown(one_line(error))})",
+            "save plain tensors of floating-point numbers, as model.state_dict() has them",
+        ) from error
 
 
 def own_state(

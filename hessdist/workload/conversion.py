@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 
+def shape_of(tensor: Tensor) -> torch.Size | None:
+    """Return the shape of a tensor; None for a nested tensor, which has none."""
+    return None if tensor.is_nested else tensor.shape
+
+
 def reason_against(value: Tensor, own: Tensor) -> str | None:
     """Return the reason why a tensor of a checkpoint cannot be loaded into one of a model.
+
+    Every format of 8 bits has exact values in float32 (`torch.float8_e4m3fn` and its kin), so that
+    such tensors can be loaded; packed formats cannot.
 
     Args:
         value: The tensor of the checkpoint.
@@ -18,12 +26,14 @@ def reason_against(value: Tensor, own: Tensor) -> str | None:
     """
     if value.is_quantized:
         return "is quantised"
-    if value.layout != torch.strided:
-        return "is sparse"
+    if value.layout != torch.strided or value.is_nested:
+        return "is nested" if value.is_nested else "is sparse"
     if value.is_meta:
         return "has no values (device meta)"
     if value.is_complex() and not own.is_complex():
         return "is complex there and real in the model"
+    if not _is_convertible(value):
+        return f"is of {_name(value.dtype)}, which PyTorch cannot convert"
     is_number = value.is_floating_point() or value.is_complex()
     if (own.is_floating_point() or own.is_complex()) and not is_number:
         return f"holds {_name(value.dtype)} there and {_name(own.dtype)} in the model"
@@ -53,25 +63,38 @@ def reason_not_finite(value: Tensor, own: Tensor) -> str | None:
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors have the same shape and values, for any dtypes."""
-    if first.shape != second.shape or first.layout != second.layout or first.is_quantized:
+    """Return whether two tensors have the same shape and values, for any dtypes.
+
+    Tensors without plain values (sparse, quantised, nested, meta) are equal to none.
+    """
+    if not (_is_plain(first) and _is_plain(second)) or first.shape != second.shape:
         return False
     if first.dtype == second.dtype:
         # Bits rather than values, so that a NaN equals itself.
-        return torch.equal(_bits(first), _bits(second))
+        return torch.equal(as_bytes(first), as_bytes(second))
     is_complex = first.is_complex() or second.is_complex()
     wide = torch.complex128 if is_complex else torch.float64
     return torch.equal(first.detach().cpu().to(wide), second.detach().cpu().to(wide))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return as_bytes(tensor) if tensor.layout == torch.strided and not tensor.is_meta else tensor
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor on the CPU, one-dimensional, for any dtype and shape."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return plain.flatten().view(torch.uint8)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_odd = tensor.is_quantized or tensor.is_nested or tensor.is_meta
+    return tensor.layout == torch.strided and not is_odd
+
+
+def _is_convertible(value: Tensor) -> bool:
+    wide = torch.complex128 if value.is_complex() else torch.float64
+    try:
+        value.flatten()[:1].to(wide)
+    except (RuntimeError, TypeError):  # such as two numbers in a byte
+        return False
+    return True
 
 
 def _is_exact(value: Tensor, dtype: torch.dtype) -> bool:

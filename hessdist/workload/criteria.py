@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own abbreviation
 
-from hessdist.errors import DataError
+from hessdist.errors import DataError, WorkloadError
 
 Criterion = Callable[[Any, Any], Tensor]
 """Maps (outputs, targets) to a scalar: a sum or a mean over the samples of the batch."""
@@ -147,6 +147,9 @@ def known(criterion: Callable[..., Any], device: torch.device, dtype: torch.dtyp
 
     Returns:
         The criterion; None if it is not PyTorch's own, but a function or a class of the user.
+
+    Raises:
+        WorkloadError: Its weights of entries sum to zero or less, so that there is no loss.
     """
     function, options = _function_and_options(criterion)
     if function not in _OF_CLASSES and function not in _OF_ELEMENTS:
@@ -155,6 +158,7 @@ def known(criterion: Callable[..., Any], device: torch.device, dtype: torch.dtyp
     reduction = _reduction(options)
     if function in _OF_ELEMENTS:
         name = _OF_ELEMENTS[function]
+        _require_weight(name, options.get("weight"))
         return Known(
             name, functools.partial(_of_elements, function, options), reduction, None, False
         )
@@ -169,6 +173,18 @@ def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def _require_weight(name: str, weight: Any) -> None:
+    """Refuse weights of entries that make the loss zero or negative; those of classes are summed.
+
+    Raises:
+        WorkloadError: They sum to zero or less.
+    """
+    if isinstance(weight, Tensor) and not float(weight.sum()) > 0:
+        raise WorkloadError(
+            f"the weights of {name} sum to {float(weight.sum()):g}", "give positive weights"
+        )
 
 
 def _reduction(options: Mapping[str, Any]) -> Reduction:

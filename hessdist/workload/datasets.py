@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hessdist.errors import DataError, InputError, WorkloadError
+from hessdist.parallel.memory import available_bytes
 from hessdist.workload.factories import call_factory, find_factory, one_line, signature_of
 from hessdist.workload.tokens import pydoc, tokens
 
@@ -398,7 +399,8 @@ def count_samples(dataset: MapDataset) -> int:
         The length, 0 or more.
 
     Raises:
-        DataError: It has no length, or a different one each time.
+        DataError: It has no length, a different one each time, or more samples than can be
+            counted.
     """
     remedy = "let __len__ return the number of samples, the same each time"
     try:
@@ -407,6 +409,9 @@ def count_samples(dataset: MapDataset) -> int:
         raise DataError(f"the data set has no length ({one_line(error)})", remedy) from error
     if lengths[0] != lengths[1]:
         raise DataError(f"the data set has {lengths[0]} samples, and then {lengths[1]}", remedy)
+    index = 8  # bytes
+    if index * lengths[0] > available_bytes():
+        raise DataError(f"the memory cannot hold the indices of {lengths[0]:,} samples", remedy)
     return lengths[0]
 
 

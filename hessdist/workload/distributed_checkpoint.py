@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hessdist.errors import CheckpointError
-from hessdist.workload.archives import broken_record
+from hessdist.workload.archives import fault_of
 
 
 def read_distributed(folder: Path) -> Mapping[str, Any]:
@@ -219,8 +219,9 @@ def _chunk(
     with file.open("rb") as raw:
         raw.seek(place.offset)
         content = io.BytesIO(raw.read(place.length))
-    if broken_record(content) is not None:
-        raise _damaged(folder, f"the checksum of a chunk of {name!a} does not match")
+    fault = fault_of(content)
+    if fault is not None:
+        raise _damaged(folder, f"a chunk of {name!a}: {fault}")
     content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

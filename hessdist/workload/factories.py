@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from hessdist.errors import InputError, WorkloadError
+from hessdist.unforeseen import memory_shortage
 
 
 def find_factory(
@@ -83,6 +84,8 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any], wher
     except InputError:  # it already has a message and a remedy
         raise
     except Exception as error:
+        if (shortage := memory_shortage(error)) is not None:
+            raise InputError(f"{where}: {shortage.what}", shortage.remedy) from error
         raise WorkloadError(
             f"{where}: {name_of(factory)} failed ({one_line(error)})",
             _shadow(error) or f"check {where}.arguments and {where}'s own code",

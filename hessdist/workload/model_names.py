@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hessdist.workload.conversion import reason_against, shape_of
+
 # Parts that DataParallel, torch.compile, FSDP, checkpointing and Fabric add to names.
 WRAPPERS = frozenset((
     "module",
@@ -95,8 +97,9 @@ class ModelNames:
             return False
         if not isinstance(value, Tensor):
             return True
+        shape = shape_of(value)
         # Before version 0.4 PyTorch had no tensors without dimensions.
-        return value.shape != own.shape and not (own.dim() == 0 and tuple(value.shape) == (1,))
+        return shape != own.shape and not (own.dim() == 0 and shape == (1,))
 
     def tied_to(self, name: str) -> tuple[str, ...]:
         """Return the other names of the same tensor.
@@ -141,7 +144,9 @@ class ModelNames:
         if _matches(name, self._unexpected):
             return True
         own = self._unsaved.get(name)
-        if own is None or not isinstance(value, Tensor) or own.shape != value.shape:
+        if own is None or not isinstance(value, Tensor) or shape_of(value) != own.shape:
+            return False
+        if reason_against(value, value) is not None:
             return False
         return torch.equal(own.detach().to(value.dtype), value.to(own.device))
 

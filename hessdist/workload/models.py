@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hessdist.errors import WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
 from hessdist.workload.huggingface import huggingface
-from hessdist.workload.preparation import unwrapped
+from hessdist.workload.preparation import require_values, unwrapped
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -189,7 +189,8 @@ def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         The model, on the CPU.
 
     Raises:
-        WorkloadError: The factory is not found, fails, or does not return a module.
+        WorkloadError: The factory is not found, fails, does not return a module, or returns one
+            without values.
     """
     model = call_factory(find_factory(factory, MODELS, "model.factory"), arguments, "model")
     if not isinstance(model, nn.Module):
@@ -197,4 +198,5 @@ def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
             f"model.factory: '{factory}' returned {type(model).__name__}, not a torch.nn.Module",
             "name a callable that builds the model",
         )
+    require_values(model)
     return unwrapped(model)

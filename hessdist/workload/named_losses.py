@@ -25,9 +25,9 @@ def build_loss(factory: str, arguments: Mapping[str, Any]) -> AnyLoss:
     """Find the loss that a job names.
 
     Args:
-        factory: "cross_entropy", "mse", "causal_lm", "masked_lm", or "package.module:callable". The callable is the loss
-            itself, or makes it when called: a class, a function without parameters, or any
-            function if there are `arguments`.
+        factory: "cross_entropy", "mse", "causal_lm", "masked_lm", or "package.module:callable".
+            The callable is the loss itself, or makes it when called: a class, a function without
+            parameters, or any function if there are `arguments`.
         arguments: The keyword arguments for a callable that makes the loss.
 
     Returns:

@@ -39,7 +39,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model with unsuitable parameters, or whose loss is no sum over samples.
+    """Refuse a model with unsuitable parameters or buffers, or whose loss is no sum over samples.
 
     Args:
         model: The model, before it is converted.
@@ -47,10 +47,30 @@ def check_model(model: nn.Module) -> None:
     Raises:
         WorkloadError: A parameter or a module cannot be differentiated; the message names it.
     """
+    require_values(model)
     for name, parameter in model.named_parameters():
         _check_tensor(name, parameter)
     for name, module in model.named_modules():
         _check_module(name or type(module).__name__, module)
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuse a model with parameters or buffers on the meta device, which have no values.
+
+    Args:
+        model: The model.
+
+    Raises:
+        WorkloadError: A tensor is on the meta device; the message names it.
+    """
+    kinds = (("parameter", model.named_parameters()), ("buffer", model.named_buffers()))
+    for kind, tensors in kinds:
+        for name, tensor in tensors:
+            if tensor.is_meta:
+                raise WorkloadError(
+                    f"the {kind} {name} is on the meta device, and has no values",
+                    "build the model on the CPU",
+                )
 
 
 def _check_tensor(name: str, parameter: nn.Parameter) -> None:
@@ -66,8 +86,6 @@ def _check_tensor(name: str, parameter: nn.Parameter) -> None:
 
 def _unsuitable(parameter: nn.Parameter) -> tuple[str, str]:
     """Return why a parameter cannot be differentiated, and the remedy; empty if it can."""
-    if parameter.is_meta:
-        return "on the meta device, and has no values", "build the model on the CPU"
     if type(parameter.data) is not Tensor:
         kind = type(parameter.data).__name__
         return f"a {kind}, not a plain tensor", "load its values into a plain model"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hessdist.errors import CheckpointError
-from hessdist.workload.archives import broken_record
+from hessdist.workload.archives import fault_of
 from hessdist.workload.distributed_checkpoint import read_distributed
 from hessdist.workload.folders import Folder, Layout, look_into, shards_of
 from hessdist.workload.listing import listed
@@ -159,11 +159,10 @@ def _read_safetensors(path: Path) -> Any:
 def _read_torch(path: Path) -> Any:
     # How PyTorch's reader names a class that it does not allow in a checkpoint.
     forbidden = r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)"
-    broken = broken_record(path)
-    if broken is not None:
+    fault = fault_of(path)
+    if fault is not None:
         raise CheckpointError(
-            f"the checkpoint {path} is truncated or damaged: the checksum of its record "
-            f"{broken!a} does not match",
+            f"the checkpoint {path} is truncated or damaged: {fault}",
             "write it again, or move it out of the folder",
         )
     try:

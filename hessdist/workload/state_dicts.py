@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessdist.errors import CheckpointError
-from hessdist.workload.conversion import equal
+from hessdist.workload.conversion import equal, shape_of
 from hessdist.workload.listing import listed, shown
 from hessdist.workload.model_names import WRAPPERS, ModelNames, canonical
 
@@ -449,7 +449,10 @@ def _quoted(text: str) -> str:
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    shape = shape_of(value)
+    return "nested" if shape is None else str(tuple(shape))
 
 
 def _words(part: str) -> set[str]:

@@ -14,6 +14,7 @@ REMEDY = (
     "rename it, or set checkpoints.pattern to a regular expression such as 'step_(?P<step>[0-9]+)'"
 )
 _LARGEST = 2**63 - 1
+_DIGITS = 19  # of the largest number
 
 # Keywords, longer words first. Letters that end with one count too ("global_step",
 # "timestep"), but "ep" only as a whole word, because many words end with these letters.
@@ -46,6 +47,10 @@ _DATE = re.compile(
     r"(?:[t_\-\s]{1,2}[0-2][0-9]([-_.:]?)[0-5][0-9](?:\2[0-5][0-9])?)?(?![0-9])"
 )
 _SHARD = re.compile(r"(?<![0-9])[0-9]+[-_]?of[-_]?[0-9]+(?![0-9])")
+
+
+class BeyondError(CheckpointError):
+    """The step in a name is no number of 64 bits, so that this file alone is set aside."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def read_step(name: str) -> NamedStep | None:
         The step; None if there is none, or if the name is not that of a model.
 
     Raises:
-        CheckpointError: The step is not clear, or is no whole number of 64 bits.
+        BeyondError: The step is no number of 64 bits.
+        CheckpointError: The step is not clear, or no whole number.
     """
     number_pattern = (
         r"(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+(?:\.[0-9]+)*)(?:e[+-]?[0-9]+)?"
@@ -116,14 +122,16 @@ def match_step(name: str, pattern: str) -> int | None:
         The step; None if the pattern does not match.
 
     Raises:
-        CheckpointError: The group does not match a whole number of 64 bits.
+        BeyondError: The group matches a number beyond 64 bits.
+        CheckpointError: The group does not match a whole number.
     """
     match = re.search(pattern, name)
     if match is None:
         return None
     digits = (match["step"] or "").replace(",", "").replace("_", "")
-    if not re.fullmatch("[0-9]+", digits) or int(digits) > _LARGEST:
-        raise CheckpointError(
+    is_number = re.fullmatch("[0-9]+", digits) is not None
+    if not is_number or int(digits) > _LARGEST:
+        raise (BeyondError if is_number else CheckpointError)(
             f"the group 'step' of checkpoints.pattern matches {match['step']!r} in {name!r}",
             "it must match a whole number below 2^63, in digits",
         )
@@ -307,8 +315,7 @@ def _value(name: str, text: str, number: _Number) -> int:
         )
     power = int(exponent or 0) + _MULTIPLES.get(multiple, 0)
     digits = len(mantissa.partition(".")[0].lstrip("0"))
-    most = 19  # digits of the largest number
-    if not -most <= power <= most or digits + power > most:
+    if not -_DIGITS <= power <= _DIGITS or digits + power > _DIGITS:
         raise _beyond(name)
     value = Decimal(mantissa).scaleb(power)
     if value > _LARGEST:
@@ -347,5 +354,5 @@ def _is_odd(number: str, after: str, multiple: str) -> bool:
     return bool(re.fullmatch(r"[1-9][0-9]{0,2}\.[0-9]{3}", number)) and not multiple
 
 
-def _beyond(name: str) -> CheckpointError:
-    return CheckpointError(f"the step in the name {name!r} is no number of 64 bits", REMEDY)
+def _beyond(name: str) -> BeyondError:
+    return BeyondError(f"the step in the name {name!r} is no number of 64 bits", REMEDY)

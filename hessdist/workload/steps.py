@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hessdist.errors import CheckpointError
 from hessdist.workload.folders import global_step, look_into
 from hessdist.workload.listing import listed
-from hessdist.workload.step_names import REMEDY, SUFFIXES, match_step, read_step
+from hessdist.workload.step_names import (
+    REMEDY,
+    SUFFIXES,
+    BeyondError,
+    NamedStep,
+    match_step,
+    read_step,
+)
+
+_DIGITS = 100  # more are no step; Python converts up to 4300
 
 
 @dataclass(frozen=True, order=True)
@@ -49,8 +58,26 @@ def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
         )
     checkpoints = scan_checkpoints(directory, pattern)
     if not checkpoints:
+        for error in beyond_number(directory, pattern):
+            raise error
         raise CheckpointError(*_no_checkpoint(directory, pattern))
     return checkpoints
+
+
+def beyond_number(directory: Path, pattern: str | None = None) -> list[CheckpointError]:
+    """Find checkpoints whose step is no number of 64 bits, which `scan_checkpoints` passes over.
+
+    Args:
+        directory: The folder, which may not exist.
+        pattern: A regular expression with a group "step", as in `scan_checkpoints`.
+
+    Returns:
+        An error for each, to set it aside with.
+    """
+    try:
+        return [step for _, step in _numbered(directory, pattern) if isinstance(step, BeyondError)]
+    except (CheckpointError, OSError):  # which finding the others reports
+        return []
 
 
 def scan_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkpoint]:
@@ -100,18 +127,12 @@ def step_of(path: Path, pattern: str | None = None) -> int | None:
 def _scanned(directory: Path, pattern: str | None) -> list[Checkpoint]:
     checkpoints: dict[int, Checkpoint] = {}
     kinds: dict[str, Path] = {}
-    for path in _listed(directory):
-        if path.name.startswith((".", "tmp-")) or not _may_be(path, pattern):
+    for path, named in _numbered(directory, pattern):
+        if isinstance(named, BeyondError):
             continue
-        if pattern is not None:
-            step = match_step(path.name, pattern)
-        else:
-            named = read_step(path.name)
-            step = named.step if named else None
-            if named is not None:
-                kinds.setdefault(named.kind, path)
-        if step is None:
-            continue
+        step = named.step
+        if pattern is None:
+            kinds.setdefault(named.kind, path)
         if step in checkpoints:
             raise CheckpointError(
                 f"{path} and {checkpoints[step].path.name} are both of step {step}",
@@ -120,6 +141,26 @@ def _scanned(directory: Path, pattern: str | None) -> list[Checkpoint]:
         checkpoints[step] = Checkpoint(step, path)
     _refuse_mixed(kinds)
     return sorted(checkpoints.values()) or _itself(directory, pattern)
+
+
+def _numbered(
+    directory: Path, pattern: str | None
+) -> Iterator[tuple[Path, NamedStep | BeyondError]]:
+    """Iterate over what may be a checkpoint, with its step or the reason why it has none."""
+    for path in _listed(directory):
+        if path.name.startswith((".", "tmp-")) or not _may_be(path, pattern):
+            continue
+        named: NamedStep | BeyondError | None
+        try:
+            if pattern is None:
+                named = read_step(path.name)
+            else:
+                step = match_step(path.name, pattern)
+                named = None if step is None else NamedStep(step, "pattern")
+        except BeyondError as error:
+            named = error
+        if named is not None:
+            yield path, named
 
 
 def _listed(directory: Path) -> list[Path]:
@@ -212,6 +253,10 @@ def select_checkpoints(checkpoints: Sequence[Checkpoint], selection: str) -> lis
                 "write steps and ranges such as 0,50,500:2000:100",
             )
         first, *rest = item.strip().split(":")
+        if any(len(number) > _DIGITS for number in (first, *rest)):
+            raise CheckpointError(
+                f"--checkpoints: '{item.strip()[:30]}...' is no step", "steps are below 2^63"
+            )
         begin = int(first or 0)
         end = begin if not rest else int(rest[0] or max(steps, default=begin))
         stride = int(rest[1]) if len(rest) > 1 else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +157,20 @@ def sequences(
 def _matching(patterns: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
-        names = sorted(glob.glob(pattern, recursive=True))
+        names = _glob(pattern)
         if not names:
             raise DataError(f"no file fits data.arguments.path '{pattern}'", "check the path")
-        found.update(dict.fromkeys(map(Path, names)))
+        found.update(dict.fromkeys(names))
     return [path for path in found if path.is_file()]
+
+
+def _glob(pattern: str) -> list[Path]:
+    """Find the files of a pattern with wildcards, in the order of their names."""
+    path = Path(pattern)
+    if path.exists():
+        return [path]
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    return sorted(anchor.glob(str(path.relative_to(path.anchor)) or "."))
 
 
 def _documents(path: Path, encode: _Encoder, column: str | None, bin_dtype: str) -> Iterator[_Ids]:
@@ -170,6 +178,9 @@ def _documents(path: Path, encode: _Encoder, column: str | None, bin_dtype: str)
 
     Yields:
         The ids of each.
+
+    Raises:
+        DataError: The file cannot be read as tokens.
     """
     try:
         if path.suffix == ".npy":
@@ -195,6 +206,9 @@ def _column(path: Path, column: str | None) -> Iterator[Any]:
 
     Yields:
         The text, or the ids, of each row.
+
+    Raises:
+        DataError: There is no such column.
     """
     pyarrow = import_library("pyarrow")
     if path.suffix == ".parquet":

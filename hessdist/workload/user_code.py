@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from hessdist.errors import HessdistError, WorkloadError
+from hessdist.unforeseen import memory_shortage
 
 # Remedies for operations that PyTorch differentiates only once.
 _REPLACEMENTS = {
@@ -89,6 +90,8 @@ def explained(error: Exception) -> tuple[str, str]:
     Returns:
         The cause and the remedy.
     """
+    if (shortage := memory_shortage(error)) is not None:
+        return shortage.what, shortage.remedy
     text = str(error)
     missing = re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", text)
     if missing:

@@ -239,7 +239,7 @@ CASES = {
     ),
     "another file in the place of the result": Case(
         override("output.path=foreign.h5", overwrite=False),
-        ["foreign.h5 exists and cannot be read as a result", "--overwrite"],
+        ["foreign.h5 exists and is no result of hessdist", "move it away"],
         foreign_result,
     ),
     "dropout": Case(

@@ -158,7 +158,7 @@ def test_an_error_on_one_rank_is_everybody_s(mpi_ranks: int, comm: Any) -> None:
     with pytest.raises(KeyError if ranks.rank == 2 else RankError, match="missing"):
         work(2, KeyError("missing"))
     for unusual in (SystemExit(0), Unforeseen("odd")):
-        with pytest.raises(InputError, match=r"rank 1: (code of the job ends|Unforeseen: odd)"):
+        with pytest.raises(RankError, match=r"rank 1: (code of the job ends|Unforeseen: odd)"):
             work(1, unusual)
     work(-1, ValueError("nobody raises this"))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessdist.errors import DataError, NumericalError
+from hessdist.errors import DataError, NumericalError, WorkloadError
 from hessdist.optimizers.training import (
     OPTIMIZERS,
     build_optimizer,
@@ -163,6 +163,14 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_step_and_the_key_to_ch
     with pytest.raises(NumericalError, match=r"at step \d+; lower training.learning_rate"):
         run_training(digits, tmp_path, steps=(0, 500), learning_rate=1e6, loss=mse)
     assert [at.step for at in find_checkpoints(tmp_path)] == [0]
+
+
+def test_a_loss_without_a_graph_is_refused(digits: Any, tmp_path: Path) -> None:
+    def detached(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.detach(), targets)
+
+    with pytest.raises(WorkloadError, match="does not depend on the parameters"):
+        run_training(digits, tmp_path, loss=detached, l2=0.1)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, mse])

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -146,6 +146,64 @@ def test_a_disk_that_is_full_when_the_journal_is_written(
     finally:
         subprocess.run(["umount", str(limited)], check=True)
     same(small_disk, finished)
+
+
+def test_a_finished_journal_makes_way_for_its_result(
+    folder: Path, finished: Path, small_disk: Path
+) -> None:
+    words = ("--set", f"output.path={small_disk}/results/run.h5", "--journal")
+    assert sweep(folder, *words, "--checkpoints", "0", ranks=0).returncode == 0
+    run = hessdist.open_run(finished / "results" / "run.h5")
+    journal = 1024 + int(run.products[1]) * (64 + 8 * run.num_parameters)
+    fill(small_disk, but=journal + parts(small_disk)[0].stat().st_size - 8192)
+    done = sweep(folder, *words, "--checkpoints", "10", ranks=0)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "No space left on device): its journal makes way" in done.stdout
+    assert list(hessdist.open_run(small_disk / "results" / "run.h5").steps) == [0, 10]
+    assert not (small_disk / "results" / "run.checkpoints" / "journal").exists()
+
+
+def remove(results: Path) -> None:
+    shutil.rmtree(results)
+
+
+def replace_by_a_file(results: Path) -> None:
+    results.rename(results.with_name("moved"))
+    results.write_text("in the way", encoding="utf-8")
+
+
+def make_read_only(results: Path) -> None:
+    bind = ["mount", "--bind", str(results), str(results)]
+    if os.geteuid() or subprocess.run(bind, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system takes root")
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(results)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(remove, "have been removed from", marks=pytest.mark.slow),
+        (replace_by_a_file, "Not a directory"),
+        pytest.param(make_read_only, "Read-only file system", marks=pytest.mark.slow),
+    ],
+)
+def test_an_output_folder_that_goes_during_a_sweep_ends_it_with_one_line(
+    tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    prepare(tmp_path, (0, 10), seconds=0.05)
+    results = tmp_path / "results"
+    try:
+        with started(tmp_path, "spectrum", "job.toml", "--journal", ranks=2) as process:
+            until(lambda: len(parts(tmp_path)) == 1)
+            until(lambda: (results / "run.checkpoints" / ".step-00000010.claim").exists())
+            change(results)
+            _, err = process.communicate(timeout=60)
+    finally:
+        subprocess.run(["umount", str(results)], capture_output=True, check=False)
+    assert process.returncode == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("hessdist: ")]
+    assert says in line
+    assert "Traceback" not in err
 
 
 # -- damaged files ---------------------------------------------------------------------------

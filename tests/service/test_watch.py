@@ -104,6 +104,23 @@ def test_a_checkpoint_that_cannot_be_read_is_told_once_and_tried_again_when_it_c
     assert out.count("step 10: loss") == 1
 
 
+def test_a_checkpoint_that_is_written_again_after_its_solve_is_solved_anew(folder: Path) -> None:
+    come(folder, 0)
+    words = ("watch", "job.toml", "--last", "20", "--settle", "0.2")
+    with started(folder, *words) as process:
+        until(lambda: readable(folder) == 1)
+        before = hessdist.open_run(folder / "results" / "run.h5").loss[0]
+        shutil.copy(folder / "made" / "step-00000030.pt", folder / "made" / "step-00000000.pt")
+        come(folder, 0)
+        until(lambda: hessdist.open_run(folder / "results" / "run.h5").loss[0] < before)
+        come(folder, 20)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "step 0: its checkpoint has changed since it was solved; solved anew" in out
+    assert out.count("step 0: loss") == 2
+    assert readable(folder) == 2
+
+
 def test_a_file_that_grows_is_not_taken_before_it_has_settled(folder: Path) -> None:
     whole = (folder / "made" / "step-00000000.pt").read_bytes()
     (folder / "checkpoints").mkdir()

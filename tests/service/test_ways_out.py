@@ -59,7 +59,7 @@ class Net(slow.Net):
         self.passes += 1
         if self.passes == 1:
             leave("first batch")
-        if self.passes == 45:
+        if self.passes == 25:
             leave("product")
         return super().forward(x)
 

@@ -12,7 +12,7 @@ from scipy.stats import wasserstein_distance
 
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import in_numbers
-from hessdist.theory.families import FAMILIES, PARAMETERS, Curve, Parameters, curve_of
+from hessdist.theory.families import FAMILIES, PARAMETERS, Curve, LawParameters
 from hessdist.theory.fit import Compared, Fit, drawn, drawn_grid, fit
 from hessdist.theory.laws import LawError, MarchenkoPastur, Semicircle
 from hessdist.theory.loss_model import LossModel
@@ -100,18 +100,18 @@ def test_nodes_of_one_eigenvalue_are_taken_together() -> None:
 # -- the laws themselves -----------------------------------------------------------------------
 
 CASES = {
-    "semicircle": (Semicircle(0.3), 0.7, Parameters(centre=0.7, scale=0.3)),
-    "marchenko_pastur": (MarchenkoPastur(0.25, 3.0), 0.0, Parameters(scale=3.0, ratio=0.25)),
-    "marchenko_pastur_atom": (MarchenkoPastur(4.0, 2.0), 0.0, Parameters(scale=2.0, ratio=4.0)),
+    "semicircle": (Semicircle(0.3), 0.7, LawParameters(centre=0.7, scale=0.3)),
+    "marchenko_pastur": (MarchenkoPastur(0.25, 3.0), 0.0, LawParameters(scale=3.0, ratio=0.25)),
+    "marchenko_pastur_atom": (MarchenkoPastur(4.0, 2.0), 0.0, LawParameters(scale=2.0, ratio=4.0)),
     "wishart_wigner": (
         LossModel(0.3, 0.5, scale=2.0),
         0.0,
-        Parameters(scale=2.0, ratio=0.5, energy=0.3),
+        LawParameters(scale=2.0, ratio=0.5, energy=0.3),
     ),
     "rectified": (
         LossModel(0.4, 0.5, rectified=True),
         0.0,
-        Parameters(scale=1.0, ratio=0.5, energy=0.4),
+        LawParameters(scale=1.0, ratio=0.5, energy=0.4),
     ),
 }
 QUICK = ["semicircle", "marchenko_pastur", "marchenko_pastur_atom", "wishart_wigner"]
@@ -121,14 +121,14 @@ every_law = pytest.mark.parametrize(
 UNIT = 1e-3  # of the eigenvalues, so that fits in wrong units fail
 
 
-def sampled(name: str) -> tuple[NDArray[np.float64], Parameters]:
+def sampled(name: str) -> tuple[NDArray[np.float64], LawParameters]:
     law, centre, truth = CASES[name]
     values = law.sample(SIZE, np.random.default_rng(5)) + centre
     known = (truth.centre * UNIT, truth.scale * UNIT, truth.ratio, truth.energy * UNIT**2)
-    return UNIT * values, Parameters(*known)
+    return UNIT * values, LawParameters(*known)
 
 
-def check(found: Fit, truth: Parameters, allowed: float) -> None:
+def check(found: Fit, truth: LawParameters, allowed: float) -> None:
     assert found.converged
     assert not found.reason
     for name in PARAMETERS:
@@ -221,8 +221,8 @@ def test_the_fit_is_the_best_one() -> None:
     centre, scale = found.parameters.centre, found.parameters.scale
 
     def misfit(shift: float, factor: float) -> float:
-        at = Parameters(centre=centre + shift * scale, scale=factor * scale)
-        law = Compared(parts, with_spike=False).law(curve_of("semicircle", at), points)
+        at = LawParameters(centre=centre + shift * scale, scale=factor * scale)
+        law = Compared(parts, with_spike=False).law(FAMILIES["semicircle"].curve(at), points)
         return float(weights @ (law - shares) ** 2)
 
     assert misfit(0, 1) == pytest.approx(found.misfit, rel=1e-12)
@@ -238,7 +238,7 @@ def test_distances_against_a_sample_of_the_law() -> None:
     values = rng.normal(0.3, 1.0, 300)
     parts, law = of(values, most=0), Semicircle(1.2)
     compared = Compared(parts, with_spike=False)
-    curve = curve_of("semicircle", Parameters(centre=0.1, scale=1.2))
+    curve = FAMILIES["semicircle"].curve(LawParameters(centre=0.1, scale=1.2))
     quantiles = 0.1 + law.quantile((np.arange(20_000) + 0.5) / 20_000)
     expected = wasserstein_distance(parts.bulk[0], quantiles)
     assert compared.wasserstein(curve) == pytest.approx(expected, rel=0.02)
@@ -267,11 +267,11 @@ def test_the_distance_sees_both_ends_of_the_spike() -> None:
     """Where the measured share is known exactly, of nodes too."""
     values = np.r_[np.zeros(100), np.linspace(1, 3, 100)]
     compared = Compared(of(values, most=0), with_spike=True)
-    half_below = curve_of("semicircle", Parameters(centre=0.0, scale=1.0))
+    half_below = FAMILIES["semicircle"].curve(LawParameters(centre=0.0, scale=1.0))
     assert compared.kolmogorov_smirnov(half_below) == pytest.approx(0.5, abs=1e-2)
     nodes = MeasuredSpectrum(np.array([-2.0, 0.0, 1.0]), np.array([0.2, 0.5, 0.3]), 100, probes=1)
     bulk = Compared(split(nodes, 0), with_spike=False)
-    none_below = curve_of("marchenko_pastur", Parameters(scale=1.0, ratio=1e-3))
+    none_below = FAMILIES["marchenko_pastur"].curve(LawParameters(scale=1.0, ratio=1e-3))
     assert bulk.kolmogorov_smirnov(none_below) == pytest.approx(0.4)
 
 
@@ -320,7 +320,7 @@ def test_a_spectrum_without_a_finite_eigenvalue_is_refused() -> None:
 
 
 def test_a_law_that_can_be_computed_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(parameters: Parameters) -> Curve:
+    def fails(parameters: LawParameters) -> Curve:
         raise LawError("the law cannot be computed", "")
 
     family = replace(FAMILIES["marchenko_pastur"], curve=fails)

@@ -1,33 +1,15 @@
-"""What the Hessian says about a training run that goes wrong."""
+"""Studies of the Hessian for a training run that goes wrong."""
 
-from hessdist.studies.base import Needs, Study
+from hessdist.studies.base import TRAINING, Needs, declare
 from hessdist.studies.debugging.settings import SaddleSection
 
-_HERE = "hessdist.studies.debugging"
-
 STUDIES = (
-    Study(
-        name="diagnosis",
-        settings=None,
-        compute=f"{_HERE}.diagnosis:diagnosis",
-        determined_by=f"{_HERE}.diagnosis:determining",
-        needs=Needs(checkpoints=True, eigenpairs="if there", hessian=True),
-        remarks=f"{_HERE}.remarks:diagnosis",
-        figures=f"{_HERE}.figures:draw_diagnosis",
-        tables=f"{_HERE}.tables:diagnosis",
-        page=f"{_HERE}.page:diagnosis",
+    declare(
+        __name__,
+        "diagnosis",
+        None,
+        Needs(checkpoints=True, eigenpairs="if there", hessian=True),
+        determined_by="diagnosis:determining",
     ),
-    Study(
-        name="saddle",
-        settings=SaddleSection,
-        compute=f"{_HERE}.saddle:saddle",
-        needs=Needs(
-            all_layers=True,
-            keys=("training.batch_size", "training.learning_rate", "training.momentum"),
-        ),
-        remarks=f"{_HERE}.remarks:saddle",
-        figures=f"{_HERE}.figures:draw_saddle",
-        tables=f"{_HERE}.tables:saddle",
-        page=f"{_HERE}.page:saddle",
-    ),
+    declare(__name__, "saddle", SaddleSection, Needs(all_layers=True, keys=TRAINING)),
 )

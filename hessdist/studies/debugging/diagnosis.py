@@ -34,16 +34,7 @@ from hessdist.studies.context import Context, Pair
 
 
 def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) -> Any:
-    """Return everything that determines a diagnosis, except the run and the checkpoint.
-
-    Args:
-        job: The job. The optimiser of its training section is part of the diagnosis.
-        settings: The section diagnosis.
-        options: PETSc's options, which are not used.
-
-    Returns:
-        Values of JSON's types.
-    """
+    """Return everything that determines a diagnosis, with the job's optimiser, except the run."""
     of_training = {"optimizer", "learning_rate", "momentum"}
     return settings.model_dump(mode="json") | job.training.model_dump(
         mode="json", include=of_training
@@ -53,17 +44,9 @@ def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) ->
 def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
     """Compute the gradient, its curvature, eigenpairs, and the loss along two lines. Collective.
 
-    Args:
-        context: The checkpoint. Its eigenpairs are computed if none are stored.
-        settings: Tolerances and lines.
-
-    Returns:
-        Measurements with the dimensions largest, smallest, layer, point and distance; NaN if a
-        line does not exist, because the gradient is zero or no eigenvalue is negative.
-
-    Raises:
-        NumericalError: Loss, gradient or a product is not finite; on every rank.
-        ResultError: The run's eigenvectors cannot be read; on every rank.
+    Eigenpairs are computed if none are stored. The dimensions are largest, smallest, layer, point
+    and distance. Values are NaN if a line does not exist, because the gradient is zero or no
+    eigenvalue is negative.
     """
     start = time.perf_counter()
     evaluation = context.objective.evaluate()
@@ -199,9 +182,7 @@ def _descend(
         "rate": Variable(("point",), rates, "rates ε of gradient steps"),
         "loss_along_gradient": Variable(("point",), losses, "loss at θ - ε g over all samples"),
         "model_along_gradient": Variable(
-            ("point",),
-            point.loss + point.model_along_gradient(rates),
-            "L(0) - ε gᵀg + ε² gᵀHg / 2",
+            ("point",), point.loss + point.model_along_gradient(rates), "L(0) - ε gᵀg + ε² gᵀHg / 2"
         ),
     }
 
@@ -234,7 +215,7 @@ def _escape(
         (uphill,) = context.ranks.sum(lowest @ evaluation.gradient)
         slope = -abs(float(uphill))
         u = pairs.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
-        span = LossInSpan(context.objective, u, context.weight, context.on_evaluation)
+        span = LossInSpan(context.objective, u, context.weight(), context.on_evaluation)
         (start,) = span.losses(np.zeros((1, 1)))
         # A line with unit slope, so that the distance is also found if the slope is zero.
         lines = Lines(span, np.array([-1.0]))
@@ -264,11 +245,32 @@ def _by_layer(layout: ParameterLayout, vector: NDArray[np.float32]) -> NDArray[n
 # -- what is stored --------------------------------------------------------------------------
 
 
+_SCALARS = {
+    "num_parameters": "parameters in use",
+    "loss": "loss over all samples",
+    "rounding": "rounding of the loss",
+    "gradient_norm": "‖g‖",
+    "gradient_curvature": "gᵀHg",
+}
+_SETTINGS_AND_LINES = {
+    "learning_rate": "ε, learning rate of the job",
+    "momentum": "momentum of the job",
+    "gradient_tolerance": "‖g‖ of a critical point, at most",
+    "curvature_tolerance": "share of the largest |λ| up to which λ counts as zero",
+    "loss_change": "L(θ - εg) - L(θ), measured",
+    "best_loss_change": "L(θ - εg) - L(θ) at the best rate, measured",
+    "escape_distance": "farthest distance along the escape direction",
+    "escape_best_distance": "distance of the lowest loss along the escape direction",
+    "escape_loss_change": "lowest loss along the escape direction, less L(θ)",
+    "escape_at_edge": "whether the loss still falls there",
+}
+
+
 def _of_point(p: Point) -> dict[str, Variable]:
     """Return the variables from which the note is written."""
 
-    def scalar(name: str, long_name: str) -> Variable:
-        return Variable((), np.array(getattr(p, name)), long_name)
+    def scalars(names: dict[str, str]) -> dict[str, Variable]:
+        return {name: Variable((), np.array(getattr(p, name)), of) for name, of in names.items()}
 
     ends = {}
     for end in ENDS:
@@ -278,38 +280,14 @@ def _of_point(p: Point) -> dict[str, Variable]:
             ("slopes", f"|gᵀv| of the {end} eigenpairs"),
         ):
             ends[f"{what}_{end}"] = Variable((end,), getattr(p, f"{what}_{end}"), long_name)
+    share = "share of the layer in the escape direction's squared norm"
     return {
-        "num_parameters": scalar("num_parameters", "parameters in use"),
-        "loss": scalar("loss", "loss over all samples"),
-        "rounding": scalar("rounding", "rounding of the loss"),
-        "gradient_norm": scalar("gradient_norm", "‖g‖"),
-        "gradient_curvature": scalar("gradient_curvature", "gᵀHg"),
+        **scalars(_SCALARS),
         **ends,
         "optimizer": _text(p.optimizer, "optimiser of the job"),
-        "learning_rate": scalar("learning_rate", "ε, learning rate of the job"),
-        "momentum": scalar("momentum", "momentum of the job"),
-        "gradient_tolerance": scalar("gradient_tolerance", "‖g‖ of a critical point, at most"),
-        "curvature_tolerance": scalar(
-            "curvature_tolerance", "share of the largest |λ| up to which λ counts as zero"
-        ),
-        "loss_change": scalar("loss_change", "L(θ - εg) - L(θ), measured"),
-        "best_loss_change": scalar(
-            "best_loss_change", "L(θ - εg) - L(θ) at the best rate, measured"
-        ),
-        "escape_distance": scalar(
-            "escape_distance", "farthest distance along the escape direction"
-        ),
-        "escape_best_distance": scalar(
-            "escape_best_distance", "distance of the lowest loss along the escape direction"
-        ),
-        "escape_loss_change": scalar(
-            "escape_loss_change", "lowest loss along the escape direction, less L(θ)"
-        ),
-        "escape_at_edge": scalar("escape_at_edge", "whether the loss still falls there"),
+        **scalars(_SETTINGS_AND_LINES),
         "layer": Variable(("layer",), p.layer, "layer"),
-        "escape_share": Variable(
-            ("layer",), p.escape_share, "share of the layer in the escape direction's squared norm"
-        ),
+        "escape_share": Variable(("layer",), p.escape_share, share),
     }
 
 

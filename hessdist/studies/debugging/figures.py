@@ -21,6 +21,7 @@ from hessdist.present.axes import (
 )
 from hessdist.present.style import BLUE, DARK, GREEN, PINK, RED
 from hessdist.present.values import positive
+from hessdist.studies.debugging.curves import from_saddle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +55,7 @@ def draw_saddle(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def gradient(measured: Measurements, title: str) -> Figure:
     """Draw the loss, the gradient norm with its tolerance, and where the gradient lies.
 
-    Args:
-        measured: The measurements of the section diagnosis.
-        title: The title of the run.
-
-    Returns:
-        The figure: loss and norm above, shares of gᵀg below.
+    Loss and norm are above, and shares of gᵀg below.
     """
     text = f"{title}: is this a critical point?"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=6.4, sharex=True)
@@ -88,13 +84,8 @@ def gradient(measured: Measurements, title: str) -> Figure:
 def rates(measured: Measurements, title: str) -> Figure:
     """Draw 2/λ_max and gᵀg/gᵀHg with the job's learning rate.
 
-    Args:
-        measured: The measurements of the section diagnosis.
-        title: The title of the run.
-
-    Returns:
-        The figure; where the curvature along the gradient is not positive there is no best rate,
-        and a triangle on the upper edge.
+    If the curvature along the gradient is not positive, there is no best rate, and a triangle on
+    the upper edge.
     """
     figure, axes = new_figure(f"{title}: rates of a gradient step")
     steps = _step_axes(axes, axes, measured)
@@ -117,13 +108,8 @@ def rates(measured: Measurements, title: str) -> Figure:
 def changes(measured: Measurements, title: str) -> Figure:
     """Draw measured against predicted changes of the loss, for the job's rate and the best one.
 
-    Args:
-        measured: The measurements of the section diagnosis.
-        title: The title of the run.
-
-    Returns:
-        The figure, coloured by training step, relative to the loss; both axes are linear near zero.
-        Hollow marks at an edge are rises beyond it.
+    They are relative to the loss, and coloured by training step. Both axes are linear near zero.
+    Hollow marks at an edge are rises beyond it.
     """
     text = f"{title}: a gradient step, predicted and measured"
     figure, axes = new_figure(text, width=6.4, height=5.2)
@@ -164,7 +150,7 @@ def changes(measured: Measurements, title: str) -> Figure:
 
 
 def _smallest(values: NDArray[np.float64]) -> float:
-    """The smallest magnitude that a logarithmic axis shows, over at most seven decades."""
+    """Return the smallest magnitude that a logarithmic axis shows, over at most seven decades."""
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     return float(np.clip(sizes.min(), 1e-7, 0.1)) if sizes.size else 0.1
 
@@ -172,13 +158,8 @@ def _smallest(values: NDArray[np.float64]) -> float:
 def escape(measured: Measurements, title: str) -> Figure:
     """Draw the smallest eigenvalue, and what a step along its eigenvector gains.
 
-    Args:
-        measured: The measurements of the section diagnosis.
-        title: The title of the run.
-
-    Returns:
-        The figure: eigenvalues of both ends above; below, falls of the loss by the best step along
-        the escape direction and by gradient steps.
+    Eigenvalues of both ends are above. Below are falls of the loss by the best step along the
+    escape direction and by gradient steps.
     """
     text = f"{title}: the way down along negative curvature"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=6.4, sharex=True)
@@ -224,13 +205,7 @@ def _step_axes(upper: Axes, lower: Axes, measured: Measurements) -> NDArray[np.i
 def lines(measured: Measurements, row: int, title: str) -> Figure:
     """Draw the loss along −g and along the escape direction, each with its quadratic model.
 
-    Args:
-        measured: The measurements of the section diagnosis.
-        row: The index of the step.
-        title: The title of the run.
-
-    Returns:
-        The figure; a loss that is not finite, or far above that of the checkpoint, is cut off.
+    A loss that is not finite, or far above that of the checkpoint, is cut off.
     """
     point = Point.of(measured, row)
     text = f"{title}: step {measured['step'][row]}, {point.kind}"
@@ -284,31 +259,20 @@ def _draw_line(
 def saddle(measured: Measurements, title: str) -> Figure:
     """Draw the loss of runs from a saddle, and its fall with that of the quadratic model.
 
-    Args:
-        measured: The measurements of the section saddle.
-        title: The title of the run.
-
-    Returns:
-        The figure: medians over seeds and the range on the left; on the right the fall of the loss
-        on a logarithmic axis, the quadratic model's dashed until the saddle is left.
+    On the left are medians over seeds and the range. On the right is the fall of the loss on a
+    logarithmic axis; that of the quadratic model is dashed until the saddle is left.
     """
     text = f"{title}: from the saddle, λ_d = {measured['eigenvalues'][0]:.4g}"
     figure, ((left, right),) = panels(text, 1, 2, height=4.9)
-    start, at = float(measured["start_loss"]), measured["iteration"]
-    least = 1e-12 * start  # the smallest fall that is drawn
-    colours = colours_of(len(measured["run"]), "turbo")
+    at, colours = measured["iteration"], colours_of(len(measured["run"]), "turbo")
     keys = []
-    for row, (name, colour) in enumerate(zip(measured["run"], colours, strict=True)):
-        losses = measured["loss"][row]
-        stays = bool((losses == start).all())
-        style = "--" if stays else "-"
-        draw_medians(left, at, losses, colour, style, ranged=not stays, linewidth=1.3)
-        fall = np.where(start - losses > least, start - losses, np.nan)
-        draw_medians(right, at, fall, colour, linewidth=1.3)
-        expected = start - measured["predicted_loss"][row]
-        shown = (expected > least) & (expected <= -measured["fall"])
-        right.plot(at[shown], expected[shown], "--", color="black", linewidth=0.9)
-        keys.append(key(f"{name} (stays)" if stays else name, colour, line=style))
+    for one, colour in zip(from_saddle(measured), colours, strict=True):
+        style = "--" if one.stays else "-"
+        draw_medians(left, at, one.losses, colour, style, ranged=not one.stays, linewidth=1.3)
+        draw_medians(right, at, one.falls, colour, linewidth=1.3)
+        shown = np.isfinite(one.model)
+        right.plot(at[shown], one.model[shown], "--", color="black", linewidth=0.9)
+        keys.append(key(one.name, colour, line=style))
     right.set_yscale("log")
     right.axhline(-measured["fall"], color=DARK, linewidth=0.6)
     left.set_ylabel(f"loss over all samples, {len(measured['seed'])} seeds")

@@ -12,6 +12,7 @@ from hessdist.landscape.diagnosis import Point, findings, note_of
 from hessdist.present.panels import INK, Figure, Note, View, by_step, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, PINK, RED
 from hessdist.present.values import VIEW, evenly, positive
+from hessdist.studies.debugging.curves import from_saddle
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -70,7 +71,7 @@ def diagnosis(run: Run) -> Iterator[View]:
 
 
 def _note(measured: Measurements, row: int) -> Note:
-    """The words of `hessdist show`."""
+    """Return the words of `hessdist show`."""
     found = findings(Point.of(measured, row))
     return Note(note_of(measured, row)[0], [(one.topic, one.text, one.source) for one in found])
 
@@ -83,7 +84,7 @@ def _along(
     title: str,
     caption: str,
 ) -> Iterator[View]:
-    """The view of a line, if a loss on it is known at any step."""
+    """Make the view of a line, if a loss on it is known at any step."""
     if np.isfinite(measured[f"loss_along_{along}"]).any():
         points = measured["rate"].shape[-1] + len(measured["distance"])
         rows = evenly(len(measured["step"]), VIEW // (4 * points))
@@ -137,12 +138,9 @@ def _escape(measured: Measurements, row: int, point: Point) -> Figure:
 
 
 def _with_model(
-    x: NDArray[np.float64],
-    losses: NDArray[np.float64],
-    model: NDArray[np.float64],
-    point: Point,
+    x: NDArray[np.float64], losses: NDArray[np.float64], model: NDArray[np.float64], point: Point
 ) -> list[dict[str, Any]]:
-    """Changes of the loss, so that few digits show small ones."""
+    """Draw changes of the loss, so that few digits show small ones."""
     return [
         line("loss", x, losses - point.loss, RED, symbol="circle"),
         line("quadratic model", x, model - point.loss, BLUE, dash="dash"),
@@ -150,7 +148,7 @@ def _with_model(
 
 
 def _range(losses: NDArray[np.float64], point: Point) -> list[float]:
-    """The range of an axis: a loss far above the start is cut off."""
+    """Return the range of an axis: a loss far above the start is cut off."""
     finite = losses[np.isfinite(losses)]
     fall = max(point.loss - float(finite.min(initial=point.loss)), 1e-3 * abs(point.loss), 1e-12)
     return [float(f"{share * fall:.3g}") for share in (-1.6, 4.0)]
@@ -160,22 +158,16 @@ def saddle(run: Run) -> Iterator[View]:
     """Show how optimisers leave a saddle."""
     measured = run.studies["saddle"]
     kept = evenly(len(measured["iteration"]), VIEW // (10 * len(measured["run"])))
-    at, start = measured["iteration"][kept], float(measured["start_loss"])
-    left, least = -float(measured["fall"]), 1e-12 * abs(start)  # a smaller fall is rounding
+    at, left = measured["iteration"][kept], -float(measured["fall"])
     losses: list[dict[str, Any]] = []
     falls: list[dict[str, Any]] = []
-    for row, optimizer in enumerate(measured["run"]):
-        values, colour = measured["loss"][row][:, kept], COLOURS[row % len(COLOURS)]
-        stays = bool((values == start).all())
-        name, dash = (f"{optimizer} (stays)", "dash") if stays else (str(optimizer), "solid")
-        losses += seeds(name, at, values, colour, dash)
-        fall = start - values
-        if (fall > least).any():
-            falls += seeds(name, at, np.where(fall > least, fall, np.nan), colour)
-        expected = start - measured["predicted_loss"][row][kept]
-        shown = np.where((expected > least) & (expected <= left), expected, np.nan)
-        if np.isfinite(shown).any():
-            falls.append(line("quadratic model", at, shown, INK, dash="dash"))
+    for row, one in enumerate(from_saddle(measured, kept)):
+        colour = COLOURS[row % len(COLOURS)]
+        losses += seeds(one.name, at, one.losses, colour, "dash" if one.stays else "solid")
+        if np.isfinite(one.falls).any():
+            falls += seeds(one.name, at, one.falls, colour)
+        if np.isfinite(one.model).any():
+            falls.append(line("quadratic model", at, one.model, INK, dash="dash"))
     falls.append(line("the saddle is left", at[[0, -1]], [left, left], INK, dash="dot"))
     title = f"loss over all samples, {len(measured['seed'])} seeds"
     yield View(

@@ -1,7 +1,7 @@
 """Leaving a strict saddle: "Hessians - A tool for debugging neural network optimization" (2019).
 
 A tanh network with one hidden layer and no biases, all weights zero: the gradient of every sample
-is exactly zero there, and the Hessian is indefinite. Each rank makes runs by itself.
+is exactly zero there, and the Hessian is indefinite. Each rank makes runs independently.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hessdist.workload.shard import Shard
 
 
 @dataclass(frozen=True)
-class Variant:
+class SGDVariant:
     """An optimiser, and the distance of its start from the saddle."""
 
     momentum: float = 0.0
@@ -49,14 +49,14 @@ class Variant:
         return ", ".join(words)
 
 
-def variants_of(settings: SaddleSection) -> list[Variant]:
+def variants_of(settings: SaddleSection) -> list[SGDVariant]:
     """List SGD without and with momentum, from the saddle and from near it, and noisy SGD."""
     plain = [
-        Variant(momentum=momentum, displacement=displacement)
+        SGDVariant(momentum=momentum, displacement=displacement)
         for displacement in (0.0, settings.displacement)
         for momentum in (0.0, settings.momentum)
     ]
-    return plain + [Variant(noise=noise) for noise in settings.noise]
+    return plain + [SGDVariant(noise=noise) for noise in settings.noise]
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,11 @@ class _Run:
 def saddle(context: Context, settings: SaddleSection) -> Measurements:
     """Leave a strict saddle by SGD, by SGD with momentum and by noisy SGD. Collective.
 
-    Args:
-        context: The job. Its training section gives learning rate and batch size. The model is
-            left with all parameters zero.
-        settings: The runs.
-
-    Returns:
-        Measurements with the dimensions run, seed, iteration and index.
+    The model is left with all parameters zero. The dimensions are run, seed, iteration and index.
 
     Raises:
-        WorkloadError: The point with all parameters zero is not a strict saddle of this network;
-            on every rank.
-        Stopped: A signal came; on every rank.
+        WorkloadError: The point with all parameters zero is not a strict saddle of this network; on
+            every rank.
     """
     point = _strict_saddle(context)
     variants = variants_of(settings)
@@ -113,18 +106,8 @@ def saddle(context: Context, settings: SaddleSection) -> Measurements:
 
 
 def _strict_saddle(context: Context, dense: int = 2000) -> _Saddle:
-    """Compute the eigenvalues at the point, and refuse a point that is not a saddle. Collective.
-
-    Args:
-        context: The network. All its parameters are set to zero.
-        dense: The number of parameters up to which all eigenvalues are computed.
-
-    Returns:
-        The saddle.
-
-    Raises:
-        WorkloadError: The gradient is not zero, or no eigenvalue is negative; on every rank.
-    """
+    """Compute the eigenvalues at θ = 0, and refuse a point that is not a saddle. Collective."""
+    # All eigenvalues are computed for at most `dense` parameters.
     objective, ranks = context.objective, context.ranks
     objective.local.parameters.assign(torch.zeros_like(objective.local.parameters.flat()))
     evaluation = objective.evaluate()
@@ -171,7 +154,7 @@ class _Descent:
         self,
         context: Context,
         settings: SaddleSection,
-        variant: Variant,
+        variant: SGDVariant,
         seed: int,
         evaluated: Shard,
         drawn: Shard,
@@ -235,7 +218,7 @@ def _measurements(
     context: Context,
     settings: SaddleSection,
     point: _Saddle,
-    variants: Sequence[Variant],
+    variants: Sequence[SGDVariant],
     runs: dict[tuple[int, int], _Run],
 ) -> Measurements:
     rows = [
@@ -269,7 +252,7 @@ def _escapes(
     context: Context,
     settings: SaddleSection,
     point: _Saddle,
-    variants: Sequence[Variant],
+    variants: Sequence[SGDVariant],
     changes: NDArray[np.float64],
 ) -> dict[str, Variable]:
     """Compare when and how fast the saddle is left with the quadratic model there."""
@@ -305,9 +288,7 @@ def _escapes(
             ("run",), expected, "the same in the quadratic model's mean; NaN: not in these steps"
         ),
         "growth": Variable(
-            ("run", "seed"),
-            measured,
-            "factor of the distance a step on the way out; NaN: not left",
+            ("run", "seed"), measured, "factor of the distance a step on the way out; NaN: not left"
         ),
         "predicted_growth": Variable(
             ("run",), np.array(growth), "along the steepest direction: 1 + ε|λ_d| without momentum"

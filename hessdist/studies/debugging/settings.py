@@ -6,12 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import (
-    Positive,
-    Rate,
-    Section,
-    Seed,
-)
+from hessdist.config.base import Positive, Rate, Section, Seed
 
 
 class SaddleSection(Section):

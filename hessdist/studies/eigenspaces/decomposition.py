@@ -26,15 +26,7 @@ from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.parts import (
-    F,
-    G,
-    H,
-    S,
-    effort_of,
-    rounding_of,
-    summary_variables,
-)
+from hessdist.studies.eigenspaces.parts import F, G, H, S, effort_of, rounding_of, summary_variables
 from hessdist.studies.eigenspaces.settings import DecompositionSection
 
 
@@ -53,12 +45,7 @@ class _Matrix:
 def decomposition(context: Context, settings: DecompositionSection) -> Measurements:
     """Compute both ends, traces, norms, outliers and null spaces of H, G, S and F. Collective.
 
-    Args:
-        context: The checkpoint. Eigenpairs of a sweep are not used.
-        settings: The numbers of pairs, and the effort for whole matrices.
-
-    Returns:
-        Measurements with the dimensions operator, largest and smallest.
+    Eigenpairs of a sweep are not used. The dimensions are operator, largest and smallest.
 
     Raises:
         InputError: The loss is not a criterion of (outputs, targets), there are fewer pairs than
@@ -100,11 +87,7 @@ def _ends(
     operator: str,
     is_zero: bool,
 ) -> dict[str, End]:
-    """Compute both ends of H and S, and the large end of G and F, which end at zero. Collective.
-
-    Returns:
-        The pairs by end. Pairs that are not computed are NaN, and count as converged.
-    """
+    """Compute the ends of a matrix; the small ends of G and F are left out, as NaN. Collective."""
     # The null spaces of G and F have thousands of dimensions; they are counted, not resolved.
     counts = {"largest": settings.largest, "smallest": settings.smallest}
     asked = dict(counts) if operator in (H, S) else {**counts, "smallest": 0}
@@ -154,9 +137,7 @@ def _measurements(
         "loss": Variable((), np.array(evaluation.loss), "loss"),
         "gradient_norm": Variable((), np.array(evaluation.gradient_norm), "norm of the gradient"),
         "disagreement": Variable(
-            (),
-            np.array(_disagreement(context, found)),
-            "‖Hv − Gv − Sv‖ / ‖Hv‖, v random",
+            (), np.array(_disagreement(context, found)), "‖Hv − Gv − Sv‖ / ‖Hv‖, v random"
         ),
         "parameters": Variable(
             (), np.array(context.objective.layout.size), "number of parameters in use, d"
@@ -198,17 +179,8 @@ def _output_variables(outputs: Sequence[OutputResiduals], num_samples: int) -> d
 def _against_gauss_newton(
     context: Context, matrices: Sequence[_Matrix], reference: _Matrix, shared: float = 45.0
 ) -> dict[str, Variable]:
-    """Compare the spaces of LA(k), and of the outliers, with those of G. Collective.
-
-    Args:
-        context: The ranks.
-        matrices: The matrices.
-        reference: G.
-        shared: The angle in degrees below which most of a vector lies in a space.
-
-    Returns:
-        The variables.
-    """
+    """Compare the spaces of LA(k), and of the outliers, with those of G. Collective."""
+    # Most of a vector lies in a space at an angle below `shared` degrees.
     add, space = context.ranks.sum, reference.ends["largest"].vectors
     angles, principal, counts = [], [], []
     for one in matrices:

@@ -22,6 +22,7 @@ from hessdist.present.histograms import spectral_norm
 from hessdist.present.labels import RESIDUALS, SYMBOLS
 from hessdist.present.style import DARK, PALE, RED, SERIES
 from hessdist.present.values import median, positive
+from hessdist.studies.eigenspaces.curves import TRACE, nonzero_eigenvalues, sizes_of_residual
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,13 +57,8 @@ def draw_widths(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def eigenvalues(measured: Measurements, title: str) -> Figure:
     """Draw the large ends of H, G, S and F, and S with the negative end of H.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: above a mark an eigenvalue, the outliers filled; below ‖S‖₂, |λ_d| of H and the
-        residuals.
+    Above, a mark is an eigenvalue, and the outliers are filled. Below are ‖S‖₂, |λ_d| of H and the
+    residuals.
     """
     text = f"{title}: eigenvalues of H = G + S"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.4, sharex=True)
@@ -103,12 +99,7 @@ def _draw_outliers(axes: Axes, measured: Measurements, row: int, colour: str, ma
 def traces(measured: Measurements, title: str) -> Figure:
     """Draw traces and Frobenius norms over checkpoints, with their errors.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: traces above, with the sum tr G + tr S as a line; norms below.
+    Traces are above, with the sum tr G + tr S as a line, and norms below.
     """
     text = f"{title}: traces and norms"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=7.0, sharex=True)
@@ -135,12 +126,7 @@ def traces(measured: Measurements, title: str) -> Figure:
 def alignment(measured: Measurements, title: str) -> Figure:
     """Draw the angles of the eigenvectors of H and of F with the space of G's.
 
-    Args:
-        measured: The measurements of the section decomposition.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row a checkpoint, a column an eigenvector; a line after the last outlier.
+    A row is a checkpoint, a column an eigenvector, and a line comes after the last outlier.
     """
     text = f"{title}: angles of eigenvectors with the space of G's largest"
     steps = measured["step"]
@@ -167,7 +153,7 @@ def alignment(measured: Measurements, title: str) -> Figure:
 
 
 def _places(measured: Measurements, row: int) -> NDArray[np.float64]:
-    """Places of the checkpoints for one of the matrices, which are drawn side by side."""
+    """Return the places of the checkpoints for one of the matrices, drawn side by side."""
     return np.arange(len(measured["step"])) + 0.11 * (row - (len(SYMBOLS) - 1) / 2)
 
 
@@ -187,35 +173,24 @@ def _operator_keys(operators: Sequence[str]) -> list[Line2D]:
 def residual(measured: Measurements, title: str) -> Figure:
     """Draw S against the width of the network, at several times of training.
 
-    Args:
-        measured: The measurements of the section widths.
-        title: The title of the run.
-
-    Returns:
-        The figure: |tr S|, ‖S‖_F, ‖S‖₂ and the residuals; a mark a network, lines through medians.
+    The panels have |tr S|, ‖S‖_F, ‖S‖₂ and the residuals. A mark is a network, and lines go through
+    medians.
     """
     text = f"{title}: S and the residuals, against the number of parameters"
     figure, grid = panels(text, 2, 2, height=6.4, sharex=True)
     place, sizes = list(measured["operator"]).index("residual"), measured["parameters"]
-    trace = "|tr S|, bar: standard error"
-    quantities = {
-        trace: np.abs(measured["trace"][..., place]),
-        "‖S‖_F": measured["frobenius_norm"][..., place],
-        "‖S‖₂": spectral_norm(measured, "residual"),
-        RESIDUALS: measured["misfit"],
-    }
     colours = colours_of(len(measured["iteration"]))
-    for axes, (name, values) in zip(grid.flat, quantities.items(), strict=True):
+    for axes, (name, values) in zip(grid.flat, sizes_of_residual(measured).items(), strict=True):
         for column, colour in enumerate(colours):
             own = values[..., column]
-            if name == trace:
+            if name == TRACE:
                 _draw_bars(axes, sizes, own, measured["trace_error"][..., column, place], colour)
             axes.plot(sizes, median(own, 1), "-", color=colour, linewidth=1)
             for size, row in zip(sizes, own, strict=True):
                 axes.plot(np.full(len(row), size), row, "o", color=colour, markersize=3.5)
         logarithmic_if_wide(axes, "y", values[values > 0])
         axes.set_xscale("log")
-        heading(axes, name)
+        heading(axes, f"{name}, bar: standard error" if name == TRACE else name)
     for axes in grid[-1]:
         axes.set_xlabel("parameters p")
     _series_legend(figure, colours, [f"{step} iterations" for step in measured["iteration"]])
@@ -225,12 +200,7 @@ def residual(measured: Measurements, title: str) -> Figure:
 def training(measured: Measurements, title: str) -> Figure:
     """Draw the eigenvalues and traces of H and G in training, S over the residuals, and ranks.
 
-    Args:
-        measured: The measurements of the section widths.
-        title: The title of the run.
-
-    Returns:
-        The figure; in three panels a colour a width, lines through medians over networks.
+    In three panels a colour is a width, and lines go through medians over networks.
     """
     figure, grid = panels(f"{title}: in training", 2, 2, height=6.6)
     order = list(measured["operator"])
@@ -263,10 +233,8 @@ def _draw_ranks(axes: Axes, measured: Measurements) -> None:
     """Draw the numbers of nonzero eigenvalues at the end, where they are counted exactly."""
     sizes = measured["parameters"]
     for operator in ("hessian", "gauss_newton"):
-        place = list(measured["operator"]).index(operator)
         colour, mark = _STYLE[operator]
-        least, most = (measured[f"null_count_{end}"][:, :, -1, place] for end in ("least", "most"))
-        counts = np.where(least == most, sizes[:, None] - least, np.nan)
+        counts = nonzero_eigenvalues(measured, operator)
         for size, row in zip(sizes, counts, strict=True):
             axes.plot(np.full(len(row), size), row, mark, color=colour, markersize=4.5)
     heading(axes, "nonzero eigenvalues at the end")

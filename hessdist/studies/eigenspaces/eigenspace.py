@@ -2,7 +2,7 @@
 
 The note names SWA, SWAG and an optimiser that uses eigenspaces, and measures none of them. Here
 every training run has the same budget of gradients, and the eigensolves are part of it. Each rank
-makes runs and their solves by itself.
+makes runs and their solves independently.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MEASURES = 3  # loss, test loss, test accuracy
 
 
 @dataclass(frozen=True)
-class Variant:
+class EigenspaceVariant:
     """A base optimiser, without or with steps in the eigenspace."""
 
     base: str
@@ -63,19 +63,11 @@ class Variant:
         return f"{self.base} {self.base_rate:g}{extra}"
 
 
-def variants_of(job: Job, settings: EigenspaceSection) -> list[Variant]:
-    """List every base optimiser at each of its rates, without and with each eigenspace rate.
-
-    Args:
-        job: The job. Its training section gives the rate if the settings do not.
-        settings: The training runs.
-
-    Returns:
-        The variants.
-    """
+def variants_of(job: Job, settings: EigenspaceSection) -> list[EigenspaceVariant]:
+    """List every base optimiser at each of its rates, without and with each eigenspace rate."""
     base_rates = settings.base_learning_rates or [job.training.learning_rate]
     rates = [None, *settings.learning_rates]
-    return [Variant(*one) for one in product(settings.base, base_rates, rates)]
+    return [EigenspaceVariant(*one) for one in product(settings.base, base_rates, rates)]
 
 
 @dataclass
@@ -95,17 +87,11 @@ class _Run:
 def eigenspace(context: Context, settings: EigenspaceSection) -> Measurements:
     """Train with and without eigenspaces and averages, on one budget of gradients. Collective.
 
-    Args:
-        context: The job. Its training section gives batch size, learning rate and momentum.
-        settings: The training runs.
-
-    Returns:
-        Measurements with the dimensions run, average, seed, gradients, refresh and pair.
+    The dimensions are run, average, seed, gradients, refresh and pair.
 
     Raises:
         InputError: The model, the loss and the data do not fit together, or there are fewer samples
             than `curvature_samples`; on every rank.
-        Stopped: A signal came; on every rank.
     """
     variants = variants_of(context.job, settings)
     with context.ranks.agreeing():
@@ -192,7 +178,7 @@ class _Training:
         self,
         context: Context,
         settings: EigenspaceSection,
-        variant: Variant,
+        variant: EigenspaceVariant,
         seed: int,
         samples: _Samples,
     ) -> None:
@@ -317,9 +303,6 @@ class _Training:
 
         Usually few of them are negative. So a few of the smallest eigenvalues are computed together
         with the k largest ones, and more only if the last of those few is among the k.
-
-        Returns:
-            The pairs, by descending |λ|.
         """
         matrix = self._matrix(self._trainer.loss_over(self._samples.curvature))
         largest = min(self._settings.pairs, matrix.shell.size)
@@ -387,7 +370,9 @@ class _Training:
 
 
 def _measurements(
-    settings: EigenspaceSection, variants: Sequence[Variant], runs: dict[tuple[int, int], _Run]
+    settings: EigenspaceSection,
+    variants: Sequence[EigenspaceVariant],
+    runs: dict[tuple[int, int], _Run],
 ) -> Measurements:
     seeds = settings.seeds
     rows = [[runs[row, seed] for seed in range(len(seeds))] for row in range(len(variants))]

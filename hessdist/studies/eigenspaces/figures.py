@@ -45,14 +45,9 @@ def draw_minimizers(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def budget(measured: Measurements, title: str) -> Figure:
     """Draw the loss over the job's samples and over the test set against gradients spent.
 
-    Args:
-        measured: The measurements of the section eigenspace.
-        title: The title of the run.
-
-    Returns:
-        The figure, a column for each base optimiser and rate: weights solid, medians over seeds and
-        the range between the extremes; medians of their averages dotted. Without the start, which
-        all have in common, and without the lower row where there is no test set.
+    A column is a base optimiser and rate. Solid lines are medians of the weights over seeds, with
+    the range between the extremes, and dotted lines medians of their averages. The start, which all
+    have in common, is left out, and so is the lower row without a test set.
     """
     tested = bool(np.isfinite(measured["test_loss"]).any())
     runs = [str(name).partition(" + ") for name in measured["run"]]
@@ -85,12 +80,7 @@ def budget(measured: Measurements, title: str) -> Figure:
 def at_the_end(measured: Measurements, title: str) -> Figure:
     """Draw losses at the end of the budget: every seed, of weights, averages and draws.
 
-    Args:
-        measured: The measurements of the section eigenspace.
-        title: The title of the run.
-
-    Returns:
-        The figure: over the test set where there is one, else over the job's samples.
+    They are over the test set, or over the job's samples if there is none.
     """
     tested = np.isfinite(measured["test_loss"]).any()
     name, samples = ("test_loss", "test set") if tested else ("loss", "samples of the job")
@@ -118,15 +108,9 @@ def at_the_end(measured: Measurements, title: str) -> Figure:
 
 
 def progress(measured: Measurements, title: str) -> Figure:
-    """Draw the loss and the norm of the gradient of one minimisation.
+    """Draw the loss and the norm of the gradient of one minimisation, by iteration and by work.
 
-    Args:
-        measured: The measurements of the section minimize.
-        title: The title of the run.
-
-    Returns:
-        The figure: by iteration on the left, by work on the right; marks where negative curvature
-        was met.
+    Marks are where negative curvature was met.
     """
     text = f"{title}: minimisation"
     figure, grid = panels(text, 2, 2, height=5.2, sharex="col", sharey="row")
@@ -140,13 +124,8 @@ def progress(measured: Measurements, title: str) -> Figure:
 def comparison(measured: Measurements, title: str) -> Figure:
     """Draw the loss and the norm of the gradient by each method from each start.
 
-    Args:
-        measured: The measurements of the section minimizers.
-        title: The title of the run.
-
-    Returns:
-        The figure: by iteration on the left, by work on the right; a colour a method, a line a
-        start, marks where negative curvature was met.
+    They are by iteration on the left, and by work on the right. A colour is a method, a line a
+    start, and marks are where negative curvature was met.
     """
     text = f"{title}: the same starts by each method"
     figure, grid = panels(text, 2, 2, height=5.6, sharex="col", sharey="row")

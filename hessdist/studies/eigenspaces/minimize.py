@@ -15,13 +15,7 @@ from hessdist.config.job import Job
 from hessdist.config.sections import MinimizeSection
 from hessdist.errors import CheckpointError, NumericalError, OutputError, Stopped
 from hessdist.optimizers.directions import Vector
-from hessdist.optimizers.full_batch import (
-    Ended,
-    Iterate,
-    Settings,
-    minimize,
-    tao_options,
-)
+from hessdist.optimizers.full_batch import Ended, Iterate, Settings, minimize, tao_options
 from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
@@ -38,7 +32,7 @@ from hessdist.workload.checkpoints import (
 )
 from hessdist.workload.steps import Checkpoint, scan_checkpoints
 
-_LONG_NAMES = {
+LONG_NAMES = {
     "loss": "loss: mean over all samples",
     "gradient_norm": "Euclidean norm of the gradient of the loss",
     "step": "step length α of the line search",
@@ -51,7 +45,10 @@ _LONG_NAMES = {
     "cost": "work so far in gradients over all samples",
     "seconds": "wall time so far",
 }
-_STORED = {"step": "step_length"}  # other names in the file
+"""Names of the columns of a trace, with descriptions."""
+
+STORED = {"step": "step_length"}
+"""Names of columns in the file, where they differ."""
 
 
 def settings_of(section: MinimizeSection) -> Settings:
@@ -62,14 +59,6 @@ def settings_of(section: MinimizeSection) -> Settings:
 
 def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> dict[str, Any]:
     """Return everything that determines the path of a minimisation, except the run.
-
-    Args:
-        job: The job.
-        settings: The section minimize.
-        options: PETSc's options. Those of TAO determine the path.
-
-    Returns:
-        Values of JSON's types.
 
     Raises:
         CheckpointError: The start cannot be read.
@@ -94,17 +83,11 @@ def determining(job: Job, settings: MinimizeSection, options: Sequence[str]) -> 
 def minimize_loss(context: Context, settings: MinimizeSection) -> Measurements:
     """Minimise the loss over all samples, or continue where an earlier run ended. Collective.
 
-    Args:
-        context: The loss, and the stored result of an earlier run.
-        settings: The method, and when it ends.
-
-    Returns:
-        The trace.
+    After a signal the trace so far is stored.
 
     Raises:
         InputError: The folder has checkpoints of another run; on every rank.
         NumericalError: A loss or gradient is not finite; on every rank.
-        Stopped: A signal came. The trace so far is stored.
     """
     earlier = _Earlier()
     with context.ranks.agreeing():
@@ -124,14 +107,7 @@ class _Earlier:
 
 
 def _earlier(context: Context) -> _Earlier:
-    """Read the trace of an earlier run up to its last checkpoint. Called on rank 0.
-
-    Returns:
-        The earlier run.
-
-    Raises:
-        OutputError: The folder has checkpoints of another run.
-    """
+    """Read the trace of an earlier run of the same command, up to its last checkpoint."""
     job = context.job
     directory = job.checkpoints.directory
     require_named(job.checkpoints.pattern)
@@ -160,18 +136,7 @@ def _earlier(context: Context) -> _Earlier:
 
 
 def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
-    """Find the checkpoints that a minimisation has written.
-
-    Args:
-        stored: The result of the minimisation.
-        job: The job.
-
-    Returns:
-        The checkpoints that still have the same content, with their digests.
-
-    Raises:
-        CheckpointError: A checkpoint cannot be read.
-    """
+    """Find the checkpoints of a minimisation that are unchanged, with their digests."""
     directory = Path(str(stored.attributes["directory"]))
     digests = stored.get("checkpoint_digest", [""] * len(stored["checkpoint"]))
     own: dict[Checkpoint, str] = {}
@@ -185,7 +150,7 @@ def _own_checkpoints(stored: Measurements, job: Job) -> dict[Checkpoint, str]:
 def _rows(stored: Measurements) -> list[Iterate]:
     """Return the iterates of a stored trace."""
     names = [one.name for one in fields(Iterate) if one.name not in ("x", "number")]
-    columns = {name: stored[_STORED.get(name, name)].tolist() for name in names}
+    columns = {name: stored[STORED.get(name, name)].tolist() for name in names}
     return [
         Iterate(number=number, x=np.empty(0), **{name: columns[name][i] for name in names})
         for i, number in enumerate(stored["iteration"].tolist())
@@ -198,23 +163,13 @@ def _measurements(
     checkpoints: Mapping[int, str],
     attributes: Mapping[str, str],
 ) -> Measurements:
-    """Make measurements of a trace.
-
-    Args:
-        rows: The iterates.
-        ended: How the minimisation ended.
-        checkpoints: The iterations with a checkpoint, and its `state_digest`.
-        attributes: The attributes that the next run reads.
-
-    Returns:
-        The measurements.
-    """
+    """Make measurements of a trace, with the checkpoints by iteration and their digests."""
     numbers = np.array([row.number for row in rows], dtype=np.int64)
     variables = {"iteration": Variable(("iteration",), numbers, "accepted iterates from the start")}
-    for name, long_name in _LONG_NAMES.items():
+    for name, long_name in LONG_NAMES.items():
         values = np.array([getattr(row, name) for row in rows])
         units = "s" if name == "seconds" else "1"
-        variables[_STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
+        variables[STORED.get(name, name)] = Variable(("iteration",), values, long_name, units)
     steps = np.array(list(checkpoints), dtype=np.int64)
     variables["checkpoint"] = Variable(("checkpoint",), steps, "iterations with a checkpoint")
     digests = np.array(list(checkpoints.values()), dtype=object)

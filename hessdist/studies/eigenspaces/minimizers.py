@@ -19,34 +19,23 @@ from hessdist.optimizers.training import initialise
 from hessdist.optimizers.training_problem import TrainingProblem
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.minimize import settings_of
+from hessdist.studies.eigenspaces.minimize import LONG_NAMES, STORED, settings_of
 from hessdist.studies.eigenspaces.settings import MinimizersSection
 from hessdist.studies.networks import build_network
 
 _TRACES = {
-    "loss": "loss: mean over all samples",
-    "gradient_norm": "Euclidean norm of the gradient of the loss",
-    "step": "step length α of the line search",
-    "trials": "evaluations of the line search",
-    "cg_iterations": "iterations of the inner conjugate gradients",
+    **{
+        name: LONG_NAMES[name]
+        for name in ("loss", "gradient_norm", "step", "trials", "cg_iterations")
+    },
     "negative_curvature": "1 where negative curvature was met on the way to the direction",
-    "cost": "work so far in gradients over all samples",
+    "cost": LONG_NAMES["cost"],
 }
-_STORED = {"step": "step_length"}  # other names in the file
 _DIMENSIONS = ("method", "seed", "iteration")
 
 
 def check(job: Job, settings: MinimizersSection, options: Sequence[str]) -> None:
-    """Refuse an option that replaces all methods by one. Not collective.
-
-    Args:
-        job: The job.
-        settings: The methods.
-        options: PETSc's options.
-
-    Raises:
-        JobError: The option -tao_type is among them.
-    """
+    """Refuse the option -tao_type, which replaces all methods by one. Not collective."""
     if "-tao_type" in options:
         raise JobError(
             "-tao_type replaces every method of study.minimizers by one",
@@ -57,17 +46,11 @@ def check(job: Job, settings: MinimizersSection, options: Sequence[str]) -> None
 def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
     """Minimise by each method from each start. Collective.
 
-    Args:
-        context: The job. Its section minimize gives line search and products. The model is left
-            at the end of the last run.
-        settings: Methods, starts and tolerances.
-
-    Returns:
-        Measurements with the dimensions method, seed and iteration; NaN after the end of a run.
+    The model is left at the end of the last run. The dimensions are method, seed and iteration;
+    values are NaN after the end of a run.
 
     Raises:
         NumericalError: The loss at a start is not finite; on every rank.
-        Stopped: A signal came; on every rank.
     """
     runs = [[_run(context, settings, m, s) for s in settings.seeds] for m in settings.methods]
     longest = max(len(trace) for row in runs for trace, _ in row)
@@ -82,7 +65,7 @@ def minimizers(context: Context, settings: MinimizersSection) -> Measurements:
         for i, j in np.ndindex(shape):
             column = [float(getattr(iterate, name)) for iterate in runs[i][j][0]]
             values[i, j, : len(column)] = column
-        variables[_STORED.get(name, name)] = Variable(_DIMENSIONS, values, long_name)
+        variables[STORED.get(name, name)] = Variable(_DIMENSIONS, values, long_name)
     ends = [[ended for _, ended in row] for row in runs]
     reached = np.array([[one.converged for one in row] for row in ends])
     reasons = np.array([[one.reason for one in row] for row in ends], dtype=object)
@@ -104,10 +87,7 @@ def _run(
 
     objective.load(start)
     problem = TrainingProblem(
-        objective,
-        objective.evaluate().weight,
-        job.minimize.product,
-        on_work=context.check_stop,
+        objective, objective.evaluate().weight, job.minimize.product, on_work=context.check_stop
     )
     limits = replace(
         settings_of(job.minimize),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hessdist.present.labels import MINIMIZERS, RESIDUALS, SYMBOLS, WORK, label
 from hessdist.present.panels import INK, Figure, View, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, MARKS, sequence
 from hessdist.present.values import VIEW, evenly, median, positive
+from hessdist.studies.eigenspaces.curves import TRACE, nonzero_eigenvalues, sizes_of_residual
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -61,7 +62,7 @@ def _of_matrices(
     values: NDArray[Any],
     errors: NDArray[Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A line a matrix, or marks side by side with error bars."""
+    """Draw a line a matrix, or marks side by side with error bars."""
     lines, operators = [], measured["operator"]
     for row, operator in enumerate(operators):
         style: dict[str, Any] = {"symbol": MARKS[row % len(MARKS)]}
@@ -85,7 +86,7 @@ def _traces(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, A
 
 
 def _size_of_residual(measured: Measurements, kept: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
+    """Draw ‖S‖₂, the negative end of H, and the residuals of the network, on one axis."""
     operators, places, lines = list(measured["operator"]), range(len(kept)), []
     if "residual" in operators:
         norm = spectral_norm(measured, "residual")[kept]
@@ -115,18 +116,13 @@ def widths(run: Run) -> Iterator[View]:
     place = {symbol: operators.index(name) for name, symbol in SYMBOLS.items() if name in operators}
     residual, largest = place["S"], measured["eigenvalue_largest"]
     trace, errors = measured["trace"], measured["trace_error"][..., residual]
-    norm = spectral_norm(measured, "residual")
-    logarithmic = {
-        "|tr S|": np.abs(trace[..., residual]),
-        "‖S‖_F": measured["frobenius_norm"][..., residual],
-        "‖S‖₂": norm,
-        RESIDUALS: measured["misfit"],
-        "‖S‖₂ / rms of the residuals": norm / measured["misfit"],
-    }
+    logarithmic = sizes_of_residual(measured)
+    ratio = spectral_norm(measured, "residual") / measured["misfit"]
+    logarithmic["‖S‖₂ / rms of the residuals"] = ratio
     linear = {f"λ₁ of {one}": largest[..., place[one]] for one in ("H", "G")}
     linear |= {f"tr {one}": trace[..., place[one]] for one in ("H", "G")}
     figures = [
-        _by_size(measured, name, values, errors if name == "|tr S|" else None, logy)
+        _by_size(measured, name, values, errors if name == TRACE else None, logy)
         for quantities, logy in ((logarithmic, True), (linear, False))
         for name, values in quantities.items()
     ]
@@ -135,18 +131,14 @@ def widths(run: Run) -> Iterator[View]:
         "H = G + S from narrow to wide",
         "A mark a network, lines through medians over networks; the bars of |tr S| are standard "
         "errors.",
-        [*figures, *_ranks(measured, place)],
+        [*figures, *_ranks(measured)],
     )
 
 
 def _by_size(
-    measured: Measurements,
-    name: str,
-    values: NDArray[Any],
-    errors: NDArray[Any] | None,
-    logy: bool,
+    measured: Measurements, name: str, values: NDArray[Any], errors: NDArray[Any] | None, logy: bool
 ) -> Figure:
-    """A colour an iteration: a mark a network, and a line through medians."""
+    """Draw a colour an iteration: a mark a network, and a line through medians."""
     sizes, iterations = measured["parameters"], measured["iteration"]
     shown = positive(values) if logy else values
     kept = evenly(values.shape[1], VIEW // (30 * len(sizes) * len(iterations)))
@@ -160,17 +152,15 @@ def _by_size(
     return panel(name, "parameters d", name, lines, logx=True, logy=logy)
 
 
-def _ranks(measured: Measurements, place: Mapping[str, int]) -> Iterator[Figure]:
-    """Eigenvalues that are not zero at the last iteration, if they were counted."""
+def _ranks(measured: Measurements) -> Iterator[Figure]:
+    """Draw how many eigenvalues are not zero at the last iteration, if they were counted."""
     sizes, lines = measured["parameters"], []
-    for one, colour, symbol in zip(("H", "G"), COLOURS, MARKS, strict=False):
-        least, most = (
-            measured[f"null_count_{end}"][:, :, -1, place[one]] for end in ("least", "most")
-        )
-        rank = np.where(least == most, sizes[:, None] - least, np.nan)
+    for operator, colour, symbol in zip(("hessian", "gauss_newton"), COLOURS, MARKS, strict=False):
+        rank = nonzero_eigenvalues(measured, operator)
         kept = evenly(rank.shape[1], VIEW // (30 * len(sizes)))
         if np.isfinite(rank).any():
             across, own = np.repeat(sizes, len(kept)), rank[:, kept].ravel()
+            one = SYMBOLS[operator]
             lines.append(line(one, across, own, colour, symbol=symbol, joined=False))
     if lines:
         lines.append(line("d", sizes, sizes, INK, dash="dot"))
@@ -231,7 +221,7 @@ def minimizers(run: Run) -> Iterator[View]:
 
 
 def _early(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `count` places for a logarithmic axis: half of them evenly on it."""
+    """Return some of `count` places for a logarithmic axis: half of them evenly on it."""
     half = max(1, most // 2)
     early = np.geomspace(1, count, min(count, half)).round().astype(np.int64) - 1
     return np.union1d(evenly(count, half), early)
@@ -249,7 +239,7 @@ def _progress(draw: Callable[[str, str], list[dict[str, Any]]], logx: bool) -> l
 def _negative_curvature(
     x: NDArray[Any], y: NDArray[Any], met: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Marks where a direction of negative curvature led to."""
+    """Mark where a direction of negative curvature led to."""
     style: dict[str, Any] = {"symbol": "triangle-down-open", "joined": False}
     return [line("negative curvature met", x[met], y[met], INK, **style)] if met.any() else []
 
@@ -275,7 +265,7 @@ def eigenspace(run: Run) -> Iterator[View]:
 
 
 def _of_base(measured: Measurements, base: str, loss: str, samples: str) -> Figure:
-    """The runs of a base optimiser, with and without eigenspaces."""
+    """Draw the runs of a base optimiser, with and without eigenspaces."""
     names = [str(name).partition(" + ")[::2] for name in measured["run"]]
     extras = list(dict.fromkeys(extra for _, extra in names))
     averages = [str(name) for name in measured["average"]]
@@ -296,7 +286,7 @@ def _of_base(measured: Measurements, base: str, loss: str, samples: str) -> Figu
 
 
 def _at_the_end(measured: Measurements, loss: str, samples: str) -> Figure:
-    """Every seed, of weights, averages and draws."""
+    """Draw every seed, of weights, averages and draws."""
     values = measured[loss][..., -1]  # run, average, seed
     kept = evenly(values.shape[2], VIEW // (8 * values.shape[0] * values.shape[1]))
     lines = []

@@ -28,29 +28,12 @@ def effort_of(settings: WholeMatrixSection) -> Effort:
 
 
 def rounding_of(shell: ShellMatrix, largest: float, roundings: float = 100.0) -> float:
-    """Return the |λ| of S up to which an eigenvalue is rounding of Hv − Gv.
-
-    Args:
-        shell: The matrix S.
-        largest: The largest |λ| of H.
-        roundings: The number of roundings of H that count as zero.
-
-    Returns:
-        The bound.
-    """
+    """Return the |λ| of S up to which an eigenvalue is rounding of Hv − Gv: 100 roundings of H."""
     return roundings * shell.epsilon * largest
 
 
 def summary_variables(dimensions: tuple[str, ...], summaries: NDArray[Any]) -> dict[str, Variable]:
-    """Return the variables of matrix summaries.
-
-    Args:
-        dimensions: The dimensions of the array.
-        summaries: The summaries, as an array of objects; None where there is none.
-
-    Returns:
-        The variables; NaN where there is no summary.
-    """
+    """Return the variables of an array of summaries; NaN for None."""
 
     def each(of: Callable[[MatrixSummary], float]) -> NDArray[np.float64]:
         values = np.full(summaries.shape, np.nan)

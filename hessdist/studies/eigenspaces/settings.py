@@ -6,18 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import (
-    Count,
-    Positive,
-    Rate,
-    Section,
-    Seed,
-    Steps,
-)
+from hessdist.config.base import Count, Positive, Rate, Section, Seed, Steps
 
 
 class WholeMatrixSection(Section):
-    """How numbers of whole matrices are computed."""
+    """The effort for numbers of whole matrices."""
 
     exact_below: Count = 2000
     """Number of parameters up to which traces, norms and counts come from the exact spectrum."""

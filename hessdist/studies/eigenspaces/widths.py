@@ -1,6 +1,6 @@
 """H, G and S in training, for networks from narrow to wide (Jacot, Gabriel and Hongler 2019).
 
-Each rank trains networks by itself, on all samples.
+Each rank trains networks independently, on all samples.
 """
 
 from __future__ import annotations
@@ -28,14 +28,7 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
-from hessdist.studies.eigenspaces.parts import (
-    G,
-    H,
-    S,
-    effort_of,
-    rounding_of,
-    summary_variables,
-)
+from hessdist.studies.eigenspaces.parts import G, H, S, effort_of, rounding_of, summary_variables
 from hessdist.studies.eigenspaces.settings import WidthsSection
 from hessdist.studies.networks import mlp_of_widths, whole_on_rank
 from hessdist.studies.tasks import distribute
@@ -56,17 +49,11 @@ class _State:
 def widths(context: Context, settings: WidthsSection) -> Measurements:
     """Train networks of growing width, and compute H, G and S on the way. Collective.
 
-    Args:
-        context: The job. Its model is an mlp, whose hidden widths are varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions width, network, iteration and operator; NaN after a
-        network has diverged.
+    The dimensions are width, network, iteration and operator; values are NaN after a network has
+    diverged.
 
     Raises:
         InputError: The model is not an mlp, or its loss is not a criterion; on every rank.
-        Stopped: A signal came; on every rank.
     """
     job = context.job
     with context.ranks.agreeing():

@@ -1,6 +1,6 @@
 """Negative curvature and step sizes: Alain, Le Roux and Manzagol (2018)."""
 
-from hessdist.studies.base import Needs, Study
+from hessdist.studies.base import TRAINING, Needs, declare
 from hessdist.studies.negative_curvature.settings import (
     BlocksSection,
     LinesSection,
@@ -9,57 +9,22 @@ from hessdist.studies.negative_curvature.settings import (
     SubsetsSection,
 )
 
-_HERE = "hessdist.studies.negative_curvature"
+_PAIRS = Needs(checkpoints=True, eigenpairs="required")
+_HESSIAN = Needs(checkpoints=True, eigenpairs="required", hessian=True)
 
 STUDIES = (
-    Study(
-        name="lines",
-        settings=LinesSection,
-        compute=f"{_HERE}.lines:lines",
-        needs=Needs(checkpoints=True, eigenpairs="required", hessian=True),
-        check=f"{_HERE}.lines:check",
-        remarks=f"{_HERE}.remarks:lines",
-        figures=f"{_HERE}.figures:draw_lines",
-        page=f"{_HERE}.page:lines",
+    declare(__name__, "lines", LinesSection, _HESSIAN, check="lines:check", tables=""),
+    declare(__name__, "step_sizes", StepSizesSection, _HESSIAN, tables="tables:gains"),
+    declare(__name__, "subsets", SubsetsSection, _PAIRS, prepare="subsets:prepare", page=""),
+    declare(
+        __name__, "blocks", BlocksSection, _PAIRS, prepare="blocks:prepare", tables="", page=""
     ),
-    Study(
-        name="step_sizes",
-        settings=StepSizesSection,
-        compute=f"{_HERE}.step_sizes:step_sizes",
-        needs=Needs(checkpoints=True, eigenpairs="required", hessian=True),
-        remarks=f"{_HERE}.remarks:step_sizes",
-        figures=f"{_HERE}.figures:draw_step_sizes",
-        tables=f"{_HERE}.tables:gains",
-        page=f"{_HERE}.page:step_sizes",
-    ),
-    Study(
-        name="subsets",
-        settings=SubsetsSection,
-        compute=f"{_HERE}.subsets:subsets",
-        needs=Needs(checkpoints=True, eigenpairs="required"),
-        prepare=f"{_HERE}.subsets:prepare",
-        remarks=f"{_HERE}.remarks:subsets",
-        figures=f"{_HERE}.figures:draw_subsets",
-        tables=f"{_HERE}.tables:subsets",
-    ),
-    Study(
-        name="blocks",
-        settings=BlocksSection,
-        compute=f"{_HERE}.blocks:blocks",
-        needs=Needs(checkpoints=True, eigenpairs="required"),
-        prepare=f"{_HERE}.blocks:prepare",
-        remarks=f"{_HERE}.remarks:blocks",
-        figures=f"{_HERE}.figures:draw_blocks",
-    ),
-    Study(
-        name="optimizer",
-        settings=OptimizerSection,
-        compute=f"{_HERE}.optimizer:optimizer",
-        needs=Needs(
-            all_layers=True,
-            keys=("training.batch_size", "training.learning_rate", "training.momentum"),
-        ),
-        figures=f"{_HERE}.figures:draw_optimizer",
-        tables=f"{_HERE}.tables:optimizer",
+    declare(
+        __name__,
+        "optimizer",
+        OptimizerSection,
+        Needs(all_layers=True, keys=TRAINING),
+        remarks="",
+        page="",
     ),
 )

@@ -19,27 +19,14 @@ from hessdist.studies.negative_curvature.settings import BlocksSection
 
 
 def prepare(context: Context, settings: BlocksSection) -> None:
-    """Refuse unknown names of layers. Collective.
-
-    Args:
-        context: The model.
-        settings: The blocks.
-
-    Raises:
-        WorkloadError: The model has no such layer; on every rank.
-    """
+    """Refuse unknown names of layers. Collective."""
     context.require_layers(settings.blocks, "study.blocks.blocks")
 
 
 def blocks(context: Context, settings: BlocksSection) -> Measurements:
     """Compute spectra of blocks of the Hessian, and layer shares of the eigenvectors. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: The blocks, and the numbers of pairs.
-
-    Returns:
-        Measurements with the dimensions block, layer, pair, largest and smallest.
+    The dimensions are block, layer, pair, largest and smallest.
     """
     layers = layers_of(context.objective.layout.names)
     named = {" + ".join(block): block for block in settings.blocks} or layers
@@ -77,7 +64,7 @@ def _solve(context: Context, part: Objective, settings: BlocksSection) -> Eigenp
     """Compute the eigenpairs of a block. Collective."""
     operator = context.job.spectrum.operator
     return context.eigenpairs(
-        curvature_matrix(part, operator, context.weight, context.on_product),
+        curvature_matrix(part, operator, context.weight(), context.on_product),
         largest=min(settings.largest, part.layout.size),
         smallest=min(settings.smallest, part.layout.size),
         negligible=settings.negligible,

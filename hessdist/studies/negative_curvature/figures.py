@@ -82,15 +82,7 @@ def along_eigenvector(
 ) -> Figure:
     """Draw L(θ − α [gᵀv] v) and its quadratic model on |α| ≤ span: figures 1 and 2.
 
-    Args:
-        measured: The measurements of the section lines.
-        row: The index of the step.
-        column: The index of the pair.
-        span: The largest |α|.
-        title: The title of the run.
-
-    Returns:
-        The figure; a loss that is not finite is a gap.
+    A loss that is not finite is a gap.
     """
     pair, value = measured["pair"][column], measured["eigenvalue"][row, column]
     step, alpha = measured["step"][row], measured["alpha"]
@@ -114,15 +106,9 @@ def along_eigenvector(
 
 
 def best_decrease(measured: Measurements, limit: float, title: str) -> Figure:
-    """Draw L(α*) − L(0) against λ: figures 3 and 7.
+    """Draw L(α*) − L(0) against λ, for |λ| up to a limit: figures 3 and 7.
 
-    Args:
-        measured: The measurements of the section step_sizes.
-        limit: The largest |λ| that is shown.
-        title: The title of the run.
-
-    Returns:
-        The figure, coloured by training step; hollow triangles are edges of the scan.
+    Marks are coloured by training step; hollow triangles are edges of the scan.
     """
     text = f"{title}: best change of the loss along each eigenvector, |λ| ≤ {limit:g}"
     figure, axes = new_figure(text)
@@ -136,13 +122,7 @@ def best_decrease(measured: Measurements, limit: float, title: str) -> Figure:
 def inverse_step(measured: Measurements, limit: float, title: str) -> Figure:
     """Draw 1/α* against λ, with 1/α* = λ and 1/α* = |λ|: figures 4 and 8.
 
-    Args:
-        measured: The measurements of the section step_sizes.
-        limit: The largest |λ| that is shown.
-        title: The title of the run.
-
-    Returns:
-        The figure, coloured by training step; hollow triangles are edges of the scan.
+    Marks are coloured by training step; hollow triangles are edges of the scan.
     """
     figure, axes = new_figure(f"{title}: inverse of the best step, |λ| ≤ {limit:g}")
     with np.errstate(divide="ignore"):
@@ -183,15 +163,7 @@ def _scatter(
 
 
 def gains(measured: Measurements, title: str) -> Figure:
-    """Draw the gain of a step along all eigenvectors, by the rules 1/λ, 1/|λ| and α*.
-
-    Args:
-        measured: The measurements of the section step_sizes.
-        title: The title of the run.
-
-    Returns:
-        The figure, one line a rule, against the training step.
-    """
+    """Draw the gain of a step along all eigenvectors, by the rules 1/λ, 1/|λ| and α*."""
     figure, axes = new_figure(f"{title}: a joint step along all eigenvectors, relative to L(0)")
     labels = {"newton": "1/λ (Newton)", "saddle_free": "1/|λ| (saddle-free)", "measured": "α*"}
     steps = [str(step) for step in measured["step"]]
@@ -213,14 +185,7 @@ def gains(measured: Measurements, title: str) -> Figure:
 def subset_against_full(measured: Measurements, row: int, end: str, title: str) -> Figure:
     """Draw relative differences of eigenvalues and angles of vectors, by rank: appendix D.
 
-    Args:
-        measured: The measurements of the section subsets.
-        row: The index of the step.
-        end: "largest" or "smallest".
-        title: The title of the run.
-
-    Returns:
-        The figure: eigenvalues above, angles below, one colour a fraction, a mark a seed.
+    Eigenvalues are above, and angles below. A colour is a fraction, a mark a seed.
     """
     step, fractions = measured["step"][row], measured["fraction"]
     text = f"{title}: subsets against all samples, {end} eigenpairs, step {step}"
@@ -252,16 +217,7 @@ def subset_against_full(measured: Measurements, row: int, end: str, title: str) 
 
 
 def layer_shares(measured: Measurements, row: int, title: str) -> Figure:
-    """Draw the share of each layer in eigenvectors, the gradient and the parameters.
-
-    Args:
-        measured: The measurements of the section blocks.
-        row: The index of the step.
-        title: The title of the run.
-
-    Returns:
-        The figure, a matrix of shares.
-    """
+    """Draw the share of each layer in eigenvectors, gradient and parameters, as a matrix."""
     shares = np.vstack([
         measured[name][row] for name in ("share", "gradient_share", "parameter_share")
     ])
@@ -282,13 +238,7 @@ def layer_shares(measured: Measurements, row: int, title: str) -> Figure:
 def block_spectra(measured: Measurements, row: int, title: str) -> Figure:
     """Draw extreme eigenvalues of each block, and those of the whole Hessian.
 
-    Args:
-        measured: The measurements of the section blocks.
-        row: The index of the step.
-        title: The title of the run.
-
-    Returns:
-        The figure; crosses did not converge.
+    Crosses did not converge.
     """
     figure, axes = new_figure(f"{title}: spectra of blocks, step {measured['step'][row]}")
     names = ["all", *measured["block"]]
@@ -314,12 +264,7 @@ def block_spectra(measured: Measurements, row: int, title: str) -> Figure:
 def optimizer_loss(measured: Measurements, title: str) -> Figure:
     """Draw the loss over all samples against minibatches, with and without steps along ṽ.
 
-    Args:
-        measured: The measurements of the section optimizer.
-        title: The title of the run.
-
-    Returns:
-        The figure: medians over seeds, and the range between the extremes.
+    Lines are medians over seeds, with the range between the extremes.
     """
     figure, axes = new_figure(f"{title}: training with steps along the most negative curvature")
     at, colours = measured["iteration"], colours_of(len(measured["run"]))
@@ -333,15 +278,7 @@ def optimizer_loss(measured: Measurements, title: str) -> Figure:
 
 
 def tracking(measured: Measurements, title: str) -> Figure:
-    """Draw the angles of ṽ to the exact eigenvector and to SA(m), and λ̃ with λ_d.
-
-    Args:
-        measured: The measurements of the section optimizer.
-        title: The title of the run.
-
-    Returns:
-        The figure: angles above, curvature below.
-    """
+    """Draw the angles of ṽ to the exact eigenvector and to SA(m), and λ̃ with λ_d."""
     text = f"{title}: the running estimate beside the exact pair"
     figure, ((upper,), (lower,)) = panels(text, 2, 1, height=6.4, sharex=True)
     at, colours = measured["exact_at"], colours_of(len(measured["tracked"]))

@@ -17,16 +17,7 @@ from hessdist.studies.negative_curvature.settings import LinesSection
 
 
 def check(job: Job, settings: LinesSection, options: Sequence[str]) -> None:
-    """Refuse pairs that the job does not compute. Not collective.
-
-    Args:
-        job: The job.
-        settings: The pairs.
-        options: PETSc's options, which are not used.
-
-    Raises:
-        JobError: A pair is not among those of the section spectrum.
-    """
+    """Refuse pairs that the job does not compute. Not collective."""
     for pair in settings.pairs:
         end, rank = pair.split()
         if int(rank) > getattr(job.spectrum, end):
@@ -38,12 +29,7 @@ def check(job: Job, settings: LinesSection, options: Sequence[str]) -> None:
 def lines(context: Context, settings: LinesSection) -> Measurements:
     """Compute L(θ − α [gᵀv] v), equation (1), and its quadratic model. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: Pairs and step sizes.
-
-    Returns:
-        Measurements with the dimensions pair, alpha and span; NaN for a pair that was not found.
+    The dimensions are pair, alpha and span; values are NaN for a pair that was not found.
     """
     pairs = context.pairs(settings.pairs)
     spans = np.sort(settings.spans)

@@ -1,8 +1,8 @@
 """The optimiser of appendix E (Alain, Le Roux, Manzagol 2018), which the paper does not measure.
 
 Networks are trained by base optimisers, without and with steps along a running estimate (λ̃, ṽ) of
-the most negative eigenpair. Each rank trains networks by itself; then all ranks together compute
-the exact eigenvectors that ṽ is compared with.
+the most negative eigenpair. Each rank trains networks independently. Then all ranks together
+compute the exact eigenvectors that ṽ is compared with.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hessdist.studies.tasks import distribute
 
 
 @dataclass(frozen=True)
-class Variant:
+class CurvatureVariant:
     """A base optimiser, without or with steps along ṽ."""
 
     base: str
@@ -44,10 +44,12 @@ class Variant:
         return self.base + extra
 
 
-def variants_of(settings: OptimizerSection) -> list[Variant]:
+def variants_of(settings: OptimizerSection) -> list[CurvatureVariant]:
     """List every base optimiser, first without steps along ṽ, then with each learning rate."""
     return [
-        Variant(base, rate) for base in settings.base for rate in (None, *settings.learning_rates)
+        CurvatureVariant(base, rate)
+        for base in settings.base
+        for rate in (None, *settings.learning_rates)
     ]
 
 
@@ -75,17 +77,11 @@ _Place = tuple[int, int]  # numbers of a variant and a seed, or of a variant and
 def optimizer(context: Context, settings: OptimizerSection) -> Measurements:
     """Train with and without the estimate, and compare ṽ with exact eigenvectors. Collective.
 
-    Args:
-        context: The job. Its training section gives batch size, learning rate and momentum. The
-            model is left with the parameters of the last exact solve.
-        settings: The training runs.
-
-    Returns:
-        Measurements with the dimensions run, seed, iteration, tracked, exact_at and smallest.
+    The model is left with the parameters of the last exact solve. The dimensions are run, seed,
+    iteration, tracked, exact_at and smallest.
 
     Raises:
         InputError: The model, the loss and the data do not fit together; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks, variants = context.ranks, variants_of(settings)
     tasks = list(product(range(len(variants)), range(len(settings.seeds))))
@@ -104,7 +100,7 @@ class _Training:
     """Training runs on this rank, on the whole data set. Not collective."""
 
     def __init__(
-        self, context: Context, settings: OptimizerSection, variants: Sequence[Variant]
+        self, context: Context, settings: OptimizerSection, variants: Sequence[CurvatureVariant]
     ) -> None:
         self._context, self._settings, self._variants = context, settings, variants
         self._device = context.objective.device
@@ -141,7 +137,9 @@ class _Training:
         run.steps_along = getattr(optimizer, "steps_along", 0)
         return run
 
-    def _optimizer(self, variant: Variant, model: nn.Module, seed: int) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, variant: CurvatureVariant, model: nn.Module, seed: int
+    ) -> torch.optim.Optimizer:
         training, settings = self._context.job.training, self._settings
         base = build_optimizer(variant.base, model, training.learning_rate, training.momentum)
         if variant.learning_rate is None:
@@ -157,17 +155,13 @@ class _Training:
         )
 
     def seconds_per_step(self, minibatches: int = 12) -> NDArray[np.float64]:
-        """Measure the time of a minibatch, without and with the estimate.
-
-        Args:
-            minibatches: The number of minibatches of each kind.
-
-        Returns:
-            Medians in seconds, (bases, 2).
-        """
+        """Measure medians of the time of a minibatch, without and with the estimate, (bases, 2)."""
         found = np.empty((len(self._settings.base), 2))
         for row, base in enumerate(self._settings.base):
-            variants = (Variant(base, None), Variant(base, self._settings.learning_rates[0]))
+            variants = (
+                CurvatureVariant(base, None),
+                CurvatureVariant(base, self._settings.learning_rates[0]),
+            )
             # One seed, so that both kinds have the same minibatches.
             trainers = [Trainer(self._context, 0, self._samples) for _ in variants]
             optimizers = [
@@ -220,7 +214,7 @@ _EXACT = {
 def _exact(
     context: Context,
     settings: OptimizerSection,
-    variants: Sequence[Variant],
+    variants: Sequence[CurvatureVariant],
     snapshots: dict[_Place, _Snapshot],
 ) -> dict[str, Variable]:
     """Compare the estimates with exact eigenvectors; NaN where there is no snapshot. Collective."""
@@ -259,14 +253,7 @@ def _exact(
 def _compare(
     context: Context, snapshot: _Snapshot | None, owner: int, smallest: int
 ) -> tuple[dict[str, Any], bool] | None:
-    """Solve at a snapshot that one rank has. Collective.
-
-    Returns:
-        The numbers, and whether the pairs converged; None if the loss is not finite.
-
-    Raises:
-        NumericalError: A product is not finite, or the loss on a rank by itself.
-    """
+    """Solve at a snapshot that one rank has; None if the loss is not finite. Collective."""
     ranks, objective = context.ranks, context.objective
     estimate = ranks.broadcast(None if snapshot is None else snapshot.curvature, owner)
     direction = np.empty(objective.layout.size, np.float32)
@@ -302,7 +289,7 @@ def _compare(
 
 def _measurements(
     settings: OptimizerSection,
-    variants: Sequence[Variant],
+    variants: Sequence[CurvatureVariant],
     runs: dict[_Place, _Run],
     seconds: NDArray[np.float64],
     exact: dict[str, Variable],

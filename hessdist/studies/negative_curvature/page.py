@@ -101,16 +101,9 @@ def _scatter(
     axes: dict[str, Any],
     below: list[dict[str, Any]],
 ) -> Figure:
-    """A mark for each eigenpair of each step, larger and on top at the selected step.
+    """Draw a mark for each eigenpair of each step, larger and on top at the selected step.
 
-    Args:
-        measured: The measurements of the section step_sizes.
-        shown: What is drawn, and what else is shown at a point, each (step, pair).
-        axes: The layout.
-        below: Other traces.
-
-    Returns:
-        The figure.
+    The first of `shown` is drawn. All of them, (step, pair) each, are in the text at a point.
     """
     known = {"λ": measured["eigenvalue"], "α*": measured["best_step"], **shown}
     lines = "".join(f"<br>{name} %{{customdata[{i}]}}" for i, name in enumerate(known))

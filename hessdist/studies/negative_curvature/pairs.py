@@ -14,18 +14,12 @@ from hessdist.studies.context import Context, Pair
 
 
 def lines_along(context: Context, pairs: Sequence[Pair], vectors: NDArray[np.float32]) -> Lines:
-    """Return the lines θ − α [gᵀv] v along eigenvectors v. Collective.
+    """Return the lines θ − α [gᵀv] v along eigenvectors v, (n, d). Collective.
 
-    Args:
-        context: The checkpoint.
-        pairs: The eigenpairs, with their slopes gᵀv.
-        vectors: Their vectors, (n, d).
-
-    Returns:
-        The lines. A pair that was not found has the slope zero.
+    A pair that was not found has the slope zero.
     """
     slopes = np.array([pair.slope for pair in pairs])
-    span = LossInSpan(context.objective, vectors, context.weight, context.on_evaluation)
+    span = LossInSpan(context.objective, vectors, context.weight(), context.on_evaluation)
     return Lines(span, np.nan_to_num(slopes))
 
 

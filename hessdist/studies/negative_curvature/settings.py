@@ -7,14 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import (
-    Count,
-    Positive,
-    Rate,
-    Section,
-    Seed,
-    Steps,
-)
+from hessdist.config.base import Count, Positive, Rate, Section, Seed, Steps
 
 
 class LinesSection(Section):

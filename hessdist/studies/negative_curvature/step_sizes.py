@@ -25,12 +25,7 @@ RULES = ("newton", "saddle_free", "measured")
 def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
     """Compute α* and L(α*) − L(0) of every pair, and of the steps 1/λ and 1/|λ|. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: The scan.
-
-    Returns:
-        Measurements with the dimensions pair, alpha, rule and directions.
+    The dimensions are pair, alpha, rule and directions.
     """
     pairs = context.pairs()
     values = np.array([pair.value for pair in pairs])
@@ -91,8 +86,8 @@ def _search(
 
 
 def _loss_at_start(context: Context) -> float:
-    nowhere = np.zeros((1, context.objective.layout.size), np.float32)
-    return float(LossInSpan(context.objective, nowhere, context.weight).losses(np.zeros((1, 1)))[0])
+    zero = np.zeros((1, context.objective.layout.size), np.float32)
+    return float(LossInSpan(context.objective, zero, context.weight()).losses(np.zeros((1, 1)))[0])
 
 
 def _has_slope(pair: Pair, gradient_norm: float) -> bool:
@@ -121,5 +116,5 @@ def _joint_losses(context: Context, joint_steps: NDArray[np.float32]) -> NDArray
     """Compute the loss after the joint steps, by rule, of all pairs and of each end."""
     of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     points = np.kron(np.eye(len(RULES)), of_ends)  # (rules · 3, rules · ends)
-    span = LossInSpan(context.objective, joint_steps, context.weight, context.on_evaluation)
+    span = LossInSpan(context.objective, joint_steps, context.weight(), context.on_evaluation)
     return span.losses(points).reshape(len(RULES), len(of_ends))

@@ -30,15 +30,7 @@ _LONG_NAMES = {
 
 
 def prepare(context: Context, settings: SubsetsSection) -> None:
-    """Refuse fractions that leave a rank without samples. Collective.
-
-    Args:
-        context: The samples and the ranks.
-        settings: The fractions.
-
-    Raises:
-        DataError: A fraction is too small; on every rank.
-    """
+    """Refuse fractions that leave a rank without samples. Collective."""
     with context.ranks.agreeing():
         for fraction in settings.fractions:
             subset_size(context.num_samples, fraction, context.ranks.size)
@@ -47,15 +39,7 @@ def prepare(context: Context, settings: SubsetsSection) -> None:
 def subsets(context: Context, settings: SubsetsSection) -> Measurements:
     """Compare eigenpairs over random subsets with those over all samples. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: Fractions and seeds.
-
-    Returns:
-        Measurements with the dimensions fraction, seed, largest and smallest.
-
-    Raises:
-        DataError: A subset has fewer samples than there are ranks; on every rank.
+    The dimensions are fraction, seed, largest and smallest.
     """
     pairs = context.pairs()
     by_end = {end: [pair for pair in pairs if pair.end == end] for end in ENDS}
@@ -80,14 +64,6 @@ def subsets(context: Context, settings: SubsetsSection) -> Measurements:
 
 def subset_size(num_samples: int, fraction: float, num_ranks: int) -> int:
     """Return the number of samples in a subset.
-
-    Args:
-        num_samples: N, the number of all samples.
-        fraction: The share of them that is in the subset.
-        num_ranks: The number of ranks. Each of them needs at least one sample.
-
-    Returns:
-        The number.
 
     Raises:
         DataError: It is smaller than the number of ranks.

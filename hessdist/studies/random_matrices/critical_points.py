@@ -20,10 +20,7 @@ from torch import Tensor
 from hessdist.errors import InputError
 from hessdist.landscape.critical_points import CriticalPoints, counts, find
 from hessdist.landscape.descent import descend
-from hessdist.landscape.index_energy import (
-    fit_three_halves,
-    linear_critical_points,
-)
+from hessdist.landscape.index_energy import fit_three_halves, linear_critical_points
 from hessdist.parallel.memory import require_room
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
@@ -38,18 +35,12 @@ _BATCH = 20  # networks that are searched together on one rank
 def critical_points(context: Context, settings: CriticalPointsSection) -> Measurements:
     """Find critical points, and fit the 3/2 law to their index against energy. Collective.
 
-    Args:
-        context: Ranks and progress. The job's model and data are not used. Everything is
-            computed in float64 on CPUs.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions activation, ratio and network.
+    The job's model and data are not used. Everything is computed in float64 on CPUs. The dimensions
+    are activation, ratio and network.
 
     Raises:
         InputError: A ratio leaves fewer samples than inputs, or the networks that are searched
             together do not fit into memory; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks = context.ranks
     _, ranks_on_node, _ = ranks.node()
@@ -91,19 +82,10 @@ def _hidden(settings: CriticalPointsSection) -> int:
 def _require_room(
     settings: CriticalPointsSection, samples: int, ranks_on_node: int, copies: int = 10
 ) -> None:
-    """Refuse networks whose Hessians, or data, do not fit into the memory of a node.
-
-    Args:
-        settings: The networks.
-        samples: The samples of a network.
-        ranks_on_node: The ranks that share the memory.
-        copies: The number of arrays of a Hessian's size that a search needs for each network.
-
-    Raises:
-        InputError: They do not fit.
-    """
+    """Refuse networks whose Hessians, or data, do not fit into the memory of a node."""
     n, h = settings.width, _hidden(settings)
-    # The second term is for samples, units and outputs, and for their derivatives.
+    # A search needs `copies` arrays of a Hessian's size for each network. The second term is for
+    # samples, units and outputs, and for their derivatives.
     numbers = copies * (2 * h * n) ** 2 + samples * (4 * h * n + 10 * (h + n))
     together = min(_BATCH, settings.networks)
     require_room(
@@ -183,19 +165,9 @@ def _search(
 
 
 def _trivial(networks: TwoLayerNetworks, points: CriticalPoints, factor: float = 10.0) -> Tensor:
-    """Find the points that are θ = 0, to rounding.
-
-    Near it ∇L = H(0) θ, so ‖∇L‖ ≥ |λ| ‖θ‖ with the smallest |λ|, which is the smallest singular
-    value of Σ y xᵀ / m.
-
-    Args:
-        networks: The networks.
-        points: The points.
-        factor: The factor by which |λ| ‖θ‖ may exceed the norm of the gradient.
-
-    Returns:
-        (K,) bool.
-    """
+    """Find the points that are θ = 0, to rounding, (K,) bool."""
+    # Near it ∇L = H(0) θ, so ‖∇L‖ ≥ |λ| ‖θ‖ with the smallest |λ|, which is the smallest singular
+    # value of Σ y xᵀ / m. To rounding, |λ| ‖θ‖ may exceed the norm by a factor.
     at_zero = torch.linalg.eigvalsh(networks.hessians(torch.zeros_like(points.theta)))
     sizes: Tensor = at_zero.abs().amin(1) * points.theta.norm(dim=1)
     return points.found & (sizes <= factor * points.gradient_norm)
@@ -235,17 +207,8 @@ def _eigenvalue_counts(
 def _closed_form(
     networks: TwoLayerNetworks, energy: NDArray[np.float64], most_inputs: int = 12
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compare with the nearest critical energy of linear networks, in closed form.
-
-    Args:
-        networks: The networks.
-        energy: Their energies, (K,).
-        most_inputs: The largest number of inputs; the number of critical points grows as 2ⁿ.
-
-    Returns:
-        The distance to the nearest energy, and the number of negative eigenvalues there, (K,) each;
-        NaN for networks that are not linear, or too large.
-    """
+    """Compute the distance to the nearest energy of a linear network, and its index, (K,)."""
+    # NaN for other networks. The number of critical points grows as 2ⁿ.
     distance, negative = np.full((2, len(energy)), np.nan)
     if networks.activation != "identity" or networks.inputs.shape[2] > most_inputs:
         return distance, negative

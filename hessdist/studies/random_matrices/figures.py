@@ -12,6 +12,7 @@ from hessdist.landscape.index_energy import (
     linear_energy,
     mean_energies,
     tanh_energy,
+    three_halves_energy,
 )
 from hessdist.present.axes import (
     asinh_axis,
@@ -65,14 +66,7 @@ def draw_loss_model(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def laws(measured: Measurements, place: tuple[int, int], title: str) -> Figure:
     """Draw the bulk of a spectrum and fitted laws: density, and cumulative share.
 
-    Args:
-        measured: The measurements of the section laws.
-        place: The indices of the step and the spectrum.
-        title: The title of the run.
-
-    Returns:
-        The figure; both panels are of the eigenvalues outside of the spike at zero that are no
-        outliers.
+    Both panels are of the eigenvalues outside of the spike at zero that are no outliers.
     """
     step, spectrum = measured["step"][place[0]], _spectrum_name(measured, place[1])
     text = f"{title}: {spectrum} and fitted laws, step {step}"
@@ -134,18 +128,11 @@ def _left_out(measured: Measurements, place: tuple[int, int]) -> str:
 
 
 def index_against_energy(measured: Measurements, title: str) -> Figure:
-    """Draw the index of critical points against their energy.
+    """Draw the index of critical points against their energy: figure 6a of Pennington and Bahri.
 
-    This is figure 6a of Pennington and Bahri (2017).
-
-    Args:
-        measured: The measurements of the section critical_points.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row an activation, on the left all indices and on the right small ones; a
-        colour a ratio. Dots are points, marks means at an index (small ones with errors), lines
-        the fitted 3/2 law.
+    A row is an activation, with all indices on the left and small ones on the right. A colour is a
+    ratio. Dots are points, marks means at an index (small ones with errors), and lines the fitted
+    3/2 law.
     """
     names, ratios = measured["activation"], measured["ratio"]
     text, height = f"{title}: index of critical points against energy", 1.2 + 2.9 * len(names)
@@ -190,18 +177,14 @@ def _draw_points(
     critical, factor = measured["critical_energy"][place], measured["coefficient"][place]
     if np.isfinite(factor):
         alpha = np.linspace(0, min(most, float(measured["fit_below"].max())), 400)
-        axes.plot(critical * (1 + (alpha / factor) ** (2 / 3)), alpha, color=colour, linewidth=1.3)
+        energies = three_halves_energy(alpha, critical, factor)
+        axes.plot(energies, alpha, color=colour, linewidth=1.3)
 
 
 def critical_energies(measured: Measurements, title: str) -> Figure:
     """Draw ε_c against φ: figure 6b of Pennington and Bahri (2017).
 
-    Args:
-        measured: The measurements of the section critical_points.
-        title: The title of the run.
-
-    Returns:
-        The figure: marks the fits with their errors, hollow ones the mean energy of minima.
+    Marks are the fits with their errors, and hollow ones the mean energy of minima.
     """
     figure, axes = new_figure(f"{title}: critical energy", height=5.2)
     ratios = measured["ratio"]
@@ -235,17 +218,7 @@ def critical_energies(measured: Measurements, title: str) -> Figure:
 
 
 def densities(measured: Measurements, title: str) -> Figure:
-    """Draw ρ_H(λ; ε, φ), a row a model and a column a ratio.
-
-    This is figure 1 of Pennington and Bahri (2017).
-
-    Args:
-        measured: The measurements of the section loss_model.
-        title: The title of the run.
-
-    Returns:
-        The figure.
-    """
+    """Draw ρ_H(λ; ε, φ), a row a model and a column a ratio: figure 1 of Pennington and Bahri."""
     models, ratios, energies = measured["model"], measured["ratio"], measured["energy"]
     rows, columns = len(models), len(ratios)
     size = {"height": 0.8 + 2.4 * rows, "width": 1.2 + 2.6 * columns}
@@ -268,15 +241,7 @@ def densities(measured: Measurements, title: str) -> Figure:
 
 
 def index(measured: Measurements, title: str) -> Figure:
-    """Draw α against ε, and against the excess over ε_c with the 3/2 law.
-
-    Args:
-        measured: The measurements of the section loss_model.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row a model; dashed is the 3/2 law.
-    """
+    """Draw α against ε, and against the excess over ε_c with the 3/2 law, dashed; a row a model."""
     models, ratios = measured["model"], measured["ratio"]
     text, height = f"{title}: share of negative eigenvalues", 0.8 + 2.6 * len(models)
     figure, grid = panels(text, len(models), 2, height=height)

@@ -43,14 +43,7 @@ class _Measured:
 def laws(context: Context, settings: LawsSection) -> Measurements:
     """Fit laws to the spectra of the studies "exact" and "density". Collective.
 
-    Rank 0 reads the files and fits, and the other ranks wait.
-
-    Args:
-        context: The checkpoint.
-        settings: The laws, and the matrices.
-
-    Returns:
-        Measurements with the dimensions spectrum and law.
+    Rank 0 reads the files and fits, and the other ranks wait. The dimensions are spectrum and law.
 
     Raises:
         ResultError: There is no spectrum at this checkpoint, or none of the matrices; on every

@@ -42,17 +42,11 @@ class _Curves:
 def loss_model(context: Context, settings: LossModelSection) -> Measurements:
     """Compute densities and index of the model, with and without a ReLU. Collective.
 
-    Args:
-        context: Ranks and progress. The job's model and data are not used.
-        settings: Ratios and energies.
-
-    Returns:
-        Measurements with the dimensions model, ratio, energy, point and place.
+    The job's model and data are not used. The dimensions are model, ratio, energy, point and place.
 
     Raises:
-        NumericalError: An integral does not reach its tolerance, or a branch cannot be followed;
-            on every rank.
-        Stopped: A signal came; on every rank.
+        NumericalError: An integral does not reach its tolerance, or a branch cannot be followed; on
+            every rank.
     """
 
     def compute(task: tuple[int, ...]) -> _Curves:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.present.labels import ACTIVATIONS, LOSS_MODELS, label
+from hessdist.landscape.index_energy import linear_energy, tanh_energy, three_halves_energy
+from hessdist.present.labels import ACTIVATIONS, DISTANCES, LOSS_MODELS, label
 from hessdist.present.panels import INK, Figure, View, by_step, line, panel
 from hessdist.present.style import COLOURS, MARKS, sequence
 from hessdist.present.values import VIEW, evenly, median, positive
@@ -90,7 +91,7 @@ def laws(run: Run) -> Iterator[View]:
 
 
 def _laws(measured: Measurements, row: int, i: int, columns: NDArray[np.int64]) -> Figure:
-    """Cumulative shares of a bulk and of the laws that were fitted to it."""
+    """Draw cumulative shares of a bulk and of the laws that were fitted to it."""
     x = measured["grid"][row, i, columns]
     lines = [line("measured", x, measured["cumulative"][row, i, columns], INK)]
     for column, law in enumerate(measured["law"]):
@@ -126,15 +127,8 @@ def two_layer(run: Run) -> Iterator[View]:
 def _distances(
     measured: Measurements, which: int, how: int, column: int, kept: NDArray[np.int64]
 ) -> Figure:
-    names = {
-        "distance_positive": "H₀ from Marchenko-Pastur",
-        "distance_residual": "H₁ from the model's law",
-        "distance_bilinear": "H₁ from independent residuals",
-        "distance_sum": "H from the free sum of the laws",
-        "distance_turned": "H from H₀ + Q H₁ Qᵀ",
-    }
     lines, sizes = [], measured["size"]
-    for (key, name), colour, symbol in zip(names.items(), COLOURS, MARKS, strict=False):
+    for (key, name), colour, symbol in zip(DISTANCES.items(), COLOURS, MARKS, strict=False):
         found = measured[key][which, how, :, column]
         across, marks = np.repeat(sizes, len(kept)), found[:, kept].ravel()
         lines.append(line(name, across, marks, colour, symbol=symbol, joined=False))
@@ -162,7 +156,7 @@ def critical_points(run: Run) -> Iterator[View]:
 
 
 def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, Any]]:
-    """Points, and the 3/2 law that was fitted to small indices."""
+    """Draw points, and the 3/2 law that was fitted to small indices."""
     cells, ratios = measured["critical_energy"].size, measured["ratio"]
     points, curves = [], []
     for column, colour in enumerate(sequence(len(ratios))):
@@ -175,13 +169,13 @@ def _index_against_energy(measured: Measurements, row: int) -> list[dict[str, An
         critical, factor = measured["critical_energy"][place], measured["coefficient"][place]
         if np.isfinite(factor):
             alpha = np.linspace(0, float(np.max(measured["fit_below"])), _CURVE)
-            curve = critical * (1 + (alpha / factor) ** (2 / 3))
+            curve = three_halves_energy(alpha, critical, factor)
             curves.append(line(name, curve, alpha, colour))
     return points + curves
 
 
 def _critical_energies(measured: Measurements) -> Figure:
-    """ε_c against φ, beside the two closed forms of Pennington and Bahri (2017), figure 6b."""
+    """Draw ε_c against φ with the two closed forms of Pennington and Bahri (2017), figure 6b."""
     ratios = measured["ratio"]
     lines = [
         line(
@@ -196,10 +190,9 @@ def _critical_energies(measured: Measurements) -> Figure:
         for row, name in enumerate(measured["activation"])
     ]
     phi = np.linspace(0, max(1.0, float(ratios.max())), _CURVE)
-    rest = np.maximum(1 - phi, 0)
     lines += [
-        line("½ (1 − φ)²", phi, rest**2 / 2, INK),
-        line("½ (1 − φ)", phi, rest / 2, INK, dash="dash"),
+        line("½ (1 − φ)²", phi, tanh_energy(phi), INK),
+        line("½ (1 − φ)", phi, linear_energy(phi), INK, dash="dash"),
         line("Wishart + Wigner", ratios, measured["wishart_wigner"], INK, dash="dot"),
     ]
     return panel("critical energy", "φ, parameters over data points", "energy ε", lines)

@@ -6,16 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import (
-    Count,
-    Operator,
-    Positive,
-    Rate,
-    Section,
-    Seed,
-    Steps,
-    distinct,
-)
+from hessdist.config.base import Count, Operator, Positive, Rate, Section, Seed, Steps, distinct
 
 Ratio = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # parameters over data points
 

@@ -9,6 +9,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from hessdist.landscape.index_energy import linear_energy, tanh_energy
 from hessdist.present.cells import cut, new_list, new_table, number, percent
 from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of, where_it_fails
 
@@ -52,7 +53,7 @@ def law_failures(run: Run) -> Iterator[Table]:
 
 
 def _fits(measured: Measurements) -> Iterator[tuple[int, ...]]:
-    """Indices of fits: a step, a spectrum that was measured there, and a law."""
+    """Return the indices of fits: a step, a spectrum that was measured there, and a law."""
     return (at for at in np.ndindex(measured["misfit"].shape) if is_measured(measured, at[:-1]))
 
 
@@ -81,8 +82,8 @@ def critical_points(run: Run) -> Iterator[Table]:
             *(fitted(name, place) for name in ("critical_energy", "coefficient", "exponent")),
             f"{measured['misfit'][place]:.2g}",
             str(measured["fitted_points"][place]),
-            f"{max(1 - ratio, 0) ** 2 / 2:.3f}",
-            f"{max(1 - ratio, 0) / 2:.3f}",
+            f"{tanh_energy(ratio):.3f}",
+            f"{linear_energy(ratio):.3f}",
         )
     yield table
 

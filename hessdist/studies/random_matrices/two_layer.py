@@ -49,19 +49,12 @@ _BLOCK = 32  # columns of a matrix that are computed in one pass
 def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
     """Compare spectra of H₀, H₁ and H with the laws, and test their freeness. Collective.
 
-    Args:
-        context: Ranks and progress. The job's model and data are not used. Everything is
-            computed in float64 on CPUs.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions activation, residuals, size, ratio, network, part, index
-        and moment.
+    The job's model and data are not used. Everything is computed in float64 on CPUs. The dimensions
+    are activation, residuals, size, ratio, network, part, index and moment.
 
     Raises:
         InputError: No whole number of samples is near a ratio, or the matrices of the largest
             network do not fit into memory; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks = context.ranks
     _, ranks_on_node, _ = ranks.node()
@@ -88,19 +81,7 @@ def two_layer(context: Context, settings: TwoLayerSection) -> Measurements:
 
 
 def _samples(n: int, ratio: float, tolerance: float = 0.05) -> int:
-    """Return the number of data points, m = 2n/φ rounded.
-
-    Args:
-        n: The number of units.
-        ratio: φ.
-        tolerance: The relative change of φ that rounding may make.
-
-    Returns:
-        m.
-
-    Raises:
-        InputError: Rounding changes φ by more.
-    """
+    """Return the number of data points, m = 2n/φ rounded; refuse it if rounding changes φ."""
     samples = max(1, round(2 * n / ratio))
     actual = 2 * n / samples
     if not abs(actual / ratio - 1) <= tolerance:

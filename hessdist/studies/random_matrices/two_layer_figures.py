@@ -9,7 +9,7 @@ import numpy as np
 
 from hessdist.errors import HessdistError
 from hessdist.present.axes import heading, key, legend_below, note, panels
-from hessdist.present.labels import ACTIVATIONS, label
+from hessdist.present.labels import ACTIVATIONS, DISTANCES, label
 from hessdist.present.style import BLUE, DARK, PALE, RED, SERIES
 from hessdist.theory.freeness import FREE
 from hessdist.theory.laws import Law
@@ -40,15 +40,8 @@ def draw_two_layer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def spectra(measured: Measurements, which: int, how: int, title: str) -> Figure:
     """Draw measured spectra of H₀, H₁ and H of the largest network, and the laws.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        which: The index of the activation.
-        how: The index of the residuals.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row a matrix, a column a ratio. Zero eigenvalues are not drawn; their share is
-        in the heading.
+    A row is a matrix, a column a ratio. Zero eigenvalues are not drawn; their share is in the
+    heading.
     """
     ratios, size = measured["ratio"], int(measured["size"][-1])
     activation = measured["activation"][which]
@@ -79,7 +72,7 @@ def spectra(measured: Measurements, which: int, how: int, title: str) -> Figure:
 
 
 def _laws(energy: float, ratio: float, *, rectified: bool) -> list[list[tuple[Law, str, str]]]:
-    """Laws of H₀, H₁ and H, each with a colour and a line style."""
+    """Return the laws of H₀, H₁ and H, each with a colour and a line style."""
     model = LossModel(energy, ratio, rectified)
     bilinear = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
     return [
@@ -90,10 +83,7 @@ def _laws(energy: float, ratio: float, *, rectified: bool) -> list[list[tuple[La
 
 
 def _draw_spectrum(
-    axes: Axes,
-    values: NDArray[Any],
-    rotated: NDArray[Any] | None,
-    laws: list[tuple[Law, str, str]],
+    axes: Axes, values: NDArray[Any], rotated: NDArray[Any] | None, laws: list[tuple[Law, str, str]]
 ) -> None:
     """Draw a density of nonzero eigenvalues, and those of laws."""
     shown = values if rotated is None else np.concatenate([values, rotated])
@@ -124,7 +114,7 @@ def _draw_spectrum(
 
 
 def _heights(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A density of the nonzero values in bins of the same width."""
+    """Return a density of the nonzero values in bins of the same width."""
     counts, _ = np.histogram(values[values != 0], edges)
     return np.asarray(counts / (len(values) * (edges[1] - edges[0])))
 
@@ -143,26 +133,14 @@ def _note_missing(axes: Axes, colours: list[str]) -> None:
 def distances(measured: Measurements, title: str) -> Figure:
     """Draw Kolmogorov-Smirnov distances against the size of the network.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row an activation and kind of residuals, a column a ratio; means over
-        networks with their range. A note says where a law cannot be computed.
+    A row is an activation and kind of residuals, a column a ratio. Marks are means over networks
+    with their range. A note says where a law cannot be computed.
     """
-    names = {
-        "distance_positive": "H₀ from Marchenko-Pastur",
-        "distance_residual": "H₁ from the model's law",
-        "distance_bilinear": "H₁ from independent residuals",
-        "distance_sum": "H from the free sum of the laws",
-        "distance_turned": "H from H₀ + Q H₁ Qᵀ",
-    }
-    styles = SERIES[: len(names)]
+    styles = SERIES[: len(DISTANCES)]
     figure, grid = _panels_by_kind(measured, f"{title}: Kolmogorov-Smirnov distances")
     for row, column, axes in _label_panels(measured, grid):
         missing = []
-        for name, (colour, mark) in zip(names, styles, strict=True):
+        for name, (colour, mark) in zip(DISTANCES, styles, strict=True):
             found = measured[name][row][:, column]
             _draw_range(axes, measured["size"], found, colour, mark)
             if np.isnan(found).any():
@@ -170,21 +148,16 @@ def distances(measured: Measurements, title: str) -> Figure:
         axes.set_ylim(bottom=0)
         _note_missing(axes, missing)
     grid[0, 0].set_ylabel("distance")
-    keys = [key(text, *style, "-") for text, style in zip(names.values(), styles, strict=True)]
+    keys = [key(text, *style, "-") for text, style in zip(DISTANCES.values(), styles, strict=True)]
     legend_below(figure, keys)
     return figure
 
 
 def freeness(measured: Measurements, title: str) -> Figure:
-    """Draw mixed moments of centred H₀ and H₁, and those of free matrices.
+    """Draw mixed moments of centred H₀ and H₁ of the largest networks, and those of free matrices.
 
-    Args:
-        measured: The measurements of the section two_layer.
-        title: The title of the run.
-
-    Returns:
-        The figure, of the largest networks: filled marks as they are, hollow ones with H₁ rotated
-        at random; a bar is at the moment of free matrices.
+    Filled marks are moments as they are, and hollow ones with H₁ rotated at random. A bar is at the
+    moment of free matrices.
     """
     text = f"{title}: freeness of H₀ and H₁, n = {measured['size'][-1]}"
     figure, grid = _panels_by_kind(measured, text)

@@ -18,12 +18,7 @@ from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context
 from hessdist.studies.networks import mlp_of_widths
-from hessdist.studies.singularity.ensembles import (
-    Trained,
-    ending_variables,
-    ensemble_of,
-    train_all,
-)
+from hessdist.studies.singularity.ensembles import Trained, ending_variables, ensemble_of, train_all
 from hessdist.studies.singularity.settings import ArchitecturesSection
 
 _STAGES = ("start", "end")  # of training
@@ -32,12 +27,7 @@ _STAGES = ("start", "end")  # of training
 def architectures(context: Context, settings: ArchitecturesSection) -> Measurements:
     """Compute exact spectra of networks of growing width, before and after training. Collective.
 
-    Args:
-        context: The job. Its model is an mlp, whose hidden widths are varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions architecture, network, stage, index, row and column.
+    The dimensions are architecture, network, stage, index, row and column.
 
     Raises:
         InputError: The model is not an mlp, its loss is not a criterion, or a Hessian does not fit
@@ -63,11 +53,7 @@ def architectures(context: Context, settings: ArchitecturesSection) -> Measureme
 def _spectra(
     context: Context, model: nn.Module, networks: Trained, cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute all eigenvalues, and pictures of the first network. Collective.
-
-    Returns:
-        (networks, stages, d) and (stages, cells, cells).
-    """
+    """Compute (networks, stages, d) eigenvalues, and pictures of the first network. Collective."""
     ranks = context.ranks
     objective = replace(context.workload, model=model, layers=()).on(ranks)
     number, size = networks.end.parameters.shape

@@ -41,27 +41,14 @@ _Rows = Sequence[Sequence[_Estimates]]  # by operator and block
 
 
 def prepare(context: Context, settings: DensitySection) -> None:
-    """Refuse unknown names of layers. Collective.
-
-    Args:
-        context: The model.
-        settings: The blocks.
-
-    Raises:
-        WorkloadError: The model has no such layer; on every rank.
-    """
+    """Refuse unknown names of layers. Collective."""
     context.require_layers(settings.blocks, "study.density.blocks")
 
 
 def density(context: Context, settings: DensitySection) -> Measurements:
     """Estimate densities, traces, norms, ranks and log-determinants. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: Matrices, blocks, and the numbers of products.
-
-    Returns:
-        Measurements with the dimensions operator, block, probe, node and order.
+    The dimensions are operator, block, probe, node and order.
 
     Raises:
         InputError: The Krylov basis does not fit into memory; on every rank.

@@ -87,13 +87,8 @@ def draw_interpolation(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 def profiles(measured: Measurements, title: str) -> Figure:
     """Draw eigenvalues by rank, before and after training: figure 1, on the right.
 
-    Args:
-        measured: The measurements of the section architectures.
-        title: The title of the run.
-
-    Returns:
-        The figure: the start above, the end below; a colour an architecture, the first network
-        of each.
+    The start is above, and the end below. A colour is an architecture, of which the first network
+    is drawn.
     """
     text = f"{title}: eigenvalues by rank, networks of growing width"
     figure, grid = panels(text, 2, 1, height=7.0, sharex=True, sharey=True)
@@ -117,14 +112,8 @@ def profiles(measured: Measurements, title: str) -> Figure:
 def spectra(measured: Measurements, title: str, most: int) -> Figure:
     """Draw histograms of all eigenvalues for growing networks: figures 2 and 4.
 
-    Args:
-        measured: The measurements of the section architectures.
-        title: The title of the run.
-        most: How many outliers are looked for.
-
-    Returns:
-        The figure: a row an architecture, the start on the left and the end on the right; over
-        all networks of an architecture.
+    A row is an architecture, over all its networks, with the start on the left and the end on the
+    right.
     """
     values, sizes = measured["eigenvalues"], measured["parameters"]
     text, height = f"{title}: all eigenvalues before and after training", 1.5 + 1.7 * len(sizes)
@@ -150,12 +139,7 @@ def spectra(measured: Measurements, title: str, most: int) -> Figure:
 def matrices(measured: Measurements, title: str) -> Figure:
     """Draw the first network's Hessians in colours: figure 5, not rotated.
 
-    Args:
-        measured: The measurements of the section architectures.
-        title: The title of the run.
-
-    Returns:
-        The figure: a row an architecture, the start on the left and the end on the right.
+    A row is an architecture, with the start on the left and the end on the right.
     """
     pictures, sizes = measured["picture"], measured["parameters"]
     text = f"{title}: Hessians, the first parameter at the upper left"
@@ -175,13 +159,7 @@ def matrices(measured: Measurements, title: str) -> Figure:
 def singularity(measured: Measurements, title: str, most: int) -> Figure:
     """Draw the share of eigenvalues near zero, and the number of outliers, against the size.
 
-    Args:
-        measured: The measurements of the section architectures.
-        title: The title of the run.
-        most: How many outliers are looked for.
-
-    Returns:
-        The figure: a mark a network, lines through medians; hollow did not reach the norm.
+    A mark is a network, hollow if it did not reach the gradient norm, and lines go through medians.
     """
     figure, grid = panels(f"{title}: bulk and outliers", 2, 1, height=6.2, sharex=True)
     sizes, start_and_end = measured["parameters"], ((RED, "s"), (BLUE, "o"))
@@ -213,7 +191,7 @@ def singularity(measured: Measurements, title: str, most: int) -> Figure:
 
 
 def _spaced(sizes: NDArray[np.int64]) -> list[int]:
-    """Increasing sizes whose names have room on a logarithmic axis with some eight ticks."""
+    """Return increasing sizes whose names have room on a logarithmic axis with some eight ticks."""
     room = np.log(sizes[-1] / sizes[0]) / 8
     kept = [int(sizes[0])]
     for size in map(int, sizes[1:]):
@@ -248,13 +226,8 @@ def _draw_by_size(
 def initialisations(measured: Measurements, title: str) -> Figure:
     """Draw a histogram of the largest eigenvalue over starts: figure 6.
 
-    Args:
-        measured: The measurements of the section initialisations.
-        title: The title of the run.
-
-    Returns:
-        The figure: filled reached the gradient norm, hatched did not; below, on an axis for both,
-        in outline before training.
+    Filled networks reached the gradient norm, hatched ones did not. Below, on an axis for both, the
+    outline is before training.
     """
     start, end = measured["eigenvalues_start"][:, 0], measured["eigenvalues"][:, 0]
     text = f"{title}: the top eigenvalue from {len(end):,} starts"
@@ -306,7 +279,7 @@ def _draw_ends(
 
 
 def _summary(end: NDArray[np.float64]) -> str:
-    """Median and deviation of nearly all networks, and how many others there are."""
+    """Describe the median and deviation of nearly all networks, and how many others there are."""
     good, near = end[np.isfinite(end)], nearly_all(end)
     lost = f"; {len(end) - len(good):,} diverged" if len(good) < len(end) else ""
     if not good.size:
@@ -324,13 +297,8 @@ def _summary(end: NDArray[np.float64]) -> str:
 def spreads(measured: Measurements, title: str) -> Figure:
     """Draw the two largest eigenvalues against an argument of the data set: figure 7.
 
-    Args:
-        measured: The measurements of the section spreads.
-        title: The title of the run.
-
-    Returns:
-        The figure: a mark a network, hollow where it did not reach the gradient norm, side by
-        side in the order of starts; medians and quartiles at their right.
+    A mark is a network, hollow if it did not reach the gradient norm, side by side in the order of
+    starts. Medians and quartiles are at their right.
     """
     values, found = measured["value"], measured["eigenvalues"]
     tops = min(2, found.shape[-1])
@@ -377,15 +345,8 @@ def _draw_spread(axes: Axes, measured: Measurements, top: int, room: float) -> N
 def interpolation(measured: Measurements, row: int, title: str) -> Figure:
     """Draw the loss on the lines between two networks in training: figure 8.
 
-    Args:
-        measured: The measurements of the section interpolation.
-        row: The index of the comparison.
-        title: The title of the run.
-
-    Returns:
-        The figure. On the left a surface as wide as the distance of the networks, which are its
-        edges; on the right the same losses in colours, against the fraction of the way and the
-        step.
+    On the left is a surface as wide as the distance of the networks, which are its edges. On the
+    right are the same losses in colours, against the fraction of the way and the step.
     """
     name, losses = measured["comparison"][row], measured["loss"][row]
     text = f"{title}: loss between two networks: {name}"
@@ -404,7 +365,7 @@ def interpolation(measured: Measurements, row: int, title: str) -> Figure:
 
 
 def _loss_norm(good: NDArray[np.float64]) -> Normalize:
-    """Colours of losses, logarithmic where they span decades."""
+    """Return colours of losses, logarithmic if they span decades."""
     low, high = float(good.min()), float(good.max())
     if is_wide(good):
         return LogNorm(low, high)

@@ -50,14 +50,6 @@ class Trained:
 def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensemble:
     """Prepare networks of an architecture, with all samples of a workload on this rank.
 
-    Args:
-        context: Device and dtype.
-        model: The architecture.
-        workload: Loss, data set and samples.
-
-    Returns:
-        The ensemble.
-
     Raises:
         WorkloadError: The loss is a callable of (model, batch).
     """
@@ -81,19 +73,9 @@ def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensem
 def train_all(
     context: Context, tasks: Sequence[tuple[Ensemble, Sequence[int]]], settings: DescentSection
 ) -> list[Trained]:
-    """Train networks of one or several architectures. Collective.
+    """Train networks of one or several architectures, and order them by number. Collective.
 
-    Args:
-        context: Device, dtype and progress.
-        tasks: The ensembles, the same on every rank, and the numbers of the networks of each that
-            this rank trains.
-        settings: How they are trained.
-
-    Returns:
-        The networks of each architecture, ordered by number.
-
-    Raises:
-        Stopped: A signal came; on every rank.
+    A task is an ensemble, the same on every rank, with the numbers of the networks of this rank.
     """
     ranks = context.ranks
     with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
@@ -176,18 +158,10 @@ def train_from_many_starts(
 ) -> ManyStarts:
     """Train from many starts, and compute all eigenvalues of each network. Collective.
 
-    Args:
-        context: Device, dtype and progress.
-        workload: Model, loss and data.
-        settings: The networks, and the number of eigenvalues that are kept.
-        most: The largest number of parameters, because there is a dense Hessian for each network.
-
-    Returns:
-        The networks and their eigenvalues.
+    As there is a dense Hessian for each network, it has at most `most` parameters.
 
     Raises:
         InputError: The loss is no criterion, or the network too large; on every rank.
-        Stopped: A signal came; on every rank.
     """
     ranks, model = context.ranks, workload.model
     with ranks.agreeing():
@@ -216,12 +190,8 @@ def many_starts_variables(
 ) -> dict[str, Variable]:
     """Return the variables of networks from many starts.
 
-    Args:
-        dimensions: The dimensions: ("network",), or another one before it.
-        found: The networks, one element for each value of the first of two dimensions.
-
-    Returns:
-        The variables.
+    The dimensions are ("network",), or another one before it, with an element of `found` for each
+    of its values.
     """
     ends = [one.trained.end for one in found]
     by_top = (*dimensions, "top")

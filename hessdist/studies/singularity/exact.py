@@ -24,15 +24,7 @@ from hessdist.studies.singularity.settings import ExactSection
 
 
 def prepare(context: Context, settings: ExactSection) -> None:
-    """Refuse a dense matrix that does not fit into memory. Collective.
-
-    Args:
-        context: The loss.
-        settings: The solver, and whether eigenvectors are computed.
-
-    Raises:
-        InputError: It does not fit; on every rank.
-    """
+    """Refuse a dense matrix that does not fit into memory. Collective."""
     size, eigenvectors = context.objective.layout.size, settings.eigenvectors
     choose_solver(context.ranks, size, eigenvectors=eigenvectors, solver=_solver(settings))
 
@@ -44,12 +36,7 @@ def _solver(settings: ExactSection) -> Solver | None:
 def exact(context: Context, settings: ExactSection) -> Measurements:
     """Compute all eigenvalues of the dense matrices. Collective.
 
-    Args:
-        context: The checkpoint.
-        settings: The matrices, and what is stored of them.
-
-    Returns:
-        Measurements with the dimensions operator, index, row and column.
+    The dimensions are operator, index, row and column.
 
     Raises:
         InputError: A matrix does not fit into memory, or the workload is not deterministic; on
@@ -76,15 +63,7 @@ def exact(context: Context, settings: ExactSection) -> Measurements:
 
 
 def _on_root(ranks: Ranks, vectors: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Gather all eigenvectors on rank 0, with the signs that the sweep gives them. Collective.
-
-    Args:
-        ranks: The ranks.
-        vectors: This rank's entries, (d, d_local).
-
-    Returns:
-        (d, d) on rank 0, and an empty array on the other ranks.
-    """
+    """Gather (d, d) eigenvectors on rank 0, signed as in a sweep; empty elsewhere. Collective."""
     size = len(vectors)
     whole = np.empty((size, size) if ranks.is_root else (0, 0), np.float32)
     for row, vector in enumerate(vectors):

@@ -11,12 +11,7 @@ from hessdist.studies.singularity.settings import InitialisationsSection
 def initialisations(context: Context, settings: InitialisationsSection) -> Measurements:
     """Compute the top eigenvalues at the end of training from many starts. Collective.
 
-    Args:
-        context: The job, its model and its data.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions network and top.
+    The dimensions are network and top.
 
     Raises:
         InputError: The loss is not a criterion, or the network is too large; on every rank.

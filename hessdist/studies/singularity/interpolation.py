@@ -31,18 +31,11 @@ class _Variant:
 def interpolation(context: Context, settings: InterpolationSection) -> Measurements:
     """Compute the loss on straight lines between two networks in training. Collective.
 
-    Each rank trains networks by itself; then the ranks share the lines.
-
-    Args:
-        context: The job, its model and its data.
-        settings: The runs.
-
-    Returns:
-        Measurements with the dimensions comparison, step and fraction.
+    Each rank trains networks independently; then the ranks share the lines. The dimensions are
+    comparison, step and fraction.
 
     Raises:
         InputError: The loss is not a criterion; on every rank.
-        Stopped: A signal came; on every rank.
     """
     comparisons = {
         "one start, gradient descent and SGD": (_Variant(0, None), _Variant(0, 0)),

@@ -137,24 +137,24 @@ def _rank_trace(
 
 
 def _magnitudes(values: NDArray[np.float64]) -> dict[str, Any]:
-    """The axis of |λ|, without what rounding leaves of zeros."""
+    """Return the axis of |λ|, without what rounding leaves of zeros."""
     top = math.log10(np.abs(values[np.isfinite(values)]).max(initial=1e-300))
     return LOGARITHMIC | {"range": [top - 10.3, top + 0.3]}
 
 
 def _ranks(size: int) -> NDArray[np.int64]:
-    """Some 80 ranks of a spectrum, from 0: both ends, and evenly between them."""
+    """Return some 80 ranks of a spectrum, from 0: both ends, and evenly between them."""
     ends = np.arange(min(size, 20))
     return np.asarray(np.unique([*ends, *(size - 1 - ends), *evenly(size, 40)]))
 
 
 def _descending(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sorted values, the largest first, what is not finite last."""
+    """Sort values, the largest first, what is not finite last."""
     return -np.sort(-np.where(np.isfinite(values), values, np.nan))
 
 
 def _counts(values: NDArray[np.float64], edges: NDArray[np.float64]) -> list[int]:
-    """How many of the values that are finite lie in each bin."""
+    """Count the finite values in each bin."""
     counts: list[int] = np.histogram(values[np.isfinite(values)], edges)[0].tolist()
     return counts
 
@@ -182,7 +182,7 @@ def density(run: Run) -> Iterator[View]:
 
 
 def _density(measured: Measurements, place: tuple[int, ...], other: Measurements | None) -> Figure:
-    """A density and its standard error on a grid, and estimates in words."""
+    """Draw a density and its standard error on a grid, and estimates in words."""
     found, where = density_at(measured, place), f"λ, step {measured['step'][place[0]]}"
     if not np.isfinite(found.nodes).any():
         return Figure([], layout(f"{where}: nothing is finite", "density"))
@@ -218,7 +218,7 @@ def _density(measured: Measurements, place: tuple[int, ...], other: Measurements
 def _curve(
     x: NDArray[np.float64], y: NDArray[np.float64], hover: str, **more: Any
 ) -> dict[str, Any]:
-    """A trace over an even grid."""
+    """Make a trace over an even grid."""
     drawn = trace([], y, hover, x0=float(x[0]), dx=float(x[1] - x[0]), **more)
     del drawn["x"]
     return drawn
@@ -244,7 +244,7 @@ def _error_band(
 
 
 def _interval(measured: Measurements, row: int, grid: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """The interval of the job as a strip, as far as it is on the axis."""
+    """Return the interval of the job as a strip, as far as it is on the axis."""
     if "interval" not in measured:
         return []
     ends = grid[[0, -1]]
@@ -256,7 +256,7 @@ def _interval(measured: Measurements, row: int, grid: NDArray[np.float64]) -> li
 
 
 def _estimates(measured: Measurements, place: tuple[int, ...]) -> str:
-    """The better of the two traces, and the effective rank, with their standard errors."""
+    """Describe the better of the two traces, and the effective rank, with their standard errors."""
     better = "xtrace" if np.isfinite(measured["xtrace"][place]) else "trace"
     parts = []
     for name, words in ((better, "trace"), ("effective_rank", "effective rank")):
@@ -304,7 +304,7 @@ def architectures(run: Run) -> Iterator[View]:
 
 
 def _ranks_of_sizes(measured: Measurements, stage: int, name: str) -> Figure:
-    """Eigenvalues of the first network of each size."""
+    """Draw eigenvalues of the first network of each size."""
     sizes, traces, shown = measured["parameters"].tolist(), [], []
     colours = of_end("largest", len(sizes))
     for i, (size, colour) in enumerate(zip(sizes, colours, strict=True)):
@@ -320,7 +320,7 @@ def _ranks_of_sizes(measured: Measurements, stage: int, name: str) -> Figure:
 def _by_size(
     measured: Measurements, kept: NDArray[np.int64], values: NDArray[Any], name: str, y: str
 ) -> Figure:
-    """A mark for each network, (size, stage, network)."""
+    """Draw a mark for each network, (size, stage, network)."""
     sizes, reached = measured["parameters"].tolist(), measured["reached"][:, kept].ravel()
     stages = (("before training", RED, "square"), ("after training", BLUE, "circle"))
     across, names = np.repeat(sizes, len(kept)), np.repeat(measured["architecture"], len(kept))
@@ -364,10 +364,7 @@ def _over_starts(
     *outline: dict[str, Any],
 ) -> Figure:
     values, reached = measured["eigenvalues"][:, 0], measured["reached"]
-    kinds = (
-        ("reached the gradient norm", reached, BLUE),
-        ("did not", ~reached, sheer(GREY, 0.5)),
-    )
+    kinds = (("reached the gradient norm", reached, BLUE), ("did not", ~reached, sheer(GREY, 0.5)))
     middles = (edges[1:] + edges[:-1]) / 2
     more = {"type": "bar", "width": numbers(np.diff(edges))}
     bars = []
@@ -409,11 +406,7 @@ def _spread(measured: Measurements, top: int) -> Figure:
     networks = trace(places, marks, "λ %{y:.4g}", **more)
     lengths = {"array": numbers(high - middle), "arrayminus": numbers(middle - low)}
     errors = {"type": "data", "symmetric": False, **lengths, "color": RED}
-    more = {
-        "name": "median and quartiles",
-        "line": {"color": RED},
-        "error_y": errors,
-    }
+    more = {"name": "median and quartiles", "line": {"color": RED}, "error_y": errors}
     more["marker"] = {"size": 8, "symbol": "diamond"}
     medians = trace(values, middle, "%{x}<br>median %{y:.4g}", **more)
     argument = plain(shorten(measured.variables["value"].long_name))

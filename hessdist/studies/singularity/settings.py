@@ -6,15 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import (
-    Count,
-    Operator,
-    Positive,
-    Rate,
-    Section,
-    Seed,
-    Steps,
-)
+from hessdist.config.base import Count, Operator, Positive, Rate, Section, Seed, Steps
 
 
 class ExactSection(Section):

@@ -93,17 +93,7 @@ def draw_density(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 
 
 def histograms(measured: Measurements, row: int, title: str, most: int) -> Figure:
-    """Draw all eigenvalues at a step, a panel an operator.
-
-    Args:
-        measured: The measurements of the section exact.
-        row: The index of the step.
-        title: The title of the run.
-        most: How many outliers are looked for.
-
-    Returns:
-        The figure.
-    """
+    """Draw all eigenvalues at a step, a panel an operator."""
     values, operators = measured["eigenvalues"][row], measured["operator"]
     count = len(operators)
     text = f"{title}: all eigenvalues, step {measured['step'][row]}"
@@ -121,16 +111,7 @@ def histograms(measured: Measurements, row: int, title: str, most: int) -> Figur
 
 
 def profile(measured: Measurements, column: int, title: str) -> Figure:
-    """Draw eigenvalues by rank at all steps: figure 1 of Sagun et al. (2016).
-
-    Args:
-        measured: The measurements of the section exact.
-        column: The index of the operator.
-        title: The title of the run.
-
-    Returns:
-        The figure, coloured by training step.
-    """
+    """Draw eigenvalues by rank, coloured by training step: figure 1 of Sagun et al. (2016)."""
     operator, steps = measured["operator"][column], measured["step"]
     figure, axes = new_figure(f"{title}: {label(MATRICES, operator)}, eigenvalues by rank")
     values, colours = measured["eigenvalues"][:, column], colours_of(len(steps))
@@ -145,17 +126,7 @@ def profile(measured: Measurements, column: int, title: str) -> Figure:
 
 
 def matrix(measured: Measurements, row: int, column: int, title: str) -> Figure:
-    """Draw a dense matrix in colours: figure 1 of Sagun et al. (2016), on the left.
-
-    Args:
-        measured: The measurements of the section exact.
-        row: The index of the step.
-        column: The index of the operator.
-        title: The title of the run.
-
-    Returns:
-        The figure.
-    """
+    """Draw a dense matrix in colours: figure 1 of Sagun et al. (2016), on the left."""
     operator = label(MATRICES, measured["operator"][column])
     text = f"{title}: the {operator}, step {measured['step'][row]}"
     figure, axes = new_figure(text, width=6.4, height=5.6)
@@ -175,16 +146,9 @@ def matrix(measured: Measurements, row: int, column: int, title: str) -> Figure:
 def density(
     measured: Measurements, place: Place, title: str, exact: NDArray[Any] | None = None
 ) -> Figure:
-    """Draw the smoothed density with its standard error, over the exact histogram if there is one.
+    """Draw the smoothed density with its standard error, over the histogram of exact eigenvalues.
 
-    Args:
-        measured: The measurements of the section density.
-        place: The indices of the step, the operator and the block.
-        title: The title of the run.
-        exact: All eigenvalues of the matrix, (d,), finite.
-
-    Returns:
-        The figure.
+    The exact eigenvalues, (d,), are left out if there are none.
     """
     figure, axes = _density_figure(measured, place, title, "density of")
     found = density_at(measured, place)
@@ -212,16 +176,7 @@ def density(
 
 
 def interval(measured: Measurements, place: Place, title: str) -> Figure:
-    """Draw the density within the interval, and the nodes of the quadrature in it.
-
-    Args:
-        measured: The measurements of the section density.
-        place: The indices of the step, the operator and the block.
-        title: The title of the run.
-
-    Returns:
-        The figure; a note says so if no node lies in the interval.
-    """
+    """Draw the density within the interval, and the nodes of the quadrature in it, or a note."""
     figure, axes = _density_figure(measured, place, title, "interval of")
     found = density_at(measured, place)
     if not np.isfinite(found.nodes).any():
@@ -289,13 +244,7 @@ def _draw_density(
 def estimates(measured: Measurements, block: int, title: str) -> Figure:
     """Draw traces and ranks with their standard errors against the step, a colour an operator.
 
-    Args:
-        measured: The measurements of the section density.
-        block: The index of the block.
-        title: The title of the run.
-
-    Returns:
-        The figure; hollow marks of the trace are estimates by XTrace.
+    Hollow marks of the trace are estimates by XTrace.
     """
     names = {
         "trace": "trace",

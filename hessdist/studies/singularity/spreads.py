@@ -11,18 +11,13 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
 from hessdist.studies.singularity.ensembles import many_starts_variables, train_from_many_starts
 from hessdist.studies.singularity.settings import SpreadsSection
-from hessdist.workload.datasets import build_dataset, choose_samples
+from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
 
 
 def spreads(context: Context, settings: SpreadsSection) -> Measurements:
     """Compute the top eigenvalues for several values of an argument of the data set. Collective.
 
-    Args:
-        context: The job, its model, and its data, of which the argument is varied.
-        settings: The networks.
-
-    Returns:
-        Measurements with the dimensions value, network and top.
+    The dimensions are value, network and top.
 
     Raises:
         InputError: The loss is not a criterion, the network is too large, or the data set has no
@@ -44,5 +39,6 @@ def _with_argument(context: Context, argument: str, value: float) -> Workload:
     data = context.job.data
     arguments = {**data.arguments, argument: value}
     dataset = build_dataset(data.dataset, data.root, arguments, data.split)
-    indices = choose_samples(len(dataset), data.fraction, data.samples, data.subset, data.seed)
+    count = count_samples(dataset)
+    indices = choose_samples(count, data.fraction, data.samples, data.subset, data.seed)
     return replace(context.workload, dataset=dataset, indices=indices)

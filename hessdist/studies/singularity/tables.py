@@ -9,15 +9,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from hessdist.present.cells import (
-    cut,
-    estimate,
-    median,
-    new_table,
-    outlier_cells,
-    share,
-    spaced,
-)
+from hessdist.present.cells import cut, estimate, median, new_table, outlier_cells, share, spaced
 from hessdist.present.outliers import outliers_sought
 from hessdist.spectrum.outliers import in_numbers
 
