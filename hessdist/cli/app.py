@@ -16,6 +16,7 @@ from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError
 from hessdist.parallel.ranks import launched_rank
+from hessdist.printable import printable
 from hessdist.service.stop import listen
 from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
@@ -94,4 +95,4 @@ def _report(error: BaseException) -> int:
 def _print_error(text: str) -> None:
     """Print one line, on one rank."""
     if launched_rank() == 0:
-        print("hessdist:", " ".join(text.split()), file=sys.stderr, flush=True)
+        print("hessdist:", printable(" ".join(text.split())), file=sys.stderr, flush=True)

@@ -54,10 +54,14 @@ def parse_job(text: str, where: str) -> tuple[Job, str]:
         The job and the text.
 
     Raises:
-        JobError: A key or value is wrong; the message is about the first one.
+        JobError: It is not TOML, or a key or value is wrong; the message is about the first one.
     """
     try:
-        return job_model().model_validate(tomlkit.parse(text).unwrap()), text
+        read = tomlkit.parse(text).unwrap()
+    except (TOMLKitError, ValueError, OverflowError, RecursionError) as error:
+        raise JobError(f"{where}: the job is not TOML ({error})", "correct it there") from error
+    try:
+        return job_model().model_validate(read), text
     except ValidationError as error:
         raise JobError(*_complaint(error, where)) from error
 

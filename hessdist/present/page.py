@@ -16,6 +16,7 @@ from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
 from hessdist.errors import DependencyError, OutputError
 from hessdist.present.panels import LAYOUT, Note, View
+from hessdist.printable import printable
 from hessdist.results.files import write_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
     drawn = {view.name: view.data() for view in views}
     here = files("hessdist.present")
     return Template(here.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
+        title=_literal(title),
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         plotly=_plotly(),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
@@ -50,7 +51,7 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
         last=len(slider) - 1,
         summary=_table(_summary(run, job)),
         provenance=_table(_provenance(run)),
-        job=escape(run.job),
+        job=_literal(run.job),
         views="\n".join(map(_section, views)),
     )
 
@@ -80,6 +81,11 @@ def write_page(
     write_text(path, text)
 
 
+def _literal(text: object) -> str:
+    """Return a text of unknown origin for the page, as it is."""
+    return escape(printable(text, keep="\n\t"))
+
+
 def in_script(data: Any) -> str:
     """Return JSON that can stand in a script element: no text in it ends the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
@@ -101,17 +107,17 @@ def _plotly() -> str:
 def _section(view: View) -> str:
     kind, inside = ("view words", "note") if view.notes else ("view", "plot")
     return (
-        f'<section class="{kind}" aria-label="{escape(view.title)}"><h2>{escape(view.title)}</h2>'
-        f'<p class="caption">{escape(view.caption)}</p>'
-        f'<div class="controls" id="{escape(view.name)}-controls"></div>'
-        f'<div class="{inside}" id="{escape(view.name)}">{_notes(view.notes)}</div></section>'
+        f'<section class="{kind}" aria-label="{_literal(view.title)}"><h2>{_literal(view.title)}</h2>'
+        f'<p class="caption">{_literal(view.caption)}</p>'
+        f'<div class="controls" id="{_literal(view.name)}-controls"></div>'
+        f'<div class="{inside}" id="{_literal(view.name)}">{_notes(view.notes)}</div></section>'
     )
 
 
 def _notes(notes: Iterable[Note]) -> str:
     """All notes of a view; the script shows the one of the selected step."""
     return "".join(
-        f"<article hidden><p></p><h3>{escape(note.heading)}</h3>"
+        f"<article hidden><p></p><h3>{_literal(note.heading)}</h3>"
         f"<dl>{_findings(note)}</dl></article>"
         for note in notes
     )
@@ -119,13 +125,13 @@ def _notes(notes: Iterable[Note]) -> str:
 
 def _findings(note: Note) -> str:
     return "".join(
-        f"<div><dt>{escape(topic)}</dt><dd>{escape(text)} <cite>{escape(source)}</cite></dd></div>"
+        f"<div><dt>{_literal(topic)}</dt><dd>{_literal(text)} <cite>{_literal(source)}</cite></dd></div>"
         for topic, text, source in note.findings
     )
 
 
 def _table(rows: dict[str, str]) -> str:
-    lines = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    lines = (f"<tr><th>{_literal(k)}</th><td>{_literal(v)}</td></tr>" for k, v in rows.items())
     return f"<table>{''.join(lines)}</table>"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.results.contents import read_tables
 from hessdist.results.opening import open_hdf5
-from hessdist.results.schema import ENDS, STEP, TABLES, Field
+from hessdist.results.schema import ENDS, STEP, Field
 from hessdist.results.units import Digests, pairs_digest
 
 
@@ -29,11 +30,12 @@ def read_row(part: Path) -> dict[str, Any]:
         KeyError: The file is not that of a checkpoint.
     """
     with open_hdf5(part) as file:
-        row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
-        of_checkpoint = str(file.attrs.get("checkpoint_digest", ""))
+        row: dict[str, Any] = {**read_tables(file, part)}
+        attributes = file.attrs
+        of_checkpoint = str(attributes.get("checkpoint_digest", ""))
         of_pairs = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))
         row["digests"] = Digests(of_checkpoint, of_pairs)
-        row[STEP.name] = int(file.attrs["step"])
+        row[STEP.name] = int(attributes["step"])
     return row
 
 

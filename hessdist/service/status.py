@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdist.config.job import Job
-from hessdist.config.loader import parse_job
+from hessdist.config.loader import load_job, parse_job
 from hessdist.errors import ResultError
 from hessdist.results.files import parts_folder
 from hessdist.results.opening import open_hdf5, with_retries
@@ -135,7 +135,7 @@ def status_of(path: Path, recent: int = 10) -> Status:
 def _job(path: Path) -> Job:
     text = parts_folder(path) / "job.toml"
     if text.is_file():
-        return parse_job(text.read_text(encoding="utf-8"), str(text))[0]
+        return load_job(text)[0]
     if not path.is_file():
         raise ResultError(
             f"no run has begun at {path}", "give the output.path of a job that was started"

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from hessdist.config.base import Section
+from hessdist.errors import HessdistError, UntrustedError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,18 +110,32 @@ class Study:
 
     def figures_of(self, run: Run, title: str) -> Iterator[tuple[str, Figure]]:
         """Names of files and figures, if the run has results of this study."""
-        yield from _load(self.figures)(run, title) if self._shows(self.figures, run) else ()
+        yield from self._shown(self.figures, run, title)
 
     def tables_of(self, run: Run) -> Iterator[Table]:
         """Tables, if the run has results of this study."""
-        yield from _load(self.tables)(run) if self._shows(self.tables, run) else ()
+        yield from self._shown(self.tables, run)
 
     def views_of(self, run: Run) -> Iterator[View]:
         """Views of the page, if the run has results of this study."""
-        yield from _load(self.page)(run) if self._shows(self.page, run) else ()
+        yield from self._shown(self.page, run)
 
-    def _shows(self, how: str, run: Run) -> bool:
-        return bool(how) and self.name in run.studies
+    def _shown(self, how: str, run: Run, *title: str) -> Iterator[Any]:
+        """What a function shows of a run. No schema says which arrays a study has, so any error
+        of such a function is taken to be one of the arrays.
+        """
+        if not how or self.name not in run.studies:
+            return
+        try:
+            yield from _load(how)(run, *title)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, HessdistError):
+                raise
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UntrustedError(
+                f"{run.path}: the results of '{self.name}' cannot be shown ({said})",
+                "run `hessdist study --overwrite` again; --traceback says more",
+            ) from error
 
 
 def _load(name: str) -> Any:
