@@ -34,13 +34,14 @@ def show(context: typer.Context, run: RunFile) -> None:
     from hessdist.studies.shows import tables
 
     opened = open_run(run)
+    shown = list(tables(opened))
     console = _console(width_of_log=140)
     _say(
         f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
         f"{opened.samples}, {opened.attributes['ranks']} ranks, "
         f"hessdist {opened.attributes['software_version']}",
     )
-    for table in tables(opened):
+    for table in shown:
         console.print(table)
 
 
@@ -79,6 +80,7 @@ def plot(
 
     look = Look(width, font_size, style, formats.split(","), title)
     opened = open_run(run)
+    opened.studies  # noqa: B018 - read before the first figure is written
     name_of_run = parse_job(opened.job, str(run))[0].name
     folder = run.parent if output is None else output
     with look.applied():

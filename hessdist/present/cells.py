@@ -41,7 +41,7 @@ class LiteralTable(Table):
         """
         self.add_column(Text(printable(name)), justify=justify, no_wrap=no_wrap)
 
-    def add_row(self, *cells: object, **look: object) -> None:  # type: ignore[override]
+    def add_row(self, *cells: object, **look: object) -> None:
         """Add a row of texts."""
         super().add_row(*(Text(printable(cell)) for cell in cells), **look)  # type: ignore[arg-type]
 

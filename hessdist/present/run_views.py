@@ -26,6 +26,7 @@ from hessdist.present.style import BLUE, GREEN, GREY, ORANGE, RED, of_end
 from hessdist.present.values import hovered, numbers
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
+from hessdist.results.units import fitting
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -230,10 +231,10 @@ def _best_steps(run: Run, step: int, names: Sequence[str]) -> list[str]:
     measured = run.studies.get("step_sizes")
     found: dict[str, str] = {}
     if measured is not None:
-        for row in np.flatnonzero(measured["step"] == step):
-            found = dict(
-                zip(map(str, measured["pair"]), hovered(measured["best_step"][row]), strict=True)
-            )
+        with fitting(run.path, "step_sizes"):
+            for row in np.flatnonzero(measured["step"] == step):
+                best = hovered(measured["best_step"][row])
+                found = dict(zip(map(str, measured["pair"]), best, strict=True))
     return [f"<br>α* {found[name]}" if name in found else "" for name in names]
 
 

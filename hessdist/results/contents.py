@@ -48,8 +48,7 @@ def check_ours(file: File, path: Path) -> None:
     if not _is(attributes.get("software"), str) or attributes["software"] != SOFTWARE:
         raise ResultError(f"{path} is not a result of hessdist", "name the run's HDF5 file")
     version = attributes.get("schema_version", 0)
-    if not _is(version, int):
-        raise UntrustedError(f"{path}: the attribute schema_version is no number", REMEDY)
+    require_attribute({"schema_version": version}, "schema_version", int, path)
     if version > SCHEMA_VERSION:
         raise ResultError(
             f"{path} has schema version {version}, but this hessdist reads up to {SCHEMA_VERSION}",
@@ -72,15 +71,29 @@ def read_attributes(file: File, path: Path) -> dict[str, Any]:
     """
     attributes = file.attrs
     for name, kind in _ATTRIBUTES.items():
-        if not _is(attributes.get(name), kind):
-            what = "text" if kind is str else "number from 0"
-            raise UntrustedError(f"{path}: the attribute {name} is no {what}", REMEDY)
-    if not _is(attributes.get("fingerprint", ""), str):
-        raise UntrustedError(f"{path}: the attribute fingerprint is no text", REMEDY)
+        require_attribute(attributes, name, kind, path)
+    require_attribute({"fingerprint": "", **attributes}, "fingerprint", str, path)
     weight = attributes.get("weight", 1.0)
     if np.ndim(weight) or not isinstance(weight, float | int | np.floating | np.integer):
         raise UntrustedError(f"{path}: the attribute weight is no number", REMEDY)
     return attributes
+
+
+def require_attribute(attributes: Mapping[str, Any], name: str, kind: type, path: Path) -> None:
+    """Refuse an attribute that is missing or of another kind.
+
+    Args:
+        attributes: The attributes.
+        name: The name of the attribute.
+        kind: `str`, or `int` for a number from 0.
+        path: The path of the file, for messages.
+
+    Raises:
+        UntrustedError: It is missing or of another kind.
+    """
+    if not _is(attributes.get(name), kind):
+        what = "text" if kind is str else "whole number from 0"
+        raise UntrustedError(f"{path}: the attribute {name} is no {what}", REMEDY)
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import ReadingError, ResultError, UntrustedError
+from hessdist.printable import printable
 from hessdist.results import seal
 from hessdist.results.contents import (
     ParameterTensor,
@@ -130,7 +131,7 @@ class Run:
                 raise
             except (ResultError, KeyError, OSError, RuntimeError, ValueError) as error:
                 self.damaged[part.name] = str(error)
-                _log.warning("%s is damaged and left out: %s", part, error)
+                _log.warning("%s is damaged and left out: %s", printable(part), printable(error))
                 continue
             self.attributes, self.parameters = attributes, parameters
             self._files[rows[-1][STEP.name]] = part
@@ -546,7 +547,10 @@ def _read_part(part: Path) -> tuple[dict[str, Any], list[ParameterTensor], dict[
         parameters = read_parameters(file, part, attributes)
     if not is_intact(part):
         raise ValueError("its bytes are not those that were written")
-    return attributes, parameters, read_row(part)
+    row = read_row(part)
+    if not part.name.startswith(f"{group_name(row[STEP.name])}."):
+        raise ValueError(f"it is of step {row[STEP.name]}")
+    return attributes, parameters, row
 
 
 def _open(path: Path) -> File:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -20,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.errors import ResultError, UntrustedError
+from hessdist.errors import HessdistError, UntrustedError
 from hessdist.results.files import parts_folder, replacing
 from hessdist.results.opening import group_in, is_intact, open_hdf5, with_retries
 from hessdist.results.schema import ENDS, STEP, group_name
@@ -293,6 +294,32 @@ def _describe(dataset: h5py.Dataset, variable: Variable) -> None:
     dataset.attrs["units"], dataset.attrs["long_name"] = variable.units, variable.long_name
 
 
+@contextmanager
+def fitting(path: Path, study: str) -> Iterator[None]:
+    """Take errors in this context for those of a study's arrays, whose shapes no schema says.
+
+    Args:
+        path: The run's file.
+        study: The name of the study.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UntrustedError: There was such an error.
+    """
+    try:
+        yield
+    except HessdistError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UntrustedError(
+            f"{path}: the results of '{study}' do not fit together ({said})",
+            "run `hessdist study --overwrite` again; --traceback says more",
+        ) from error
+
+
 # -- the run's file --------------------------------------------------------------------------
 
 
@@ -393,16 +420,17 @@ def collect_studies(
     """
     studies = {}
     for name, units in units_of(folder, fingerprint).items():
-        read = [
-            measurements
-            for unit in units
-            if (measurements := read_unit(unit)) is not None
-            and is_current(measurements.attributes, digests)
-        ]
-        if read:
-            whole = stacked(read) if "step" in read[-1].attributes else read[-1]
-            kept = {name: whole.attributes[name] for name in ("settings", "created")}
-            studies[name] = replace(whole, attributes=kept)
+        with fitting(folder, name):
+            read = [
+                measurements
+                for unit in units
+                if (measurements := read_unit(unit)) is not None
+                and is_current(measurements.attributes, digests)
+            ]
+            if read:
+                whole = stacked(read) if "step" in read[-1].attributes else read[-1]
+                kept = {name: whole.attributes[name] for name in ("settings", "created")}
+                studies[name] = replace(whole, attributes=kept)
     return studies
 
 
@@ -462,19 +490,14 @@ def read_studies(file: File, path: Path) -> dict[str, Measurements]:
         The measurements by name of the study; empty if no study was run.
 
     Raises:
-        ResultError: The measurements are damaged.
         UntrustedError: They are not what hessdist writes.
     """
-    try:
-        studies = file.group(GROUP) if GROUP in file else ()
-        return {name: _with_links(file.group(f"{GROUP}/{name}"), path) for name in studies}
-    except UntrustedError:
-        raise
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise ResultError(
-            f"{path}: the results of its studies are damaged ({error})",
-            "run `hessdist study` again",
-        ) from error
+    studies = file.group(GROUP) if GROUP in file else ()
+    read = {}
+    for name in studies:
+        with fitting(path, name):
+            read[name] = _with_links(file.group(f"{GROUP}/{name}"), path)
+    return read
 
 
 def _with_links(group: Group, path: Path) -> Measurements:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from hessdist.config.base import Section
-from hessdist.errors import HessdistError, UntrustedError
+from hessdist.results.units import fitting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,21 +121,10 @@ class Study:
         yield from self._shown(self.page, run)
 
     def _shown(self, how: str, run: Run, *title: str) -> Iterator[Any]:
-        """What a function shows of a run. No schema says which arrays a study has, so any error
-        of such a function is taken to be one of the arrays.
-        """
-        if not how or self.name not in run.studies:
-            return
-        try:
-            yield from _load(how)(run, *title)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, HessdistError):
-                raise
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UntrustedError(
-                f"{run.path}: the results of '{self.name}' cannot be shown ({said})",
-                "run `hessdist study --overwrite` again; --traceback says more",
-            ) from error
+        """Whatever a function shows of a run, if the run has results of this study."""
+        if how and self.name in run.studies:
+            with fitting(run.path, self.name):
+                yield from _load(how)(run, *title)
 
 
 def _load(name: str) -> Any:
