@@ -14,7 +14,8 @@ import numpy as np
 
 SECRET = "a secret of the reader's"
 NAMES = (
-    "\x1b]0;title\x07\x1b[2J\x1b[31mRED", "\x9b31m", "\u202egnp.exe", "two\nlines", "\0", "[/bold][red]",
+    "\x1b]0;title\x07\x1b[2J\x1b[31mRED",
+    "\x9b31m", "\u202egnp.exe", "two\nlines", "\0", "[/bold][red]",
     "$\\frac{$", "a$b$c_d", "\\input{x}", "\\", "n" * 5000, "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>", "%{x}", ":smile:", "",
 )  # fmt: skip
@@ -83,7 +84,8 @@ def _attribute(of: Any, draw: random.Random) -> str:
         del of.attrs[name]
         return f"{of.name}: no attribute {name}"
     value = draw.choice([
-        *NAMES[:4], *NAMES[5:], b"\xff\xfe", np.bytes_(b"\xff"), -3, 2**62, float("nan"), float("inf"),
+        *NAMES[:4], *NAMES[5:],
+        b"\xff\xfe", np.bytes_(b"\xff"), -3, 2**62, float("nan"), float("inf"),
         np.arange(3), np.array(["a", "b"], dtype=h5py.string_dtype()), h5py.Empty("f8"), True, 1j,
         np.zeros(2, [("a", "f8")]), "x=" + "[" * 3000 + "]" * 3000, "[[[", "x = 1", "n" * 60000,
     ])  # fmt: skip
@@ -109,7 +111,9 @@ def _link(file: h5py.File, name: str, draw: random.Random) -> str:
     change = draw.choice(changes)
     if change is _values:
         return _values(file, name, old, draw)
-    shape, dtype = (old.shape, old.dtype) if isinstance(old, h5py.Dataset) else ((3,), np.dtype("f8"))
+    shape, dtype = (
+        (old.shape, old.dtype) if isinstance(old, h5py.Dataset) else ((3,), np.dtype("f8"))
+    )
     values = old[()] if isinstance(old, h5py.Dataset) and old.size < 10**6 else np.zeros(3)
     del file[name]
     change(file, name, (shape, dtype, values))

@@ -36,11 +36,15 @@ class LiteralFigure(Figure):
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure."""
-        for text in self.findobj(Text):
+        every = [axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)]
+        ticks = {
+            text for axis in every for text in axis.findobj(Text)
+        }  # powers of ten are formulas
+        for text in {*self.findobj(Text)} - ticks | {axis.label for axis in every}:
             if text.get_text():
                 text.set_text(literal(text.get_text()))
                 text.set_parse_math(False)
-        for axis in (axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)):
+        for axis in every:
             names = axis.get_major_formatter()
             if isinstance(names, FixedFormatter):  # tick labels are made anew for each drawing
                 names.seq = [re.sub(r"(?<!\\)\$", r"\\$", literal(name)) for name in names.seq]

@@ -306,6 +306,7 @@ def fitting(path: Path, study: str) -> Iterator[None]:
         Nothing.
 
     Raises:
+        HessdistError: There was an error of another kind that hessdist foresees.
         UntrustedError: There was such an error.
     """
     try:
