@@ -37,9 +37,8 @@ class LiteralFigure(Figure):
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure."""
         every = [axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)]
-        ticks = {
-            text for axis in every for text in axis.findobj(Text)
-        }  # powers of ten are formulas
+        # Labels of ticks such as powers of ten are formulas.
+        ticks = {text for axis in every for text in axis.findobj(Text)}
         for text in {*self.findobj(Text)} - ticks | {axis.label for axis in every}:
             if text.get_text():
                 text.set_text(literal(text.get_text()))

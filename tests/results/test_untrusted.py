@@ -34,8 +34,14 @@ from hessdist.results.pack import pack
 from hessdist.service.status import status_of
 from hessdist.studies.shows import figures, steps, tables, views
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 PASSWD = Path("/etc/passwd")
+
+
+@pytest.fixture(autouse=True)
+def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own text is what counts here; plotly is megabytes of it."""
+    monkeypatch.setattr("hessdist.present.page._plotly", str)
 
 
 @pytest.fixture
