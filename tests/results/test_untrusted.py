@@ -438,7 +438,7 @@ def test_a_figure_shows_a_name_letter_by_letter(
     text = drawn(named(tmp_path / "run.h5", name))
     first = escape(name[:20].strip().replace("\x1b", "\\x1b"), quote=False)
     assert f">{first}" in text
-    assert "mathdefault" not in text  # and the powers of ten are still formulas
+    assert ">$\\mathdefault" not in text  # and the powers of ten are still formulas
     assert not [str(w.message) for w in recwarn if "product" not in str(w.message)]
 
 
