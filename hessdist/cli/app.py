@@ -17,8 +17,9 @@ from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError, Interrupted
 from hessdist.parallel.ranks import launched_rank
+from hessdist.printable import printable
 from hessdist.service.stop import listen, stop_listening
-from hessdist.unforeseen import TRACEBACK, in_one_line, printable, show_traceback, users_place
+from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 app = typer.Typer(
     name="hessdist",
