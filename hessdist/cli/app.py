@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hessdist import __version__
+from hessdist.cli import STOPPABLE
 from hessdist.cli.cluster import bench, doctor, submit
 from hessdist.cli.options import split_petsc_options
 from hessdist.cli.results import compare, pack, plot, report, show, status
@@ -16,7 +17,7 @@ from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError
 from hessdist.parallel.ranks import launched_rank
-from hessdist.service.stop import listen
+from hessdist.service.stop import unlisten
 from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 app = typer.Typer(
@@ -58,10 +59,10 @@ def main() -> None:
     if len(words) < len(sys.argv) - 1:
         os.environ[TRACEBACK] = "1"
     ours, petsc = split_petsc_options(words)
-    if ours and ours[0] in {"diagnose", "minimize", "spectrum", "study", "watch"}:
-        listen()
     interrupted = 130  # the status of a shell for a program that Ctrl-C ended
     try:
+        if not ours or ours[0] not in STOPPABLE:
+            unlisten()
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
     except typer.TyperException as error:  # a wrong command or option
         status = InputError.exit_status
