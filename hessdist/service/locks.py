@@ -108,12 +108,9 @@ def acquire(path: Path, shared: bool = False, wait: bool = False, attempts: int 
         os.close(handle)  # its last holder has removed the file, so it locks nothing
 
 
+# The folder of a result may be writable for others. A link in place of a lock would lead to another
+# file, which would be created or written over, and a FIFO would wait for its other end.
 def _open(path: Path) -> int:
-    """Open a lock, and create it if it is missing.
-
-    A result's folder may be writable for others. A link there would lead to another file, which
-    would then be created or written over, and a FIFO would wait for its other end.
-    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666)

@@ -74,6 +74,8 @@ GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 \
 GraceTime=20 PreemptMode=REQUEUE
+PartitionName=cancelled Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
+PartitionName=requeued Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -139,6 +141,14 @@ class Cluster:
         self.start_node(name)
         self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self.until_idle()
+
+    def configure(self, old: str, new: str) -> None:
+        """Change the configuration of the running daemons."""
+        path = self.folder / "slurm.conf"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        self.ask("scontrol", "reconfigure")
 
     def until_idle(self) -> None:
         """Wait until every node is idle."""
