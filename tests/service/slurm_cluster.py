@@ -204,7 +204,7 @@ class Cluster:
 
     def until_over(self, number: str, seconds: float = 120) -> dict[str, str]:
         """Wait for a job's end."""
-        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SIGNALING")
         self.until(lambda: self.state(number) not in going, seconds)
         return self.job(number)
 

@@ -83,6 +83,7 @@ def is_requeued(process: subprocess.Popen[str], status: int) -> bool:
         (75, REQUEUED_BY_SLURM, False),
         (75, OVERTIME, True),
         (75, "", False),  # Slurm does not answer
+        (138, RUNNING.replace("RUNNING", "SIGNALING"), True),
         (138, RUNNING, True),  # USR1, before the program listened
         (143, RUNNING, False),
         (143, PREEMPTED, True),

@@ -40,7 +40,8 @@ starts_again() {
     [[ $job =~ \ EndTime=([^ ]*) ]] && over=${BASH_REMATCH[1]}
     case $job in
     *" Reason=TimeLimit "*) true ;;
-    *" JobState=RUNNING "*) [ -n "$named$preempted" ] || stopped_by_signal ;;
+    *" JobState=RUNNING "* | *" JobState=SIGNALING "*)
+        [ -n "$named$preempted" ] || stopped_by_signal ;;
     *) [ -n "$preempted" ] && [ "$preempted" = "$over" ] ;; # not ended by a scancel before
     esac
 }
