@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from hessdist.cli import ending
 from hessdist.cli.app import main
 
 STATUSES = {0, 1, 2, 3, 75}
@@ -35,7 +36,8 @@ def invoked(folder: Path, *words: str) -> Done:
             redirect_stdout(out),
             redirect_stderr(err),
             mock.patch.object(sys, "argv", ["hessdist", *words]),
-            mock.patch.object(os, "_exit", sys.exit),
+            mock.patch.object(os, "_exit"),  # which the program replaces
+            mock.patch.object(ending, "_exit", sys.exit),
         ):
             main()
     except SystemExit as end:

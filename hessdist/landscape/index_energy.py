@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit
 
 LEAST_INDICES, LEAST_POINTS = 4, 12
 """The minimum numbers of different indices and of points for a fit."""
@@ -87,6 +86,8 @@ def fit_three_halves(
     if count < LEAST_INDICES or total < LEAST_POINTS or not (means.error > 0).all():
         return nothing
 
+    from scipy.optimize import curve_fit  # curves are drawn without it
+
     def law(alpha: NDArray[np.float64], critical: float, slope: float) -> NDArray[np.float64]:
         return np.asarray(critical + slope * alpha ** (2 / 3))
 
@@ -116,6 +117,7 @@ def fit_three_halves(
 
 def _free_exponent(means: MeanEnergies, critical: float, slope: float) -> tuple[float, float]:
     """Fit the power p of ε = ε_c + b α^{1/p}, and its error; NaN if the fit does not converge."""
+    from scipy.optimize import curve_fit
 
     def law(
         alpha: NDArray[np.float64], energy: float, factor: float, power: float

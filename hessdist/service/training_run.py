@@ -2,7 +2,8 @@
 
 The fingerprint of a job does not cover its checkpoints. So the folder of the checkpoints is stored
 beside the results, as an absolute path. Another folder is taken for the same one, moved or copied,
-if the last checkpoint that has a result is in it with the same content; otherwise it is refused.
+if the last checkpoint that has a result and is not damaged has the same content; otherwise it is
+refused.
 Within one folder a checkpoint that has changed is solved anew, and what was solved of checkpoints
 that are gone then belongs to an earlier run and is set aside.
 """
@@ -10,7 +11,6 @@ that are gone then belongs to an earlier run and is set aside.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,34 +90,39 @@ def _folders_before(job: Job) -> list[Path]:
         return [Path(json.loads(_folder_note(job).read_text(encoding="utf-8"))["directory"])]
     # Earlier versions stored no more than the path of each checkpoint, as the job has it. The
     # folder may itself be the checkpoint.
-    found = _last(parts_of(job.output.path, job.fingerprint()))
+    parts = parts_of(job.output.path, job.fingerprint())
+    found = max(parts, key=lambda part: _step_of(part) or 0, default=None)
     path = found and _attribute(found, "checkpoint")
     return [Path(path).parent.resolve(), Path(path).resolve()] if path else []
 
 
 def _has_last_result(job: Job, objective: Objective) -> bool:
-    """Return whether the last checkpoint with a result is there with the same content."""
-    path, fingerprint = job.output.path, job.fingerprint()
+    """Return whether the last checkpoint with a result is there with the same content.
+
+    One that is damaged says nothing about the run, so that the one before it decides.
+    """
+    path, fingerprint, place = job.output.path, job.fingerprint(), job.checkpoints
     units = [unit for units in units_of(parts_folder(path), fingerprint).values() for unit in units]
-    last = _last(parts_of(path, fingerprint)) or _last(
-        unit for unit in units if digest_of_result(unit) and _step_of(unit) is not None
-    )
-    if last is None:
-        return True
-    place = job.checkpoints
-    for checkpoint in scan_checkpoints(place.directory, place.pattern):
-        if checkpoint.step == _step_of(last):
-            try:
-                whole = read_whole(checkpoint.path)
-                load_into(objective.model, whole, checkpoint.path, **place.place())
-            except CheckpointError:
-                return False
-            return objective.digest() == digest_of_result(last)
-    return False
+    results = parts_of(path, fingerprint) or [unit for unit in units if digest_of_result(unit)]
+    by_step = {step: part for part in results if (step := _step_of(part)) is not None}
+    there = {one.step: one.path for one in scan_checkpoints(place.directory, place.pattern)}
+    for step in sorted(by_step, reverse=True):
+        if step not in there:
+            return False
+        digest = _digest_of_checkpoint(there[step], job, objective)
+        if digest is not None:
+            return digest == digest_of_result(by_step[step])
+    return not by_step
 
 
-def _last(parts: Iterable[Path]) -> Path | None:
-    return max(parts, key=lambda part: _step_of(part) or 0, default=None)
+def _digest_of_checkpoint(path: Path, job: Job, objective: Objective) -> str | None:
+    """Return the digest of a checkpoint; None if it is damaged or not finite."""
+    try:
+        load_into(objective.model, read_whole(path), path, **job.checkpoints.place())
+    except CheckpointError:
+        return None
+    finite = all(bool(p.isfinite().all()) for p in objective.model.parameters())
+    return objective.digest() if finite else None
 
 
 def _step_of(part: Path) -> int | None:

@@ -93,7 +93,7 @@ def test_xarray_reads_a_packed_run(path: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_not_packed_over_itself(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="is the result itself"):
+    with pytest.raises(OutputError, match="is read by this command"):
         pack(hessdist.open_run(path), path)
     assert path.read_bytes() == before
 

@@ -54,8 +54,13 @@ def start(
     }  # fmt: skip
     return subprocess.Popen(
         ["bash", "script.sh"], cwd=folder, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_hangups,
     )  # fmt: skip
+
+
+def _hear_hangups() -> None:
+    """Bash has no trap for a signal that is ignored when it starts, as under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def until_said(process: subprocess.Popen[str], word: str) -> None:
