@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdist.errors import DataError
 from hessdist.workload.factories import one_line
-from hessdist.workload.huggingface import import_library
+from hessdist.workload.huggingface import import_library, loaded
 
 _Ids = NDArray[np.integer[Any]]
 
@@ -251,8 +251,8 @@ class _Encoder:
     def _load(self) -> Any:
         transformers = import_library("transformers")
         try:
-            return transformers.AutoTokenizer.from_pretrained(self._name)
-        except (OSError, ValueError, KeyError) as error:
+            return loaded(transformers.AutoTokenizer.from_pretrained, self._name)
+        except Exception as error:  # of any class: files of tokenizers are read by other libraries
             raise DataError(
                 f"data.arguments.tokenizer '{self._name}' is no tokenizer ({one_line(error)})",
                 "name a folder with tokenizer.json, a model of the hub that the cache has or the "
