@@ -161,7 +161,10 @@ def _matching(patterns: Iterable[str]) -> list[Path]:
         if not names:
             raise DataError(f"no file fits data.arguments.path '{pattern}'", "check the path")
         found.update(dict.fromkeys(names))
-    return [path for path in found if path.is_file()]
+    for path in found:
+        if path.is_dir():
+            raise DataError(f"'{path}' is a folder", f"name files, such as '{path}/*.txt'")
+    return list(found)
 
 
 def _glob(pattern: str) -> list[Path]:
@@ -185,9 +188,9 @@ def _documents(path: Path, encode: _Encoder, column: str | None, bin_dtype: str)
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            yield from ([array] if array.ndim == 1 else array.reshape(-1, array.shape[-1]))
+            yield from map(_checked, array if array.ndim == 2 else [array])
         elif path.suffix == ".bin":
-            yield np.memmap(path, np.dtype(bin_dtype), "r")
+            yield _checked(np.memmap(path, np.dtype(bin_dtype), "r"))
         elif path.suffix in (".parquet", ".arrow"):
             yield from map(encode, _column(path, column))
         else:
@@ -240,7 +243,8 @@ class _Encoder:
     def __call__(self, document: str | Sequence[int]) -> _Ids:
         """Encode a document."""
         if not isinstance(document, str):
-            return np.asarray(document, np.int64)
+            ids = np.asarray(document)
+            return _checked(ids if ids.size else ids.astype(np.int64))
         if self._name == "bytes":
             return _bytes(document)
         if self._tokenizer is None:
@@ -258,6 +262,13 @@ class _Encoder:
                 "name a folder with tokenizer.json, a model of the hub that the cache has or the "
                 "network gives, or 'bytes'",
             ) from error
+
+
+def _checked(ids: NDArray[Any]) -> _Ids:
+    """Refuse what is no list of integers."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(f"ids are integers in a row, not {ids.dtype} of shape {ids.shape}")
+    return ids
 
 
 def _bytes(text: str) -> _Ids:
