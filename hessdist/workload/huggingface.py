@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +66,8 @@ def huggingface(
                 raise WorkloadError(
                     "a table of fields has no weights", "name a folder, or a model of the hub"
                 )
-            model = loaded(family.from_pretrained, config, config=found, **options)
+            with _without_bars(transformers):
+                model = loaded(family.from_pretrained, config, config=found, **options)
         else:
             model = family.from_config(found, **options)
     except WorkloadError:
@@ -80,6 +82,23 @@ def huggingface(
         model.register_forward_pre_hook(_unpacked, with_kwargs=True)
         model.register_forward_hook(_logits)
     return model if adapter is None else _with_adapter(model, adapter)
+
+
+@contextmanager
+def _without_bars(transformers: ModuleType) -> Iterator[None]:
+    """Let transformers draw no progress bars, which every rank would draw.
+
+    Yields:
+        Nothing.
+    """
+    logging = transformers.utils.logging
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def import_library(name: str) -> ModuleType:

@@ -150,10 +150,12 @@ class TokenLoss(OfOutputs):
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Call the model, and find the logits in what it returns, (B, T, V)."""
-        inputs = _inputs(batch)
-        tokens = next(iter(inputs.values()))
+        (name, tokens), *others = _inputs(batch).items()
         _require_tokens(model, tokens)
-        returned = model(**inputs) if isinstance(batch, Mapping) else model(tokens)
+        if name == "inputs_embeds":
+            returned = model(**{name: tokens}, **dict(others))
+        else:  # the first argument, whatever the model calls it
+            returned = model(tokens, **dict(others))
         logits = getattr(returned, "logits", returned)
         if isinstance(logits, Mapping):
             logits = logits.get("logits")

@@ -11,6 +11,7 @@ import torch
 from language_models import (
     Dense,
     Sequences,
+    Small,
     bert,
     by_hand,
     causal,
@@ -131,22 +132,6 @@ def test_the_batch_size_does_not_matter(name: str, batch_size: int) -> None:
 
 
 # -- other forms of models and samples -------------------------------------------------------
-
-
-class Small(nn.Module):
-    """Logits of a token that see the one before; with a cap, they are no linear layer's."""
-
-    def __init__(self, cap: float | None = None, scale: float = 1.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding, self.lm_head = nn.Embedding(7, 4), nn.Linear(4, 7)
-        self.cap, self.scale = cap, scale
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        h = self.embedding(tokens)
-        z = self.lm_head(torch.tanh(h + 0.5 * torch.cat([h[:, :1] * 0, h[:, :-1]], 1)))
-        z = z * self.scale
-        return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
 
 @pytest.mark.parametrize(
