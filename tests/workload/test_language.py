@@ -228,6 +228,13 @@ def test_refusals() -> None:
     )
 
 
+def test_experts_by_a_fused_kernel_are_refused_in_float64() -> None:
+    model = mixtral()
+    model.set_experts_implementation("grouped_mm")  # type: ignore[operator]
+    line = refusal(model, causal_lm(), random_sequences(PACKED))
+    assert "experts_implementation='eager'" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
