@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hessdist import losses
     from hessdist.api import Spectrum, exact_spectrum, extreme_eigenpairs, spectral_density
     from hessdist.results.reader import Run, open_run
     from hessdist.spectrum.densities import SpectralDensity
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "exact_spectrum",
     "extreme_eigenpairs",
+    "losses",
     "open_run",
     "spectral_density",
 ]
@@ -37,9 +39,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name == "losses":
+        return import_module("hessdist.losses")
+    if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hessdist' has no attribute '{name}'")
 

@@ -61,6 +61,8 @@ class Job(Section):
         sections = self.model_dump(mode="json", exclude_none=True)
         del sections["data"]["arguments"]
         del sections["spectrum"]["residuals"], sections["spectrum"]["warm_start"]
+        if self.spectrum.fisher == "sequences":  # as in results from before there was the key
+            del sections["spectrum"]["fisher"]
         sections["data"].pop("root", None)  # the folder does not determine the data
         del sections["data"]["timeout_seconds"]
         sections["data"]["arguments"] = self.data.arguments

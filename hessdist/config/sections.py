@@ -22,7 +22,7 @@ class ModelSection(Section):
     """The model whose loss is differentiated."""
 
     factory: str
-    """Name of a built-in model (lenet, lenet5, mlp), or "package.module:callable"."""
+    """Name of a built-in model (lenet, lenet5, mlp), huggingface, or "package.module:callable"."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the factory."""
 
@@ -31,7 +31,7 @@ class LossSection(Section):
     """The loss: a criterion, a callable of (model, batch), or an object with two steps."""
 
     factory: str = "cross_entropy"
-    """cross_entropy, mse, or "package.module:callable"."""
+    """cross_entropy, mse, causal_lm, masked_lm, or "package.module:callable"."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of a callable that makes the loss."""
     l2: Annotated[float, Field(ge=0, lt=1e30, allow_inf_nan=False)] = 0.0
@@ -158,6 +158,9 @@ class SpectrumSection(Section):
 
     operator: Operator = "hessian"
     """Matrix; residual is the Hessian minus the Gauss-Newton matrix."""
+    fisher: Literal["sequences", "tokens"] = "sequences"
+    """What the empirical Fisher matrix of a language model has the gradients of; "tokens" is for
+    causal_lm and masked_lm. For other losses it has those of the samples."""
     largest: Count = 20
     """Number of algebraically largest eigenpairs, k of LA(k)."""
     smallest: Count = 3

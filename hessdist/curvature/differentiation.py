@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +22,15 @@ from hessdist.curvature.convolution import fast_convolutions
 
 
 class _Composites(TorchFunctionMode):
-    """Replaces operations without a correct second derivative by others that have one."""
+    """Replaces operations without a correct second derivative by others that have one.
+
+    Args:
+        keeps_float64: Whether casts of float64 tensors with a graph to float32 are left out.
+    """
+
+    def __init__(self, keeps_float64: bool) -> None:
+        super().__init__()
+        self._keeps_float64 = keeps_float64
 
     def __torch_function__(
         self,
@@ -32,6 +41,8 @@ class _Composites(TorchFunctionMode):
     ) -> Any:
         """Replace a call of a function in `COMPOSITES`, and pass on every other call."""
         options = kwargs or {}
+        if self._keeps_float64 and args and _has_float64_graph(args[0]):
+            func, args, options = _without_cast(func, args, options)
         composite = COMPOSITES.get(func)
         if composite is not None:
             return composite(*args, **options)
@@ -40,6 +51,23 @@ class _Composites(TorchFunctionMode):
             with torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **options)
         return func(*args, **options)
+
+
+def _has_float64_graph(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64 and value.requires_grad
+
+
+def _without_cast(
+    func: Any, args: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+    """Let a call give float64 where it would round its float64 input to float32."""
+    if func is Tensor.float:
+        return Tensor.to, (args[0], torch.float64), options
+    if func in (Tensor.to, Tensor.type):
+        args = tuple(torch.float64 if one is torch.float32 else one for one in args)
+    if options.get("dtype") is torch.float32:
+        options = {**options, "dtype": torch.float64}
+    return func, args, options
 
 
 @contextmanager
@@ -71,11 +99,48 @@ def _refusing_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def exact_derivatives() -> Iterator[None]:
+def _same_in_checkpoints(dtype: torch.dtype) -> Iterator[None]:
+    """Let activation checkpoints replace operations when they are evaluated again, too.
+
+    That happens in a backward pass, outside of the context of the first evaluation.
+
+    Args:
+        dtype: The dtype of the parameters.
+
+    Yields:
+        Nothing.
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    evaluate = getattr(module, "_checkpoint_without_reentrant_generator", None)
+    if module is None or evaluate is None:
+        yield
+        return
+
+    def replacing(function: Any, *given: Any, **options: Any) -> Any:
+        def replaced(*args: Any, **named: Any) -> Any:
+            with sdpa_kernel(SDPBackend.MATH), _Composites(dtype == torch.float64):
+                return function(*args, **named)
+
+        return evaluate(replaced, *given, **options)
+
+    module._checkpoint_without_reentrant_generator = replacing  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module._checkpoint_without_reentrant_generator = evaluate  # type: ignore[attr-defined]
+
+
+@contextmanager
+def exact_derivatives(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Evaluate models and losses with exact gradients that are differentiable.
 
     Attention uses PyTorch's composite backend, compiled functions run without their compilation,
-    and functions in `COMPOSITES` are replaced. Values change only by rounding.
+    and functions in `COMPOSITES` are replaced. Models often compute norms and probabilities in
+    float32, because they are written for training in 16 bits; if their parameters are float64,
+    these casts are left out. Values change only by rounding.
+
+    Args:
+        dtype: The dtype of the parameters.
 
     Yields:
         Nothing.
@@ -86,16 +151,20 @@ def exact_derivatives() -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_refusing_reentrant_checkpoints())
-        stack.enter_context(_Composites())
+        stack.enter_context(_same_in_checkpoints(dtype))
+        stack.enter_context(_Composites(dtype == torch.float64))
         yield
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Add convolutions with a fast second derivative to `exact_derivatives`.
+
+    Args:
+        dtype: The dtype of the parameters.
 
     Yields:
         Nothing.
     """
-    with exact_derivatives(), fast_convolutions():
+    with exact_derivatives(dtype), fast_convolutions():
         yield

@@ -72,7 +72,7 @@ class LocalLoss:
 
     def of_batch(self, batch: Batch) -> Tensor:
         """Return the loss summed over a batch, a scalar with its graph."""
-        with exact_derivatives():
+        with exact_derivatives(self.dtype):
             return self.loss(self.model, batch)[0]
 
     def zeros(self) -> Tensor:
@@ -122,7 +122,7 @@ class LocalLoss:
             DataError: A label is out of the range of the model's outputs.
             WorkloadError: The loss cannot be evaluated, or does not depend on the parameters.
         """
-        with exact_derivatives():
+        with exact_derivatives(self.dtype):
             value, weight = checked_loss(self.loss, self.model, batch, what)
             if not value.requires_grad:
                 raise WorkloadError(

@@ -141,7 +141,7 @@ class LocalProduct(_OnSamples):
             yield number, self._linearized(number, batch)
 
     def _linearized(self, number: int, batch: Batch) -> BatchProduct:
-        with evaluating(self._name(number)), twice_differentiable():
+        with evaluating(self._name(number)), twice_differentiable(self.local.dtype):
             return self._linearize(self.local, batch)
 
     def _name(self, number: int) -> str:

@@ -158,7 +158,7 @@ def _floor(local: LocalLoss, batch: Batch, step: float, scale: float) -> float:
 
 def _product(local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor]) -> Pieces:
     """Compute the product that is checked."""
-    with evaluating(local.called("some samples")), twice_differentiable():
+    with evaluating(local.called("some samples")), twice_differentiable(local.dtype):
         return LINEARIZATIONS[operator](local, batch)(direction)
 
 
@@ -238,7 +238,7 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
     loss = of_outputs(local, "gauss_newton").whole()
 
     def slopes() -> list[Tensor]:
-        with exact_derivatives():
+        with exact_derivatives(local.dtype):
             outputs = loss.outputs(local.model, batch)
             z = [tensor.detach().requires_grad_() for tensor in floating_tensors(outputs)]
             value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
@@ -251,7 +251,7 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
     with _at(local, v, -step):
         behind = slopes()
     change = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
-    with exact_derivatives():
+    with exact_derivatives(local.dtype):
         outputs = floating_tensors(loss.outputs(local.model, batch))
     return _transposed(local, outputs, change)
 
@@ -259,11 +259,11 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
 def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """Compute Σ ∇s_i (s_i(θ + hv) − s_i(θ − hv)) / (2h w_i)."""
     loss = of_outputs(local, "empirical_fisher")
-    with _at(local, v, step), exact_derivatives():
+    with _at(local, v, step), exact_derivatives(local.dtype):
         ahead = loss.of_each_sample(local.model, batch)[0].detach()
-    with _at(local, v, -step), exact_derivatives():
+    with _at(local, v, -step), exact_derivatives(local.dtype):
         behind = loss.of_each_sample(local.model, batch)[0].detach()
-    with exact_derivatives():
+    with exact_derivatives(local.dtype):
         values, weights = loss.of_each_sample(local.model, batch)
     slopes = torch.where(weights != 0, (ahead - behind) / (2 * step * weights), 0.0)
     return _transposed(local, [values], [slopes])

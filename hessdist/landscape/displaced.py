@@ -71,7 +71,7 @@ class DisplacedLoss:
         for number, batch, points in self._passes(coefficients):
             with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
                 for point in points:
-                    with exact_derivatives():
+                    with exact_derivatives(self.local.dtype):
                         value = summed(self.local, batch)
                     gradient = self.local.zeros()
                     self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))

@@ -150,7 +150,7 @@ class TrainingProblem:
         for number, batch in local.shard.batches():
             with evaluating(f"rank {local.rank}: batch {number}"):
                 if with_gradient:
-                    with exact_derivatives():
+                    with exact_derivatives(local.dtype):
                         value = summed(local, batch)
                     local.parameters.layout.add_to(gradient, local.gradient_of(value))
                 else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hessdist.config.job import Job
+from hessdist.errors import WorkloadError
 from hessdist.objective import Compute, Workload
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
+from hessdist.workload.language import TokenLoss
+from hessdist.workload.losses import AnyLoss
 from hessdist.workload.models import build_model
 from hessdist.workload.named_losses import build_loss
 
@@ -26,6 +30,8 @@ def workload_of(job: Job) -> Workload:
     """
     model = build_model(job.model.factory, job.model.arguments)
     loss = build_loss(job.loss.factory, job.loss.arguments)
+    if job.spectrum.fisher == "tokens":
+        loss = _of_tokens(loss, job.loss.factory)
     data = job.data
     dataset = build_dataset(data.dataset, data.root, data.arguments, data.split)
     indices = choose_samples(
@@ -33,6 +39,16 @@ def workload_of(job: Job) -> Workload:
     )
     collate = find_collate(data.collate)
     return Workload(model, loss, dataset, indices, collate, **computed_as(job))
+
+
+def _of_tokens(loss: AnyLoss, name: str) -> AnyLoss:
+    """Return the loss with the gradients of tokens in its empirical Fisher matrix."""
+    if not isinstance(loss, TokenLoss):
+        raise WorkloadError(
+            f"spectrum.fisher = 'tokens', but the loss '{name}' has no tokens",
+            "use loss.factory = 'causal_lm' or 'masked_lm', or leave spectrum.fisher out",
+        )
+    return replace(loss, fisher="tokens")
 
 
 def computed_as(job: Job) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import nn
 
@@ -46,22 +50,29 @@ def huggingface(
         DependencyError: transformers or peft is missing.
         WorkloadError: The configuration is missing, unknown or quantised, or the task is unknown.
     """
-    transformers = import_library("transformers")
     if task not in _CLASSES:
         raise WorkloadError(f"the task '{task}' is not known", f"use one of {', '.join(_CLASSES)}")
+    transformers = import_library("transformers")
     found = _configuration(transformers, config)
     family = getattr(transformers, _CLASSES[task])
-    options = {"dtype": "float32", "attn_implementation": "eager"}
+    options = {  # other implementations have no second derivative, or none in float64
+        "dtype": "float32",
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
     try:
         if pretrained or adapter is not None:
             if not isinstance(config, str):
                 raise WorkloadError(
                     "a table of fields has no weights", "name a folder, or a model of the hub"
                 )
-            model = family.from_pretrained(config, config=found, **options)
+            with _without_bars(transformers):
+                model = loaded(family.from_pretrained, config, config=found, **options)
         else:
             model = family.from_config(found, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except WorkloadError:
+        raise
+    except Exception as error:  # of any class: the fields of a configuration are the user's
         raise WorkloadError(
             f"transformers cannot build {found.model_type} for {task} ({one_line(error)})",
             "check model.arguments (config, task)",
@@ -71,6 +82,23 @@ def huggingface(
         model.register_forward_pre_hook(_unpacked, with_kwargs=True)
         model.register_forward_hook(_logits)
     return model if adapter is None else _with_adapter(model, adapter)
+
+
+@contextmanager
+def _without_bars(transformers: ModuleType) -> Iterator[None]:
+    """Let transformers draw no progress bars, which every rank would draw.
+
+    Yields:
+        Nothing.
+    """
+    logging = transformers.utils.logging
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def import_library(name: str) -> ModuleType:
@@ -96,16 +124,53 @@ def import_library(name: str) -> ModuleType:
         ) from error
 
 
+def loaded(load: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Load something of transformers from a folder, the hub's cache, or the network.
+
+    The network is asked only if it answers, because transformers tries for half a minute.
+
+    Args:
+        load: A function `from_pretrained`.
+        name: A folder, or a name of the hub.
+        options: Further arguments.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        OSError: It is not there, and the network does not answer.
+    """
+    options["trust_remote_code"] = False  # else it is asked for on a terminal
+    try:
+        return load(name, local_files_only=True, **options)
+    except OSError:
+        if Path(name).exists() or not _hub_answers():
+            raise
+        return load(name, **options)
+
+
+def _hub_answers(seconds: float = 5.0) -> bool:
+    """Return whether a connection to the hub, or to a proxy, can be made."""
+    hub = urlsplit(import_library("huggingface_hub").constants.ENDPOINT)
+    if getproxies():
+        return True
+    try:
+        with socket.create_connection((hub.hostname, hub.port or 443), seconds):
+            return True
+    except OSError:
+        return False
+
+
 def _configuration(transformers: ModuleType, config: str | Mapping[str, Any]) -> Any:
     """Read a configuration, and refuse one of quantised weights."""
     try:
         if isinstance(config, str):
-            found = transformers.AutoConfig.from_pretrained(config)
+            found = loaded(transformers.AutoConfig.from_pretrained, config)
         else:
             fields = dict(config)
             found = transformers.AutoConfig.for_model(fields.pop("model_type", ""), **fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        where = f"'{config}'" if isinstance(config, str) else f"{dict(config)}"
+    except Exception as error:  # of any class: the fields are the user's
+        where = f"'{config}'" if isinstance(config, str) else f"{config}"
         local = isinstance(config, str) and Path(config).is_dir()
         raise WorkloadError(
             f"model.arguments.config {where} is no configuration ({one_line(error)})",
@@ -125,6 +190,8 @@ def _configuration(transformers: ModuleType, config: str | Mapping[str, Any]) ->
 def _with_adapter(model: nn.Module, adapter: str) -> nn.Module:
     peft = import_library("peft")
     try:
+        if not Path(adapter).is_dir():
+            raise FileNotFoundError("there is no such folder")
         model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(adapter))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkloadError(

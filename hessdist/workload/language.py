@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,10 @@ class TokenLoss(OfOutputs):
     ignore_index: int = -100
     chunk_tokens: int | None = None
     fisher: Literal["sequences", "tokens"] = "sequences"
-    _chunked: dict[type, bool] = field(default_factory=dict, compare=False, repr=False)
-    """Whether the output layer of a class of models can be separated, found at the first batch."""
+    _chunked: WeakKeyDictionary[nn.Module, bool] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+    """Whether the output layer of a model can be separated, found at its first batch."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -136,7 +139,7 @@ class TokenLoss(OfOutputs):
             return {"logits": self._at(self._logits(model, batch), counted)}
         head = output_layer(model)
         assert head is not None
-        with _identity(head):
+        with _replaced(head, lambda hidden: hidden):
             hidden = self._at(self._logits(model, batch), counted)
         z = {"hidden": hidden, "weight": head.weight, "bias": head.bias}
         return {name: tensor for name, tensor in z.items() if tensor is not None}
@@ -145,14 +148,16 @@ class TokenLoss(OfOutputs):
 
     def whole(self) -> TokenLoss:
         """Return the same loss with whole logits as its outputs."""
-        return replace(self, chunk_tokens=0, _chunked={})
+        return replace(self, chunk_tokens=0)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Call the model, and find the logits in what it returns, (B, T, V)."""
-        inputs = _inputs(batch)
-        tokens = next(iter(inputs.values()))
-        _require_positions(model, tokens)
-        returned = model(**inputs) if isinstance(batch, Mapping) else model(tokens)
+        (name, tokens), *others = _inputs(batch).items()
+        _require_tokens(model, tokens)
+        if name == "inputs_embeds":
+            returned = model(**{name: tokens}, **dict(others))
+        else:  # the first argument, whatever the model calls it
+            returned = model(tokens, **dict(others))
         logits = getattr(returned, "logits", returned)
         if isinstance(logits, Mapping):
             logits = logits.get("logits")
@@ -174,25 +179,36 @@ class TokenLoss(OfOutputs):
         """Return whether the model's last step is its output layer, as shown on this batch."""
         if self.chunk_tokens == 0:
             return False
-        kind = type(model)
-        if kind not in self._chunked:
-            self._chunked[kind] = self._separates(model, batch)
-        return self._chunked[kind]
+        if model not in self._chunked:
+            self._chunked[model] = self._separates(model, part(batch, slice(0, 1)))
+        return self._chunked[model]
 
     def _separates(self, model: nn.Module, batch: Batch) -> bool:
+        # The layer returns other logits, so large that a cap on them or a scale would show, and the
+        # model has to return just these.
         head = output_layer(model)
         if head is None:
             return False
-        batch = part(batch, slice(0, 1))  # whole logits of one sequence are enough
-        with torch.no_grad():
-            whole = self._logits(model, batch)
-            with _identity(head):
-                hidden = self._logits(model, batch)
-            if hidden.shape[-1] != head.in_features:
-                return False
-            again = head(hidden)
-        close = 100 * torch.finfo(again.dtype).eps
-        return bool(torch.allclose(whole, again, rtol=close, atol=close * float(whole.abs().max())))
+        batch = part(batch, slice(0, 1))  # one sequence is enough
+        generator = torch.Generator().manual_seed(0)
+        logits = (100 * torch.randn(head.out_features, generator=generator)).to(head.weight)
+        calls = []
+
+        def forward(hidden: Tensor) -> Tensor:
+            calls.append(hidden)
+            return logits.expand(*hidden.shape[:-1], -1)
+
+        try:
+            with torch.no_grad(), _replaced(head, forward):
+                returned = self._logits(model, batch)
+        except RuntimeError:  # such as an operation in place on these logits
+            return False
+        return (
+            len(calls) == 1
+            and calls[0].shape[:-1] == returned.shape[:-1]
+            and returned.shape[-1] == len(logits)
+            and torch.allclose(returned, logits.to(returned), rtol=1e-6)
+        )
 
     # -- the loss ----------------------------------------------------------------------------
 
@@ -300,13 +316,13 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
 
 
 @contextmanager
-def _identity(layer: nn.Linear) -> Iterator[None]:
-    """Let a layer return its input.
+def _replaced(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a layer compute something else.
 
     Yields:
         Nothing.
     """
-    layer.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
+    layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -361,12 +377,33 @@ def _require_known(labels: Tensor, vocabulary: int) -> None:
         )
 
 
-def _require_positions(model: nn.Module, tokens: Tensor) -> None:
-    """Refuse sequences that are longer than a table of positions."""
-    config = getattr(model, "config", None)
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and 0 < most < tokens.shape[1]:
+def _require_tokens(model: nn.Module, tokens: Tensor) -> None:
+    """Refuse tokens outside of the vocabulary, and more of them than there are positions."""
+    getter = getattr(model, "get_input_embeddings", None)
+    table = getter() if callable(getter) else None
+    known = getattr(table, "num_embeddings", None)
+    if isinstance(known, int) and tokens.numel() and not tokens.is_floating_point():
+        least, most = int(tokens.min()), int(tokens.max())
+        if not 0 <= least <= most < known:
+            raise DataError(
+                f"tokens are {least} ... {most}, but the model knows 0 ... {known - 1}",
+                "use the tokenizer of the model",
+            )
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if (
+        isinstance(positions, int)
+        and 0 < positions < tokens.shape[1]
+        and _has_table(model, positions)
+    ):
         raise DataError(
-            f"a sequence has {tokens.shape[1]} tokens, but the model has {most} positions",
+            f"a sequence has {tokens.shape[1]} tokens, but the model has {positions} positions",
             "make sequences shorter (data.arguments.length)",
         )
+
+
+def _has_table(model: nn.Module, positions: int) -> bool:
+    """Return whether positions are looked up in a table; rotary positions have no end."""
+    getter = getattr(model, "get_input_embeddings", None)
+    tokens = getter() if callable(getter) else None
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens)
+    return any(positions <= table.num_embeddings <= positions + 2 for table in tables)

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -244,12 +243,35 @@ class _Gradient(torch.autograd.Function):
         return _Point(OutputLayer(hidden, weight, bias), labels, factors, chunk).gradient(wanted)
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, along_h: Tensor | None, along_weight: Tensor | None, along_bias: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """Compute the product of the second derivative with the direction."""
+    def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute the product of the second derivative with a direction."""
         hidden, weight, bias, factors, labels = ctx.saved_tensors
-        at = _Point(OutputLayer(hidden, weight, bias), labels, factors, ctx.chunk)
+        pieces = _SecondDerivative.apply(hidden, weight, bias, factors, labels, ctx.chunk, *along)  # type: ignore[no-untyped-call]
+        return (*pieces, None, None, None)
+
+
+class _SecondDerivative(torch.autograd.Function):
+    """The derivative of `_Gradient`, which has none itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factors: Tensor,
+        labels: Tensor,
+        chunk: int,
+        along_h: Tensor | None,
+        along_weight: Tensor | None,
+        along_bias: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Compute the product in the shapes of h, W and b, and the slopes of the tokens."""
+        at = _Point(OutputLayer(hidden, weight, bias), labels, factors, chunk)
         pieces, slopes = at.second_derivative(along_h, along_weight, along_bias, True)
-        return (*pieces, slopes, None, None, None)
+        return (*pieces, slopes)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        """Refuse a third derivative, which would otherwise be zero."""
+        raise RuntimeError("token losses have no third derivative; set chunk_tokens = 0")

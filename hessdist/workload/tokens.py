@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdist.errors import DataError
 from hessdist.workload.factories import one_line
-from hessdist.workload.huggingface import import_library
+from hessdist.workload.huggingface import import_library, loaded
 
 _Ids = NDArray[np.integer[Any]]
 
@@ -161,7 +161,10 @@ def _matching(patterns: Iterable[str]) -> list[Path]:
         if not names:
             raise DataError(f"no file fits data.arguments.path '{pattern}'", "check the path")
         found.update(dict.fromkeys(names))
-    return [path for path in found if path.is_file()]
+    for path in found:
+        if path.is_dir():
+            raise DataError(f"'{path}' is a folder", f"name files, such as '{path}/*.txt'")
+    return list(found)
 
 
 def _glob(pattern: str) -> list[Path]:
@@ -185,9 +188,9 @@ def _documents(path: Path, encode: _Encoder, column: str | None, bin_dtype: str)
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            yield from ([array] if array.ndim == 1 else array.reshape(-1, array.shape[-1]))
+            yield from map(_checked, array if array.ndim == 2 else [array])
         elif path.suffix == ".bin":
-            yield np.memmap(path, np.dtype(bin_dtype), "r")
+            yield _checked(np.memmap(path, np.dtype(bin_dtype), "r"))
         elif path.suffix in (".parquet", ".arrow"):
             yield from map(encode, _column(path, column))
         else:
@@ -240,7 +243,8 @@ class _Encoder:
     def __call__(self, document: str | Sequence[int]) -> _Ids:
         """Encode a document."""
         if not isinstance(document, str):
-            return np.asarray(document, np.int64)
+            ids = np.asarray(document)
+            return _checked(ids if ids.size else ids.astype(np.int64))
         if self._name == "bytes":
             return _bytes(document)
         if self._tokenizer is None:
@@ -251,13 +255,20 @@ class _Encoder:
     def _load(self) -> Any:
         transformers = import_library("transformers")
         try:
-            return transformers.AutoTokenizer.from_pretrained(self._name)
-        except (OSError, ValueError, KeyError) as error:
+            return loaded(transformers.AutoTokenizer.from_pretrained, self._name)
+        except Exception as error:  # of any class: files of tokenizers are read by other libraries
             raise DataError(
                 f"data.arguments.tokenizer '{self._name}' is no tokenizer ({one_line(error)})",
                 "name a folder with tokenizer.json, a model of the hub that the cache has or the "
                 "network gives, or 'bytes'",
             ) from error
+
+
+def _checked(ids: NDArray[Any]) -> _Ids:
+    """Refuse what is no list of integers."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(f"ids are integers in a row, not {ids.dtype} of shape {ids.shape}")
+    return ids
 
 
 def _bytes(text: str) -> _Ids:

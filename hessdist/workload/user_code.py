@@ -40,8 +40,9 @@ _CAUSES = (
         "call torch.utils.checkpoint.checkpoint with use_reentrant=False",
     ),
     (
-        re.compile(r"strides should be multiple of 16|_grouped_mm"),
-        "the model multiplies its experts by a fused kernel that does not support these sizes",
+        re.compile(r"strides should be multiple of 16|_grouped_mm|Expected mat_a to be Float32"),
+        "the model multiplies its experts by a fused kernel that does not support these sizes, or "
+        "float64",
         "choose the plain one (in transformers: experts_implementation='eager')",
     ),
     (

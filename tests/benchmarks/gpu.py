@@ -29,8 +29,9 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.workload.datasets import DATA_VARIABLE, MapDataset, mnist
-from hessdist.workload.losses import LOSSES, as_summed_loss
+from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.models import lenet
+from hessdist.workload.named_losses import LOSSES
 from hessdist.workload.shard import Shard
 
 # Float32 without tensor cores, TFLOP/s, by the makers' data sheets. The first that fits counts.

@@ -19,8 +19,9 @@ import torch
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct, finite_difference
-from hessdist.workload.losses import LOSSES, as_summed_loss
+from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.models import lenet
+from hessdist.workload.named_losses import LOSSES
 from hessdist.workload.shard import Shard
 
 

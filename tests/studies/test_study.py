@@ -26,8 +26,8 @@ from hessdist.results.writer import write_index
 from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.workload.checkpoints import read_state
-from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
+from hessdist.workload.named_losses import LOSSES
 
 # How a cluster of eigenvalues, such as zero, shares its weight among nodes is a matter of rounding.
 OF_CLUSTERS = {"nodes", "weights", "effective_rank", "effective_rank_error"}

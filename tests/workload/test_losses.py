@@ -16,10 +16,10 @@ from hessdist.workload.losses import (
     CriterionLoss,
     ModelLoss,
     as_summed_loss,
-    build_loss,
     is_summed_loss,
     mse,
 )
+from hessdist.workload.named_losses import build_loss
 
 Made = tuple[nn.Module, Tensor, Tensor]
 

@@ -33,8 +33,8 @@ from hessdist.theory.fit import fit
 from hessdist.theory.laws import MarchenkoPastur
 from hessdist.theory.measured_spectrum import MeasuredSpectrum, split
 from hessdist.theory.shortcomings import where_it_fails
-from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
+from hessdist.workload.named_losses import LOSSES
 
 QUICK = ["semicircle", "marchenko_pastur", "marchenko_pastur_atom"]
 OUTLIERS = np.array([50.0, 40.0])

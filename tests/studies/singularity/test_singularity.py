@@ -29,8 +29,8 @@ from hessdist.service.console import Console
 from hessdist.service.study import study
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.workload.checkpoints import read_state
-from hessdist.workload.losses import LOSSES
 from hessdist.workload.models import mlp
+from hessdist.workload.named_losses import LOSSES
 
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
 
