@@ -77,8 +77,8 @@ class BlocksSection(Section):
     """Blocks, each a list of names of parameters or modules, or patterns of them, such as
     "transformer.h.*.attn". An empty list means the blocks of the key `by`."""
     by: Literal["layer", "depth_and_kind"] = "layer"
-    """A block for every layer; or for attention, mlp, norms, embeddings and output at every depth of
-    a transformer, which are also compared with the whole matrix."""
+    """A block for every layer; or, for transformers, one for attention, mlp, norms, embeddings and
+    output at every depth. The latter are also compared with the whole matrix."""
     largest: Count = 5
     """Number of largest eigenvalues of each block."""
     smallest: Count = 3
