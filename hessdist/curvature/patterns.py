@@ -66,7 +66,7 @@ def fits(name: str, pattern: str) -> bool:
 
     Args:
         name: The name of the parameter, such as "transformer.h.0.attn.c_attn.weight".
-        pattern: The pattern, such as "transformer.h.*.attn" or "**.bias".
+        pattern: The pattern, such as `transformer.h.*.attn` or `**.bias`.
     """
     if name == pattern or name.startswith(f"{pattern}."):
         return True
