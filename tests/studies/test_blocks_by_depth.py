@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,34 @@ def test_patterns_and_tied_names_in_python(tiny: Tiny) -> None:
         expected = np.linalg.eigvalsh(tiny.hessians[STEPS[-1]][np.ix_(chosen, chosen)])
         assert found.eigenvalues_largest == pytest.approx(expected[-1:], abs=1e-8)
         assert found.eigenvalues_smallest == pytest.approx(expected[:1], abs=1e-8)
+
+
+def test_blocks_of_a_study_by_patterns(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    blocks = '[["transformer.h.*.attn"], ["lm_head", "**.wpe"]]'
+    changes = (f"blocks={blocks}", "by=layer", "steps=[10]")
+    job, text = load_job(Path("job.toml"), [f"study.blocks.{change}" for change in changes])
+    with Console(enabled=False) as console:
+        study(job, text, Ranks(), console, overwrite=True)
+    measured = hessdist.open_run("results/run.h5").studies["blocks"]
+    row = list(measured["step"]).index(10)
+    found = {str(block): i for i, block in enumerate(measured["block"])}
+    for label, names in (
+        ("transformer.h.*.attn", ["0 attention", "1 attention"]),
+        ("lm_head + **.wpe", ["embeddings"]),
+    ):
+        chosen = np.isin(tiny.names, names)
+        expected = np.linalg.eigvalsh(tiny.hessians[10][np.ix_(chosen, chosen)])
+        largest = measured["eigenvalues_largest"][row, found[label]]
+        assert largest == pytest.approx(expected[::-1][:2], abs=1e-8)
+    heats = [name for name, _ in figures_of({"blocks": measured}, "gpt") if "heat" in name]
+    assert heats == ["block-heat-step-0"]  # which still has the blocks by depth and kind
+    assert "step 0" in str(_tables(run_of({"blocks": measured}))[0].title)
+    (view,) = registry()["blocks"].views_of(run_of({"blocks": measured}))
+    assert view.steps == [0]
 
 
 # -- what is shown ---------------------------------------------------------------------------
