@@ -21,7 +21,7 @@ from hessdist.present.axes import (
 from hessdist.present.spectra import entry_norm
 from hessdist.present.style import BLUE, DARK, RED
 from hessdist.results.schema import ENDS
-from hessdist.studies.negative_curvature.heat import distance_text, heat_of, rows_with_places
+from hessdist.studies.negative_curvature.heat import distance_text, has_places, heat_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +67,8 @@ def draw_blocks(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(measured["step"]):
         yield f"layer-shares-step-{step}", layer_shares(measured, row, title)
         yield f"blocks-step-{step}", block_spectra(measured, row, title)
-    for row in rows_with_places(measured):
-        yield f"block-heat-step-{measured['step'][row]}", block_heat(measured, row, title)
+        if has_places(measured):
+            yield f"block-heat-step-{step}", block_heat(measured, row, title)
 
 
 def draw_optimizer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:

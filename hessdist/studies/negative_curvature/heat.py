@@ -39,11 +39,9 @@ class Heat:
         ]
 
 
-def rows_with_places(measured: Measurements) -> list[int]:
-    """Return the rows of steps whose blocks are those of a depth and a kind."""
-    if "block_depth" not in measured:
-        return []
-    return [row for row, depths in enumerate(measured["block_depth"]) if any(depths)]
+def has_places(measured: Measurements) -> bool:
+    """Return whether the blocks are those of a depth and a kind."""
+    return "block_depth" in measured
 
 
 def heat_of(measured: Measurements, row: int, end: str) -> Heat | None:
@@ -51,7 +49,7 @@ def heat_of(measured: Measurements, row: int, end: str) -> Heat | None:
 
     Args:
         measured: The result of the study.
-        row: The row of the step, from `rows_with_places`.
+        row: The row of the step.
         end: "largest" or "smallest".
 
     Returns:
@@ -62,16 +60,15 @@ def heat_of(measured: Measurements, row: int, end: str) -> Heat | None:
         return None
     columns = measured["block_depth"][row], measured["block_kind"][row]
     places = [(str(depth), str(kind)) for depth, kind in zip(*columns, strict=True)]
-    depths = sorted(dict.fromkeys(d for d, _ in places if d), key=lambda depth: depth != OUTSIDE)
-    named = list(dict.fromkeys(kind for _, kind in places if kind))
+    depths = sorted(dict.fromkeys(d for d, _ in places), key=lambda depth: depth != OUTSIDE)
+    named = list(dict.fromkeys(kind for _, kind in places))
     kinds = [*(kind for kind in _ORDER if kind in named), *(k for k in named if k not in _ORDER)]
     values = np.full((len(depths), len(kinds)), np.nan)
     converged = np.ones(values.shape, bool)
     for block, (depth, kind) in enumerate(places):
-        if depth:
-            at = depths.index(depth), kinds.index(kind)
-            values[at] = found[block, 0]
-            converged[at] = measured[f"converged_{end}"][row, block, 0]
+        at = depths.index(depth), kinds.index(kind)
+        values[at] = found[block, 0]
+        converged[at] = measured[f"converged_{end}"][row, block, 0]
     return Heat(depths, kinds, values, converged)
 
 

@@ -17,8 +17,8 @@ from hessdist.results.schema import ENDS
 from hessdist.studies.negative_curvature.heat import (
     Heat,
     distance_text,
+    has_places,
     heat_of,
-    rows_with_places,
 )
 
 if TYPE_CHECKING:
@@ -139,27 +139,28 @@ def _scatter(
 def blocks(run: Run) -> Iterator[View]:
     """Show the extreme eigenvalues of the blocks of each depth and kind."""
     measured = run.studies["blocks"]
-    rows = rows_with_places(measured)
-    maps = {end: [heat_of(measured, row, end) for row in rows] for end in ENDS}
+    if not has_places(measured):
+        return
+    steps = measured["step"].tolist()
+    maps = {end: [heat_of(measured, row, end) for row in range(len(steps))] for end in ENDS}
     figures = {
         end: by_step([
-            _heat(heat, f"step {measured['step'][row]}: {distance_text(measured, row, end)}")
-            for row, heat in zip(rows, heats, strict=True)
+            _heat(heat, f"step {steps[row]}: {distance_text(measured, row, end)}")
+            for row, heat in enumerate(heats)
             if heat is not None
         ])
         for end, heats in maps.items()
         if any(heats)
     }
-    if figures:
-        yield View(
-            "blocks",
-            "Eigenvalues of the diagonal blocks",
-            "The largest or smallest eigenvalue of the block of each depth and kind. D is the "
-            "matrix of these blocks alone, H the whole one, v its eigenvector; × did not converge.",
-            list(figures.values()),
-            [int(measured["step"][row]) for row in rows],
-            [[f"{end} eigenvalue" for end in figures]] if len(figures) > 1 else [],
-        )
+    yield View(
+        "blocks",
+        "Eigenvalues of the diagonal blocks",
+        "The largest or smallest eigenvalue of the block of each depth and kind. D is the matrix "
+        "of these blocks alone, H the whole one, v its eigenvector; × did not converge.",
+        list(figures.values()),
+        steps,
+        [[f"{end} eigenvalue" for end in figures]] if len(figures) > 1 else [],
+    )
 
 
 def _heat(heat: Heat, text: str) -> Figure:
