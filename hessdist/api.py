@@ -106,7 +106,8 @@ def extreme_eigenpairs(
         smallest: The number m of algebraically smallest eigenpairs.
         tolerance: The relative residual ‖Hv − λv‖ / |λ| of a converged pair.
         operator: The matrix; "residual" is the Hessian minus the Gauss-Newton matrix.
-        layers: The names of parameters or modules, for the spectrum of this block; empty: all.
+        layers: The names of parameters or modules, or patterns such as "transformer.h.*.attn", for
+            the spectrum of this block; empty: all.
         l2: The factor of the penalty (l2 / 2) ‖θ‖², which is added to the loss.
         eigenvectors: True if vectors are gathered, whole on every rank.
         seed: The seed of the starting vector.

@@ -170,8 +170,8 @@ class SpectrumSection(Section):
     eigenvectors: bool = True
     """Whether eigenvectors are stored."""
     layers: list[str] = []
-    """Names of parameters or modules, whose block of the matrix is used. An empty list means all.
-    """
+    """Names of parameters or modules, or patterns of them such as "transformer.h.*.attn", whose
+    block of the matrix is used. An empty list means all."""
     seed: Seed = 0
     """Seed of the starting vector."""
     warm_start: bool = False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from hessdist.curvature.patterns import chosen_names, trainable_names
 from hessdist.errors import WorkloadError
 
 
@@ -44,7 +44,8 @@ class Parameters:
 
     Args:
         model: The model; parameters that do not require a gradient are left out.
-        layers: The names of parameters ("fc1.weight") or of modules ("fc1"); empty: all.
+        layers: The names of parameters ("fc1.weight") or of modules ("fc1"), or patterns of them
+            as in `patterns.fits` ("h.*.attn"); empty: all. A tied parameter has all its names.
         key: The key of the job file that names the layers, for messages.
 
     Raises:
@@ -54,17 +55,8 @@ class Parameters:
     def __init__(
         self, model: nn.Module, layers: Sequence[str] = (), key: str = "spectrum.layers"
     ) -> None:
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for layer in layers:
-            if not any(_is_part(name, layer) for name in trainable):
-                near = get_close_matches(layer, trainable, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(trainable)}"
-                raise WorkloadError(f"{key}: no trainable parameter '{layer}'", hint)
-        chosen = {
-            name: p
-            for name, p in trainable.items()
-            if not layers or any(_is_part(name, layer) for layer in layers)
-        }
+        names = chosen_names(trainable_names(model), layers, key)
+        chosen = {name: p for name, p in model.named_parameters() if name in names}
         if not chosen:
             raise WorkloadError(
                 "the model has no trainable parameter", "set requires_grad on some parameters"
@@ -85,7 +77,3 @@ class Parameters:
         """Overwrite the parameters by a flat vector (d,)."""
         for parameter, value in zip(self.tensors, self.layout.split(theta), strict=True):
             parameter.copy_(value)
-
-
-def _is_part(name: str, layer: str) -> bool:
-    return name == layer or name.startswith(layer + ".")

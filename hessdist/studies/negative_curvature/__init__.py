@@ -17,7 +17,12 @@ STUDIES = (
     declare(__name__, "step_sizes", StepSizesSection, _HESSIAN, tables="tables:gains"),
     declare(__name__, "subsets", SubsetsSection, _PAIRS, prepare="subsets:prepare", page=""),
     declare(
-        __name__, "blocks", BlocksSection, _PAIRS, prepare="blocks:prepare", tables="", page=""
+        __name__,
+        "blocks",
+        BlocksSection,
+        _PAIRS,
+        prepare="blocks:prepare",
+        determined_by="blocks:determining",
     ),
     declare(
         __name__,

@@ -11,14 +11,17 @@ from hessdist.landscape.found import Found
 from hessdist.present.axes import (
     colours_of,
     draw_medians,
+    heading,
     key,
     legend_below,
     new_figure,
     panels,
     step_bar,
 )
+from hessdist.present.spectra import entry_norm
 from hessdist.present.style import BLUE, DARK, RED
 from hessdist.results.schema import ENDS
+from hessdist.studies.negative_curvature.heat import distance_text, has_places, heat_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +67,8 @@ def draw_blocks(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     for row, step in enumerate(measured["step"]):
         yield f"layer-shares-step-{step}", layer_shares(measured, row, title)
         yield f"blocks-step-{step}", block_spectra(measured, row, title)
+        if has_places(measured):
+            yield f"block-heat-step-{step}", block_heat(measured, row, title)
 
 
 def draw_optimizer(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
@@ -255,6 +260,32 @@ def block_spectra(measured: Measurements, row: int, title: str) -> Figure:
     axes.axhline(0, color=DARK, linewidth=0.6)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("eigenvalue")
+    return figure
+
+
+def block_heat(measured: Measurements, row: int, title: str) -> Figure:
+    """Draw the extreme eigenvalues of the blocks by depth and kind, both ends.
+
+    Headings compare the block-diagonal matrix D with the whole one. A cross did not converge.
+    """
+    text = f"{title}: eigenvalues of the diagonal blocks, step {measured['step'][row]}"
+    maps = {end: heat for end in ENDS if (heat := heat_of(measured, row, end))}
+    first = next(iter(maps.values()))
+    height = min(1.9 + 0.24 * len(first.depths), 14)
+    figure, ((*both,),) = panels(text, 1, len(maps), height=height, width=9.0, sharey=True)
+    for axes, (end, heat) in zip(both, maps.items(), strict=True):
+        axes.grid(False)
+        norm = entry_norm(float(np.nanmax(np.abs(heat.values), initial=1e-300)))
+        image = axes.imshow(heat.values, cmap="RdBu_r", norm=norm, aspect="auto")
+        axes.set_xticks(range(len(heat.kinds)), heat.kinds, fontsize="x-small", rotation=30)
+        axes.set_yticks(range(len(heat.depths)), heat.depths, fontsize="x-small")
+        dark = np.abs(image.norm(heat.values) - 0.5) > 0.35
+        for (i, j), strong in np.ndenumerate(dark):
+            colour = "white" if strong else "black"
+            centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "xx-small"}
+            axes.text(j, i, heat.texts[i][j], color=colour, **centred)
+        heading(axes, f"{end} λ; {distance_text(measured, row, end)}", "x-small")
+    both[0].set_ylabel("depth")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The loss along eigenvectors, and the best step sizes along them, for the page."""
+"""Loss along eigenvectors, best step sizes along them, and spectra of blocks, for the page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.landscape.found import Found
-from hessdist.present.panels import LEGEND, Figure, View, by_step, layout, trace
+from hessdist.present.panels import LEGEND, Figure, View, by_step, layout, plain, trace
 from hessdist.present.style import BLUE, GREY, ORANGE, RED
 from hessdist.present.values import hovered, numbers
+from hessdist.results.schema import ENDS
+from hessdist.studies.negative_curvature.heat import (
+    Heat,
+    distance_text,
+    has_places,
+    heat_of,
+)
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -127,3 +134,53 @@ def _scatter(
     selected = {"marker": {"size": 11, "color": ORANGE, "opacity": 1}, "zorder": 1}
     frames = [{"data": {len(below) + row: selected}} for row in range(len(traces))]
     return Figure([*below, *traces], axes, frames=frames)
+
+
+def blocks(run: Run) -> Iterator[View]:
+    """Show the extreme eigenvalues of the blocks of each depth and kind."""
+    measured = run.studies["blocks"]
+    if not has_places(measured):
+        return
+    steps = measured["step"].tolist()
+    maps = {end: [heat_of(measured, row, end) for row in range(len(steps))] for end in ENDS}
+    figures = {
+        end: by_step([
+            _heat(heat, f"step {steps[row]}: {distance_text(measured, row, end)}")
+            for row, heat in enumerate(heats)
+            if heat is not None
+        ])
+        for end, heats in maps.items()
+        if any(heats)
+    }
+    yield View(
+        "blocks",
+        "Eigenvalues of the diagonal blocks",
+        "The largest or smallest eigenvalue of the block of each depth and kind. D is the matrix "
+        "of these blocks alone, H the whole one, v its eigenvector; × did not converge.",
+        list(figures.values()),
+        steps,
+        [[f"{end} eigenvalue" for end in figures]] if len(figures) > 1 else [],
+    )
+
+
+def _heat(heat: Heat, text: str) -> Figure:
+    """Draw a value for each depth and kind, in colours that are nearly logarithmic."""
+    largest = float(np.nanmax(np.abs(heat.values), initial=1e-300))
+    colours = np.arcsinh(1e3 * heat.values / largest)
+    limit = float(np.arcsinh(1e3))
+    drawn = {
+        "type": "heatmap",
+        "x": [plain(kind) for kind in heat.kinds],
+        "y": [plain(depth) for depth in heat.depths],
+        "z": numbers(colours),
+        "text": heat.texts,
+        "texttemplate": "%{text}",
+        "hovertemplate": "%{y} %{x}: %{text}<extra></extra>",
+        "colorscale": "RdBu",
+        "zmin": -limit,
+        "zmax": limit,
+        "showscale": False,
+    }
+    axis = {"type": "category"}
+    axes = layout(text, "depth", xaxis=axis, yaxis={**axis, "autorange": "reversed"})
+    return Figure([drawn], axes)

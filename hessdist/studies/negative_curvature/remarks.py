@@ -9,6 +9,7 @@ import numpy as np
 from hessdist.landscape.found import Found
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
+from hessdist.studies.negative_curvature.heat import has_places
 
 
 def step_sizes(measured: Measurements) -> Iterator[str]:
@@ -56,3 +57,7 @@ def blocks(measured: Measurements) -> Iterator[str]:
         ends = [measured[f"eigenvalues_{end}"][row] for end in ENDS]
         values = " ... ".join(f"{end[0]:.4g}" for end in ends if len(end))
         yield f"block {block}: {values}"
+    for end in ENDS if has_places(measured) else ():
+        ratio = float(measured[f"block_diagonal_ratio_{end}"])
+        if np.isfinite(ratio):
+            yield f"the {end} eigenvalue of the diagonal blocks is {ratio:.3g} of the whole's"

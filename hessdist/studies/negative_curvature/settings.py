@@ -74,8 +74,11 @@ class BlocksSection(Section):
     """Spectra of single layers, and the share of each layer in each eigenvector."""
 
     blocks: list[list[str]] = []
-    """Blocks, each a list of names of parameters or modules. An empty list means a block for every
-    layer."""
+    """Blocks, each a list of names of parameters or modules, or patterns of them, such as
+    "transformer.h.*.attn". An empty list means the blocks of the key `by`."""
+    by: Literal["layer", "depth_and_kind"] = "layer"
+    """A block for every layer; or, for transformers, one for attention, mlp, norms, embeddings and
+    output at every depth. The latter are also compared with the whole matrix."""
     largest: Count = 5
     """Number of largest eigenvalues of each block."""
     smallest: Count = 3
@@ -90,6 +93,8 @@ class BlocksSection(Section):
     def _some(self) -> BlocksSection:
         if self.largest + self.smallest == 0:
             raise ValueError("largest and smallest are both 0: no eigenpair is asked for")
+        if self.blocks and self.by != "layer":
+            raise ValueError(f"blocks are given, and by is '{self.by}'; leave out one of them")
         return self
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from hessdist.present.cells import new_table
+from hessdist.present.cells import new_table, number
 from hessdist.results.schema import ENDS
+from hessdist.studies.negative_curvature.heat import has_places, heat_of
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
+    from hessdist.results.units import Measurements
 
 
 def gains(run: Run) -> Iterator[Table]:
@@ -57,6 +59,40 @@ def subsets(run: Run) -> Iterator[Table]:
                     f"{np.nanmax(spaces):.1f}",
                 )
     yield table
+
+
+def blocks(run: Run) -> Iterator[Table]:
+    """Show eigenvalues of blocks by depth and kind, and how far they are from the whole matrix.
+
+    Yields:
+        The eigenvalues of each end at the last step, and the comparison at all steps.
+    """
+    measured = run.studies["blocks"]
+    for end in ENDS if has_places(measured) else ():
+        heat = heat_of(measured, -1, end)
+        if heat is not None:
+            title = f"\n{end} eigenvalue of each diagonal block, step {measured['step'][-1]}"
+            table = new_table(["depth", *heat.kinds], title)
+            for depth, texts in zip(heat.depths, heat.texts, strict=True):
+                table.add_row(depth, *texts)
+            yield table
+    if has_places(measured):
+        yield _distances(measured)
+
+
+def _distances(measured: Measurements) -> Table:
+    """Compare the block-diagonal matrix D with the whole one, both ends of each step."""
+    columns = ["step", "end", "λ(H)", "λ(D) / λ(H)", "‖Hv − Dv‖ / ‖Hv‖"]
+    table = new_table(columns, "\nthe diagonal blocks alone (D) against the whole matrix (H)")
+    for row, step in enumerate(measured["step"]):
+        for column, pair in enumerate(map(str, measured["pair"])):
+            end, rank = pair.split()
+            if rank == "1":
+                value = measured["eigenvalue"][row, column]
+                ratio = measured[f"block_diagonal_ratio_{end}"][row]
+                share = measured[f"off_diagonal_share_{end}"][row]
+                table.add_row(str(step), end, number(value), number(ratio), number(share))
+    return table
 
 
 def optimizer(run: Run) -> Iterator[Table]:

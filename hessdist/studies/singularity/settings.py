@@ -31,8 +31,8 @@ class DensitySection(Section):
     operators: list[Operator] = []
     """Matrices; an empty list means that of spectrum.operator."""
     blocks: list[list[str]] = []
-    """Blocks, each a list of names of parameters or modules. An empty list means one block, that of
-    spectrum.layers."""
+    """Blocks, each a list of names or patterns as in spectrum.layers. An empty list means one,
+    that of spectrum.layers."""
     probes: Positive = 10
     """Number of random vectors. The error bars are standard errors over them."""
     lanczos_steps: Positive = 100
