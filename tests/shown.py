@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from hessdist.studies.shows import tables
 def run_of(studies: Mapping[str, Measurements], outputs: int = 1) -> Run:
     """Return a run that has only these studies, of a network with so many outputs."""
     parameters = [SimpleNamespace(name="bias", shape=(outputs,))]
-    return cast(Any, SimpleNamespace(studies=dict(studies), parameters=parameters))
+    path = Path("run.h5")
+    return cast(Any, SimpleNamespace(path=path, studies=dict(studies), parameters=parameters))
 
 
 def figures_of(
