@@ -12,10 +12,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-from pydoc_data.topics import topics
 from snapshots.page_parts import browser
 from snapshots.record import RECORDED, snapshot
 from snapshots.shortened import JOBS, ROOT, Shortened
