@@ -1,6 +1,6 @@
 """`python -m hessdist`: the command line."""
 
-from hessdist.cli.app import main
+from hessdist.cli import main
 
 if __name__ == "__main__":
     main()

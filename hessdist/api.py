@@ -79,6 +79,7 @@ def extreme_eigenpairs(
     eigenvectors: bool = True,
     seed: int = 0,
     batch_size: int = 256,
+    batch_tokens: int | None = 8192,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     cache_gib: float = 4.0,
     data_gib: float = 8.0,
@@ -110,6 +111,8 @@ def extreme_eigenpairs(
         eigenvectors: True if vectors are gathered, whole on every rank.
         seed: The seed of the starting vector.
         batch_size: The samples that are evaluated together; it does not change the result.
+        batch_tokens: The tokens that are evaluated together, if the data set has `lengths`, the
+            number of tokens of each sample. Then it limits a batch as well.
         device: The device; "auto" is the GPU of the rank's node-local index, if there is one.
         cache_gib: The budget of a rank for kept graphs, in GiB.
         data_gib: The budget of a rank for its samples, in GiB; a larger shard is streamed.
@@ -131,6 +134,7 @@ def extreme_eigenpairs(
     compute = {
         "device": device,
         "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
         "cache_gib": cache_gib,
         "data_gib": data_gib,
         "workers": workers,
@@ -187,6 +191,7 @@ def exact_spectrum(
     l2: float = 0.0,
     eigenvectors: bool = False,
     batch_size: int = 256,
+    batch_tokens: int | None = 8192,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -204,6 +209,7 @@ def exact_spectrum(
         l2: The factor of the penalty.
         eigenvectors: True if eigenvectors are computed, on each rank its entries of them.
         batch_size: The samples that are evaluated together.
+        batch_tokens: The tokens that are evaluated together.
         device: The device.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
@@ -216,7 +222,7 @@ def exact_spectrum(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot be used.
     """
-    compute = {"device": device, "batch_size": batch_size}
+    compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
     settings = {"operator": operator, "eigenvectors": eigenvectors}
     with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
@@ -237,6 +243,7 @@ def spectral_density(
     l2: float = 0.0,
     seed: int = 0,
     batch_size: int = 256,
+    batch_tokens: int | None = 8192,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -256,6 +263,7 @@ def spectral_density(
         l2: The factor of the penalty.
         seed: The seed of the random vectors.
         batch_size: The samples that are evaluated together.
+        batch_tokens: The tokens that are evaluated together.
         device: The device.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
@@ -269,7 +277,7 @@ def spectral_density(
         NumericalError: A loss or a gradient is not finite.
         DependencyError: mpi4py is missing or cannot be used.
     """
-    compute = {"device": device, "batch_size": batch_size}
+    compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
     settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
     with _objective_of(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings

@@ -65,6 +65,10 @@ class ResultError(InputError):
     """A result file is damaged, or is not one of ours."""
 
 
+class UntrustedError(ResultError, ValueError):
+    """A result file holds something that hessdist never writes, and that it does not read."""
+
+
 class ReadingError(ResultError):
     """A result file cannot be read now; nothing says that it is damaged."""
 

@@ -54,6 +54,7 @@ class Compute:
     device: str = "auto"  # or "cpu", "cuda"; "auto" is the GPU of the node-local index, if any
     dtype: str = "float32"  # or "float64"; of parameters, activations and products
     batch_size: int = 256  # samples that are evaluated together
+    batch_tokens: int | None = 8192  # tokens evaluated together, if the data set knows lengths
     cache_gib: float = 4.0  # budget of a rank for kept graphs, in GiB
     data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
     workers: int = 2  # processes of a rank that read a streamed shard in advance
@@ -65,8 +66,10 @@ class Compute:
                 raise WorkloadError(
                     f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(values)}"
                 )
-        for name, least in (("batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("batch_tokens", 1), ("workers", 0)):
             value = getattr(self, name)
+            if value is None and name == "batch_tokens":
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise WorkloadError(f"{name} is {value!r}", f"give a whole number, {least} or more")
         for name in ("cache_gib", "data_gib"):
@@ -193,6 +196,7 @@ class Objective:
                     dataset,
                     chosen,
                     batch_size=compute.batch_size,
+                    batch_tokens=compute.batch_tokens,
                     device=self.device,
                     dtype=dtype,
                     memory=memory,
@@ -219,7 +223,7 @@ class Objective:
             _structure(self.model),
             "build the same network on every rank",
         )
-        settings = (compute.batch_size, compute.dtype, l2, tuple(layers))
+        settings = (compute.batch_size, compute.batch_tokens, compute.dtype, l2, tuple(layers))
         ranks.require_same("batch size, dtype, l2 or layers", settings, "give all ranks the same")
 
     @property

@@ -108,20 +108,6 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def printable(text: str) -> str:
-    r"""Write characters that a terminal would act on, or cannot show, as escapes.
-
-    Args:
-        text: One line.
-
-    Returns:
-        The line, with `\x1b` for an escape character.
-    """
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
-    )
-
-
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

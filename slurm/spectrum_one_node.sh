@@ -17,26 +17,71 @@
 set -uo pipefail
 
 job=${1:?usage: sbatch slurm/spectrum_one_node.sh JOB.toml}
-export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+signal=USR1 threads=$SLURM_CPUS_PER_TASK this=$SLURM_JOB_ID
+program=("${HESSDIST:-.venv/bin/hessdist}" spectrum "$job" --journal)
+# `--mpi=pmix` below is what Open MPI needs; another MPI may want pmi2 (see `srun --mpi=list`).
 
-# Slurm signals this shell alone, 120 s ahead of the limit; srun hands the signal on to the ranks,
-# which stop at the next product and end with status 75.
-signalled='' ranks=''
-trap 'signalled=yes; kill -s USR1 "$ranks" 2>/dev/null' USR1 TERM
+# Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
+named='' ended='' early='' woken='' ranks='' told=''
+stop_ranks() {
+    woken=yes
+    if [ -s "$told" ]; then # all ranks listen: they stop at the next product
+        kill -s "$signal" "$ranks"
+    elif [ -n "$ranks" ]; then # they do not yet, and have nothing to lose
+        early=yes
+        kill -s TERM "$ranks"
+        sleep 1
+        kill -s KILL "$ranks"
+    fi 2>/dev/null
+}
+trap 'named=yes; stop_ranks' "$signal"
+trap 'ended=yes; stop_ranks' TERM
 
-# `--mpi=pmix` is what Open MPI needs; another MPI may want pmi2 (see `srun --mpi=list`).
-srun --mpi=pmix --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=60 \
-    "${HESSDIST:-.venv/bin/hessdist}" spectrum "$job" --journal &
-ranks=$!
-wait "$ranks"
-status=$?
-while [ -n "$signalled" ]; do # a signal ends the wait, and not the ranks
-    signalled=
+# Whether the job is to start again: after the signal, its time limit or a preemption, and not after
+# scancel. Slurm itself requeues a job whose preemption has the mode REQUEUE.
+starts_again() {
+    local job='' preempted='' over=''
+    [ "$status" -eq 75 ] || [ "$status" -gt 128 ] || return
+    job=$(scontrol -o show job "$this")
+    [[ $job =~ \ PreemptTime=([^ ]*) ]] && preempted=${BASH_REMATCH[1]#None}
+    [[ $job =~ \ EndTime=([^ ]*) ]] && over=${BASH_REMATCH[1]}
+    case $job in
+    *" Reason=TimeLimit "*) true ;;
+    *" JobState=RUNNING "* | *" JobState=SIGNALING "*)
+        [ -n "$named$preempted" ] || stopped_by_signal ;;
+    *) [ -n "$preempted" ] && [ "$preempted" = "$over" ] ;; # not ended by a scancel before
+    esac
+}
+
+# Whether the ranks have had the signal from elsewhere, such as `scancel --signal`.
+stopped_by_signal() {
+    [ "$status" -eq $((128 + $(kill -l "$signal"))) ] ||
+        { [ "$status" -eq 75 ] && [ -z "$ended" ] && ! grep -qx SIGTERM "$told"; }
+}
+
+export OMP_NUM_THREADS=$threads
+told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
+echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
+
+if [ -z "$named$ended" ]; then
+    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
+        "${program[@]}" &
+    ranks=$!
+    [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
+    woken=yes
+fi
+status=75 # of ranks that were not started
+while [ -n "$woken" ] && [ -n "$ranks" ]; do # a signal ends the wait, and not the ranks
+    woken=''
     wait "$ranks"
     status=$?
 done
+[ -z "$early" ] || status=75
 
-if [ "$status" -eq 75 ]; then # stopped with work left
-    scontrol requeue "$SLURM_JOB_ID"
+echo "$(date -Is) job $this ends with status $status"
+if starts_again; then
+    rm -f "$told"
+    scontrol requeue "$this"
 fi
+rm -f "$told"
 exit "$status"

@@ -1,5 +1,19 @@
-"""The command line."""
+"""The command line. Nothing of it is imported before the program listens to signals."""
 
-from hessdist.cli.app import main
+import sys
 
-__all__ = ["main"]
+from hessdist.service.stop import listen
+
+STOPPABLE = frozenset({"diagnose", "minimize", "spectrum", "study", "watch"})
+"""The commands that stop on a signal and go on later."""
+
+__all__ = ["STOPPABLE", "main"]
+
+
+def main() -> None:
+    """Run the command line and end with its exit status (docs/commands.md)."""
+    if not STOPPABLE.isdisjoint(sys.argv[1:]):
+        listen()
+    from hessdist.cli import app
+
+    app.main()

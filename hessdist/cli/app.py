@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hessdist import __version__
+from hessdist.cli import STOPPABLE
 from hessdist.cli.cluster import bench, doctor, submit
 from hessdist.cli.ending import leave, leave_at_once, refuse_exits
 from hessdist.cli.options import split_petsc_options
@@ -17,8 +18,9 @@ from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError, Interrupted
 from hessdist.parallel.ranks import launched_rank
-from hessdist.service.stop import listen, stop_listening
-from hessdist.unforeseen import TRACEBACK, in_one_line, printable, show_traceback, users_place
+from hessdist.printable import printable
+from hessdist.service.stop import stop_listening, unlisten
+from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 app = typer.Typer(
     name="hessdist",
@@ -59,13 +61,12 @@ def main() -> None:
     if len(words) < len(sys.argv) - 1:
         os.environ[TRACEBACK] = "1"
     ours, petsc = split_petsc_options(words)
-    sweeps = {"diagnose", "minimize", "spectrum", "study", "watch"}
     command = ours[0] if ours else ""
-    if command in sweeps:
-        listen()
-    if command in sweeps | {"bench", "train"}:
+    if command in STOPPABLE | {"bench", "train"}:
         refuse_exits()
     try:
+        if command not in STOPPABLE:
+            unlisten()
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
     except typer.TyperException as error:  # a wrong command or option
         status = InputError.exit_status
@@ -81,7 +82,7 @@ def main() -> None:
         leave_at_once(_report(error))
     if status == Interrupted.exit_status:  # typer returns it for KeyboardInterrupt as well
         _report(KeyboardInterrupt())
-    if command in sweeps:
+    if command in STOPPABLE:
         stop_listening()
     leave(status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +94,7 @@ def submit(
 
     words = with_service_options(overrides, groups, journal)
     loaded, _ = load_job(job, words)
-    name = loaded.name.replace(" ", "-")
+    name = slurm.name_of(loaded.name)
     batch = slurm.Batch(
         job=job,
         name=name,
@@ -104,7 +105,7 @@ def submit(
         cpus_per_task=cpus_per_task,
         gpus_per_task=gpus_per_task,
         time=time,
-        array=f"0-{int(array) - 1}" if array.isdigit() else array,
+        array=f"0-{int(array) - 1}" if re.fullmatch("[1-9][0-9]{0,8}", array) else array,
         signal=loaded.service.signal,
         ahead=ahead,
         partition=partition,

@@ -9,6 +9,7 @@ import typer
 
 from hessdist.cli.options import RunFile, is_first_process
 from hessdist.config.loader import parse_job
+from hessdist.printable import printable
 from hessdist.results.reader import open_run
 from hessdist.service.console import is_terminal
 
@@ -23,7 +24,7 @@ def status(context: typer.Context, run: RunFile) -> None:
     from hessdist.service.status import status_of
 
     for line in status_of(run).lines():
-        typer.echo(line)
+        _say(line)
 
 
 def show(context: typer.Context, run: RunFile) -> None:
@@ -33,15 +34,14 @@ def show(context: typer.Context, run: RunFile) -> None:
     from hessdist.studies.shows import tables
 
     opened = open_run(run)
+    shown = list(tables(opened))
     console = _console(width_of_log=140)
-    console.print(
+    _say(
         f"{opened.path}: {len(opened)} checkpoints, {opened.num_parameters:,} parameters, "
         f"{opened.samples}, {opened.attributes['ranks']} ranks, "
         f"hessdist {opened.attributes['software_version']}",
-        markup=False,
-        soft_wrap=True,
     )
-    for table in tables(opened):
+    for table in shown:
         console.print(table)
 
 
@@ -80,12 +80,13 @@ def plot(
 
     look = Look(width, font_size, style, formats.split(","), title)
     opened = open_run(run)
+    opened.studies  # noqa: B018 - read before the first figure is written
     name_of_run = parse_job(opened.job, str(run))[0].name
     folder = run.parent if output is None else output
     with look.applied():
         for name, figure in figures(opened, name_of_run):
             for path in look.save(figure, folder, f"{run.stem}-{name}"):
-                typer.echo(f"figure: {path}")
+                _say(f"figure: {path}")
 
 
 def report(
@@ -110,7 +111,7 @@ def report(
     opened = open_run(run)
     path = run.with_suffix(".html") if output is None else output
     write_page(opened, parse_job(opened.job, str(run))[0].name, path)
-    typer.echo(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    _say(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
 def pack(
@@ -133,7 +134,7 @@ def pack(
     opened = open_run(run)
     write(opened, output, eigenvectors=not without_eigenvectors)
     size = output.stat().st_size / 2**20
-    typer.echo(f"packed: {output} ({len(opened)} checkpoints, {size:.1f} MiB)")
+    _say(f"packed: {output} ({len(opened)} checkpoints, {size:.1f} MiB)")
 
 
 def compare(
@@ -151,10 +152,14 @@ def compare(
 
     found = compare_runs(open_run(run), open_run(other))
     console = _console(width_of_log=160)
-    console.print(f"{run} | {other}", markup=False, soft_wrap=True)
-    for remark in found.remarks:
-        console.print(remark, markup=False, soft_wrap=True)
+    for line in (f"{run} | {other}", *found.remarks):
+        _say(line)
     console.print(comparison(found))
+
+
+def _say(line: str) -> None:
+    """Print a line, whatever the names in it are."""
+    typer.echo(printable(line))
 
 
 def _console(width_of_log: int) -> terminal.Console:

@@ -54,7 +54,7 @@ def _read(path: Path) -> str:
 def _document(text: str, where: str) -> tomlkit.TOMLDocument:
     try:
         return tomlkit.parse(text)
-    except (TOMLKitError, ValueError, RecursionError) as error:
+    except (TOMLKitError, ValueError, OverflowError, RecursionError) as error:
         # Some values, such as a date of month 13, give Python's own errors.
         raise JobError(f"{where} is not TOML ({error})", "correct it there") from error
 
@@ -70,7 +70,7 @@ def parse_job(text: str, where: str) -> tuple[Job, str]:
         The job and the text.
 
     Raises:
-        JobError: A key or value is wrong; the message is about the first one.
+        JobError: It is not TOML, or a key or value is wrong; the message is about the first one.
     """
     try:
         return job_model().model_validate(_document(text, where).unwrap()), text

@@ -211,6 +211,9 @@ class ComputeSection(Section):
     """Data type of parameters, activations and products."""
     batch_size: Positive = 256
     """Samples of one pass through the network."""
+    batch_tokens: Positive | None = 8192
+    """Tokens of one pass, padding included, if the data set knows the lengths of its sequences.
+    Sequences of like length are then evaluated together, at most batch_size of them."""
     cache_gib: Annotated[float, Field(ge=0)] = 4.0
     """Memory of a rank for stored graphs, in GiB; 0 for no stored graphs."""
     data_gib: Annotated[float, Field(ge=0)] = 8.0

@@ -73,16 +73,14 @@ def _positions(shard: Shard, rng: np.random.Generator, *, neighbours: bool) -> l
     size = min(_SAMPLES, max(3, shard.batch_size), shard.num_samples)
     if not neighbours:
         return [int(p) for p in rng.permutation(shard.num_samples)[:size]]
-    batch = int(rng.integers(len(shard))) * shard.batch_size
+    batch = shard.positions_of(int(rng.integers(len(shard)))).start
     begin = max(0, min(batch, shard.num_samples - size))
     return list(range(begin, begin + size))
 
 
 def _of_one_batch(shard: Shard, position: int) -> list[int]:
     """Return the positions of the first samples of the batch that a position is in."""
-    begin = position // shard.batch_size * shard.batch_size
-    size = min(_SAMPLES, shard.batch_size, shard.num_samples - begin)
-    return list(range(begin, begin + size))
+    return list(shard.batch_of(position))[:_SAMPLES]
 
 
 def _prove(

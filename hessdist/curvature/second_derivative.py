@@ -57,7 +57,7 @@ def prove_product(local: LocalLoss, operator: str, seed: int = 0) -> None:
     comparisons: list[_Comparison] = []
     for dtype in dict.fromkeys((torch.float64, local.dtype)):
         for distance in distances:
-            size = min(4, local.shard.batch_size, local.shard.num_samples)
+            size = min(local.loss.proof_samples, local.shard.batch_size, local.shard.num_samples)
             begin = int(rng.integers(local.shard.num_samples - size + 1))
             batch = local.shard.fetch(list(range(begin, begin + size)))
             try:

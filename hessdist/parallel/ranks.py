@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdist.errors import DependencyError, HessdistError, InputError, RankError, Stopped
+from hessdist.printable import printable
 from hessdist.unforeseen import in_one_line, show_traceback
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ class Ranks:
         """End all ranks at once, saying why. Not collective: the rank that failed calls it."""
         show_traceback(error)
         failure = in_one_line(error)
-        line = " ".join(str(self._portable(failure)).split())
+        line = printable(" ".join(str(self._portable(failure)).split()))
         print(f"hessdist: {line}", file=sys.stderr, flush=True)
         self._mpi.COMM_WORLD.Abort(failure.exit_status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,45 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
+from hessdist.present.cells import cut
 from hessdist.present.values import evenly, is_wide
+from hessdist.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.typing import ColorType
     from numpy.typing import ArrayLike, NDArray
 
     Colour = tuple[float, float, float, float]
+
+
+class LiteralFigure(Figure):
+    """A figure that draws names as they are: they are no formulas, and no text is endless."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        every = [axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)]
+        # Labels of ticks such as powers of ten are formulas.
+        ticks = {text for axis in every for text in axis.findobj(Text)}
+        for text in {*self.findobj(Text)} - ticks | {axis.label for axis in every}:
+            if text.get_text():
+                text.set_text(literal(text.get_text()))
+                text.set_parse_math(False)
+        for axis in every:
+            names = axis.get_major_formatter()
+            if isinstance(names, FixedFormatter):  # tick labels are made anew for each drawing
+                names.seq = [re.sub(r"(?<!\\)\$", r"\\$", literal(name)) for name in names.seq]
+        super().draw(renderer)
+
+
+def literal(text: str) -> str:
+    """Return a text for a figure: without control characters, and not too long to be drawn."""
+    return cut(printable(text, keep="\n"), 300)
 
 
 def panels(
@@ -33,9 +62,9 @@ def panels(
 
     A long title is broken into lines. `sharing` is as `Figure.subplots` takes it.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = LiteralFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_broken(title, int(10 * width)))  # ten letters fit into an inch
+    figure.suptitle(_broken(literal(title), int(10 * width)))  # ten letters fit into an inch
     grid = figure.subplots(rows, columns, squeeze=False, **sharing)
     for axes in grid.flat:
         axes.grid(True, which="major", alpha=0.25)

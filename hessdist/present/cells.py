@@ -6,24 +6,59 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
+from hessdist.printable import printable
 from hessdist.spectrum.outliers import InNumbers
+
+
+class LiteralTable(Table):
+    """A table without lines that shows every text as it is: no markup, no control characters.
+
+    Args:
+        title: The title; it may begin with an empty line.
+        show_header: Whether the names of the columns are shown.
+    """
+
+    def __init__(self, title: str | None, show_header: bool = True) -> None:
+        super().__init__(
+            box=None, header_style="bold", pad_edge=False, title_justify="left",
+            show_header=show_header,
+            title=None if title is None else Text(printable(title, keep="\n"), "table.title"),
+        )  # fmt: skip
+
+    def column(
+        self, name: str = "", justify: JustifyMethod = "left", no_wrap: bool = False
+    ) -> None:
+        """Add a column.
+
+        Args:
+            name: The text above it.
+            justify: The side that its texts are flush with.
+            no_wrap: Whether its texts stay on one line.
+        """
+        self.add_column(Text(printable(name)), justify=justify, no_wrap=no_wrap)
+
+    def add_row(self, *cells: object, **look: object) -> None:
+        """Add a row of texts."""
+        super().add_row(*(Text(printable(cell)) for cell in cells), **look)  # type: ignore[arg-type]
 
 
 def new_table(columns: Sequence[str], title: str | None = None) -> Table:
     """Return a table without rows and without lines, with columns flush right."""
-    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    table = LiteralTable(title)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.column(column, justify="right", no_wrap=True)
     return table
 
 
 def new_list(title: str) -> Table:
     """Return a table of names and texts, without rows and without a header."""
-    table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column()
+    table = LiteralTable(title, show_header=False)
+    table.column(no_wrap=True)
+    table.column()
     return table
 
 

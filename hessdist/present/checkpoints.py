@@ -42,6 +42,11 @@ def summary(run: Run) -> Table:
     return table
 
 
+def _difference(first: float, second: float) -> str:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return f"{(second - first) / abs(first):+.2%}"
+
+
 def comparison(found: Comparison) -> Table:
     """Return a table that compares two runs, with a line a common step.
 
@@ -58,7 +63,7 @@ def comparison(found: Comparison) -> Table:
         for values in (found.largest[row], found.smallest[row]):
             if values.size:
                 first = values[:, 0]
-                cells += [two(first, ".5g"), f"{(first[1] - first[0]) / abs(first[0]):+.2%}"]
+                cells += [two(first, ".5g"), _difference(*first)]
             else:
                 cells += ["", ""]
         for angles in (found.angles_largest[row], found.angles_smallest[row]):

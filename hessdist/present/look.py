@@ -71,6 +71,7 @@ class Look:
                 mpl.rcParams["font.size"] = self.font_size
             # Text stays text in vector files, and the same data give the same bytes.
             mpl.rcParams.update({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "x"})
+            mpl.rcParams["text.usetex"] = False  # names of a result are no commands of TeX
             yield
 
     def save(self, figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -16,6 +16,7 @@ from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
 from hessdist.errors import DependencyError
 from hessdist.present.panels import LAYOUT, Note, View
+from hessdist.printable import printable
 from hessdist.results.files import write_text
 from hessdist.results.outputs import Kind, require_output
 
@@ -36,7 +37,7 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
     drawn = {view.name: view.data() for view in views}
     here = files("hessdist.present")
     return Template(here.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
+        title=_html(title),
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         plotly=_plotly(),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
@@ -44,7 +45,7 @@ def page_of(run: Run, title: str, views: Iterable[View], steps: Iterable[int]) -
         last=len(slider) - 1,
         summary=_table(_summary(run, job)),
         provenance=_table(_provenance(run)),
-        job=escape(run.job),
+        job=_html(run.job),
         views="\n".join(map(_section, views)),
     )
 
@@ -59,6 +60,11 @@ def write_page(
     """
     require_output(path, Kind.PAGE, [run.path], "-o")
     write_text(path, page_of(run, title, views, steps), "-o")
+
+
+def _html(text: object) -> str:
+    """Return a text of unknown origin for the page, as it is."""
+    return escape(printable(text, keep="\n\t"))
 
 
 def in_script(data: Any) -> str:
@@ -82,31 +88,30 @@ def _plotly() -> str:
 def _section(view: View) -> str:
     kind, inside = ("view words", "note") if view.notes else ("view", "plot")
     return (
-        f'<section class="{kind}" aria-label="{escape(view.title)}"><h2>{escape(view.title)}</h2>'
-        f'<p class="caption">{escape(view.caption)}</p>'
-        f'<div class="controls" id="{escape(view.name)}-controls"></div>'
-        f'<div class="{inside}" id="{escape(view.name)}">{_notes(view.notes)}</div></section>'
+        f'<section class="{kind}" aria-label="{_html(view.title)}"><h2>{_html(view.title)}</h2>'
+        f'<p class="caption">{_html(view.caption)}</p>'
+        f'<div class="controls" id="{_html(view.name)}-controls"></div>'
+        f'<div class="{inside}" id="{_html(view.name)}">{_notes(view.notes)}</div></section>'
     )
 
 
 def _notes(notes: Iterable[Note]) -> str:
     """Return all notes of a view; the script shows the one of the selected step."""
     return "".join(
-        f"<article hidden><p></p><h3>{escape(note.heading)}</h3>"
-        f"<dl>{_findings(note)}</dl></article>"
+        f"<article hidden><p></p><h3>{_html(note.heading)}</h3><dl>{_findings(note)}</dl></article>"
         for note in notes
     )
 
 
 def _findings(note: Note) -> str:
     return "".join(
-        f"<div><dt>{escape(topic)}</dt><dd>{escape(text)} <cite>{escape(source)}</cite></dd></div>"
+        f"<div><dt>{_html(topic)}</dt><dd>{_html(text)} <cite>{_html(source)}</cite></dd></div>"
         for topic, text, source in note.findings
     )
 
 
 def _table(rows: dict[str, str]) -> str:
-    lines = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    lines = (f"<tr><th>{_html(k)}</th><td>{_html(v)}</td></tr>" for k, v in rows.items())
     return f"<table>{''.join(lines)}</table>"
 
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hessdist.present.style import BLUE, ORANGE
 from hessdist.present.values import numbers, positive, quantiles
+from hessdist.printable import printable
 
 INK, GRID = "var(--ink)", "var(--line)"
 """Colours of text and of lines. The page's script replaces them: they depend on dark mode."""
@@ -319,7 +320,7 @@ def bent_axis(linear: float, largest: float) -> dict[str, Any]:
 
 def plain(text: object) -> str:
     """Return a text so that plotly's labels, which read some HTML, show it as it is."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;")
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def shorten(text: object, most: int = 60) -> str:

@@ -35,13 +35,15 @@ def progression(run: Run, title: str = "") -> Figure:
             _draw_end(axes, run.steps, values, converged, end)
             name = f"{end}, {'LA' if end == 'largest' else 'SA'}({count})"
             keys.append(key(name, of_end(end, 3)[0], line="-"))
-    axes.set_yscale("log")
+    if (run.eigenvalues_largest != 0).any() or (run.eigenvalues_smallest != 0).any():
+        axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel("|λ|")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right = axes.twinx()
     right.plot(run.steps, run.loss, ":k", linewidth=1.5)
-    right.set_yscale("log")
+    if (run.loss > 0).any():
+        right.set_yscale("log")
     right.set_ylabel("loss")
     legend_below(figure, [*keys, key("loss (right)", "black", line=":")], 3, None)
     return figure

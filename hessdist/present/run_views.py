@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.loader import parse_job
-from hessdist.errors import ResultError
+from hessdist.errors import ResultError, UntrustedError
 from hessdist.present.panels import (
     INK,
     LOGARITHMIC,
@@ -26,6 +26,7 @@ from hessdist.present.style import BLUE, GREEN, GREY, ORANGE, RED, of_end
 from hessdist.present.values import hovered, numbers
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
+from hessdist.results.units import fitting
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -184,13 +185,17 @@ def _shares(run: Run) -> Iterator[View]:
     vectors = [*_names(run), "gradient", "parameters"]
     scale, found = {"colorscale": "Viridis", "zmin": 0, "zmax": 1}, {}
     for step in map(int, run.steps[np.unique(rows)]):
-        with suppress(ResultError, OSError):
-            shares, hover = numbers(_shares_at(run, step), 3), "%{y}<br>%{x}: %{z}<extra></extra>"
-            heat = {"type": "heatmap", "x": layers, "y": vectors, "z": shares, **scale}
-            heat["hovertemplate"] = hover
-            yaxis, margin = {"autorange": "reversed"}, {"l": 90, "r": 16, "t": 10, "b": 50}
-            axes = layout(f"layer, step {step}", "", yaxis=yaxis, margin=margin)
-            found[step] = Figure([heat], axes)
+        try:
+            shares = numbers(_shares_at(run, step), 3)
+        except UntrustedError:
+            raise
+        except (ResultError, OSError):
+            continue
+        heat = {"type": "heatmap", "x": layers, "y": vectors, "z": shares, **scale}
+        heat["hovertemplate"] = "%{y}<br>%{x}: %{z}<extra></extra>"
+        yaxis, margin = {"autorange": "reversed"}, {"l": 90, "r": 16, "t": 10, "b": 50}
+        axes = layout(f"layer, step {step}", "", yaxis=yaxis, margin=margin)
+        found[step] = Figure([heat], axes)
     if found:
         yield View(
             "shares",
@@ -209,8 +214,8 @@ def _shares_at(run: Run, step: int) -> NDArray[np.float64]:
         for end in ENDS
         for i in range(_count(run, end))
     ]
-    ones = np.ones(run.num_parameters, np.float32)
-    shares += [result.layer_shares(result.gradient), result.layer_shares(ones)]
+    sizes = np.array([math.prod(tensor.shape) for tensor in run.parameters], float)
+    shares += [result.layer_shares(result.gradient), sizes / sizes.sum()]
     return by_layer(np.stack(shares), [tensor.name for tensor in run.parameters])
 
 
@@ -219,10 +224,10 @@ def _best_steps(run: Run, step: int, names: Sequence[str]) -> list[str]:
     measured = run.studies.get("step_sizes")
     found: dict[str, str] = {}
     if measured is not None:
-        for row in np.flatnonzero(measured["step"] == step):
-            found = dict(
-                zip(map(str, measured["pair"]), hovered(measured["best_step"][row]), strict=True)
-            )
+        with fitting(run.path, "step_sizes"):
+            for row in np.flatnonzero(measured["step"] == step):
+                best = hovered(measured["best_step"][row])
+                found = dict(zip(map(str, measured["pair"]), best, strict=True))
     return [f"<br>α* {found[name]}" if name in found else "" for name in names]
 
 

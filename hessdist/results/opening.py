@@ -14,32 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import h5py
 
 from hessdist.errors import ReadingError
 from hessdist.results import seal
+from hessdist.results.untrusted import (
+    File,
+    Group,
+    is_system_error,
+    linked_file,
+    require_regular,
+)
 
 # 524 is Linux's ENOTSUPP, which NFS and FUSE may return and Python's errno does not name.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
 """Error numbers of `flock` on a file system that has no locks."""
 
 _Value = TypeVar("_Value")
-
-
-def is_system_error(error: BaseException) -> bool:
-    """Return whether an error means that a file could not be read, not that it is damaged.
-
-    Args:
-        error: An error of reading a file. HDF5 gives the system's error number in its text.
-
-    Returns:
-        True for an error of the system; False for a file that was read and has wrong content.
-    """
-    if getattr(error, "errno", None) is not None:
-        return True
-    return isinstance(error, OSError | RuntimeError | KeyError) and "errno = " in str(error)
 
 
 def reading_error(path: Path, error: BaseException) -> ReadingError:
@@ -102,18 +95,24 @@ def with_retries(
             time.sleep(left.pop(0))
 
 
-def open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> File:
     """Open an HDF5 file for reading, without HDF5's locks where h5py supports that.
 
     Args:
         path: The file.
 
     Returns:
-        The open file.
+        The open file, behind the gate.
 
     Raises:
         OSError: The file cannot be read, or is no HDF5 file; see `is_system_error`.
+        UntrustedError: It is a pipe or a device.
     """
+    require_regular(path)
+    return File(_opened_by_h5py(path), path)
+
+
+def _opened_by_h5py(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except (TypeError, ValueError):  # this h5py, or its HDF5, has no such argument
@@ -125,10 +124,10 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 @contextmanager
-def group_in(path: Path, where: str) -> Iterator[Any]:
+def group_in(path: Path, where: str) -> Iterator[Group]:
     """Open a group of a file, or the group that an external link names.
 
-    HDF5 itself would open the file behind a link with locks.
+    HDF5 itself would open the file behind a link, wherever and whatever it is, and with locks.
 
     Args:
         path: The file.
@@ -141,24 +140,27 @@ def group_in(path: Path, where: str) -> Iterator[Any]:
         KeyError: There is no such group, or its file is missing or no HDF5 file.
         OSError: The file at `path` is no HDF5 file.
         ReadingError: A file cannot be read now.
+        UntrustedError: The link leads out of the folder, or to something that is no file.
     """
     with ExitStack() as stack:
         file = stack.enter_context(_opened(path))
         parent, _, name = where.rstrip("/").rpartition("/")
-        link = file[parent or "/"].get(name, getlink=True) if name else None
-        if isinstance(link, h5py.ExternalLink):
-            target = path.resolve().parent / link.filename
-            if target.exists():  # otherwise HDF5 searches its other paths
-                try:
-                    file = stack.enter_context(_opened(target))
-                except OSError as error:
-                    raise KeyError(str(error)) from error
-                where = link.path
-        yield file[where]
+        link = file.group(parent).external(name) if name else None
+        if link is None:
+            yield file.group(where)
+            return
+        target = linked_file(path, link[0])
+        if not target.exists():
+            raise KeyError(f"there is no file {target.name}")
+        try:
+            linked = stack.enter_context(_opened(target))
+        except OSError as error:
+            raise KeyError(str(error)) from error
+        yield linked.group(link[1])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def _opened(path: Path) -> Iterator[File]:
     file = with_retries(lambda: open_hdf5(path), path)
     with file:
         try:
@@ -186,6 +188,7 @@ def is_intact(path: Path) -> bool:
         BlockingIOError: The content has changed, and another program has it open for writing.
         OSError: The file cannot be read.
     """
+    require_regular(path)
     state = seal.check(path)
     if state not in (seal.Seal.BROKEN, seal.Seal.BROKEN_AND_MARKED):
         return True

@@ -9,9 +9,10 @@ import h5py
 
 from hessdist.results.files import replacing
 from hessdist.results.outputs import Kind, require_output
-from hessdist.results.reader import Run
+from hessdist.results.reader import CheckpointResult, Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
 from hessdist.results.units import COMPRESSION, copy_linked_arrays, write_studies
+from hessdist.results.untrusted import Group
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
 
 
@@ -47,13 +48,19 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
         group = file.create_group("checkpoints")
         for step in map(int, run.steps):
             with run[step].opened() as source:
-                _copy(source, group.create_group(group_name(step)), file, eigenvectors)
+                _copy(run[step], source, group.create_group(group_name(step)), file, eigenvectors)
         write_studies(file, run.studies)
         for name, measurements in run.studies.items() if eigenvectors else ():
             copy_linked_arrays(file, name, measurements)
 
 
-def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors: bool) -> None:
+def _copy(
+    result: CheckpointResult,
+    source: Group,
+    target: h5py.Group,
+    file: h5py.File,
+    eigenvectors: bool,
+) -> None:
     """Copy the arrays of a checkpoint, with the dimension scales of the packed file."""
     for name, value in source.attrs.items():
         if name == STEP.name or name.startswith(("checkpoint", "tolerance", "outcome", "restarts")):
@@ -61,7 +68,7 @@ def _copy(source: h5py.Group, target: h5py.Group, file: h5py.File, eigenvectors:
     for field in (*TABLES, *(VECTORS if eigenvectors else ())):
         if field.name not in source:
             continue
-        dataset = source[field.name]
+        dataset = result.array(source, field)
         vectors = "parameter" in field.dimensions
         options: dict[str, Any] = dict(COMPRESSION) if vectors else {}
         if vectors:

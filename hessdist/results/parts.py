@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.errors import UntrustedError
+from hessdist.results.contents import read_tables, require_attribute
 from hessdist.results.opening import open_hdf5
-from hessdist.results.schema import ENDS, STEP, TABLES, Field
+from hessdist.results.schema import ENDS, STEP, Field
 from hessdist.results.units import Digests, pairs_digest
 
 
@@ -29,11 +31,13 @@ def read_row(part: Path) -> dict[str, Any]:
         KeyError: The file is not that of a checkpoint.
     """
     with open_hdf5(part) as file:
-        row: dict[str, Any] = {f.name: file[f.name][()] for f in TABLES if f.name in file}
-        of_checkpoint = str(file.attrs.get("checkpoint_digest", ""))
+        row: dict[str, Any] = {**read_tables(file, part)}
+        attributes = file.attrs
+        of_checkpoint = str(attributes.get("checkpoint_digest", ""))
         of_pairs = pairs_digest(of_checkpoint, lambda name: row.get(name, np.zeros(0)))
         row["digests"] = Digests(of_checkpoint, of_pairs)
-        row[STEP.name] = int(file.attrs["step"])
+        require_attribute(attributes, STEP.name, int, part)
+        row[STEP.name] = int(attributes[STEP.name])
     return row
 
 
@@ -49,6 +53,9 @@ def column(
 
     Returns:
         The stacked table, (S, ...); NaN, 0 or False where a checkpoint has no such table.
+
+    Raises:
+        UntrustedError: The checkpoints have tables of different shapes.
     """
     shape = tuple(sizes[name] for name in field.dimensions)
     dtype = np.dtype(field.dtype)
@@ -56,6 +63,11 @@ def column(
     values = np.full((len(rows), *shape), missing, dtype)
     for number, row in enumerate(rows):
         if field.name in row:
+            if row[field.name].shape != shape:
+                raise UntrustedError(
+                    f"the checkpoints have different numbers of {field.name.replace('_', ' ')}",
+                    "remove the files of checkpoints that are of another job",
+                )
             values[number] = row[field.name]
     return values
 

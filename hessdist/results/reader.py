@@ -12,28 +12,37 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.errors import ReadingError, ResultError
+from hessdist.errors import ReadingError, ResultError, UntrustedError
+from hessdist.printable import printable
 from hessdist.results import seal
+from hessdist.results.contents import (
+    ParameterTensor,
+    check_ours,
+    read_attributes,
+    read_parameters,
+    read_steps,
+    read_tables,
+    require_field,
+)
 from hessdist.results.opening import (
     group_in,
     is_intact,
-    is_system_error,
     open_hdf5,
     reading_error,
     with_retries,
 )
 from hessdist.results.parts import column, read_row, sizes_of
-from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, group_name
+from hessdist.results.schema import ENDS, STEP, TABLES, VECTORS, Field, group_name
 from hessdist.results.units import (
     Measurements,
     collect_studies,
     pairs_digest,
     read_studies,
 )
+from hessdist.results.untrusted import Dataset, File, Group, is_system_error, require_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,10 +110,10 @@ class Run:
         with _open(self.path) as file:
             check_ours(file, self.path)
             try:
-                self.attributes = dict(file.attrs)
-                self.steps = file[STEP.name][()]
-                row = {f.name: file[f.name][()] for f in TABLES if f.name in file}
-                self.parameters = _parameters(file["parameters"])
+                self.attributes = read_attributes(file, self.path)
+                self.steps = read_steps(file, self.path)
+                row = read_tables(file, self.path, self.steps.shape)
+                self.parameters = read_parameters(file, self.path, self.attributes)
                 sizes = {end: row[f"eigenvalues_{end}"].shape[1] for end in ENDS}
             except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
                 raise _unreadable(self.path, error) from error
@@ -122,7 +131,7 @@ class Run:
                 raise
             except (ResultError, KeyError, OSError, RuntimeError, ValueError) as error:
                 self.damaged[part.name] = str(error)
-                _log.warning("%s is damaged and left out: %s", part, error)
+                _log.warning("%s is damaged and left out: %s", printable(part), printable(error))
                 continue
             self.attributes, self.parameters = attributes, parameters
             self._files[rows[-1][STEP.name]] = part
@@ -189,11 +198,14 @@ class Run:
 
         Raises:
             ResultError: It was not stored, or its file is missing or damaged.
+            UntrustedError: It is not what hessdist writes.
         """
         try:
             file, where = self.studies[study].files[step]
             with group_in(file, where) as group:
                 return np.asarray(group[name][()])
+        except UntrustedError:
+            raise
         except (KeyError, OSError, RuntimeError) as error:
             raise ResultError(
                 f"{self.path}: no array '{name}' of the study '{study}' at step {step} ({error})",
@@ -293,15 +305,6 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class ParameterTensor:
-    """One tensor of the flat parameter vector."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-
 @dataclass(frozen=True, eq=False)
 class CheckpointResult:
     """One checkpoint of a run; large arrays are read on demand.
@@ -360,7 +363,7 @@ class CheckpointResult:
         Raises:
             ResultError: It was not stored, or its file is missing or damaged.
         """
-        return self._read(f"eigenvectors_{end}", np.s_[rank - 1])
+        return self._read(f"eigenvectors_{end}", self._place(end, rank))
 
     def part(self, end: str, rank: int, parameter: str) -> NDArray[np.float32]:
         """Read the entries of an eigenvector that belong to one parameter tensor.
@@ -381,7 +384,9 @@ class CheckpointResult:
             raise KeyError(f"no parameter '{parameter}'; there are {', '.join(tensors)}")
         tensor = tensors[parameter]
         inside = slice(tensor.offset, tensor.offset + math.prod(tensor.shape))
-        entries: NDArray[np.float32] = self._read(f"eigenvectors_{end}", np.s_[rank - 1, inside])
+        entries: NDArray[np.float32] = self._read(
+            f"eigenvectors_{end}", np.s_[self._place(end, rank), inside]
+        )
         return entries.reshape(tensor.shape)
 
     def layer_shares(self, vector: NDArray[Any]) -> NDArray[np.float64]:
@@ -393,8 +398,10 @@ class CheckpointResult:
         Returns:
             ‖v_layer‖² / ‖v‖² in the order of `run.parameters`; they add up to 1.
         """
-        squares = vector.astype(np.float64) ** 2
-        sums = np.add.reduceat(squares, [tensor.offset for tensor in self.run.parameters])
+        squares, tensors = vector.astype(np.float64) ** 2, self.run.parameters
+        some = np.array([math.prod(tensor.shape) > 0 for tensor in tensors])  # reduceat needs one
+        sums = np.zeros(len(tensors))
+        sums[some] = np.add.reduceat(squares, np.array([tensor.offset for tensor in tensors])[some])
         with np.errstate(invalid="ignore"):
             return np.asarray(sums / squares.sum())  # NaN for a vector that is zero
 
@@ -410,10 +417,36 @@ class CheckpointResult:
                     f"{self.run.path}: {name} of step {self.step} was not stored",
                     "run with spectrum.eigenvectors = true",
                 )
-            return group[name][rows]  # type: ignore[no-any-return]
+            (field,) = (field for field in VECTORS if field.name == name)
+            return self.array(group, field)[rows]  # type: ignore[no-any-return]
+
+    def array(self, group: Group, field: Field) -> Dataset:
+        """Open an array of the checkpoint, and check its type and shape.
+
+        Args:
+            group: The group, from `opened`.
+            field: What the schema says of the array.
+
+        Returns:
+            The array, of which nothing is read yet.
+
+        Raises:
+            UntrustedError: It is not as the schema says.
+        """
+        sizes = {end: len(getattr(self, f"eigenvalues_{end}")) for end in ENDS}
+        sizes["parameter"] = self.run.num_parameters
+        dataset = group[field.name]
+        require_field(dataset, field, sizes, f"{self.run.path}: {field.name} of step {self.step}")
+        return dataset
+
+    def _place(self, end: str, rank: int) -> int:
+        count = len(getattr(self, f"eigenvalues_{end}"))
+        if not 1 <= rank <= count:
+            raise IndexError(f"no rank {rank}; there are 1 to {count}")
+        return rank - 1
 
     @contextmanager
-    def opened(self) -> Iterator[h5py.Group]:
+    def opened(self) -> Iterator[Group]:
         """Open the checkpoint's arrays, in its own file or through the run's.
 
         Yields:
@@ -471,11 +504,12 @@ def _state_of(part: Path, fingerprint: str, digest: str) -> PartState:
         return PartState.DAMAGED
     try:
         with open_hdf5(part) as file:
-            if not file.attrs.get("complete", False) or any(f.name not in file for f in TABLES):
+            attributes = file.attrs
+            if not attributes.get("complete", False) or any(f.name not in file for f in TABLES):
                 # A sealed file is not damaged: an earlier version wrote it like this.
                 sealed = seal.check(part) is not seal.Seal.NONE
                 return PartState.OTHER if sealed else PartState.DAMAGED
-            written = (file.attrs.get("fingerprint"), file.attrs.get("checkpoint_digest"))
+            written = (attributes.get("fingerprint"), attributes.get("checkpoint_digest"))
             if written != (fingerprint, digest):
                 return PartState.OTHER
             converged = all(file[f"converged_{end}"][()].all() for end in ENDS)
@@ -489,26 +523,6 @@ def _state_of(part: Path, fingerprint: str, digest: str) -> PartState:
             f"{part} is intact, but HDF5 cannot read it ({error})",
             "use the version of HDF5 that wrote it, or move the file away",
         ) from error
-
-
-def check_ours(file: h5py.File, path: Path) -> None:
-    """Refuse a file that hessdist did not write, or that a later version wrote.
-
-    Args:
-        file: The open file.
-        path: The path of the file, for messages.
-
-    Raises:
-        ResultError: The file cannot be read by this version of hessdist.
-    """
-    if file.attrs.get("software") != SOFTWARE:
-        raise ResultError(f"{path} is not a result of hessdist", "name the run's HDF5 file")
-    version = int(file.attrs.get("schema_version", 0))
-    if version > SCHEMA_VERSION:
-        raise ResultError(
-            f"{path} has schema version {version}, but this hessdist reads up to {SCHEMA_VERSION}",
-            "update hessdist",
-        )
 
 
 def _parts_in(folder: Path, fingerprint: str | None) -> list[Path]:
@@ -529,13 +543,17 @@ def _read_part(part: Path) -> tuple[dict[str, Any], list[ParameterTensor], dict[
     """Read attributes, parameters and tables of a checkpoint's file, and check its bytes."""
     with open_hdf5(part) as file:
         check_ours(file, part)
-        attributes, parameters = dict(file.attrs), _parameters(file["parameters"])
+        attributes = read_attributes(file, part)
+        parameters = read_parameters(file, part, attributes)
     if not is_intact(part):
         raise ValueError("its bytes are not those that were written")
-    return attributes, parameters, read_row(part)
+    row = read_row(part)
+    if not part.name.startswith(f"{group_name(row[STEP.name])}."):
+        raise ValueError(f"it is of step {row[STEP.name]}")
+    return attributes, parameters, row
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path) -> File:
     _require_file(path)
     try:
         return with_retries(partial(open_hdf5, path), path)
@@ -546,6 +564,8 @@ def _open(path: Path) -> h5py.File:
 def _require_file(path: Path) -> None:
     if with_retries(path.is_file, path):
         return
+    if path.exists() and not path.is_dir():
+        require_regular(path)
     folder = path.with_suffix(".checkpoints")
     if any(folder.glob("step-*.h5")):
         raise ResultError(
@@ -557,6 +577,8 @@ def _require_file(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:
+    if isinstance(error, ResultError):
+        return error
     return reading_error(path, error) if is_system_error(error) else _damaged(path, error)
 
 
@@ -565,11 +587,3 @@ def _damaged(path: Path, error: Exception) -> ResultError:
         f"{path} is no HDF5 file, or damaged ({error})",
         "run `hessdist spectrum` again: it rebuilds the index from the files of the checkpoints",
     )
-
-
-def _parameters(group: h5py.Group) -> list[ParameterTensor]:
-    names, shapes = group["name"].asstr()[()], group["shape"].asstr()[()]
-    return [
-        ParameterTensor(name, tuple(int(n) for n in shape.split(",") if n), int(offset))
-        for name, shape, offset in zip(names, shapes, group["offset"][()], strict=True)
-    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -20,10 +21,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdist.errors import ResultError
+from hessdist.errors import HessdistError, UntrustedError
 from hessdist.results.files import parts_folder, replacing
 from hessdist.results.opening import group_in, is_intact, open_hdf5, with_retries
 from hessdist.results.schema import ENDS, STEP, group_name
+from hessdist.results.untrusted import REMEDY, File, Group
 
 if TYPE_CHECKING:
     import xarray
@@ -222,7 +224,7 @@ def _read_unit(path: Path, state: tuple[int, int, int]) -> Measurements | None:
         if not file.attrs.get("complete", False):
             return None
         measurements = read_measurements(file)
-        has_linked = any(_LINKED in dataset.attrs for dataset in file.values())
+        has_linked = any(_LINKED in file[name].attrs for name in file.datasets())
     files = {int(measurements.attributes["step"]): (path, "/")} if has_linked else {}
     return replace(measurements, files=files)
 
@@ -258,7 +260,7 @@ def write_measurements(group: h5py.Group, measurements: Measurements) -> None:
             dataset.dims[axis].attach_scale(group[dimension])
 
 
-def read_measurements(group: h5py.Group) -> Measurements:
+def read_measurements(group: Group) -> Measurements:
     """Read what `write_measurements` has written.
 
     Args:
@@ -266,23 +268,22 @@ def read_measurements(group: h5py.Group) -> Measurements:
 
     Returns:
         The measurements, in memory, without their linked arrays.
+
+    Raises:
+        UntrustedError: They are not what hessdist writes.
     """
     variables = {}
-    for name, dataset in group.items():
-        if not isinstance(dataset, h5py.Dataset) or _LINKED in dataset.attrs:
+    for name in group.datasets():
+        dataset = group[name]
+        attributes, is_scale = dataset.attrs, dataset.is_scale
+        if _LINKED in attributes or (is_scale and attributes["long_name"] == _COUNT):
             continue
-        is_scale = h5py.h5ds.is_scale(dataset.id)
-        if is_scale and dataset.attrs["long_name"] == _COUNT:
-            continue
-        dimensions = tuple(
-            name if is_scale else scales[0].name.rsplit("/", 1)[-1] for scales in dataset.dims
-        )
-        text = h5py.check_string_dtype(dataset.dtype) is not None
-        values = dataset.asstr()[()] if text else dataset[()]
-        variables[name] = Variable(
-            dimensions, np.asarray(values), dataset.attrs["long_name"], dataset.attrs["units"]
-        )
-    return Measurements(variables, dict(group.attrs))
+        dimensions = (name,) if is_scale else dataset.dimensions
+        if len(dimensions) != dataset.ndim:
+            raise UntrustedError(f"the dimensions of {group.name}/{name} are not named", REMEDY)
+        long_name, units = str(attributes["long_name"]), str(attributes["units"])
+        variables[name] = Variable(dimensions, np.asarray(dataset[()]), long_name, units)
+    return Measurements(variables, group.attrs)
 
 
 def _storable(values: NDArray[Any]) -> NDArray[Any]:
@@ -291,6 +292,33 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
 
 def _describe(dataset: h5py.Dataset, variable: Variable) -> None:
     dataset.attrs["units"], dataset.attrs["long_name"] = variable.units, variable.long_name
+
+
+@contextmanager
+def fitting(path: Path, study: str) -> Iterator[None]:
+    """Take errors in this context for those of a study's arrays, whose shapes no schema says.
+
+    Args:
+        path: The run's file.
+        study: The name of the study.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        HessdistError: There was an error of another kind that hessdist foresees.
+        UntrustedError: There was such an error.
+    """
+    try:
+        yield
+    except HessdistError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UntrustedError(
+            f"{path}: the results of '{study}' do not fit together ({said})",
+            "run `hessdist study --overwrite` again; --traceback says more",
+        ) from error
 
 
 # -- the run's file --------------------------------------------------------------------------
@@ -393,16 +421,17 @@ def collect_studies(
     """
     studies = {}
     for name, units in units_of(folder, fingerprint).items():
-        read = [
-            measurements
-            for unit in units
-            if (measurements := read_unit(unit)) is not None
-            and is_current(measurements.attributes, digests)
-        ]
-        if read:
-            whole = stacked(read) if "step" in read[-1].attributes else read[-1]
-            kept = {name: whole.attributes[name] for name in ("settings", "created")}
-            studies[name] = replace(whole, attributes=kept)
+        with fitting(folder, name):
+            read = [
+                measurements
+                for unit in units
+                if (measurements := read_unit(unit)) is not None
+                and is_current(measurements.attributes, digests)
+            ]
+            if read:
+                whole = stacked(read) if "step" in read[-1].attributes else read[-1]
+                kept = {name: whole.attributes[name] for name in ("settings", "created")}
+                studies[name] = replace(whole, attributes=kept)
     return studies
 
 
@@ -435,7 +464,8 @@ def copy_linked_arrays(index: h5py.File, name: str, measurements: Measurements) 
     for step, (path, where) in measurements.files.items():
         target = index.require_group(f"{GROUP}/{name}/{_LINKS}").create_group(group_name(step))
         with group_in(path, where) as source:
-            for array, dataset in source.items():
+            for array in source.datasets():
+                dataset = source[array]
                 if _LINKED not in dataset.attrs:
                     continue
                 copied = target.create_dataset(
@@ -450,7 +480,7 @@ def copy_linked_arrays(index: h5py.File, name: str, measurements: Measurements) 
                     copied[row] = dataset[row]
 
 
-def read_studies(file: h5py.File, path: Path) -> dict[str, Measurements]:
+def read_studies(file: File, path: Path) -> dict[str, Measurements]:
     """Read the measurements of all studies in a run's file.
 
     Args:
@@ -461,21 +491,20 @@ def read_studies(file: h5py.File, path: Path) -> dict[str, Measurements]:
         The measurements by name of the study; empty if no study was run.
 
     Raises:
-        ResultError: The measurements are damaged.
+        UntrustedError: They are not what hessdist writes.
     """
-    try:
-        return {name: _with_links(group, path) for name, group in file.get(GROUP, {}).items()}
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise ResultError(
-            f"{path}: the results of its studies are damaged ({error})",
-            "run `hessdist study` again",
-        ) from error
+    studies = file.group(GROUP) if GROUP in file else ()
+    read = {}
+    for name in studies:
+        with fitting(path, name):
+            read[name] = _with_links(file.group(f"{GROUP}/{name}"), path)
+    return read
 
 
-def _with_links(group: h5py.Group, path: Path) -> Measurements:
+def _with_links(group: Group, path: Path) -> Measurements:
     """Read measurements, with the places of their linked arrays."""
     files = {
         int(name.rsplit("-", 1)[-1]): (path, f"{group.name}/{_LINKS}/{name}")
-        for name in group.get(_LINKS, {})
+        for name in (group.group(_LINKS) if _LINKS in group else ())
     }
     return replace(read_measurements(group), files=files)

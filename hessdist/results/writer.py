@@ -259,7 +259,8 @@ def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
             if name in common or name.endswith("_version"):
                 index.attrs[name] = value
         index.attrs["created"] = _now()
-        columns = [file["parameters"][name][()] for name in ("name", "shape", "offset")]
+        parameters = file.group("parameters")
+        columns = [parameters[name][()] for name in ("name", "shape", "offset")]
         sizes = {name: len(file[name]) for name in ENDS}
     write_parameters(index, *columns)
     return sizes

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from hessdist.parallel.ranks import launched_size
+from hessdist.printable import printable
 
 
 def is_terminal() -> bool:
@@ -94,9 +95,9 @@ class Console:
             self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Write a line. Markup in it is written as it is."""
+        """Write a line. Markup in it is written as it is, and nothing in it moves the cursor."""
         if self._enabled:
-            self._console.print(text, markup=False)
+            self._console.print(printable(text), markup=False)
             sys.stdout.flush()
 
     def begin(self, what: str, total: int) -> None:

@@ -9,10 +9,12 @@ are complete in any case.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ from hessdist.results.opening import NO_LOCKS
 from hessdist.results.schema import group_name
 
 _RECORD = 1024  # bytes about the holder; always written whole
+_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # links are refused, FIFOs do not block
 
 
 class NoLocksError(OutputError):
@@ -105,15 +108,30 @@ def acquire(path: Path, shared: bool = False, wait: bool = False, attempts: int 
         os.close(handle)  # its last holder has removed the file, so it locks nothing
 
 
+# The folder of a result may be writable for others. A link in place of a lock would lead to another
+# file, which would be created or written over, and a FIFO would wait for its other end.
 def _open(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666)
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+            raise _not_a_file(path) from error
         raise OutputError(
             f"the lock {path} cannot be created ({error.strerror})",
             "change output.path or the permissions of the folder",
         ) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _not_a_file(path)
+    return handle
+
+
+def _not_a_file(path: Path) -> OutputError:
+    return OutputError(
+        f"the lock {path} is a link, a folder or a device instead of a regular file",
+        "find out who put it there, and remove it",
+    )
 
 
 def _refuse(path: Path, error: OSError) -> NoReturn:
@@ -131,7 +149,7 @@ def _refuse(path: Path, error: OSError) -> NoReturn:
 def _is_current(path: Path, handle: int) -> bool:
     """Return whether the open file is still the one at this path."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:
         return False
 
@@ -198,10 +216,12 @@ def holder(path: Path) -> dict[str, Any] | None:
         holds the lock.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | _CAREFULLY)
     except OSError:
         return None
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:

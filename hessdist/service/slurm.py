@@ -1,7 +1,8 @@
 """Slurm: the text of a batch script, and its submission.
 
 The script asks Slurm for a signal ahead of the time limit and passes it to the ranks. They stop at
-the next product and end with status 75, and the script then puts itself back into the queue.
+the next product and end with status 75, and the script then puts itself back into the queue, unless
+somebody has cancelled the job.
 """
 
 from __future__ import annotations
@@ -51,20 +52,33 @@ def batch_script(batch: Batch) -> str:
     """Write the text of a batch script. This is a pure function.
 
     Args:
-        batch: The resources and the command.
+        batch: The resources and the command, as `check` accepts them.
 
     Returns:
         The text.
     """
     share = ["--share"] if batch.array else []
-    words = [batch.command, "spectrum", str(batch.job), *share, *batch.arguments]
+    job = str(batch.job)
+    if job.startswith("-"):  # it would be read as an option
+        job = f"./{job}"
     this = "$SLURM_JOB_ID"
     if batch.array:
         this = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
-    lines = ["#!/bin/bash", *(f"#SBATCH {word}" for word in _directives(batch))]
-    return "\n".join(lines) + _BODY.format(
-        command=shlex.join(words), signal=batch.signal, this=this, threads=batch.cpus_per_task
-    )
+    words = [batch.command, "spectrum", job, *share, *batch.arguments]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {_quoted(word)}" for word in _directives(batch)),
+        "set -uo pipefail",
+        "",
+        f"signal={batch.signal} threads={batch.cpus_per_task} this={this}",
+        f"program=({shlex.join(words)})",
+    ]
+    return "\n".join(lines) + _BODY
+
+
+def _quoted(word: str) -> str:
+    """Quote a word of an #SBATCH line as sbatch reads it, which is not quite as bash does."""
+    return word if re.fullmatch(r"[\w%+,./:=@\[\]-]+", word) else f'"{word}"'
 
 
 def _directives(batch: Batch) -> list[str]:
@@ -91,32 +105,71 @@ def _directives(batch: Batch) -> list[str]:
     ]
 
 
-_BODY = """
-set -uo pipefail
+_BODY = r"""
 
-export OMP_NUM_THREADS={threads}
-echo "$(date -Is) job {this}, start $((${{SLURM_RESTART_COUNT:-0}} + 1)) on $SLURM_JOB_NODELIST"
+# Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
+named='' ended='' early='' woken='' ranks='' told=''
+stop_ranks() {
+    woken=yes
+    if [ -s "$told" ]; then # all ranks listen: they stop at the next product
+        kill -s "$signal" "$ranks"
+    elif [ -n "$ranks" ]; then # they do not yet, and have nothing to lose
+        early=yes
+        kill -s TERM "$ranks"
+        sleep 1
+        kill -s KILL "$ranks"
+    fi 2>/dev/null
+}
+trap 'named=yes; stop_ranks' "$signal"
+trap 'ended=yes; stop_ranks' TERM
 
-# Slurm signals this shell alone; srun hands the signal on to the ranks, which stop at the next
-# product.
-signalled='' ranks=''
-trap 'signalled=yes; kill -s {signal} "$ranks" 2>/dev/null' {signal} TERM
+# Whether the job is to start again: after the signal, its time limit or a preemption, and not after
+# scancel. Slurm itself requeues a job whose preemption has the mode REQUEUE.
+starts_again() {
+    local job='' preempted='' over=''
+    [ "$status" -eq 75 ] || [ "$status" -gt 128 ] || return
+    job=$(scontrol -o show job "$this")
+    [[ $job =~ \ PreemptTime=([^ ]*) ]] && preempted=${BASH_REMATCH[1]#None}
+    [[ $job =~ \ EndTime=([^ ]*) ]] && over=${BASH_REMATCH[1]}
+    case $job in
+    *" Reason=TimeLimit "*) true ;;
+    *" JobState=RUNNING "* | *" JobState=SIGNALING "*)
+        [ -n "$named$preempted" ] || stopped_by_signal ;;
+    *) [ -n "$preempted" ] && [ "$preempted" = "$over" ] ;; # not ended by a scancel before
+    esac
+}
 
-srun --mpi=pmix --cpus-per-task={threads} --kill-on-bad-exit=0 --wait=60 \\
-    {command} &
-ranks=$!
-wait "$ranks"
-status=$?
-while [ -n "$signalled" ]; do # a signal ends the wait, and not the ranks
-    signalled=
+# Whether the ranks have had the signal from elsewhere, such as `scancel --signal`.
+stopped_by_signal() {
+    [ "$status" -eq $((128 + $(kill -l "$signal"))) ] ||
+        { [ "$status" -eq 75 ] && [ -z "$ended" ] && ! grep -qx SIGTERM "$told"; }
+}
+
+export OMP_NUM_THREADS=$threads
+told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
+echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
+
+if [ -z "$named$ended" ]; then
+    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
+        "${program[@]}" &
+    ranks=$!
+    [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
+    woken=yes
+fi
+status=75 # of ranks that were not started
+while [ -n "$woken" ] && [ -n "$ranks" ]; do # a signal ends the wait, and not the ranks
+    woken=''
     wait "$ranks"
     status=$?
 done
+[ -z "$early" ] || status=75
 
-echo "$(date -Is) job {this} ends with status $status"
-if [ "$status" -eq 75 ]; then # stopped with work left
-    scontrol requeue "{this}"
+echo "$(date -Is) job $this ends with status $status"
+if starts_again; then
+    rm -f "$told"
+    scontrol requeue "$this"
 fi
+rm -f "$told"
 exit "$status"
 """
 
@@ -134,6 +187,18 @@ def in_words(batch: Batch) -> str:
     return ", ".join(filter(None, parts))
 
 
+def name_of(name: str) -> str:
+    """Make a name for Slurm, and for a log file, of the name of a job.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        The name with "-" for everything but letters, digits and "_.+=@,-".
+    """
+    return re.sub(r"[^\w.+=@,-]+", "-", name).strip("-.")[:50] or "hessdist"
+
+
 def check(batch: Batch) -> None:
     """Refuse values that sbatch would refuse, or understand differently.
 
@@ -143,19 +208,64 @@ def check(batch: Batch) -> None:
     Raises:
         InputError: A value is wrong.
     """
-    if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", batch.time):
+    for word in (str(batch.job), batch.command, *batch.arguments, *_directives(batch)):
+        if not word.isprintable():
+            raise InputError(
+                f"{word!r} has a character that cannot be printed",
+                "take it out, or rename the file",
+            )
+    if not re.fullmatch(r"[0-9]+|[0-9]+:[0-9]{2}(:[0-9]{2})?|[0-9]+-[0-9]+(:[0-9]{2}){0,2}",
+                        batch.time):  # fmt: skip
         raise InputError(
             f"--time {batch.time} is not a time", "write minutes, H:MM:SS or D-HH:MM:SS"
         )
-    one = r"\d+(-\d+(:\d+)?)?"
-    if batch.array and not re.fullmatch(rf"{one}(,{one})*(%[1-9]\d*)?", batch.array):
+    one = r"[0-9]+(-[0-9]+(:[0-9]+)?)?"
+    if batch.array and not re.fullmatch(rf"{one}(,{one})*(%[1-9][0-9]*)?", batch.array):
         raise InputError(
             f"--array {batch.array} is not a range",
             "write a number of tasks, or a range such as 0-7%2",
         )
-    for word in (batch.name, batch.partition, batch.account, batch.qos, batch.memory):
-        if re.search(r"\s", word):
-            raise InputError(f"'{word}' has a space in it", "use a name without spaces for Slurm")
+    _check_names(batch)
+    _check_log(str(batch.log))
+    for word in batch.directives:
+        _check_directive(word)
+
+
+def _check_names(batch: Batch) -> None:
+    values = {
+        "the name": batch.name, "--partition": batch.partition, "--account": batch.account,
+        "--qos": batch.qos, "--mem": batch.memory,
+    }  # fmt: skip
+    for option, value in values.items():
+        if re.search(r"\s", value):
+            raise InputError(f"'{value}' has a space in it", "use a name without spaces for Slurm")
+        if value and not re.fullmatch(r"\w[\w.,:@+=-]*", value):
+            raise InputError(
+                f"{option} {value!r} is not a name for Slurm", "use letters, digits and _.,:@+=-"
+            )
+
+
+def _check_log(log: str) -> None:
+    if re.search(r"[\"\\]", log):
+        raise InputError(
+            f"--log {log} has a quotation mark or a backslash", "choose another name for the log"
+        )
+    if re.search(r"%(?!%|[0-9]*[AaJjNnstuxb])", log.replace("%%", "")):
+        raise InputError(
+            f"--log {log} has a pattern that Slurm does not know", "write %% for a percent sign"
+        )
+    if log == "." or log.endswith(".."):
+        raise InputError(f"--log {log} is a folder", "name a file")
+
+
+def _check_directive(word: str) -> None:
+    remedy = "write it as --sbatch=--name=value"
+    if not re.match(r"-[A-Za-z]|--[a-z]", word):
+        raise InputError(f"--sbatch {word!r} is not an option of sbatch", remedy)
+    if re.search(r"[\"\\]", word):
+        raise InputError(f"--sbatch {word} has a quotation mark or a backslash", remedy)
+    if re.match(r"[^=]*\s", word):
+        raise InputError(f"--sbatch {word!r} has a space before its value", remedy)
 
 
 def submit(script: str, timeout: float = 60) -> str:
@@ -183,8 +293,8 @@ def submit(script: str, timeout: float = 60) -> str:
     }
     try:
         done = subprocess.run(  # noqa: S603 - no word of the command is the user's
-            [program, "--parsable"], input=script, env=environment, capture_output=True, text=True,
-            timeout=timeout, check=False,
+            [program, "--parsable"], input=script, env=environment, capture_output=True,
+            encoding="utf-8", errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise InputError(

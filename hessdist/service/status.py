@@ -16,6 +16,7 @@ from hessdist.results.files import parts_folder
 from hessdist.results.opening import open_hdf5, with_retries
 from hessdist.results.reader import open_run
 from hessdist.results.schema import group_name
+from hessdist.results.untrusted import require_regular
 from hessdist.results.writer import parts_of
 from hessdist.service import locks
 from hessdist.service.console import clock
@@ -164,6 +165,7 @@ def _where(claim: dict[str, Any]) -> str:
 
 def _reason(note: Path) -> str:
     try:
+        require_regular(note)
         return str(json.loads(note.read_text(encoding="utf-8"))["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from hessdist.parallel.ranks import Ranks
 
 _early: list[str] = []  # names of the signals that came before there was a Stop
+_usual: dict[int, Any] = {}  # what the signals did before `listen`
 
 
 def listen() -> None:
@@ -21,7 +24,16 @@ def listen() -> None:
     would end the process during that time with a status of its own.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, _record_early)
+        _usual[number] = signal.signal(number, _record_early)
+
+
+def unlisten() -> None:
+    """Undo `listen`, for a command that does not stop on signals; those recorded take effect."""
+    for number, usual in _usual.items():
+        signal.signal(number, usual)
+    _usual.clear()
+    for name in _early:
+        signal.raise_signal(signal.Signals[name])
 
 
 def _record_early(number: int, frame: FrameType | None) -> None:
@@ -60,6 +72,7 @@ class Stop:
     def __init__(self, name: str = "USR1") -> None:
         self._signals = {signal.SIGTERM, signal.SIGINT, signal.Signals[f"SIG{name}"]}
         self._before: dict[signal.Signals, Any] = {}
+        self._is_ready = False
         # The name of the signal, or "stop" if another group has asked for it.
         self.caught = next(
             (early for early in _early if signal.Signals[early] in self._signals), ""
@@ -104,5 +117,24 @@ class Stop:
             Stopped: On all of them.
         """
         self._keep_listening()
+        if not self._is_ready:
+            self._is_ready = True
+            _tell_batch_script(ranks, "ready")
         if ranks.any(bool(self.caught)):
+            _tell_batch_script(ranks, self.caught)
             raise Stopped("stopped on a signal with work left", "start the same command again")
+
+
+def _tell_batch_script(ranks: Ranks, word: str) -> None:
+    """Append a word to the file through which the batch script learns of it (`service.slurm`).
+
+    The script makes the file on the node of rank 0. It has "ready" in it once all ranks listen,
+    and then the name of the signal that stops them.
+    """
+    path = os.environ.get("HESSDIST_SIGNAL_FILE")
+    if not path or not ranks.is_root:
+        return
+    with suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        os.write(handle, f"{word}\n".encode())
+        os.close(handle)

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from hessdist.config.base import Section
+from hessdist.results.units import fitting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,18 +111,21 @@ class Study:
 
     def figures_of(self, run: Run, title: str) -> Iterator[tuple[str, Figure]]:
         """Draw figures, each with a name, if the run has results of this study."""
-        yield from _load(self.figures)(run, title) if self._shows(self.figures, run) else ()
+        yield from self._shown(self.figures, run, title)
 
     def tables_of(self, run: Run) -> Iterator[Table]:
         """Make tables, if the run has results of this study."""
-        yield from _load(self.tables)(run) if self._shows(self.tables, run) else ()
+        yield from self._shown(self.tables, run)
 
     def views_of(self, run: Run) -> Iterator[View]:
         """Make views of the page, if the run has results of this study."""
-        yield from _load(self.page)(run) if self._shows(self.page, run) else ()
+        yield from self._shown(self.page, run)
 
-    def _shows(self, how: str, run: Run) -> bool:
-        return bool(how) and self.name in run.studies
+    def _shown(self, how: str, run: Run, *title: str) -> Iterator[Any]:
+        """Whatever a function shows of a run, if the run has results of this study."""
+        if how and self.name in run.studies:
+            with fitting(run.path, self.name):
+                yield from _load(how)(run, *title)
 
 
 TRAINING = ("training.batch_size", "training.learning_rate", "training.momentum")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hessdist.config.studies import registry
+from hessdist.results.units import fitting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,8 @@ def steps(run: Run) -> list[int]:
     found = set(run.steps.tolist())
     for name, study in registry().items():
         if study.needs.checkpoints and name in run.studies:
-            found |= set(run.studies[name]["step"].tolist())
+            with fitting(run.path, name):
+                found |= {int(step) for step in run.studies[name]["step"]}
     return sorted(found)
 
 

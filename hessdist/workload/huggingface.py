@@ -70,7 +70,7 @@ def huggingface(
     if task.endswith("classification"):
         model.register_forward_pre_hook(_unpacked, with_kwargs=True)
         model.register_forward_hook(_logits)
-    return model if adapter is None else _with_adapter(model, adapter)  # type: ignore[no-any-return]
+    return model if adapter is None else _with_adapter(model, adapter)
 
 
 def import_library(name: str) -> ModuleType:

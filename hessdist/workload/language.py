@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hessdist.errors import DataError, WorkloadError
 from hessdist.workload.losses import OfOutputs
-from hessdist.workload.nestings import Batch
+from hessdist.workload.nestings import Batch, part
 from hessdist.workload.token_losses import (
     OutputLayer,
     chunk_of,
@@ -38,7 +38,7 @@ def causal_lm(
             mean over sequences of the mean over the labels of each.
         ignore_index: The label that does not count.
         chunk_tokens: The number of tokens whose logits are in memory at a time; 0: all logits are
-            computed by the model itself; None: as many as fit 64 MiB.
+            computed by the model itself; None: as many as fit 16 MiB.
         fisher: Whose gradients the empirical Fisher matrix is made of.
 
     Returns:
@@ -141,6 +141,8 @@ class TokenLoss(OfOutputs):
         z = {"hidden": hidden, "weight": head.weight, "bias": head.bias}
         return {name: tensor for name, tensor in z.items() if tensor is not None}
 
+    proof_samples = 1  # their logits are whole
+
     def whole(self) -> TokenLoss:
         """Return the same loss with whole logits as its outputs."""
         return replace(self, chunk_tokens=0, _chunked={})
@@ -181,6 +183,7 @@ class TokenLoss(OfOutputs):
         head = output_layer(model)
         if head is None:
             return False
+        batch = part(batch, slice(0, 1))  # whole logits of one sequence are enough
         with torch.no_grad():
             whole = self._logits(model, batch)
             with _identity(head):

@@ -50,6 +50,9 @@ Result = TypeVar("Result")
 class Loss:
     """A loss as sums over samples: calling it with a model and a batch gives (s, w)."""
 
+    proof_samples = 4
+    """The number of samples on which a product is proven."""
+
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
         """Evaluate the loss.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from hessdist.parallel.watchdog import reading
 from hessdist.workload.collate import Collate, make_batch, range_of
 from hessdist.workload.datasets import MapDataset, read_sample
 from hessdist.workload.factories import one_line
+from hessdist.workload.grouping import by_number, by_tokens, lengths_of
 from hessdist.workload.nestings import Batch, count_bytes, map_tensors, place
 from hessdist.workload.sending import why_not_sent, without_main_module
 
@@ -33,7 +36,9 @@ class Shard:
     Args:
         dataset: The whole data set.
         indices: The indices of this rank's samples, (n_local,) int64; may be empty.
-        batch_size: The number of samples in a batch.
+        batch_size: The largest number of samples in a batch.
+        batch_tokens: The number of tokens in a batch, if the data set knows the lengths of its
+            samples; None: batches have `batch_size` samples.
         device: The device for batches.
         dtype: The dtype for floating tensors; complex ones get the complex dtype of its precision.
         memory: The bytes that the shard may take on the device. A larger shard is read again, batch
@@ -50,6 +55,7 @@ class Shard:
         indices: NDArray[np.int64],
         *,
         batch_size: int,
+        batch_tokens: int | None = None,
         device: torch.device,
         dtype: torch.dtype,
         memory: float = 8 * 2**30,
@@ -60,9 +66,14 @@ class Shard:
         self._samples = _Samples(dataset, collate)
         self._device, self._dtype = device, dtype
         self._workers, self._quiet = workers, quiet
-        self.batch_size = batch_size
-        starts = range(0, len(indices), batch_size)
-        self._indices = [indices[start : start + batch_size].tolist() for start in starts]
+        lengths = None if batch_tokens is None else lengths_of(dataset)
+        self._indices = (
+            by_number(indices, batch_size)
+            if lengths is None or batch_tokens is None
+            else by_tokens(indices, lengths[indices], batch_tokens, batch_size)
+        )
+        self._ends = list(accumulate(map(len, self._indices)))
+        self.batch_size = batch_size if lengths is None else max(map(len, self._indices), default=1)
         self.num_samples = len(indices)
         self._loader: tuple[list[int], DataLoader[_Sent]] | None = None
         self._kept = self._keep(memory) if self.num_samples else None
@@ -104,8 +115,20 @@ class Shard:
         """
         if not (positions and self.num_samples):
             raise DataError("the data set has no sample", "check that it is not empty")
-        size = len(self._indices[0])
-        return self._read([self._indices[p // size][p % size] for p in positions])
+        batches = [bisect_right(self._ends, position) for position in positions]
+        return self._read([
+            self._indices[batch][position - self._ends[batch]]  # counted from the end
+            for batch, position in zip(batches, positions, strict=True)
+        ])
+
+    def positions_of(self, number: int) -> range:
+        """Return the positions in the shard of the samples of a batch."""
+        end = self._ends[number]
+        return range(end - len(self._indices[number]), end)
+
+    def batch_of(self, position: int) -> range:
+        """Return the positions of the samples that are evaluated with the one at a position."""
+        return self.positions_of(bisect_right(self._ends, position))
 
     def batches(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Batch]]:
         """Iterate over batches in order.

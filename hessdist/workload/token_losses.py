@@ -45,7 +45,7 @@ class OutputLayer:
         return torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias)
 
 
-def chunk_of(vocabulary: int, itemsize: int, budget: int = 64 * 2**20) -> int:
+def chunk_of(vocabulary: int, itemsize: int, budget: int = 16 * 2**20) -> int:
     """Choose a number of tokens whose logits fit a budget.
 
     Args:

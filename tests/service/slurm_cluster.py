@@ -74,6 +74,8 @@ GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 \
 GraceTime=20 PreemptMode=REQUEUE
+PartitionName=cancelled Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
+PartitionName=requeued Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -140,6 +142,14 @@ class Cluster:
         self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self.until_idle()
 
+    def configure(self, old: str, new: str) -> None:
+        """Change the configuration of the running daemons."""
+        path = self.folder / "slurm.conf"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        self.ask("scontrol", "reconfigure")
+
     def until_idle(self) -> None:
         """Wait until every node is idle."""
         self.until(lambda: self._states() == {"idle": NODES}, 60)
@@ -194,7 +204,7 @@ class Cluster:
 
     def until_over(self, number: str, seconds: float = 120) -> dict[str, str]:
         """Wait for a job's end."""
-        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SIGNALING")
         self.until(lambda: self.state(number) not in going, seconds)
         return self.job(number)
 

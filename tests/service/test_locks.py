@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sweeps import command, parts, prepare
+from sweeps import command, completed, parts, prepare
 
 import hessdist
 from hessdist.errors import OutputError
@@ -55,6 +55,72 @@ def test_a_lock_that_fails_otherwise_is_one_line(
     assert not isinstance(caught.value, locks.NoLocksError)
     assert str(path) in caught.value.what
     assert locks.holder(path) is None
+
+
+def plant(path: Path, kind: str) -> Path:
+    """Put something else where a lock belongs; the file that a link leads to."""
+    target = path.parent / "target"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/full")
+    else:
+        if kind == "link":
+            target.write_text("mine")
+        path.symlink_to(target)
+    return target
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "folder", "device"])
+@pytest.mark.timeout(20)
+def test_only_a_regular_file_is_a_lock(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "lock"
+    target = plant(path, kind)
+    for wait in (False, True):
+        with pytest.raises(OutputError, match="instead of a regular file") as caught:
+            locks.acquire(path, wait=wait)
+        assert not isinstance(caught.value, locks.NoLocksError)
+        assert str(path) in caught.value.what
+    assert locks.holder(path) is None
+    assert target.exists() == (kind == "link")
+    assert kind != "link" or target.read_text() == "mine"
+
+
+def test_a_link_that_takes_the_place_of_a_held_lock_is_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held = locks.acquire(path)
+    assert held is not None
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(OutputError, match="instead of a regular file"):
+        locks.acquire(path)
+    held.release()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (".run.lock", "fifo"),
+        (".step-00000010.claim", "link"),
+        pytest.param(".run.lock", "link", marks=pytest.mark.slow),
+        pytest.param(".index.lock", "link", marks=pytest.mark.slow),
+        pytest.param(".step-00000010.claim", "fifo", marks=pytest.mark.slow),
+    ],
+)
+def test_something_else_in_place_of_a_lock_is_one_line(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    prepare(tmp_path, (0, 10))
+    target = plant(tmp_path / "results" / "run.checkpoints" / name, kind)
+    done = completed(tmp_path, "spectrum", "job.toml")
+    assert done.returncode == 2, done
+    (line,) = done.stderr.splitlines()
+    assert name in line
+    assert "instead of a regular file" in line
+    assert kind != "link" or target.read_text() == "mine"
 
 
 @pytest.mark.parametrize("number", [37, pytest.param(524, marks=pytest.mark.slow)])

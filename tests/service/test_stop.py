@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,10 @@ from sweeps import (
     until,
     workers,
 )
+
+from hessdist.errors import Stopped
+from hessdist.parallel.ranks import Ranks
+from hessdist.service.stop import Stop
 
 SIGNALS = [
     pytest.param("TERM", 0, marks=pytest.mark.slow),
@@ -180,3 +186,73 @@ def _listens(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+def python(*lines: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["spectrum", "job.toml"], ["--traceback", "-eps_ncv", "60", "study", "job.toml"]]
+)
+def test_it_listens_before_it_imports_anything_heavy(words: list[str]) -> None:
+    done = python(
+        "import os, signal, sys",
+        f"sys.argv = ['hessdist', *{words}]",
+        "def look(number, handler):",
+        "    print(sorted({'numpy', 'typer', 'mpi4py', 'torch', 'h5py'} & set(sys.modules)))",
+        "    os._exit(0)",
+        "signal.signal = look",
+        "from hessdist.cli import main",
+        "main()",
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_command_that_does_not_stop_ends_by_the_signal_that_came_early() -> None:
+    done = python(
+        "import os, signal, sys",
+        "sys.argv = ['hessdist', 'show', 'spectrum']",  # a file of that name
+        "from hessdist.service import stop",
+        "listen = stop.listen",
+        "stop.listen = lambda: (listen(), os.kill(os.getpid(), signal.SIGTERM))",
+        "from hessdist.cli import main",
+        "main()",
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+
+
+def test_the_batch_script_learns_that_the_ranks_are_ready_and_what_stopped_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setenv("HESSDIST_SIGNAL_FILE", str(told))
+    ranks = Ranks()
+    with Stop() as stop:
+        stop.check(ranks)
+        assert not told.exists()  # only the script makes it
+    told.touch()
+    with Stop() as stop:
+        assert not told.read_text()
+        for _ in range(2):
+            stop.check(ranks)
+            assert told.read_text() == "ready\n"
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check(ranks)
+    assert told.read_text() == "ready\nSIGTERM\n"
+
+
+def test_a_file_of_signals_that_is_a_link_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo", "."):
+        monkeypatch.setenv("HESSDIST_SIGNAL_FILE", str(tmp_path / name))
+        with Stop() as stop:
+            stop.check(Ranks())
+    assert not (tmp_path / "mine").read_text()

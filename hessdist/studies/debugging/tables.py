@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from hessdist.landscape.diagnosis import Point, findings, note_of
@@ -47,9 +46,9 @@ def last_note(run: Run) -> Iterator[Table]:
     """Show the note of the last checkpoint that was diagnosed."""
     measured = run.studies["diagnosis"]
     heading, *_ = note_of(measured, -1)
-    table = new_list(escape(f"\n{heading}"))
+    table = new_list(f"\n{heading}")
     for finding in findings(Point.of(measured, -1)):
-        table.add_row(finding.topic, escape(f"{finding.text} [{finding.source}]"))
+        table.add_row(finding.topic, f"{finding.text} [{finding.source}]")
     yield table
 
 

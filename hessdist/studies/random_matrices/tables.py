@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from hessdist.landscape.index_energy import linear_energy, tanh_energy
@@ -32,7 +31,7 @@ def laws_summary(run: Run) -> Iterator[Table]:
         ]
         table.add_row(
             str(measured["step"][at[0]]),
-            escape(cut(str(measured["spectrum"][at[1]]), 24)),
+            cut(str(measured["spectrum"][at[1]]), 24),
             LAWS[str(measured["law"][at[2]])],
             parameters_of(measured, at),
             *(number(measured[n][at]) for n in ("kolmogorov_smirnov", "wasserstein")),
@@ -48,7 +47,7 @@ def law_failures(run: Run) -> Iterator[Table]:
     for at in _fits(measured):
         spectrum, law = cut(str(measured["spectrum"][at[1]]), 24), LAWS[str(measured["law"][at[2]])]
         name = f"{measured['step'][at[0]]}: {spectrum}, {law}"
-        table.add_row(escape(name), escape(where_it_fails(measured, at)))
+        table.add_row(name, where_it_fails(measured, at))
     yield table
 
 

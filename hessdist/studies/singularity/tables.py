@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from hessdist.present.cells import cut, estimate, median, new_table, outlier_cells, share, spaced
@@ -59,7 +58,7 @@ def density(run: Run) -> Iterator[Table]:
                 table.add_row(
                     str(step),
                     spaced(operator),
-                    escape(cut(str(block), 16)),
+                    cut(str(block), 16),
                     str(measured["size"][at]),
                     *(estimate(measured[n][at], measured[f"{n}_error"][at]) for n in names),
                 )
@@ -120,7 +119,7 @@ def spreads(run: Run) -> Iterator[Table]:
     tops = range(min(2, measured["eigenvalues"].shape[-1]))
     named = [name for top in tops for name in (f"λ_{top + 1}: median", "quartiles")]
     argument = measured.variables["value"].long_name.split()[0]
-    columns = [escape(argument), "λ_1 before", *named]
+    columns = [argument, "λ_1 before", *named]
     table = new_table([*columns, "loss", "reached"], "\nthe top eigenvalues against the data")
     for row, value in enumerate(measured["value"]):
         cells = [f"{value:g}", f"{median(measured['eigenvalues_start'][row, :, 0]):.4g}"]
