@@ -21,7 +21,7 @@ help:
 	@echo "make docs       the documentation, in docs/_build/html"
 
 .venv/.ready: pyproject.toml .ci/setup
-	@.ci/setup solve,xarray,report
+	@.ci/setup solve,xarray,report,language
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

@@ -36,6 +36,11 @@ def test_the_page_of_workloads_prints_what_it_says() -> None:
     assert printed_as_shown(ROOT / "docs" / "workloads.md") > 5
 
 
+def test_the_page_of_language_models_prints_what_it_says() -> None:
+    pytest.importorskip("transformers")
+    assert printed_as_shown(ROOT / "docs" / "language-models.md") >= 1
+
+
 def printed_as_shown(page: Path) -> int:
     """Run the examples of a page, and compare what they print with what it shows.
 

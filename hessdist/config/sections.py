@@ -76,12 +76,24 @@ class DataSection(Section):
 class TrainingSection(Section):
     """The training run of `hessdist train`."""
 
-    optimizer: Literal["rmsprop", "sgd", "adam", "noisy_sgd"] = "rmsprop"
+    optimizer: Literal["rmsprop", "sgd", "adam", "adamw", "noisy_sgd"] = "rmsprop"
     """Stochastic optimiser: one of torch.optim, or SGD with isotropic noise (noisy_sgd)."""
     learning_rate: Rate = 1e-3
     """Learning rate of the optimiser."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of rmsprop, sgd and noisy_sgd."""
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.999]
+    """Decay rates of the two running averages of adam and adamw."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    """Weight decay of adamw, of all parameters. It is decoupled: it is no part of the loss, so not
+    of its Hessian."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up; with cosine it falls along half a period of a cosine, which
+    ends with the last step."""
+    warmup_steps: Count = 0
+    """Minibatches over which the learning rate rises linearly at first."""
     noise: Rate = 1.0
     """Radius of the sphere that the noise of noisy_sgd is drawn from."""
     batch_size: Positive = 32
@@ -102,8 +114,14 @@ class TrainingSection(Section):
             raise ValueError("checkpoint_steps and checkpoint_every exclude each other")
         if self.checkpoint_steps and max(self.checkpoint_steps) > self.steps:
             raise ValueError(f"checkpoint_steps go beyond steps = {self.steps}")
-        if self.momentum and self.optimizer == "adam":
+        if self.momentum and self.optimizer in {"adam", "adamw"}:
             raise ValueError("momentum is for rmsprop, sgd and noisy_sgd")
+        if self.betas != [0.9, 0.999] and self.optimizer not in {"adam", "adamw"}:
+            raise ValueError("betas are for adam and adamw")
+        if self.weight_decay != 0.01 and self.optimizer != "adamw":
+            raise ValueError("weight_decay is for adamw; loss.l2 is a penalty for all optimizers")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps must be fewer than steps = {self.steps}")
         if self.noise != 1.0 and self.optimizer != "noisy_sgd":
             raise ValueError("noise is for noisy_sgd")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hessdist.curvature.dependence import require_dependence
 from hessdist.errors import NumericalError
 from hessdist.optimizers.noisy_sgd import NoisySGD
+from hessdist.optimizers.schedules import Schedule
 from hessdist.workload.checkpoints import write_checkpoint
 from hessdist.workload.losses import AnyLoss, Loss, as_summed_loss, checked_loss
 from hessdist.workload.nestings import Batch
@@ -20,6 +22,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
     "noisy_sgd": NoisySGD,
 }
 
@@ -54,6 +57,7 @@ def train(
     key: str | None = None,
     prefix: str | None = None,
     l2: float = 0.0,
+    schedule: Schedule | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[Path]:
     """Train on one process, and write the state at the given steps (0 is before the first one).
@@ -70,6 +74,7 @@ def train(
         key: The argument of `write_checkpoint`.
         prefix: The argument of `write_checkpoint`.
         l2: The factor of the penalty (l2 / 2) ‖θ‖² of the trainable parameters.
+        schedule: The factor of the optimiser's learning rate at every step; None: 1.
         on_step: Called with the step and the minibatch loss after every step.
 
     Returns:
@@ -82,6 +87,7 @@ def train(
     model.eval()
     summed = as_summed_loss(loss, model, shard.head(3))
     model.train()
+    scheduler = schedule.of(optimizer) if schedule else None
     draw = minibatches(shard.num_samples, batch_size, seed)
     written: list[Path] = []
     for step in range(checkpoint_steps[-1] + 1):
@@ -99,6 +105,8 @@ def train(
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         on_step(step + 1, float(value.detach()))
     return written
 
@@ -130,22 +138,32 @@ def build_optimizer(
     *,
     noise: float = 1.0,
     seed: int = 0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.01,
 ) -> torch.optim.Optimizer:
     """Make a stochastic optimiser over the trainable parameters.
 
     Args:
-        name: "rmsprop", "sgd", "adam" or "noisy_sgd".
+        name: "rmsprop", "sgd", "adam", "adamw" or "noisy_sgd".
         model: The model.
         learning_rate: The learning rate.
         momentum: The momentum of rmsprop, sgd and noisy_sgd.
         noise: The radius of the noise of noisy_sgd.
         seed: The seed of this noise.
+        betas: The decay rates of the two running averages of adam and adamw.
+        weight_decay: The decoupled weight decay of adamw.
 
     Returns:
         The optimiser.
     """
-    arguments = {"lr": learning_rate} | ({"momentum": momentum} if momentum else {})
+    arguments: dict[str, Any] = {"lr": learning_rate}
+    if momentum:
+        arguments |= {"momentum": momentum}
     if name == "noisy_sgd":
         arguments |= {"noise": noise, "seed": seed}
+    if name in {"adam", "adamw"}:
+        arguments |= {"betas": betas}
+    if name == "adamw":
+        arguments |= {"weight_decay": weight_decay}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return OPTIMIZERS[name](trainable, **arguments)  # type: ignore[arg-type]
+    return OPTIMIZERS[name](trainable, **arguments)

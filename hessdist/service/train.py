@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hessdist.config.job import Job
 from hessdist.objective import DTYPES
+from hessdist.optimizers.schedules import Schedule
 from hessdist.optimizers.training import build_optimizer, initialise, train
 from hessdist.parallel.ranks import choose_device
 from hessdist.service.console import Console
@@ -64,6 +65,8 @@ def train_job(job: Job, console: Console) -> None:
             settings.momentum,
             noise=settings.noise,
             seed=settings.seed,
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
         ),
         batch_size=settings.batch_size,
         checkpoint_steps=settings.written_steps(),
@@ -71,6 +74,7 @@ def train_job(job: Job, console: Console) -> None:
         directory=job.checkpoints.directory,
         **job.checkpoints.place(),
         l2=job.loss.l2,
+        schedule=Schedule(settings.schedule, settings.steps, settings.warmup_steps),
         on_step=on_step,
     )
     write_training_samples(job, dataset)

@@ -105,7 +105,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "learning_rate"), [("sgd", 0.5), ("rmsprop", 3e-3), ("adam", 1e-2)]
+    ("optimizer", "learning_rate"),
+    [("sgd", 0.5), ("rmsprop", 3e-3), ("adam", 1e-2), ("adamw", 1e-2)],
 )
 def test_the_loss_on_digits_goes_down(
     digits: Any, tmp_path: Path, optimizer: str, learning_rate: float

@@ -8,6 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 _DOUBLE = ("compute.dtype=float64",)
+_TINY_GPT = (
+    'model_type="gpt2",vocab_size=256,n_positions=12,n_embd=8,n_layer=1,n_head=2,'
+    "resid_pdrop=0.0,embd_pdrop=0.0,attn_pdrop=0.0,bos_token_id=0,eos_token_id=0"
+)
 # A law of three parameters fits a handful of eigenvalues equally well with many of them.
 _LAWS = ("^/hdf5/studies/laws/", "^/figures/run-laws", "^/drawn/Laws", "^/show")
 
@@ -147,6 +151,34 @@ JOBS = (
             "study.eigenspace.evaluate_every=20",
         ),
         slow=True,
+    ),
+    Shortened(
+        "gpt2",  # a tiny one, trained here, on bytes
+        ("train", "spectrum"),
+        (
+            *_DOUBLE,
+            *_trained(4, [0, 4], 6, 3),
+            "model.arguments={config={" + _TINY_GPT + "}}",
+            "data.dataset=pydoc",
+            "data.arguments={length=12}",
+            "compute.device=cpu",
+            "spectrum.largest=3",
+            "spectrum.smallest=2",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "gpt_text",
+        ("train", "spectrum"),
+        (
+            *_DOUBLE,
+            *_trained(10, [0, 10], 8, 4),
+            "training.warmup_steps=3",
+            "model.arguments={config={" + _TINY_GPT + "}}",
+            "data.arguments={length=12}",
+            "spectrum.largest=3",
+            "spectrum.smallest=2",
+        ),
     ),
     Shortened(
         "laws_mnist",
@@ -322,6 +354,22 @@ JOBS = (
             "study.two_layer.sizes=[4,6]",
             "study.two_layer.ratios=[0.5,4.0]",
             "study.two_layer.networks=2",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "vit_cifar10",
+        ("train", "spectrum"),
+        (
+            *_DOUBLE,
+            *_trained(6, [0, 6], 8, 8),
+            "training.warmup_steps=2",
+            "model.arguments.config.hidden_size=8",
+            "model.arguments.config.intermediate_size=8",
+            "model.arguments.config.num_hidden_layers=1",
+            "model.arguments.config.patch_size=16",
+            "spectrum.largest=3",
+            "spectrum.smallest=2",
         ),
         slow=True,
     ),

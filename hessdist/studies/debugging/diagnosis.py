@@ -25,6 +25,7 @@ from hessdist.landscape.lines import Lines
 from hessdist.landscape.span import LossInSpan
 from hessdist.landscape.step_size import best_steps, step_grid
 from hessdist.objective import Evaluation
+from hessdist.optimizers.schedules import Schedule
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
@@ -36,9 +37,16 @@ from hessdist.studies.context import Context, Pair
 def determining(job: Job, settings: DiagnosisSection, options: Sequence[str]) -> Any:
     """Return everything that determines a diagnosis, with the job's optimiser, except the run."""
     of_training = {"optimizer", "learning_rate", "momentum"}
+    if not _schedule(job).is_constant:
+        of_training |= {"schedule", "steps", "warmup_steps"}
     return settings.model_dump(mode="json") | job.training.model_dump(
         mode="json", include=of_training
     )
+
+
+def _schedule(job: Job) -> Schedule:
+    training = job.training
+    return Schedule(training.schedule, training.steps, training.warmup_steps)
 
 
 def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
@@ -139,7 +147,7 @@ def _without_lines(
         slopes_largest=pairs.slopes["largest"],
         slopes_smallest=pairs.slopes["smallest"],
         optimizer=training.optimizer,
-        learning_rate=training.learning_rate,
+        learning_rate=training.learning_rate * _schedule(context.job).factor(context.step or 0),
         momentum=training.momentum,
         gradient_tolerance=settings.gradient_tolerance,
         curvature_tolerance=settings.curvature_tolerance,

@@ -22,7 +22,9 @@ from hessdist.studies.debugging.diagnosis import diagnosis
 VALUES = [0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
 
 
-def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Measurements:
+def examined(
+    problem: Problem, l2: float = 0.0, step: int | None = None, **changes: dict[str, Any]
+) -> Measurements:
     sections: dict[str, dict[str, Any]] = {
         "model": {"factory": "mlp"},
         "data": {"dataset": "digits"},
@@ -39,7 +41,7 @@ def examined(problem: Problem, l2: float = 0.0, **changes: dict[str, Any]) -> Me
     job = Job.model_validate(sections)
     indices = np.arange(len(problem.dataset))
     workload = Workload(problem.model, problem.loss, problem.dataset, indices, **computed_as(job))
-    at = Context(job, workload, workload.on(Ranks()))
+    at = Context(job, workload, workload.on(Ranks()), step=step)
     return diagnosis(at, job.diagnosis)
 
 
@@ -134,6 +136,14 @@ def test_a_gradient_step_on_a_quadratic() -> None:
     t = found["distance"]
     expected = found["loss"] + slope * t - 0.15 * t**2
     assert found["loss_along_escape"] == pytest.approx(expected, rel=1e-5)  # float32 vectors
+
+
+def test_the_rate_is_that_of_the_schedule_at_the_checkpoint() -> None:
+    """A job that trains along a cosine is at half its rate in the middle."""
+    cosine = {"schedule": "cosine", "steps": 10, "learning_rate": 0.1}
+    for step, rate in ((0, 0.1), (5, 0.05)):
+        found = examined(quadratic(VALUES), step=step, training=cosine)
+        assert found["learning_rate"] == pytest.approx(rate)
 
 
 def test_curvature_that_is_negative_along_the_gradient() -> None:
