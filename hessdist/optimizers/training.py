@@ -97,11 +97,7 @@ def train(
             break
         batch = shard.fetch(next(draw).tolist())
         value = mean_loss(summed, model, batch, l2, f"training, step {step}")
-        if not bool(torch.isfinite(value)):
-            raise NumericalError(
-                f"training: the loss is {float(value.detach())} at step {step}",
-                "lower training.learning_rate",
-            )
+        _require_finite(value, step)
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
@@ -109,6 +105,14 @@ def train(
             scheduler.step()
         on_step(step + 1, float(value.detach()))
     return written
+
+
+def _require_finite(value: Tensor, step: int) -> None:
+    if not bool(torch.isfinite(value)):
+        raise NumericalError(
+            f"training: the loss is {float(value.detach())} at step {step}",
+            "lower training.learning_rate",
+        )
 
 
 def mean_loss(loss: Loss, model: nn.Module, batch: Batch, l2: float, what: str) -> Tensor:

@@ -81,14 +81,18 @@ def diagnose(
     if json_path is not None:
         with ranks.agreeing():
             if ranks.is_root:
-                document = as_json(job, outcome.results)
-                text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-                write_text(json_path, text + "\n", "--json")
+                _write_json(job, outcome, json_path)
         console.line(f"as JSON: {json_path}")
     outcome.raise_set_aside()
     if step is None:
         _refuse_without_step(job, ranks)
     return outcome
+
+
+def _write_json(job: Job, outcome: Outcome, path: Path) -> None:
+    document = as_json(job, outcome.results)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", "--json")
 
 
 def _refuse_without_step(job: Job, ranks: Ranks) -> None:

@@ -36,6 +36,7 @@ from hessdist.service.training_run import require_run_of_before
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.workload.steps import (
+    Checkpoint,
     beyond_number,
     find_checkpoints,
     scan_checkpoints,
@@ -158,7 +159,6 @@ def _serve(
             petsc.require()
             if ranks.is_root:
                 require_petsc_files(options)
-            if ranks.is_root:
                 replaces = _check_existing(job, path, overwrite)
                 if not share:
                     remove_partial_files(path)
@@ -179,10 +179,7 @@ def _serve(
             f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
             f"{objective.device.type}"
         )
-        for remark in filter(None, (one.remark for one in found)):
-            console.line(remark)
-        console.line(f"result: {path}")
-        console.begin("checkpoint", len(found))
+        _begin_progress(console, found, path)
         group = Group(
             job, text, ranks, members, index, objective, console, stop, keep_index=replaces
         )
@@ -195,6 +192,14 @@ def _serve(
             console.line(f"set aside: {error}")
         _raise_unfinished(outcomes, ranks.broadcast(without_step), path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
+
+
+def _begin_progress(console: Console, found: Sequence[Checkpoint], path: Path) -> None:
+    """Write what is remarkable about the checkpoints, and where the result is."""
+    for remark in filter(None, (one.remark for one in found)):
+        console.line(remark)
+    console.line(f"result: {path}")
+    console.begin("checkpoint", len(found))
 
 
 @contextmanager

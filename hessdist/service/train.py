@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from hessdist.config.job import Job
+from hessdist.config.sections import TrainingSection
 from hessdist.objective import DTYPES
 from hessdist.optimizers.schedules import Schedule
 from hessdist.optimizers.training import build_optimizer, initialise, train
@@ -58,16 +62,7 @@ def train_job(job: Job, console: Console) -> None:
         model,
         build_loss(job.loss.factory, job.loss.arguments),
         shard,
-        optimizer=build_optimizer(
-            settings.optimizer,
-            model,
-            settings.learning_rate,
-            settings.momentum,
-            noise=settings.noise,
-            seed=settings.seed,
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=_optimizer_of(settings, model),
         batch_size=settings.batch_size,
         checkpoint_steps=settings.written_steps(),
         seed=settings.seed,
@@ -79,3 +74,17 @@ def train_job(job: Job, console: Console) -> None:
     )
     write_training_samples(job, dataset)
     console.line(f"{len(written)} checkpoints in {job.checkpoints.directory}")
+
+
+def _optimizer_of(settings: TrainingSection, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimiser of the model's parameters."""
+    return build_optimizer(
+        settings.optimizer,
+        model,
+        settings.learning_rate,
+        settings.momentum,
+        noise=settings.noise,
+        seed=settings.seed,
+        betas=(settings.betas[0], settings.betas[1]),
+        weight_decay=settings.weight_decay,
+    )
