@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 
 def printable(text: object, keep: str = "") -> str:
     r"""Return a text in which nothing controls a terminal or hides other text.
@@ -14,16 +12,12 @@ def printable(text: object, keep: str = "") -> str:
 
     Returns:
         The text with escapes such as \x1b or \u202e for control characters, line breaks,
-        invisible characters, changes of the writing direction and lone surrogates.
+        invisible and unassigned characters, changes of the writing direction and lone surrogates.
     """
     words = str(text)
     if words.isascii() and words.isprintable():
         return words
-    return "".join(one if one in keep or _is_harmless(one) else _escaped(one) for one in words)
-
-
-def _is_harmless(character: str) -> bool:
-    return unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join(one if one in keep or one.isprintable() else _escaped(one) for one in words)
 
 
 def _escaped(character: str) -> str:
