@@ -370,4 +370,4 @@ def test_figures_tables_and_remarks(text: str, name: str, count: int) -> None:
         assert figure.axes[0].get_lines()
 
     (table,) = tables_of({name: found})
-    assert list(dict.fromkeys(table.columns[0].cells)) == list(found["run"])
+    assert list(dict.fromkeys(map(str, table.columns[0].cells))) == list(found["run"])
