@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Colour = tuple[float, float, float, float]
 
 
-class LiteralFigure(Figure):
+class _LiteralFigure(Figure):
     """A figure that draws names as they are: they are no formulas, and no text is endless."""
 
     def draw(self, renderer: RendererBase) -> None:
@@ -62,7 +62,7 @@ def panels(
 
     A long title is broken into lines. `sharing` is as `Figure.subplots` takes it.
     """
-    figure = LiteralFigure(figsize=(width, height), layout="constrained")
+    figure = _LiteralFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_broken(literal(title), int(10 * width)))  # ten letters fit into an inch
     grid = figure.subplots(rows, columns, squeeze=False, **sharing)

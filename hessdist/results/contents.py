@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hessdist.errors import ResultError, UntrustedError
 from hessdist.results.schema import ENDS, SCHEMA_VERSION, SOFTWARE, STEP, TABLES, Field
-from hessdist.results.untrusted import REMEDY, Dataset, File, Group
+from hessdist.results.untrusted import REMEDY, CheckedGroup, Dataset, File
 
 _ATTRIBUTES = {
     "job": str,
@@ -129,7 +129,7 @@ def read_steps(file: File, path: Path) -> NDArray[np.int64]:
 
 
 def read_tables(
-    group: Group, where: object, before: tuple[int, ...] = ()
+    group: CheckedGroup, where: object, before: tuple[int, ...] = ()
 ) -> dict[str, NDArray[Any]]:
     """Read the tables of one checkpoint or of all.
 

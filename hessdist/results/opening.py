@@ -21,8 +21,8 @@ import h5py
 from hessdist.errors import ReadingError
 from hessdist.results import seal
 from hessdist.results.untrusted import (
+    CheckedGroup,
     File,
-    Group,
     is_system_error,
     linked_file,
     require_regular,
@@ -124,7 +124,7 @@ def _opened_by_h5py(path: Path) -> h5py.File:
 
 
 @contextmanager
-def group_in(path: Path, where: str) -> Iterator[Group]:
+def group_in(path: Path, where: str) -> Iterator[CheckedGroup]:
     """Open a group of a file, or the group that an external link names.
 
     HDF5 itself would open the file behind a link, wherever and whatever it is, and with locks.

@@ -12,7 +12,7 @@ from hessdist.results.outputs import Kind, require_output
 from hessdist.results.reader import CheckpointResult, Run
 from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
 from hessdist.results.units import COMPRESSION, copy_linked_arrays, write_studies
-from hessdist.results.untrusted import Group
+from hessdist.results.untrusted import CheckedGroup
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
 
 
@@ -56,7 +56,7 @@ def pack(run: Run, path: Path, eigenvectors: bool = True) -> None:
 
 def _copy(
     result: CheckpointResult,
-    source: Group,
+    source: CheckedGroup,
     target: h5py.Group,
     file: h5py.File,
     eigenvectors: bool,

@@ -42,7 +42,7 @@ from hessdist.results.units import (
     pairs_digest,
     read_studies,
 )
-from hessdist.results.untrusted import Dataset, File, Group, is_system_error, require_regular
+from hessdist.results.untrusted import CheckedGroup, Dataset, File, is_system_error, require_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -420,7 +420,7 @@ class CheckpointResult:
             (field,) = (field for field in VECTORS if field.name == name)
             return self.array(group, field)[rows]  # type: ignore[no-any-return]
 
-    def array(self, group: Group, field: Field) -> Dataset:
+    def array(self, group: CheckedGroup, field: Field) -> Dataset:
         """Open an array of the checkpoint, and check its type and shape.
 
         Args:
@@ -446,7 +446,7 @@ class CheckpointResult:
         return rank - 1
 
     @contextmanager
-    def opened(self) -> Iterator[Group]:
+    def opened(self) -> Iterator[CheckedGroup]:
         """Open the checkpoint's arrays, in its own file or through the run's.
 
         Yields:

@@ -25,7 +25,7 @@ from hessdist.errors import HessdistError, UntrustedError
 from hessdist.results.files import parts_folder, replacing
 from hessdist.results.opening import group_in, is_intact, open_hdf5, with_retries
 from hessdist.results.schema import ENDS, STEP, group_name
-from hessdist.results.untrusted import REMEDY, File, Group
+from hessdist.results.untrusted import REMEDY, CheckedGroup, File
 
 if TYPE_CHECKING:
     import xarray
@@ -260,7 +260,7 @@ def write_measurements(group: h5py.Group, measurements: Measurements) -> None:
             dataset.dims[axis].attach_scale(group[dimension])
 
 
-def read_measurements(group: Group) -> Measurements:
+def read_measurements(group: CheckedGroup) -> Measurements:
     """Read what `write_measurements` has written.
 
     Args:
@@ -501,7 +501,7 @@ def read_studies(file: File, path: Path) -> dict[str, Measurements]:
     return read
 
 
-def _with_links(group: Group, path: Path) -> Measurements:
+def _with_links(group: CheckedGroup, path: Path) -> Measurements:
     """Read measurements, with the places of their linked arrays."""
     files = {
         int(name.rsplit("-", 1)[-1]): (path, f"{group.name}/{_LINKS}/{name}")

@@ -281,7 +281,7 @@ def _dtype_of(stored: h5py.h5d.DatasetID, where: str) -> np.dtype[Any]:
     return dtype
 
 
-class Group:
+class CheckedGroup:
     """A group in the file itself.
 
     Args:
@@ -356,7 +356,7 @@ class Group:
             stored = h5py.h5d.open(self._h5py.id, name.encode())
         return Dataset(stored, self._where(name), self._budget)
 
-    def group(self, names: str) -> Group:
+    def group(self, names: str) -> CheckedGroup:
         """Open a group.
 
         Args:
@@ -374,7 +374,7 @@ class Group:
             found._require(name, h5py.h5o.TYPE_GROUP, "group")
             with _checked(found._where(name)):
                 stored = h5py.Group(h5py.h5g.open(found._h5py.id, name.encode()))
-            found = Group(stored, self._path, self._budget)
+            found = CheckedGroup(stored, self._path, self._budget)
         return found
 
     def external(self, name: str) -> tuple[str, str] | None:
@@ -413,7 +413,7 @@ class Group:
             return int(h5py.h5o.get_info(self._h5py.id, name.encode()).type)
 
 
-class File(Group):
+class File(CheckedGroup):
     """The root of an open file; a context that closes it.
 
     Args:
