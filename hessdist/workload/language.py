@@ -101,6 +101,8 @@ class TokenLoss(OfOutputs):
         fisher: Whose gradients the empirical Fisher matrix is made of.
     """
 
+    proof_samples = 1  # their logits are whole
+
     shift: bool
     mean: Literal["tokens", "sequences"] = "tokens"
     ignore_index: int = -100
@@ -144,8 +146,6 @@ class TokenLoss(OfOutputs):
         z = {"hidden": hidden, "weight": head.weight, "bias": head.bias}
         return {name: tensor for name, tensor in z.items() if tensor is not None}
 
-    proof_samples = 1  # their logits are whole
-
     def whole(self) -> TokenLoss:
         """Return the same loss with whole logits as its outputs."""
         return replace(self, chunk_tokens=0)
@@ -180,7 +180,7 @@ class TokenLoss(OfOutputs):
         if self.chunk_tokens == 0:
             return False
         if model not in self._chunked:
-            self._chunked[model] = self._separates(model, part(batch, slice(0, 1)))
+            self._chunked[model] = self._separates(model, batch)
         return self._chunked[model]
 
     def _separates(self, model: nn.Module, batch: Batch) -> bool:
