@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -23,7 +24,9 @@ from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
+from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks, choose_device
+from hessdist.spread.objective import spread_over
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate
 from hessdist.workload.datasets import MapDataset, count_samples, expecting_samples
@@ -58,6 +61,7 @@ class Compute:
     cache_gib: float = 4.0  # budget of a rank for kept graphs, in GiB
     data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
     workers: int = 2  # processes of a rank that read a streamed shard in advance
+    shards: int = 1  # ranks that hold one copy of the parameters between them
 
     def __post_init__(self) -> None:
         allowed = {"device": ("auto", "cpu", "cuda"), "dtype": tuple(DTYPES)}
@@ -66,7 +70,8 @@ class Compute:
                 raise WorkloadError(
                     f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(values)}"
                 )
-        for name, least in (("batch_size", 1), ("batch_tokens", 1), ("workers", 0)):
+        least_values = {"batch_size": 1, "batch_tokens": 1, "workers": 0, "shards": 1}
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is None and name == "batch_tokens":
                 continue
@@ -185,11 +190,16 @@ class Objective:
         self.ranks, self.compute, self.l2 = ranks, compute, l2
         self.sample_digests = agreed_samples(ranks, dataset, indices)
         node_index, _, _ = ranks.node()
+        dtype = DTYPES[compute.dtype]
         with ranks.agreeing():
             self.device = choose_device(compute.device, node_index)
-            dtype = DTYPES[compute.dtype]
-            check_model(model)
+            check_model(model, on_meta=compute.shards > 1)
+        self.spread = spread_over(ranks, compute.shards, model) if compute.shards > 1 else None
+        with ranks.agreeing():
             self.model = converted(model, self.device, dtype).eval()
+        if self.spread is not None:
+            self.spread.fill_from_start()
+        with ranks.agreeing():
 
             def shard(chosen: NDArray[np.int64], memory: float) -> Shard:
                 return Shard(
@@ -210,17 +220,21 @@ class Objective:
             with expecting_samples(dataset):
                 others = _random_samples(shard(indices, memory=0))
                 summed = as_summed_loss(loss, self.model, first, others)
-            parameters = Parameters(self.model, layers)
             mine = shard(indices[begin:end], compute.data_gib * 2**30)
-            self.local = LocalLoss(self.model, summed, mine, parameters, ranks.rank)
-            self._whole = self.local
             # A few samples, which all ranks evaluate.
             self._probe = shard(indices[probe_positions(len(indices), seed=1, most=8)], memory=0)
+            if self.spread is None:
+                self.local = LocalLoss(
+                    self.model, summed, mine, Parameters(self.model, layers), ranks.rank
+                )
+            else:
+                self.local = self.spread.local_loss(summed, mine, self._probe, layers)
+            self._whole = self.local
         self._weight: float | None = None
         self._proofs = _Proofs()
         ranks.require_same(
             "model (names, shapes and kinds of its tensors)",
-            _structure(self.model),
+            _structure(self.model if self.spread is None else self.spread.skeleton),
             "build the same network on every rank",
         )
         settings = (compute.batch_size, compute.batch_tokens, compute.dtype, l2, tuple(layers))
@@ -228,8 +242,27 @@ class Objective:
 
     @property
     def layout(self) -> ParameterLayout:
-        """The layout of the parameters in use in the flat vector."""
-        return self.local.parameters.layout
+        """The layout of the parameters in use in the flat vector, also if they are spread."""
+        own = self.local.parameters.layout
+        return own if self.spread is None else self.spread.layout(own.names)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the entries of vectors lie that products need."""
+        if self.spread is None:
+            return Replicated(self.ranks, self.layout.size)
+        return self.spread.placement(self.layout)
+
+    def theta(self) -> NDArray[np.float64]:
+        """Return this rank's slice of the parameters in use, (d_local,). Collective if spread."""
+        begin, end = self.ranks.shard(self.layout.size)
+        held = self.local.parameters.flat()
+        if self.spread is None:
+            return held[begin:end].double().cpu().numpy()
+        mine = np.empty(end - begin)
+        first = self.ranks.rank < self.compute.shards  # the first copy
+        self.placement.reduce(held.double().cpu().numpy() * first, mine)
+        return mine
 
     def load(self, read: Callable[[nn.Module], None]) -> str:
         """Set the parameters and buffers: rank 0 reads them, the others receive them. Collective.
@@ -243,18 +276,37 @@ class Objective:
         Raises:
             CheckpointError: An error of `read`, on every rank.
         """
+        digest = ""
         with self.ranks.agreeing():
             if self.ranks.is_root:
-                read(self.model)
+                digest = self.read(read)
         self.share_parameters()
+        return self.digest() if self.spread is None else str(self.ranks.broadcast(digest))
+
+    def read(self, read: Callable[[nn.Module], None]) -> str:
+        """Read parameters and buffers, which `share_parameters` sends. Rank 0, not collective.
+
+        Args:
+            read: Fills the model that it is given.
+
+        Returns:
+            A digest of all tensors.
+        """
+        if self.spread is not None:
+            return self.spread.read(read)
+        read(self.model)
         return self.digest()
 
     def share_parameters(self, root: int = 0) -> None:
         """Send the parameters and buffers of one rank's model to all ranks. Collective.
 
-        Buffers that are not part of the state dict are sent as well.
+        Buffers that are not part of the state dict are sent as well. Where parameters are spread,
+        every rank is sent its pieces of what rank 0 has read.
         """
-        for tensor in chain(self.model.parameters(), self.model.buffers()):
+        if self.spread is not None:
+            self.spread.share()
+        parameters = self.model.parameters() if self.spread is None else ()
+        for tensor in chain(parameters, self.model.buffers()):
             # As bytes: NumPy has no bfloat16, and does not keep 0 dimensions everywhere.
             host = tensor.detach().cpu().contiguous()
             self.ranks.broadcast_array(host.reshape(-1).view(torch.uint8).numpy(), root)
@@ -263,7 +315,12 @@ class Objective:
         self._proofs.products.clear()
 
     def digest(self) -> str:
-        """Compute a hash of this rank's parameters and buffers and their names. Not collective."""
+        """Compute a hash of this rank's parameters and buffers and their names. Not collective.
+
+        Where parameters are spread, it is that of what rank 0 has read last.
+        """
+        if self.spread is not None:
+            return self.spread.digest
         return state_digest(self.model.state_dict())
 
     def evaluate(self) -> Evaluation:
@@ -285,11 +342,12 @@ class Objective:
         self._weight = self._positive(weight)
         begin, end = self.ranks.shard(self.layout.size)
         gradient = np.empty(end - begin)
-        self.ranks.reduce_scatter(sums.gradient.cpu().numpy(), gradient)
+        self.placement.reduce(sums.gradient.cpu().numpy(), gradient)
         gradient /= weight
-        gradient += self.l2 * self.local.parameters.flat()[begin:end].cpu().numpy()
+        if self.l2:
+            gradient += self.l2 * self.theta()
         (square,) = self.ranks.sum(np.array([gradient @ gradient]))
-        penalty = self.l2 / 2 * float(self.square_norm())
+        penalty = self.l2 / 2 * self.square_norm() if self.l2 else 0.0
         norm = float(np.sqrt(square))
         return Evaluation(loss / weight + penalty, int(count), float(weight), gradient, norm)
 
@@ -327,9 +385,9 @@ class Objective:
         """Refuse a loss that is not a sum over samples, or differs between ranks. Collective."""
         self._require_dependence("hessian")
         with self.ranks.agreeing():
-            refuse_random(self.local)
+            refuse_random(self._proving(self.local))
             if not self._proofs.additive:
-                self._proofs.additive = prove_additive(self.local, self._probe, self.ranks.rank)
+                self._proofs.additive = self._is_additive()
             mine = self._probed()
         tolerance = 1e-3 if self.local.dtype == torch.float32 else 1e-6
         everyone = self.ranks.collect(mine)
@@ -342,6 +400,19 @@ class Objective:
                     "as buffers, and read the same files on every rank",
                 ).on_all_ranks()
 
+    def _is_additive(self) -> bool:
+        if self.spread is None:
+            return prove_additive(self.local, self._probe, self.ranks.rank)
+        return prove_additive(self._proving(self.local), None)
+
+    def _proving(self, local: LocalLoss) -> LocalLoss:
+        """Return the loss whose properties are proven.
+
+        Checks take different paths on different samples. If parameters are spread, all ranks go
+        through the layers together, so that they check the same samples.
+        """
+        return local if self.spread is None else self.spread.on_samples(local, self._probe)
+
     def _require_dependence(self, operator: str) -> None:
         """Refuse a matrix that is zero as nothing depends on the parameters in use. Collective.
 
@@ -350,7 +421,7 @@ class Objective:
         if operator in self._proofs.depends:
             return
         with self.ranks.agreeing():
-            mine = depends(self._whole, operator)
+            mine = depends(self._proving(self._whole), operator)
         found = self.ranks.any(mine)
         with self.ranks.agreeing():
             require_dependence(found, operator)
@@ -367,10 +438,18 @@ class Objective:
                 value, weight = value + here[0], weight + here[1]
         return value, weight
 
-    def square_norm(self) -> Tensor:
-        """Compute ‖θ‖² of all trainable parameters, in use or not, in float64. Not collective."""
+    def square_norm(self) -> float:
+        """Compute ‖θ‖² of all trainable parameters, in use or not, in float64.
+
+        Collective if the parameters are spread.
+
+        Returns:
+            The square.
+        """
         trainable = [p.detach() for p in self.model.parameters() if p.requires_grad]
-        return torch.stack([p.double().square().sum() for p in trainable]).sum()
+        mine = float(torch.stack([p.double().square().sum() for p in trainable]).sum())
+        (total,) = self.local.totals(mine)
+        return total
 
     def is_streamed(self) -> bool:
         """Return whether any rank reads its samples again at every pass. Collective."""
@@ -391,9 +470,8 @@ class Objective:
         """
         part = copy.copy(self)
         with self.ranks.agreeing():
-            whole = self.local
-            parameters = Parameters(self.model, layers)
-            part.local = LocalLoss(self.model, whole.loss, whole.shard, parameters, whole.rank)
+            part.local = self.local.of_parameters(Parameters(self.model, layers))
+        part.__dict__.pop("placement", None)
         return part
 
     def local_product(self, operator: str) -> LocalProduct:
@@ -415,7 +493,8 @@ class Objective:
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:
-                prove_product(self.local, operator, self.ranks.rank)
+                seed = self.ranks.rank if self.spread is None else 0
+                prove_product(self._proving(self.local), operator, seed)
                 self._proofs.products.add(proof)
             return LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
 

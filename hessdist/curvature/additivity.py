@@ -154,21 +154,22 @@ def _compare(local: LocalLoss, shard: Shard, parts: Sequence[Sequence[int]]) -> 
     # weights of samples is several times larger.
     tight = {torch.float32: 3e-4, torch.float64: 1e-5}
     whole = batch_loss(local, shard, [position for part in parts for position in part])
-    squares, weights, finite = square(whole.gradient), 0.0, True
+    mine, weights, finite = square(whole.gradient), 0.0, True
     rest = whole.gradient
     for positions in parts:
         part = batch_loss(local, shard, positions)
         rest = difference(rest, part.gradient)
-        squares += square(part.gradient)
+        mine += square(part.gradient)
         weights += part.weight
         finite &= math.isfinite(part.value)
+    squares, residual = local.totals(mine, square(rest))
     if math.isfinite(whole.value) and not finite:
         return Verdict.NOT_ADDITIVE  # a part divides by zero, such as one without counted labels
     if not (finite and math.isfinite(whole.value) and math.isfinite(squares)):
         return Verdict.UNDECIDED  # the pass over all samples names what is not finite
     if abs(weights - whole.weight) > SUMS_OF_WEIGHTS * max(abs(weights), abs(whole.weight)):
         return Verdict.NOT_ADDITIVE
-    error, scale = math.sqrt(square(rest)), math.sqrt(squares)
+    error, scale = math.sqrt(residual), math.sqrt(squares)
     if not scale > 0:
         return Verdict.UNDECIDED
     if error <= tight[local.dtype] * scale:
@@ -193,4 +194,5 @@ def _noise(local: LocalLoss, shard: Shard, parts: Sequence[Sequence[int]], epsil
                     parameter.mul_(1 + 4 * epsilon * noise)
             change = difference(gradient, batch_loss(local, shard, piece).gradient)
         total += square(change)
+    (total,) = local.totals(total)
     return math.sqrt(total)

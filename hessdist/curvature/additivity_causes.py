@@ -60,7 +60,7 @@ def _cause(local: LocalLoss, shard: Shard, positions: Sequence[int]) -> tuple[st
                     "return the number of samples, of tokens that count, or the sum of class "
                     "weights of the batch",
                 )
-            fits.append(_fit(both, first, second))
+            fits.append(_fit(local, both, first, second))
     lost = sum(not math.isfinite(single.value) for single in singles)
     if lost and (not fits or max(fit[2] for fit in fits) <= _FIT):
         return (
@@ -103,12 +103,18 @@ def _of_coefficients(
     return _dependent(local, shard, positions)
 
 
-def _fit(both: BatchLoss, first: BatchLoss, second: BatchLoss) -> tuple[float, float, float]:
+def _fit(
+    local: LocalLoss, both: BatchLoss, first: BatchLoss, second: BatchLoss
+) -> tuple[float, float, float]:
     """Fit a and b of g(i, j) ≈ a g(i) + b g(j) by least squares; also return the residual."""
-    mixed = inner(first.gradient, second.gradient)
-    gram = np.array([[square(first.gradient), mixed], [mixed, square(second.gradient)]])
-    right = np.array([inner(first.gradient, both.gradient), inner(second.gradient, both.gradient)])
-    size = math.sqrt(max(np.trace(gram), square(both.gradient), 1e-300))
+    mixed, one, other, whole_square, onto_first, onto_second = local.totals(
+        inner(first.gradient, second.gradient),
+        *(square(each.gradient) for each in (first, second, both)),
+        *(inner(each.gradient, both.gradient) for each in (first, second)),
+    )
+    gram = np.array([[one, mixed], [mixed, other]])
+    right = np.array([onto_first, onto_second])
+    size = math.sqrt(max(np.trace(gram), whole_square, 1e-300))
     gram, right = gram / size**2, right / size**2
     # Where the gradients are parallel, the losses decide between the coefficients.
     largest = max(abs(first.value), abs(second.value), abs(both.value), 1e-300)
@@ -118,7 +124,7 @@ def _fit(both: BatchLoss, first: BatchLoss, second: BatchLoss) -> tuple[float, f
     gram, right = gram + np.outer(values, values), right + values * whole
     a, b = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
     left = (
-        square(both.gradient) / size**2
+        whole_square / size**2
         + whole**2
         - 2 * float(right @ [a, b])
         + float(np.array([a, b]) @ gram @ [a, b])

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.linearized import of_outputs
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.errors import HessdistError, WorkloadError
@@ -39,7 +38,7 @@ def depends(local: LocalLoss, operator: str) -> bool:
         with torch.random.fork_rng(devices=[]):
             for number, batch in local.shard.batches():
                 what = f"rank {local.rank}: batch {number}"
-                with evaluating(what), exact_derivatives():
+                with evaluating(what), local.derivatives():
                     if _REACHES[operator](local, batch, what):
                         return True
     except HessdistError:

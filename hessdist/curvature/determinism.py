@@ -29,7 +29,8 @@ def refuse_random(local: LocalLoss) -> None:
     what = local.called("the first samples")
     state = _versions(local)
     input_versions = _versions_of(batch)
-    first, _ = local.plain(batch, what)
+    with local.guarding():
+        first, _ = local.plain(batch, what)
     if named := _batch_norms(local):
         raise WorkloadError(
             "the loss of a sample depends on the other samples of its batch: batch norm is in "

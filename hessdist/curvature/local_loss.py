@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from hessdist.curvature.differentiation import exact_derivatives
+from hessdist.curvature.differentiation import exact_derivatives, twice_differentiable
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.workload.losses import Loss, checked_loss, plain_value
@@ -18,6 +21,9 @@ from hessdist.workload.user_code import evaluating
 
 Pieces = Sequence[Tensor | None]
 """Tensors in parameter shapes; None stands for zero."""
+
+SavingHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+"""Functions that replace a tensor that a graph saves, and give it back."""
 
 
 def difference(pieces: Pieces, others: Pieces) -> list[Tensor | None]:
@@ -40,7 +46,8 @@ class LossSums:
 class LocalLoss:
     """Σ ℓ_i(θ) over one rank's samples, as a function of the parameters in use.
 
-    No method communicates: `Objective` adds the sums over ranks and divides by the total weight.
+    No method communicates, unless the parameters are spread (`spread/local_loss.py`): `Objective`
+    adds the sums over ranks and divides by the total weight.
 
     Args:
         model: The model in evaluation mode, on the shard's device and in the dtype of the
@@ -50,6 +57,8 @@ class LocalLoss:
         parameters: The parameters in use.
         rank: The number of the rank, for messages.
     """
+
+    vectorizes = True  # whether products of several vectors may be made side by side
 
     def __init__(
         self, model: nn.Module, loss: Loss, shard: Shard, parameters: Parameters, rank: int = 0
@@ -70,9 +79,72 @@ class LocalLoss:
         """The device of parameters, gradients and products."""
         return self.parameters.tensors[0].device
 
+    def of_parameters(self, parameters: Parameters) -> LocalLoss:
+        """Return the loss as a function of other parameters, on the same samples."""
+        return LocalLoss(self.model, self.loss, self.shard, parameters, self.rank)
+
+    # -- the passes, in which a loss with spread parameters has more to do ----------------------
+
+    def batches(self, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Batch]]:
+        """Iterate over batches in order. Each is evaluated within `part_in` of its number.
+
+        Args:
+            wanted: The numbers of the batches; None for all.
+
+        Yields:
+            The number of a batch, and the batch.
+        """
+        yield from self.shard.batches(wanted)
+
+    @property
+    def passes(self) -> int:
+        """The number of batches that `batches` gives."""
+        return len(self.shard)
+
+    def part_in(self, number: int) -> AbstractContextManager[None]:
+        """Return a context for the evaluation of a batch."""
+        return nullcontext()
+
+    def counts(self, number: int) -> bool:
+        """Return whether a batch is made of this rank's samples."""
+        return True
+
+    def derivatives(
+        self, twice: bool = False, hooks: SavingHooks | None = None
+    ) -> AbstractContextManager[None]:
+        """Return a context in which graphs with exact derivatives are made.
+
+        Args:
+            twice: Whether second derivatives are to be fast.
+            hooks: The functions for tensors that graphs save.
+
+        Returns:
+            The context.
+        """
+        made = twice_differentiable(self.dtype) if twice else exact_derivatives(self.dtype)
+        return made if hooks is None else _saving(made, hooks)
+
+    def guarding(self) -> AbstractContextManager[None]:
+        """Return a context in which changes of gathered parameters are refused."""
+        return nullcontext()
+
+    def totals(self, *values: float) -> list[float]:
+        """Sum over the ranks that share the parameters; collective over these."""
+        return list(values)
+
+    def norm(self, mine: float) -> float:
+        """Return the norm of a vector from that of this rank's entries; collective as `totals`."""
+        return mine
+
+    def most(self, value: int) -> int:
+        """Return the largest value of the ranks that share the parameters; collective."""
+        return value
+
+    # -- the loss of a batch --------------------------------------------------------------------
+
     def of_batch(self, batch: Batch) -> Tensor:
         """Return the loss summed over a batch, a scalar with its graph."""
-        with exact_derivatives(self.dtype):
+        with self.derivatives():
             return self.loss(self.model, batch)[0]
 
     def zeros(self) -> Tensor:
@@ -99,13 +171,15 @@ class LocalLoss:
             DataError: A label is out of the range of the model's outputs.
         """
         loss, weight, gradient = 0.0, 0.0, self.zeros()
-        for number, batch in self.shard.batches():
-            value, size, pieces = self.with_gradient(batch, f"rank {self.rank}: batch {number}")
+        for number, batch in self.batches():
+            with self.part_in(number):
+                value, size, pieces = self.with_gradient(batch, f"rank {self.rank}: batch {number}")
             self.require_finite(value, f"the loss of batch {number}")
             self.require_finite(pieces, f"the gradient of batch {number}")
             self.parameters.layout.add_to(gradient, pieces)
-            loss += float(value)
-            weight += size
+            if self.counts(number):
+                loss += float(value)
+                weight += size
         return LossSums(loss, weight, gradient)
 
     def with_gradient(self, batch: Batch, what: str) -> tuple[Tensor, float, Pieces]:
@@ -122,7 +196,7 @@ class LocalLoss:
             DataError: A label is out of the range of the model's outputs.
             WorkloadError: The loss cannot be evaluated, or does not depend on the parameters.
         """
-        with exact_derivatives(self.dtype):
+        with self.derivatives():
             value, weight = checked_loss(self.loss, self.model, batch, what)
             if not value.requires_grad:
                 raise WorkloadError(
@@ -140,10 +214,12 @@ class LocalLoss:
             The sum over this rank's samples, and their weight.
         """
         total, weight = 0.0, 0.0
-        for number, batch in self.shard.batches():
-            value, size = self.plain(batch, f"rank {self.rank}: batch {number}")
-            total += value
-            weight += size
+        for number, batch in self.batches():
+            with self.part_in(number):
+                value, size = self.plain(batch, f"rank {self.rank}: batch {number}")
+            if self.counts(number):
+                total += value
+                weight += size
         return total, weight
 
     def plain(self, batch: Batch, what: str) -> tuple[float, float]:
@@ -188,10 +264,17 @@ class LocalLoss:
 
     def weight_sum(self) -> float:
         """Compute the weight of this rank's samples; only some losses need the model for it."""
-        total = 0.0
+        total, unknown = 0.0, 0
         for _, batch in self.shard.batches():
             weight = self.loss.weight_of(batch)
             if weight is None:
-                return self.loss_sum()[1]
+                unknown = 1
+                break
             total += weight
-        return total
+        return self.loss_sum()[1] if self.most(unknown) else total
+
+
+@contextmanager
+def _saving(made: AbstractContextManager[None], hooks: SavingHooks) -> Iterator[None]:
+    with made, saved_tensors_hooks(*hooks):
+        yield

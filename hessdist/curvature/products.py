@@ -7,12 +7,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.conv import _ConvNd
 
-from hessdist.curvature.differentiation import twice_differentiable
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
-from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.local_loss import LocalLoss, SavingHooks
 from hessdist.workload.nestings import Batch
 from hessdist.workload.user_code import evaluating
 
@@ -56,9 +54,10 @@ class LocalProduct(_OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
-        self._vectorizes = not any(isinstance(module, _ConvNd) for module in local.model.modules())
+        has_convolutions = any(isinstance(module, _ConvNd) for module in local.model.modules())
+        self._vectorizes = local.vectorizes and not has_convolutions
         self._keep_what_fits(cache_bytes)
-        self._rebuilt = [b for b in range(len(local.shard)) if b not in self._kept]
+        self._rebuilt = [b for b in range(local.passes) if b not in self._kept]
 
     @property
     def kept_batches(self) -> int:
@@ -80,7 +79,7 @@ class LocalProduct(_OnSamples):
         total = self.local.zeros()
         direction = self.local.parameters.layout.split(v)
         for number, product in self._products():
-            with evaluating(self._name(number)):
+            with evaluating(self._name(number)), self.local.part_in(number):
                 pieces = product(direction)
             self.local.parameters.layout.add_to(total, pieces)
             self.local.require_finite(pieces, f"the product over batch {number}")
@@ -137,11 +136,14 @@ class LocalProduct(_OnSamples):
     def _products(self) -> Iterator[tuple[int, BatchProduct]]:
         """Iterate over the products of all batches, with their numbers."""
         yield from self._kept.items()
-        for number, batch in self.local.shard.batches(self._rebuilt):
+        for number, batch in self.local.batches(self._rebuilt):
             yield number, self._linearized(number, batch)
 
-    def _linearized(self, number: int, batch: Batch) -> BatchProduct:
-        with evaluating(self._name(number)), twice_differentiable(self.local.dtype):
+    def _linearized(
+        self, number: int, batch: Batch, hooks: SavingHooks | None = None
+    ) -> BatchProduct:
+        context = self.local.derivatives(twice=True, hooks=hooks)
+        with evaluating(self._name(number)), self.local.part_in(number), context:
             return self._linearize(self.local, batch)
 
     def _name(self, number: int) -> str:
@@ -150,17 +152,17 @@ class LocalProduct(_OnSamples):
     def _keep_what_fits(self, budget: float) -> None:
         """Keep graphs, in batch order, up to the first that would exceed the budget."""
         largest = 0
-        for number, batch in self.local.shard.batches():
+        for number, batch in self.local.batches():
             if self.kept_bytes + largest > budget or budget <= 0:
                 break
             counted = _SavedBytes(exclude=self.local.parameters.tensors)
-            with saved_tensors_hooks(counted.pack, _unpack):
-                product = self._linearized(number, batch)
-            largest = max(largest, counted.bytes)
-            if self.kept_bytes + counted.bytes > budget:
+            product = self._linearized(number, batch, (counted.pack, _unpack))
+            saved = self.local.most(counted.bytes)
+            largest = max(largest, saved)
+            if self.kept_bytes + saved > budget:
                 break
             self._kept[number] = product
-            self.kept_bytes += counted.bytes
+            self.kept_bytes += saved
 
 
 class _SavedBytes:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from hessdist.curvature.batch_loss import displace, scale_of
 from hessdist.curvature.custom_functions import custom_functions
-from hessdist.curvature.differentiation import exact_derivatives, twice_differentiable
 from hessdist.curvature.linearized import LINEARIZATIONS, of_outputs
 from hessdist.curvature.local_loss import LocalLoss, Pieces, difference
 from hessdist.errors import HessdistError, WorkloadError
@@ -109,25 +108,25 @@ def _compare(
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     direction = _direction(local, generator)
     product = _product(local, operator, batch, direction)
-    norm, quotients, errors = _norm(product), list[Pieces](), list[float]()
+    norm, quotients, errors = _norm(local, product), list[Pieces](), list[float]()
     coarse, against = False, float("nan")
     for step in steps[local.dtype]:
         with evaluating(local.called("some samples")):
             quotient = QUOTIENTS[operator](local, batch, direction, step)
-        length = _norm(quotient)
+        length = _norm(local, quotient)
         scale = max(norm, length)
-        error = _norm(difference(quotient, product))
+        error = _norm(local, difference(quotient, product))
         if error <= agreement * scale or scale <= _floor(local, batch, step, scale):
             return _Comparison(error / max(scale, 1e-300), agrees=True)
         for other in quotients:
-            spread = _norm(difference(quotient, other))
+            spread = _norm(local, difference(quotient, other))
             if spread <= converged * scale and length > 0:
                 within = error <= 3 * spread and error <= coarse_agreement * scale
                 coarse, against = coarse or within, against if within else error
         quotients.append(quotient)
         errors.append(error / scale)
     # If all quotients are zero, gradients are constant, and the product has to be zero.
-    constant = norm > 0 and all(_norm(quotient) == 0 for quotient in quotients)
+    constant = norm > 0 and all(_norm(local, quotient) == 0 for quotient in quotients)
     if coarse or not (constant or against > 0):
         return _Comparison(min(errors), agrees_coarsely=coarse)
     noise = _noise(local, operator, batch, direction, product)
@@ -153,12 +152,12 @@ def _floor(local: LocalLoss, batch: Batch, step: float, scale: float) -> float:
     if scale > 1e-3:
         return 0.0
     gradient = local.gradient_of(local.of_batch(batch))
-    return 100 * torch.finfo(local.dtype).eps * _norm(gradient) / step
+    return 100 * torch.finfo(local.dtype).eps * _norm(local, gradient) / step
 
 
 def _product(local: LocalLoss, operator: str, batch: Batch, direction: Sequence[Tensor]) -> Pieces:
     """Compute the product that is checked."""
-    with evaluating(local.called("some samples")), twice_differentiable(local.dtype):
+    with evaluating(local.called("some samples")), local.derivatives(twice=True):
         return LINEARIZATIONS[operator](local, batch)(direction)
 
 
@@ -173,7 +172,7 @@ def _noise(
         for p in local.parameters.tensors
     ]
     with _at(local, changes, rounding):
-        return _norm(difference(_product(local, operator, batch, direction), product))
+        return _norm(local, difference(_product(local, operator, batch, direction), product))
 
 
 @contextmanager
@@ -194,9 +193,10 @@ def _moved(local: LocalLoss, dtype: torch.dtype, distance: float, seed: int) -> 
 # -- products by differences -----------------------------------------------------------------
 
 
-def _norm(pieces: Pieces) -> float:
+def _norm(local: LocalLoss, pieces: Pieces) -> float:
     """Return ‖v‖."""
-    return math.hypot(*(float(torch.linalg.vector_norm(p)) for p in pieces if p is not None))
+    mine = math.hypot(*(float(torch.linalg.vector_norm(p)) for p in pieces if p is not None))
+    return local.norm(mine)
 
 
 def _quotient(ahead: Pieces, behind: Pieces, step: float) -> Pieces:
@@ -238,7 +238,7 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
     loss = of_outputs(local, "gauss_newton").whole()
 
     def slopes() -> list[Tensor]:
-        with exact_derivatives(local.dtype):
+        with local.derivatives():
             outputs = loss.outputs(local.model, batch)
             z = [tensor.detach().requires_grad_() for tensor in floating_tensors(outputs)]
             value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
@@ -251,7 +251,7 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
     with _at(local, v, -step):
         behind = slopes()
     change = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
-    with exact_derivatives(local.dtype):
+    with local.derivatives():
         outputs = floating_tensors(loss.outputs(local.model, batch))
     return _transposed(local, outputs, change)
 
@@ -259,11 +259,11 @@ def _gauss_newton(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: flo
 def _fisher(local: LocalLoss, batch: Batch, v: Sequence[Tensor], step: float) -> Pieces:
     """Compute Σ ∇s_i (s_i(θ + hv) − s_i(θ − hv)) / (2h w_i)."""
     loss = of_outputs(local, "empirical_fisher")
-    with _at(local, v, step), exact_derivatives(local.dtype):
+    with _at(local, v, step), local.derivatives():
         ahead = loss.of_each_sample(local.model, batch)[0].detach()
-    with _at(local, v, -step), exact_derivatives(local.dtype):
+    with _at(local, v, -step), local.derivatives():
         behind = loss.of_each_sample(local.model, batch)[0].detach()
-    with exact_derivatives(local.dtype):
+    with local.derivatives():
         values, weights = loss.of_each_sample(local.model, batch)
     slopes = torch.where(weights != 0, (ahead - behind) / (2 * step * weights), 0.0)
     return _transposed(local, [values], [slopes])

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.workload.losses import CriterionLoss, plain_value
 from hessdist.workload.nestings import Batch, place
@@ -71,7 +70,7 @@ class DisplacedLoss:
         for number, batch, points in self._passes(coefficients):
             with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
                 for point in points:
-                    with exact_derivatives(self.local.dtype):
+                    with self.local.derivatives():
                         value = summed(self.local, batch)
                     gradient = self.local.zeros()
                     self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hessdist.curvature.differentiation import exact_derivatives
 from hessdist.curvature.products import DifferencedProduct, LocalProduct
 from hessdist.landscape.displaced import plain_summed, summed
 from hessdist.objective import Objective
@@ -150,7 +149,7 @@ class TrainingProblem:
         for number, batch in local.shard.batches():
             with evaluating(f"rank {local.rank}: batch {number}"):
                 if with_gradient:
-                    with exact_derivatives(local.dtype):
+                    with local.derivatives():
                         value = summed(local, batch)
                     local.parameters.layout.add_to(gradient, local.gradient_of(value))
                 else:

@@ -11,13 +11,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessdist.errors import DependencyError, HessdistError, InputError, RankError, Stopped
+from hessdist.parallel.lockstep import Lockstep, OutOfStepError
 from hessdist.printable import printable
 from hessdist.unforeseen import in_one_line, show_traceback
 
@@ -226,6 +227,10 @@ def _start_without_process_manager() -> None:
     MPI.Init_thread()
 
 
+class _Bystander(InputError):
+    """The error of a rank that is out of step with the others of its copy."""
+
+
 class Ranks:
     """A communicator, and what hessdist does with it.
 
@@ -251,6 +256,7 @@ class Ranks:
         self._posted: Counter[int] = Counter()  # messages by receiver
         self._received = 0
         self._place: tuple[int, int, int] | None = None  # see `node`
+        self.lockstep: Lockstep | None = None  # the ranks of a copy, if parameters are spread
 
     @property
     def is_root(self) -> bool:
@@ -294,9 +300,14 @@ class Ranks:
         if self._mpi.Is_finalized():
             ended = InputError("code of the job has ended MPI", "leave MPI_Finalize to hessdist")
             raise ended.on_all_ranks() from mine
+        if self.lockstep is not None:
+            mine = self.lockstep.settle(mine)
         self.collectives["allgather"] += 1
         everyone = self.comm.allgather(None if mine is None else self._portable(mine))
-        first = next((rank for rank, error in enumerate(everyone) if error is not None), None)
+        failed = [rank for rank, error in enumerate(everyone) if error is not None]
+        # Ranks that only saw another one fail do not know why.
+        causes = [rank for rank in failed if not isinstance(everyone[rank], _Bystander)]
+        first = next(iter(causes or failed), None)
         if first is None:
             return
         failure = everyone[first]
@@ -322,6 +333,12 @@ class Ranks:
         where = f"rank {self.rank}: " if self.rank else ""
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
+        if isinstance(error, OutOfStepError):
+            return _Bystander(
+                "the ranks that share the parameters evaluate different layers: the model's path "
+                "depends on its data",
+                "leave out compute.shards, or let every rank evaluate every layer",
+            )
         line = in_one_line(error)
         failure = RankError(where + line.what, line.remedy)
         failure.exit_status = line.exit_status
@@ -378,6 +395,24 @@ class Ranks:
         """
         self.collectives["reduce_scatter"] += 1
         self.comm.Reduce_scatter(whole, mine, self.counts(len(whole)))
+
+    def exchange(
+        self,
+        source: NDArray[Any],
+        outgoing: list[int],
+        target: NDArray[Any],
+        incoming: list[int],
+    ) -> None:
+        """Send every rank its part of an array, and receive a part from every rank. Collective.
+
+        Args:
+            source: The parts for all ranks, in rank order.
+            outgoing: The sizes of these parts.
+            target: Output, the parts of all ranks in rank order, same dtype.
+            incoming: The sizes of those parts.
+        """
+        self.collectives["alltoallv"] += 1
+        self.comm.Alltoallv([np.ascontiguousarray(source), outgoing], [target, incoming])
 
     def reduce_scatter_block(self, whole: NDArray[Any]) -> NDArray[Any]:
         """Sum several vectors over the ranks and leave each rank its slices. Collective.
@@ -458,6 +493,20 @@ class Ranks:
         mine = np.empty(like.shape, like.dtype)
         self.comm.Scatterv([packed, counts], mine, root=0)
         return mine
+
+    def scatter(self, parts: Sequence[NDArray[Any]] | None, mine: NDArray[Any]) -> None:
+        """Send each rank its part of an array that rank 0 has. Collective.
+
+        Args:
+            parts: The parts of all ranks, on rank 0; None elsewhere.
+            mine: Output, this rank's part, same dtype.
+        """
+        self.collectives["scatterv"] += 1
+        packed, counts = None, None
+        if parts is not None:
+            packed = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            counts = [len(part) for part in parts]
+        self.comm.Scatterv([packed, counts], mine, root=0)
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Give every rank the (small, picklable) object of one, rank 0. Collective."""

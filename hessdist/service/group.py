@@ -254,8 +254,10 @@ class Group:
         """Read a checkpoint into this rank's model; None if it has a result."""
         when_read = signature(checkpoint.path)
         place = self.job.checkpoints.place()
-        load_into(self._objective.model, read_whole(checkpoint.path), checkpoint.path, **place)
-        digest = self._objective.digest()
+        content = read_whole(checkpoint.path)
+        digest = self._objective.read(
+            lambda model: load_into(model, content, checkpoint.path, **place)
+        )
         part = self.store.part(checkpoint.step)
         state = part_state(part, self.fingerprint, digest)
         if state is PartState.COMPLETE:

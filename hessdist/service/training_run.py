@@ -117,12 +117,17 @@ def _has_last_result(job: Job, objective: Objective) -> bool:
 
 def _digest_of_checkpoint(path: Path, job: Job, objective: Objective) -> str | None:
     """Return the digest of a checkpoint; None if it is damaged or not finite."""
+    finite = []
+
+    def read(model: nn.Module) -> None:
+        load_into(model, read_whole(path), path, **job.checkpoints.place())
+        finite.extend(bool(p.isfinite().all()) for p in model.parameters())
+
     try:
-        load_into(objective.model, read_whole(path), path, **job.checkpoints.place())
+        digest = objective.read(read)
     except CheckpointError:
         return None
-    finite = all(bool(p.isfinite().all()) for p in objective.model.parameters())
-    return objective.digest() if finite else None
+    return digest if all(finite) else None
 
 
 def _step_of(part: Path) -> int | None:

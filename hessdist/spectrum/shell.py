@@ -16,6 +16,7 @@ from torch.utils.dlpack import from_dlpack
 from hessdist.errors import HessdistError, Stopped, SymmetryError
 from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
+from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks
 
 _Array = TypeVar("_Array", NDArray[np.float64], Tensor)
@@ -26,7 +27,7 @@ class LocalOperator(Protocol):
 
     @property
     def size(self) -> int:
-        """The dimension d."""
+        """The number of entries that a product needs on this rank; usually the dimension d."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,7 +38,7 @@ class LocalOperator(Protocol):
         """The device of the vectors."""
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Multiply v, (d,): this rank's addend of the product, (d,) float64."""
+        """Multiply v, (size,): this rank's addend of the product, (size,) float64."""
 
 
 class Journal(Protocol):
@@ -54,7 +55,8 @@ class ShellMatrix:
     """A v ↦ scale · Σ_ranks local(v) + shift · v, on vectors spread over the ranks.
 
     A product gathers v, multiplies by this rank's share, and one reduce-scatter leaves each rank
-    its slice of the sum: the two halves of an allreduce, in the dtype of the product.
+    its slice of the sum: the two halves of an allreduce, in the dtype of the product. If the
+    parameters are spread, a rank gathers only the entries that belong to its pieces.
 
     Args:
         local: The share of this rank.
@@ -64,6 +66,8 @@ class ShellMatrix:
         on_product: Called after every product with the number of products so far; it may raise
             `Stopped`, on all ranks at once.
         journal: Stores finished products, and returns them to a solve that starts again.
+        placement: Where the entries lie that a product needs on this rank; None: every rank needs
+            the whole vector.
         asymmetry: The largest |xᵀAy − yᵀAx| / (‖x‖ ‖Ay‖ + ‖y‖ ‖Ax‖) of the first two vectors
             that counts as rounding. The default is `ε^0.25` of the product's dtype: rounding causes
             1e-6 in float32 as a rule, and thousands of times as much for an x that A nearly
@@ -79,9 +83,11 @@ class ShellMatrix:
         shift: float = 0.0,
         on_product: Callable[[int], None] = lambda products: None,
         journal: Journal | None = None,
+        placement: Placement | None = None,
         asymmetry: float | None = None,
     ) -> None:
         self._local = local
+        self._placement = Replicated(ranks, local.size) if placement is None else placement
         self._journal = journal
         self.ranks = ranks
         self._scale, self._shift = scale, shift
@@ -89,7 +95,7 @@ class ShellMatrix:
         self.products = 0
         self.replayed = 0  # those of them that came from the journal
         self.seconds = {"gather": 0.0, "product": 0.0, "reduction": 0.0, "journal": 0.0}
-        begin, end = ranks.shard(local.size)
+        begin, end = ranks.shard(self.size)
         self.local_size = end - begin
         self._on_gpu = local.device.type == "cuda"
         direct = self._on_gpu and mpi_takes_device_memory()
@@ -101,7 +107,7 @@ class ShellMatrix:
             return torch.empty(size, dtype=local.dtype, pin_memory=self._on_gpu)
 
         self._mine, self._slice = message(self.local_size), message(self.local_size)
-        self._whole, self._sum = message(local.size), message(local.size)
+        self._held, self._sum = message(self._placement.held), message(self._placement.held)
         self._recorded: list[NDArray[Any]] | None = None
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: BaseException | None = None
@@ -111,7 +117,7 @@ class ShellMatrix:
     @property
     def size(self) -> int:
         """The dimension d."""
-        return self._local.size
+        return self._placement.size
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -151,6 +157,8 @@ class ShellMatrix:
         Returns:
             This rank's entries of the columns, (end - begin, d_local).
         """
+        if self._placement.is_spread:
+            return self._columns_by_gathers(begin, end)
         start = time.perf_counter()
         count, size = end - begin, self.size
         units = torch.zeros(count, size, dtype=self._local.dtype, device=self._local.device)
@@ -166,6 +174,17 @@ class ShellMatrix:
         for row in range(max(begin, first), min(end, last)):
             total[row - begin, row - first] += self._shift
         return total
+
+    def _columns_by_gathers(self, begin: int, end: int) -> NDArray[np.float64]:
+        """Compute columns one by one, by products with unit vectors. Collective."""
+        first, last = self.ranks.shard(self.size)
+        block = np.empty((end - begin, self.local_size))
+        for row, column in enumerate(range(begin, end)):
+            unit = np.zeros(self.local_size)
+            if first <= column < last:
+                unit[column - first] = 1.0
+            block[row] = self.apply(unit)
+        return block
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Multiply this rank's entries on any device, with a float64 result. Collective."""
@@ -207,13 +226,13 @@ class ShellMatrix:
     def _compute(self) -> None:
         """Multiply this rank's entries in `_mine`; the sum over ranks goes to `_slice`."""
         start = time.perf_counter()
-        self.ranks.gather_vector(self._mine, self._whole)
+        self._placement.gather(self._mine, self._held)
         gathered = time.perf_counter()
-        total = self._local(self._whole.to(self._local.device, non_blocking=True))
+        total = self._local(self._held.to(self._local.device, non_blocking=True))
         self._sum.copy_(total)
         self._wait()
         multiplied = time.perf_counter()
-        self.ranks.reduce_scatter(self._sum, self._slice)
+        self._placement.reduce(self._sum, self._slice)
         self.seconds["gather"] += gathered - start
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
@@ -413,6 +432,7 @@ def curvature_matrix(
         shift=objective.l2 if operator in ("hessian", "gauss_newton") else 0.0,
         on_product=on_product,
         journal=journal,
+        placement=objective.placement,
         # Where the model is as good as linear, S is nothing but rounding.
         asymmetry=math.inf if operator == "residual" else None,
     )

@@ -219,11 +219,13 @@ def write_checkpoint(
     return path
 
 
-def state_digest(state: Mapping[str, Any]) -> str:
+def state_digest(state: Mapping[str, Any], dtype: torch.dtype | None = None) -> str:
     """Hash tensors with their names, in their order, independently of the file's format.
 
     Args:
         state: The tensors by name.
+        dtype: The dtype that floating tensors are converted to, one after the other; None: their
+            own.
 
     Returns:
         The hash.
@@ -231,6 +233,8 @@ def state_digest(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(name.encode())
+        if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
+            value = value.to(dtype)
         # Extra state of a module counts by its printed form.
         content = (
             as_bytes(value).numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()

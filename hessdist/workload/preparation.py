@@ -38,32 +38,36 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, on_meta: bool = False) -> None:
     """Refuse a model with unsuitable parameters or buffers, or whose loss is no sum over samples.
 
     Args:
         model: The model, before it is converted.
+        on_meta: Whether parameters may be on the meta device.
 
     Raises:
         WorkloadError: A parameter or a module cannot be differentiated; the message names it.
     """
-    require_values(model)
+    require_values(model, on_meta)
     for name, parameter in model.named_parameters():
         _check_tensor(name, parameter)
     for name, module in model.named_modules():
         _check_module(name or type(module).__name__, module)
 
 
-def require_values(model: nn.Module) -> None:
+def require_values(model: nn.Module, on_meta: bool = False) -> None:
     """Refuse a model with parameters or buffers on the meta device, which have no values.
 
     Args:
         model: The model.
+        on_meta: Whether parameters, but not buffers, may be there.
 
     Raises:
         WorkloadError: A tensor is on the meta device; the message names it.
     """
-    kinds = (("parameter", model.named_parameters()), ("buffer", model.named_buffers()))
+    kinds = [("buffer", model.named_buffers())]
+    if not on_meta:
+        kinds.insert(0, ("parameter", model.named_parameters()))
     for kind, tensors in kinds:
         for name, tensor in tensors:
             if tensor.is_meta:
