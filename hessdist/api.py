@@ -84,6 +84,7 @@ def extreme_eigenpairs(
     cache_gib: float = 4.0,
     data_gib: float = 8.0,
     workers: int = 0,
+    shards: int = 1,
     residuals: Literal["recorded", "recomputed"] = "recorded",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -119,6 +120,8 @@ def extreme_eigenpairs(
         data_gib: The budget of a rank for its samples, in GiB; a larger shard is streamed.
         workers: The processes of a rank that read a streamed shard in advance, if the data set can
             be sent to them.
+        shards: The number of ranks that hold one copy of the parameters between them. It divides
+            the number of ranks.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
         collate: Makes a batch of a list of samples, for example with padding; None: samples are
             stacked.
@@ -139,6 +142,7 @@ def extreme_eigenpairs(
         "cache_gib": cache_gib,
         "data_gib": data_gib,
         "workers": workers,
+        "shards": shards,
     }
     settings = {
         "largest": largest,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.dependence import depends, require_dependence
@@ -255,13 +255,24 @@ class Objective:
 
     def theta(self) -> NDArray[np.float64]:
         """Return this rank's slice of the parameters in use, (d_local,). Collective if spread."""
+        return self.slice_of(self.local.parameters.flat().double().cpu().numpy())
+
+    def slice_of(self, held: NDArray[Any]) -> NDArray[Any]:
+        """Return this rank's slice of a vector. Collective if the parameters are spread.
+
+        Args:
+            held: The entries that a product needs on this rank, (held,): the whole vector, or those
+                of this rank's pieces, the same on all copies.
+
+        Returns:
+            The slice, (d_local,), same dtype.
+        """
         begin, end = self.ranks.shard(self.layout.size)
-        held = self.local.parameters.flat()
         if self.spread is None:
-            return held[begin:end].double().cpu().numpy()
-        mine = np.empty(end - begin)
-        first = self.ranks.rank < self.compute.shards  # the first copy
-        self.placement.reduce(held.double().cpu().numpy() * first, mine)
+            return held[begin:end]
+        mine = np.empty(end - begin, held.dtype)
+        in_first_copy = self.ranks.rank < self.compute.shards
+        self.placement.reduce(held if in_first_copy else np.zeros_like(held), mine)
         return mine
 
     def load(self, read: Callable[[nn.Module], None]) -> str:
@@ -317,7 +328,8 @@ class Objective:
     def digest(self) -> str:
         """Compute a hash of this rank's parameters and buffers and their names. Not collective.
 
-        Where parameters are spread, it is that of what rank 0 has read last.
+        Returns:
+            The hash. Where parameters are spread, it is that of what rank 0 has read last.
         """
         if self.spread is not None:
             return self.spread.digest

@@ -85,7 +85,9 @@ def write_run(
             for end in ("largest", "smallest") if eigenvectors else ():
                 for number in range(sizes[end]):
                     vector = rng.standard_normal(size).astype(np.float32)
-                    file.put_row(f"eigenvectors_{end}", number, vector / np.linalg.norm(vector))
+                    file.put_slice(
+                        f"eigenvectors_{end}", 0, vector / np.linalg.norm(vector), number
+                    )
             file.finish({"checkpoint_digest": f"{row:064x}"})
     write_index(path, parts_of(path, description.fingerprint), without=description)
     if studies:

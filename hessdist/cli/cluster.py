@@ -14,6 +14,7 @@ from hessdist.cli.options import (
     JobFile,
     JournalChoice,
     Overrides,
+    Shards,
     Steps,
     refuse_petsc_options,
     with_service_options,
@@ -82,6 +83,7 @@ def submit(
     directives: Directives = None,
     checkpoints: Steps = None,
     groups: Groups = None,
+    shards: Shards = None,
     journal: JournalChoice = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -92,7 +94,7 @@ def submit(
     from hessdist.results.outputs import Kind, require_output
     from hessdist.service import slurm
 
-    words = with_service_options(overrides, groups, journal)
+    words = with_service_options(overrides, groups, journal, shards=shards)
     loaded, _ = load_job(job, words)
     name = slurm.name_of(loaded.name)
     batch = slurm.Batch(

@@ -35,6 +35,14 @@ Groups = Annotated[
         show_default=False,
     ),
 ]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        metavar="S",
+        help="Spread the parameters over this number of ranks, for models that no rank can hold.",
+        show_default=False,
+    ),
+]
 JournalChoice = Annotated[
     bool | None,
     typer.Option(
@@ -67,6 +75,7 @@ def with_service_options(
     groups: int | None,
     journal: bool | None,
     metrics: Path | None = None,
+    shards: int | None = None,
 ) -> list[str]:
     """Add options that stand for keys of the job file to the overrides.
 
@@ -75,6 +84,7 @@ def with_service_options(
         groups: The value of --groups; None where it is not given.
         journal: The value of --journal or --no-journal.
         metrics: The value of --metrics.
+        shards: The value of --shards.
 
     Returns:
         All overrides, each as "section.key=value".
@@ -82,6 +92,8 @@ def with_service_options(
     words = list(overrides or ())
     if groups is not None:
         words.append(f"service.groups={groups}")
+    if shards is not None:
+        words.append(f"compute.shards={shards}")
     if journal is not None:
         words.append(f"service.journal={str(journal).lower()}")
     if metrics is not None:

@@ -13,6 +13,7 @@ from hessdist.cli.options import (
     JournalChoice,
     MetricsFile,
     Overrides,
+    Shards,
     Steps,
     is_first_process,
     with_service_options,
@@ -45,6 +46,7 @@ def spectrum(
     ] = False,
     checkpoints: Steps = None,
     groups: Groups = None,
+    shards: Shards = None,
     journal: JournalChoice = None,
     metrics: MetricsFile = None,
     share: Annotated[
@@ -61,7 +63,7 @@ def spectrum(
     This is the main command, for one rank or many. Checkpoints that have a result are skipped.
     Options of PETSc and SLEPc are passed on: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
     """
-    words = with_service_options(overrides, groups, journal, metrics)
+    words = with_service_options(overrides, groups, journal, metrics, shards)
     with on_all_ranks("hessdist.service.sweep", context, job, words) as run:
         result = run.service.sweep(
             run.job,
@@ -96,6 +98,7 @@ def watch(
         typer.Option(metavar="SECONDS", help="Take a file when it has not changed for this time."),
     ] = 2.0,
     groups: Groups = None,
+    shards: Shards = None,
     journal: JournalChoice = None,
     metrics: MetricsFile = None,
 ) -> None:
@@ -108,7 +111,7 @@ def watch(
             raise InputError(f"{name} {seconds:g} is not a time", "give seconds, 0 or more")
     if last is not None and last < 0:
         raise InputError(f"--last {last} is no step", "give a step, 0 or more")
-    words = with_service_options(overrides, groups, journal, metrics)
+    words = with_service_options(overrides, groups, journal, metrics, shards)
     with on_all_ranks("hessdist.service.sweep", context, job, words) as run:
         result = run.service.watch(
             run.job,

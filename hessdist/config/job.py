@@ -64,7 +64,7 @@ class Job(Section):
         if self.spectrum.fisher == "sequences":  # as in results from before there was the key
             del sections["spectrum"]["fisher"]
         sections["data"].pop("root", None)  # the folder does not determine the data
-        del sections["data"]["timeout_seconds"]
+        del sections["data"]["timeout_seconds"], sections["model"]["build"]
         sections["data"]["arguments"] = self.data.arguments
         kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}
         kept["compute"] = {"dtype": self.compute.dtype}

@@ -25,6 +25,10 @@ class ModelSection(Section):
     """Name of a built-in model (lenet, lenet5, mlp), huggingface, or "package.module:callable"."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the factory."""
+    build: Literal["auto", "whole", "meta"] = "auto"
+    """With meta the model is built without memory for its parameters, which come from checkpoints;
+    with whole every rank builds it as a whole at first. With auto it is meta if compute.shards is
+    more than 1, unless the factory huggingface reads weights itself."""
 
 
 class LossSection(Section):
@@ -223,6 +227,9 @@ class ComputeSection(Section):
     """Memory of a rank for its samples, in GiB. A larger shard is read again at every product."""
     workers: Count = 2
     """Processes of a rank that read such a shard ahead."""
+    shards: Positive = 1
+    """Number of ranks that hold one copy of the parameters between them, for models that no rank
+    can hold. It has to divide the number of ranks of a solve."""
 
 
 class OutputSection(Section):

@@ -26,7 +26,8 @@ class DisplacedLoss:
 
     Args:
         local: The loss on this rank's samples, at θ.
-        directions: The directions v, (n, d), of any floating dtype.
+        directions: The entries of the directions v that the loss needs, (n, held), of any floating
+            dtype.
         copies: The number of displaced copies of the parameters.
     """
 
@@ -48,9 +49,11 @@ class DisplacedLoss:
         """
         sums = torch.zeros(len(coefficients), dtype=torch.float64, device=self.local.device)
         for number, batch, points in self._passes(coefficients):
-            with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
+            counts = self.local.counts(number)
+            with self._evaluating(number):
                 for point in points:
-                    sums[point] += plain_summed(self.local, batch)
+                    value = plain_summed(self.local, batch)
+                    sums[point] += value if counts else 0.0
         return sums.cpu().numpy()
 
     def losses_and_slopes(
@@ -68,13 +71,14 @@ class DisplacedLoss:
         sums = torch.zeros(len(coefficients), dtype=torch.float64, device=device)
         slopes = torch.zeros(len(coefficients), n, dtype=torch.float64, device=device)
         for number, batch, points in self._passes(coefficients):
-            with evaluating(f"rank {self.local.rank}: batch {number}, away from θ"):
+            counts = self.local.counts(number)
+            with self._evaluating(number):
                 for point in points:
                     with self.local.derivatives():
                         value = summed(self.local, batch)
                     gradient = self.local.zeros()
                     self.local.parameters.layout.add_to(gradient, self.local.gradient_of(value))
-                    sums[point] += value.detach()
+                    sums[point] += value.detach() if counts else 0.0
                     slopes[point] += torch.stack([v.double() @ gradient for v in self._directions])
         return sums.cpu().numpy(), slopes.cpu().numpy()
 
@@ -90,8 +94,14 @@ class DisplacedLoss:
         for begin in range(0, len(coefficients), self._at_once):
             copies = self._displaced(coefficients[begin : begin + self._at_once])
             with self._at_theta_again():
-                for number, batch in self.local.shard.batches():
+                for number, batch in self.local.batches():
                     yield number, batch, self._visited(copies, begin)
+
+    @contextmanager
+    def _evaluating(self, number: int) -> Iterator[None]:
+        what = f"rank {self.local.rank}: batch {number}, away from θ"
+        with evaluating(what), self.local.part_in(number):
+            yield
 
     def _visited(self, copies: Sequence[Tensor], begin: int) -> Iterator[int]:
         for point, copy in enumerate(copies, begin):

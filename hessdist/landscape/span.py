@@ -21,7 +21,8 @@ class LossInSpan:
 
     Args:
         objective: The loss at θ, which must not move while this is used.
-        directions: The directions v, (n, d), whole and the same on every rank.
+        directions: The entries of the directions v that the loss needs on this rank, (n, held):
+            whole vectors, the same on every rank, unless the parameters are spread.
         weight: The sum of weights Σ w, from `Objective.evaluate`.
         on_pass: Called on all ranks after every pass with the number of evaluations so far; it may
             raise `Stopped` on all of them.
@@ -42,15 +43,18 @@ class LossInSpan:
         if objective.is_streamed():  # the other half of the budget is for directions
             entry = objective.local.parameters.tensors[0].element_size()
             budget = objective.compute.cache_gib * 2**30 / 2
-            copies = max(1, int(budget // (entry * objective.layout.size)))
+            held = -(-objective.layout.size // objective.compute.shards)  # the same everywhere
+            copies = max(1, int(budget // (entry * held)))
         self._at_once = max(copies, 4)  # points between two reductions
         with self._ranks.agreeing():
             self._local = DisplacedLoss(objective.local, directions, copies)
             if self._l2:
-                self._square = float(objective.square_norm())
+                self._square = objective.square_norm()
                 theta = objective.local.parameters.flat().double().cpu().numpy()
                 exact = directions.astype(np.float64)
-                self._slopes_at_theta, self._gram = exact @ theta, exact @ exact.T
+                n, products = len(exact), exact @ np.column_stack([theta, exact.T])
+                totals = np.array(objective.local.totals(*products.ravel())).reshape(n, n + 1)
+                self._slopes_at_theta, self._gram = totals[:, 0], totals[:, 1:]
 
     def losses(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute the loss at points. Collective.

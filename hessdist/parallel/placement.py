@@ -120,9 +120,7 @@ class Spread:
             for wanted in pieces
         ]
         self._outgoing = [_length(part) for part in self._parts]
-        self._incoming = [
-            sum(b - a for a, b in _common(pieces[shard], owned)) for owned in slices
-        ]
+        self._incoming = [sum(b - a for a, b in _common(pieces[shard], owned)) for owned in slices]
 
     def gather(self, mine: Buffer, held: Buffer) -> None:
         """Send every rank the entries of its pieces. Collective."""
@@ -168,9 +166,7 @@ def _pieces(numels: Sequence[int], shards: int, shard: int) -> list[tuple[int, i
     return found
 
 
-def _common(
-    ranges: Sequence[tuple[int, int]], bounds: tuple[int, int]
-) -> list[tuple[int, int]]:
+def _common(ranges: Sequence[tuple[int, int]], bounds: tuple[int, int]) -> list[tuple[int, int]]:
     """Return the parts of ranges within bounds; empty ones are left out."""
     inside = [(max(a, bounds[0]), min(b, bounds[1])) for a, b in ranges]
     return [(a, b) for a, b in inside if a < b]

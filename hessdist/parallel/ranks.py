@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # One message of a broadcast stays far below the 2 GiB that a C int can count.
 _BROADCAST_BYTES = 1 << 28
 _POST = 75  # the tag of messages outside of collectives
+_SLICE = 76  # and of slices on their way to rank 0
 _NO_STEP = 0xFFFFFFF0  # the batch script, the interactive shell and the like have such numbers
 
 
@@ -227,7 +228,7 @@ def _start_without_process_manager() -> None:
     MPI.Init_thread()
 
 
-class _Bystander(InputError):
+class _BystanderError(InputError):
     """The error of a rank that is out of step with the others of its copy."""
 
 
@@ -306,7 +307,7 @@ class Ranks:
         everyone = self.comm.allgather(None if mine is None else self._portable(mine))
         failed = [rank for rank, error in enumerate(everyone) if error is not None]
         # Ranks that only saw another one fail do not know why.
-        causes = [rank for rank in failed if not isinstance(everyone[rank], _Bystander)]
+        causes = [rank for rank in failed if not isinstance(everyone[rank], _BystanderError)]
         first = next(iter(causes or failed), None)
         if first is None:
             return
@@ -334,7 +335,7 @@ class Ranks:
         if isinstance(error, HessdistError):
             return type(error)(where + error.what, error.remedy)
         if isinstance(error, OutOfStepError):
-            return _Bystander(
+            return _BystanderError(
                 "the ranks that share the parameters evaluate different layers: the model's path "
                 "depends on its data",
                 "leave out compute.shards, or let every rank evaluate every layer",
@@ -453,6 +454,50 @@ class Ranks:
         whole = np.empty(total, dtype=mine.dtype) if self.is_root else None
         self.comm.Gatherv(np.ascontiguousarray(mine), [whole, self.counts(total)], root=0)
         return whole
+
+    def slices_to_root(self, mine: NDArray[Any], total: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Send a spread vector to rank 0, the slice of one rank after the other. Collective.
+
+        Args:
+            mine: This rank's entries, (d_local,).
+            total: The dimension d.
+
+        Yields:
+            On rank 0, the place of a slice's first entry, and the slice. Nothing elsewhere.
+        """
+        self.collectives["gatherv"] += 1
+        mine = np.ascontiguousarray(mine)
+        if not self.is_root:
+            self.comm.Send(mine, dest=0, tag=_SLICE)
+            return
+        yield 0, mine
+        for rank in range(1, self.size):
+            begin, end = shard_bounds(total, self.size, rank)
+            piece = np.empty(end - begin, mine.dtype)
+            self.comm.Recv(piece, source=rank, tag=_SLICE)
+            yield begin, piece
+
+    def slices_from_root(
+        self, read: Callable[[int, int], NDArray[Any]], mine: NDArray[Any], total: int
+    ) -> None:
+        """Send every rank its slice of a vector that rank 0 reads slice by slice. Collective.
+
+        Args:
+            read: Returns the entries from one place to another. It is called on rank 0 only, and
+                does not raise.
+            mine: Output, this rank's entries, (d_local,).
+            total: The dimension d.
+        """
+        self.collectives["scatterv"] += 1
+        if not self.is_root:
+            self.comm.Recv(mine, source=0, tag=_SLICE)
+            return
+        for rank in range(self.size):
+            part = read(*shard_bounds(total, self.size, rank)).astype(mine.dtype, copy=False)
+            if rank:
+                self.comm.Send(np.ascontiguousarray(part), dest=rank, tag=_SLICE)
+            else:
+                mine[:] = part
 
     def gather_block(self, mine: NDArray[Any], total: int) -> NDArray[Any] | None:
         """Assemble several spread vectors on rank 0 alone. Collective.

@@ -350,20 +350,21 @@ class CheckpointResult:
         with self.opened() as group:
             return str(group.attrs["checkpoint_digest"])
 
-    def eigenvector(self, end: str, rank: int) -> NDArray[np.float32]:
+    def eigenvector(self, end: str, rank: int, entries: slice = slice(None)) -> NDArray[np.float32]:
         """Read one eigenvector; the others are not read.
 
         Args:
             end: "largest" or "smallest".
             rank: The rank of the eigenvalue; 1 is the most extreme.
+            entries: The entries to read; by default all.
 
         Returns:
-            (d,) float32, unit norm.
+            (d,) float32, unit norm, or the entries.
 
         Raises:
             ResultError: It was not stored, or its file is missing or damaged.
         """
-        return self._read(f"eigenvectors_{end}", self._place(end, rank))
+        return self._read(f"eigenvectors_{end}", (self._place(end, rank), entries))
 
     def part(self, end: str, rank: int, parameter: str) -> NDArray[np.float32]:
         """Read the entries of an eigenvector that belong to one parameter tensor.

@@ -161,17 +161,29 @@ class CheckpointFile:
         )
 
     def put(self, name: str, value: Any) -> None:
-        """Write a small table or the gradient."""
+        """Write a small table."""
         _write(self._file, _field(name), np.asarray(value))
 
-    def put_row(self, name: str, row: int, vector: NDArray[Any]) -> None:
-        """Write one eigenvector, (d,), so that only one has to be in memory at a time."""
+    def put_slice(
+        self, name: str, begin: int, entries: NDArray[Any], row: int | None = None
+    ) -> None:
+        """Write some entries of the gradient, or of one eigenvector.
+
+        So only a part of a vector has to be in memory.
+
+        Args:
+            name: The name of the data set.
+            begin: The place of the first entry.
+            entries: The entries, (n,).
+            row: The number of the eigenvector; None for the gradient.
+        """
         field = _field(name)
         if name not in self._file:
             shape = tuple(self._sizes[dimension] for dimension in field.dimensions)
             self._file.create_dataset(name, shape, field.dtype)
             _annotate(self._file, field)
-        self._file[name][row] = vector
+        place = slice(begin, begin + len(entries))
+        self._file[name][place if row is None else (row, place)] = entries
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Write the last attributes, and the attribute that marks the file as complete."""

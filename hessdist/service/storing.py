@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hessdist.config.job import Job
 from hessdist.curvature.parameters import ParameterLayout
@@ -23,7 +25,7 @@ from hessdist.results.writer import (
 )
 from hessdist.service import locks
 from hessdist.service.versions import library_versions
-from hessdist.spectrum.eigenpairs import Eigenpairs, End, sign_of
+from hessdist.spectrum.eigenpairs import Eigenpairs, End, sign_over
 from hessdist.workload.steps import Checkpoint
 
 
@@ -88,10 +90,7 @@ class RunStore:
                     opened = stack.enter_context(replacing(self.part(checkpoint.step), sealed=True))
                     file = CheckpointFile(opened, self._describe(here), checkpoint.step, sizes)
                     _put_tables(file, here, pairs)
-            gradient = ranks.gather_to_root(here.gradient, self._layout.size)
-            with ranks.agreeing():
-                if file is not None:
-                    file.put("gradient", gradient)
+            self._put_vector(file, "gradient", here.gradient)
             if self._job.spectrum.eigenvectors:
                 self._put_vectors(file, "eigenvectors_largest", pairs.largest)
                 self._put_vectors(file, "eigenvectors_smallest", pairs.smallest)
@@ -133,10 +132,28 @@ class RunStore:
 
     def _put_vectors(self, file: CheckpointFile | None, name: str, end: End) -> None:
         for row, vector in enumerate(end.vectors):
-            whole = self._ranks.gather_to_root(vector.astype(np.float32), self._layout.size)
-            with self._ranks.agreeing():
-                if file is not None and whole is not None:
-                    file.put_row(name, row, whole * sign_of(whole))
+            entries = vector.astype(np.float32)
+            self._put_vector(file, name, entries * sign_over(self._ranks, entries), row)
+
+    def _put_vector(
+        self,
+        file: CheckpointFile | None,
+        name: str,
+        mine: NDArray[Any],
+        row: int | None = None,
+    ) -> None:
+        """Write a vector slice by slice, so that rank 0 never holds a whole one. Collective."""
+        failure: BaseException | None = None
+        for begin, entries in self._ranks.slices_to_root(mine, self._layout.size):
+            if file is None or failure is not None:
+                continue  # the other ranks send in any case
+            try:
+                file.put_slice(name, begin, entries, row)
+            except BaseException as error:
+                failure = error
+        with self._ranks.agreeing():
+            if failure is not None:
+                raise failure
 
     def _describe(self, here: Evaluation) -> RunDescription:
         if self._description is None:

@@ -14,6 +14,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from torch import nn
+
 from hessdist.config.job import Job
 from hessdist.errors import CheckpointError, OutputError
 from hessdist.objective import Objective
@@ -117,7 +119,7 @@ def _has_last_result(job: Job, objective: Objective) -> bool:
 
 def _digest_of_checkpoint(path: Path, job: Job, objective: Objective) -> str | None:
     """Return the digest of a checkpoint; None if it is damaged or not finite."""
-    finite = []
+    finite: list[bool] = []
 
     def read(model: nn.Module) -> None:
         load_into(model, read_whole(path), path, **job.checkpoints.place())

@@ -227,6 +227,11 @@ def _check_needs(study: Study, job: Job) -> None:
         raise JobError(
             f"{what} trains without a penalty, and loss.l2 is {job.loss.l2:g}", "set loss.l2 = 0"
         )
+    if job.compute.shards > 1 and not needs.spread:
+        raise JobError(
+            f"{what} needs all parameters on a rank, and compute.shards is {job.compute.shards}",
+            "use --set compute.shards=1 for it",
+        )
     if needs.hessian and job.spectrum.operator != "hessian":
         raise JobError(
             f"{what} is about the Hessian, and spectrum.operator is '{job.spectrum.operator}'",

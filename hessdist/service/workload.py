@@ -28,7 +28,7 @@ def workload_of(job: Job) -> Workload:
     Raises:
         InputError: A factory or the data is missing or fails.
     """
-    model = build_model(job.model.factory, job.model.arguments)
+    model = build_model(job.model.factory, job.model.arguments, on_meta=_is_on_meta(job))
     loss = build_loss(job.loss.factory, job.loss.arguments)
     if job.spectrum.fisher == "tokens":
         loss = _of_tokens(loss, job.loss.factory)
@@ -39,6 +39,15 @@ def workload_of(job: Job) -> Workload:
     )
     collate = find_collate(data.collate)
     return Workload(model, loss, dataset, indices, collate, **computed_as(job))
+
+
+def _is_on_meta(job: Job) -> bool:
+    """Return whether the model is built without values."""
+    given = job.model
+    if given.build != "auto":
+        return given.build == "meta"
+    reads = any(given.arguments.get(name) for name in ("pretrained", "adapter"))
+    return job.compute.shards > 1 and not (given.factory == "huggingface" and reads)
 
 
 def _of_tokens(loss: AnyLoss, name: str) -> AnyLoss:

@@ -80,6 +80,21 @@ def full_vectors(
     return whole
 
 
+def sign_over(ranks: Ranks, mine: NDArray[Any]) -> float:
+    """Return `sign_of` a vector that is spread over ranks. Collective.
+
+    Args:
+        ranks: The ranks.
+        mine: This rank's entries, (d_local,).
+
+    Returns:
+        The sign, the same on every rank.
+    """
+    here = int(np.argmax(np.abs(mine))) if len(mine) else None
+    largest = ranks.collect(0.0 if here is None else float(mine[here]))
+    return -1.0 if max(largest, key=abs) < 0 else 1.0
+
+
 def sign_of(vector: NDArray[Any]) -> float:
     """Return the sign that makes a vector's entry of largest magnitude positive."""
     return -1.0 if vector[np.argmax(np.abs(vector))] < 0 else 1.0

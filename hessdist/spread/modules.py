@@ -23,6 +23,7 @@ from hessdist.parallel.lockstep import Lockstep
 from hessdist.parallel.ranks import shard_bounds
 from hessdist.spread.linear import LinearLayer, linear
 from hessdist.spread.unit import Unit, gathered
+from hessdist.workload.factories import one_line
 
 _PLACE = "_hessdist_pieces"  # the attribute of a module that has its `_Pieces`
 
@@ -31,10 +32,15 @@ _PLACE = "_hessdist_pieces"  # the attribute of a module that has its `_Pieces`
 class _Origin:
     """The unit that a whole tensor was gathered from."""
 
-    storage: StorageWeakRef
+    storage: Any  # a StorageWeakRef
     unit: Unit
     pieces: tuple[Tensor, ...]
     index: int  # of the tensor in the unit
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the whole tensor has been freed, so that its memory may hold another one."""
+        return bool(self.storage.expired())
 
 
 @dataclass(frozen=True)
@@ -144,9 +150,7 @@ class SpreadModel:
         unit = self._unit(*(tuple(p.shape) for p in own.values()))
         for name, parameter in own.items():
             if id(parameter) not in made:
-                begin, end = shard_bounds(
-                    parameter.numel(), self.lockstep.size, self.lockstep.rank
-                )
+                begin, end = shard_bounds(parameter.numel(), self.lockstep.size, self.lockstep.rank)
                 piece = torch.zeros(end - begin, dtype=parameter.dtype)
                 made[id(parameter)] = nn.Parameter(piece, requires_grad=parameter.requires_grad)
             module._parameters[name] = made[id(parameter)]
@@ -161,12 +165,13 @@ class SpreadModel:
     def gather(self, unit: Unit, pieces: list[Tensor]) -> tuple[Tensor, ...]:
         """Gather in the graph, and remember where the tensors come from. Collective."""
         tensors = gathered(unit, pieces)
-        stale = [key for key, origin in self._origins.items() if origin.storage.expired()]
+        stale = [key for key, origin in self._origins.items() if origin.is_gone]
         for key in stale:
             del self._origins[key]
         for index, tensor in enumerate(tensors):
             storage = tensor.untyped_storage()
-            origin = _Origin(StorageWeakRef(storage), unit, tuple(pieces), index)
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            origin = _Origin(reference, unit, tuple(pieces), index)
             self._origins[storage.data_ptr()] = origin
             if self._guarded is not None:
                 name = self._names[id(pieces[index])]
@@ -179,12 +184,12 @@ class SpreadModel:
         """Replace a whole tensor that a graph saves by a handle; other tensors stay."""
         storage = tensor.untyped_storage()
         origin = self._origins.get(storage.data_ptr())
-        if origin is None or origin.storage.expired() or storage.nbytes() == 0:
+        if origin is None or origin.is_gone or storage.nbytes() == 0:
             return tensor.detach()
         if storage.nbytes() // tensor.element_size() <= self.keeps:
             return tensor.detach()
         size, stride = tuple(tensor.shape), tensor.stride()
-        return _Handle(origin, size, stride, tensor.storage_offset())
+        return _Handle(origin, size, stride, int(tensor.storage_offset()))
 
     @staticmethod
     def unpack(saved: Tensor | _Handle) -> Tensor:
@@ -233,14 +238,20 @@ def _skeleton(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         meta = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # objects in a module can raise anything
+        raise WorkloadError(
+            f"the model cannot be copied ({one_line(error)}), and its parameters cannot be spread",
+            "remove open files and the like from the model, or use compute.shards = 1",
+        ) from error
 
 
 def _as_linear(module: nn.Module, units: Mapping[str, Unit], unit: Unit) -> LinearLayer | None:
     """Return the units of a layer that is evaluated as x Wᵀ + b; None for other modules."""
     if set(units) not in ({"weight"}, {"weight", "bias"}) or "forward" in module.__dict__:
         return None
-    if list(units)[0] != "weight":
+    if next(iter(units)) != "weight":
         return None
     if type(module).forward is nn.Linear.forward:
         return LinearLayer(units["weight"], unit if "bias" in units else units["weight"])

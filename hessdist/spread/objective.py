@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from hessdist.curvature.local_loss import LocalLoss
@@ -108,7 +107,7 @@ class SpreadParameters:
         else:
             self._scatter({} if self._ranks.is_root else None)
 
-    def _scatter(self, values: dict[str, Tensor] | None) -> None:
+    def _scatter(self, values: Mapping[str, Tensor] | None) -> None:
         scatter_parameters(self._ranks, self._grid, self._spread.model, values)
 
     # -- the loss ------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Unit:
         joined = self.lockstep.gather(2 * self.number, mine, [sum(each) for each in sizes])
         if len(self.shapes) == 1:
             return [joined.view(self.shapes[0])]
-        parts = joined.split([size for each in sizes for size in each])
+        parts = torch.split(joined, [size for each in sizes for size in each])
         count = len(self.shapes)
         return [torch.cat(parts[t::count]).view(shape) for t, shape in enumerate(self.shapes)]
 
@@ -70,11 +70,11 @@ class Unit:
             packed = whole[0].reshape(-1)
         else:
             flat = [tensor.reshape(-1) for tensor in whole]
-            cut = [f.split([each[t] for each in sizes]) for t, f in enumerate(flat)]
+            cut = [torch.split(f, [each[t] for each in sizes]) for t, f in enumerate(flat)]
             packed = torch.cat([part for rank in zip(*cut, strict=True) for part in rank])
         counts = [sum(each) for each in sizes]
         mine = self.lockstep.reduce(2 * self.number + 1, packed, counts)
-        return list(mine.split(sizes[self.lockstep.rank]))
+        return list(torch.split(mine, sizes[self.lockstep.rank]))
 
 
 def gathered(unit: Unit, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:

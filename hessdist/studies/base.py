@@ -38,6 +38,8 @@ class Needs:
     """`spectrum.layers` is empty."""
     no_penalty: bool = False
     """`loss.l2` is zero."""
+    spread: bool = False
+    """`compute.shards` may be more than 1, so that no rank has all parameters."""
     after: tuple[str, ...] = ()
     """Studies whose stored results at the same checkpoint it reads; at least one must exist."""
     keys: tuple[str, ...] = ()

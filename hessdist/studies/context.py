@@ -208,20 +208,23 @@ class Context:
         return list(self.ranks.broadcast(found))
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Return eigenvectors, whole on every rank. Collective.
+        """Return the entries of eigenvectors that the loss needs on this rank. Collective.
+
+        They are whole vectors, unless the parameters are spread.
 
         Args:
             pairs: The pairs.
 
         Returns:
-            The unit vectors, (n, d) float32.
+            The entries of the unit vectors, (n, held) float32.
 
         Raises:
             ResultError: They cannot be read; on every rank.
         """
-        vectors = np.empty((len(pairs), self.objective.layout.size), np.float32)
-        for row, pair in enumerate(pairs):
-            self._share(pair, vectors[row])
+        placement = self.objective.placement
+        vectors = np.empty((len(pairs), placement.held), np.float32)
+        for row, mine in enumerate(self.spread(pairs)):
+            placement.gather(mine, vectors[row])
         return vectors
 
     def spread(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -238,18 +241,29 @@ class Context:
         """
         size = self.objective.layout.size
         begin, end = self.ranks.shard(size)
-        whole, mine = np.empty(size, np.float32), np.empty((len(pairs), end - begin), np.float32)
+        mine = np.empty((len(pairs), end - begin), np.float32)
         for row, pair in enumerate(pairs):
-            self._share(pair, whole)
-            mine[row] = whole[begin:end]
+            self._share(pair, mine[row], size)
         return mine
 
-    def _share(self, pair: Pair, whole: NDArray[np.float32]) -> None:
-        """Read an eigenvector and send it to all ranks; zero if it was not found. Collective."""
+    def _share(self, pair: Pair, mine: NDArray[np.float32], size: int) -> None:
+        """Read an eigenvector and send slices of it; zero if it was not found. Collective."""
+        failure: Exception | None = None
+
+        def read(begin: int, end: int) -> NDArray[np.float32]:
+            nonlocal failure
+            assert self._result is not None
+            try:
+                entries = self._result.eigenvector(pair.end, pair.rank, slice(begin, end))
+            except Exception as error:
+                failure = error
+                return np.zeros(end - begin, np.float32)
+            return np.nan_to_num(entries, nan=0.0)
+
+        self.ranks.slices_from_root(read, mine, size)
         with self.ranks.agreeing():
-            if self._result is not None:
-                whole[:] = np.nan_to_num(self._row(pair.name), nan=0.0)
-        self.ranks.broadcast_array(whole)
+            if failure is not None:
+                raise failure
 
     def in_blocks(self, pairs: Sequence[Pair]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Iterate over eigenvectors, one by one, or in blocks if samples are streamed. Collective.
@@ -262,7 +276,8 @@ class Context:
         """
         budget = self.job.compute.cache_gib * 2**30 / 2
         streamed = self.objective.is_streamed()
-        size = max(1, int(budget // (8 * self.objective.layout.size))) if streamed else 1
+        entries = -(-self.objective.layout.size // self.job.compute.shards)  # the same everywhere
+        size = max(1, int(budget // (8 * entries))) if streamed else 1
         for begin in range(0, len(pairs), size):
             rows = slice(begin, begin + size)
             self._where = f"eigenvector {begin + 1} of {len(pairs)}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hessdist.errors import WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
 from hessdist.workload.huggingface import huggingface
+from hessdist.workload.meta import parameters_on_meta
 from hessdist.workload.preparation import require_values, unwrapped
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -178,25 +180,28 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build_model(factory: str, arguments: Mapping[str, Any], on_meta: bool = False) -> nn.Module:
     """Build the model that a job names.
 
     Args:
         factory: "lenet", "lenet5", "mlp", "huggingface" or "package.module:callable".
         arguments: The keyword arguments of the factory.
+        on_meta: Whether the parameters have no values yet.
 
     Returns:
-        The model, on the CPU.
+        The model, on the CPU; with `on_meta` its parameters are on the meta device.
 
     Raises:
         WorkloadError: The factory is not found, fails, does not return a module, or returns one
             without values.
     """
-    model = call_factory(find_factory(factory, MODELS, "model.factory"), arguments, "model")
+    found = find_factory(factory, MODELS, "model.factory")
+    with parameters_on_meta() if on_meta else nullcontext():
+        model = call_factory(found, arguments, "model")
     if not isinstance(model, nn.Module):
         raise WorkloadError(
             f"model.factory: '{factory}' returned {type(model).__name__}, not a torch.nn.Module",
             "name a callable that builds the model",
         )
-    require_values(model)
+    require_values(model, on_meta)
     return unwrapped(model)

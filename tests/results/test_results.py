@@ -81,7 +81,7 @@ def write_part(path: Path, step: int, vectors: bool = True) -> Path:
         checkpoint.put("gradient", made["gradient"])
         for name in ("eigenvectors_largest", "eigenvectors_smallest") if vectors else ():
             for row, vector in enumerate(made[name]):
-                checkpoint.put_row(name, row, vector)
+                checkpoint.put_slice(name, 0, vector, row)
         checkpoint.finish({"checkpoint_digest": DIGEST})
     return part
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hessdist.config.job import Job
 from hessdist.config.sections import DiagnosisSection
-from hessdist.curvature.parameters import ParameterLayout
+from hessdist.curvature.local_loss import LocalLoss
 from hessdist.landscape.diagnosis import Point, note
 from hessdist.landscape.found import Found
 from hessdist.landscape.lines import Lines
@@ -29,7 +29,7 @@ from hessdist.optimizers.schedules import Schedule
 from hessdist.results.layers import by_layer, layers_of
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
-from hessdist.spectrum.eigenpairs import End, full_vectors
+from hessdist.spectrum.eigenpairs import End
 from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.studies.context import Context, Pair
 
@@ -87,7 +87,7 @@ class _Pairs:
     values: dict[str, NDArray[np.float64]]
     converged: dict[str, NDArray[np.bool_]]
     slopes: dict[str, NDArray[np.float64]]  # |gᵀv|, because the sign of v is arbitrary
-    lowest: NDArray[np.float32]  # (n, d) with n = 1, or 0 if no smallest was asked for
+    lowest: NDArray[np.float32]  # (n, d_local) with n = 1, or 0 if no smallest was asked for
 
 
 def _stored(context: Context) -> _Pairs:
@@ -100,7 +100,7 @@ def _stored(context: Context) -> _Pairs:
         {end: np.array([pair.value for pair in some]) for end, some in by_end.items()},
         {end: np.array([pair.converged for pair in some], bool) for end, some in by_end.items()},
         {end: np.abs([pair.slope for pair in some]) for end, some in by_end.items()},
-        context.vectors(by_end["smallest"][:1]),
+        context.spread(by_end["smallest"][:1]),
     )
 
 
@@ -115,7 +115,7 @@ def _solved(context: Context, shell: ShellMatrix, evaluation: Evaluation) -> _Pa
         end: np.abs(context.ranks.sum(some.vectors.astype(np.float64) @ evaluation.gradient))
         for end, some in ends.items()
     }
-    lowest = full_vectors(context.ranks, pairs.smallest.vectors[:1], shell.size)
+    lowest = pairs.smallest.vectors[:1].astype(np.float32)
     return _Pairs(
         {end: some.values for end, some in ends.items()},
         {end: some.converged for end, some in ends.items()},
@@ -172,11 +172,11 @@ def _descend(
     rates = _rates(settings, point)
     losses = np.full(len(rates), np.nan)
     if point.gradient_norm:
-        whole = np.empty(context.objective.layout.size)
-        context.ranks.gather_vector(evaluation.gradient, whole)
+        gradient = np.empty(context.objective.placement.held)
+        context.objective.placement.gather(evaluation.gradient, gradient)
         down = LossInSpan(
             context.objective,
-            -whole[None] / point.gradient_norm,
+            -gradient[None] / point.gradient_norm,
             evaluation.weight,
             context.on_evaluation,
         )
@@ -218,11 +218,12 @@ def _escape(
     losses = np.full(len(grid), np.nan)
     model = losses
     if point.can_escape:
-        begin, end = context.ranks.shard(context.objective.layout.size)
-        lowest = pairs.lowest[:, begin:end].astype(np.float64)
+        lowest = pairs.lowest.astype(np.float64)
         (uphill,) = context.ranks.sum(lowest @ evaluation.gradient)
         slope = -abs(float(uphill))
-        u = pairs.lowest * np.float32(-1.0 if uphill > 0 else 1.0)
+        u = np.empty((1, context.objective.placement.held), np.float32)
+        sign = np.float32(-1.0 if uphill > 0 else 1.0)
+        context.objective.placement.gather(pairs.lowest[0] * sign, u[0])
         span = LossInSpan(context.objective, u, context.weight(), context.on_evaluation)
         (start,) = span.losses(np.zeros((1, 1)))
         # A line with unit slope, so that the distance is also found if the slope is zero.
@@ -236,7 +237,7 @@ def _escape(
             escape_best_distance=float(best.alpha[0]),
             escape_loss_change=float(best.loss[0] - start),
             escape_at_edge=bool(best.found[0] == Found.EDGE),
-            escape_share=_by_layer(context.objective.layout, u[0]),
+            escape_share=_by_layer(context.objective.local, u[0]),
         )
     return point, {
         "distance": Variable(("distance",), grid, "distance t along the escape direction u"),
@@ -245,8 +246,11 @@ def _escape(
     }
 
 
-def _by_layer(layout: ParameterLayout, vector: NDArray[np.float32]) -> NDArray[np.float64]:
-    squares = np.add.reduceat(vector.astype(np.float64) ** 2, layout.offsets[:-1])
+def _by_layer(local: LocalLoss, held: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the share of each layer in the squared norm of a vector. Collective if spread."""
+    layout = local.parameters.layout
+    pieces = layout.split(torch.from_numpy(held.astype(np.float64)))
+    squares = np.array(local.totals(*(float(piece.square().sum()) for piece in pieces)))
     return np.asarray(by_layer(squares[None] / squares.sum(), layout.names)[0])
 
 

@@ -10,7 +10,7 @@ from hessdist.studies.negative_curvature.settings import (
 )
 
 _PAIRS = Needs(checkpoints=True, eigenpairs="required")
-_HESSIAN = Needs(checkpoints=True, eigenpairs="required", hessian=True)
+_HESSIAN = Needs(checkpoints=True, eigenpairs="required", hessian=True, spread=True)
 
 STUDIES = (
     declare(__name__, "lines", LinesSection, _HESSIAN, check="lines:check", tables=""),
@@ -20,7 +20,7 @@ STUDIES = (
         __name__,
         "blocks",
         BlocksSection,
-        _PAIRS,
+        Needs(checkpoints=True, eigenpairs="required", spread=True),
         prepare="blocks:prepare",
         determined_by="blocks:determining",
     ),

@@ -30,7 +30,8 @@ class OffDiagonal:
     """
 
     def __init__(self, context: Context, pairs: Sequence[Pair]) -> None:
-        self._ranks, layout = context.ranks, context.objective.layout
+        self._ranks, objective = context.ranks, context.objective
+        layout = objective.local.parameters.layout  # of the entries that a rank needs
         self._pairs = [pair for pair in pairs if pair.rank == 1 and pair.converged]
         bounds = zip(layout.offsets[:-1], layout.offsets[1:], strict=True)
         self._places = dict(zip(layout.names, map(slice, *zip(*bounds, strict=True)), strict=True))
@@ -38,11 +39,12 @@ class OffDiagonal:
         shell = curvature_matrix(
             context.objective, context.job.spectrum.operator, context.weight(), context.on_product
         )
-        begin, end = self._ranks.shard(layout.size)
-        self._images = np.empty(self._vectors.shape, shell.dtype)  # H v, whole on every rank
-        for vector, image in zip(self._vectors, self._images, strict=True):
-            mine = shell.apply(vector[begin:end].astype(np.float64))
-            self._ranks.gather_vector(mine.astype(shell.dtype), image)
+        self._images = np.empty(self._vectors.shape, shell.dtype)  # H v, as the vectors
+        self._norms = np.zeros(len(self._pairs))  # of H v
+        for row, (vector, image) in enumerate(zip(self._vectors, self._images, strict=True)):
+            mine = shell.apply(objective.slice_of(vector.astype(np.float64)))
+            objective.placement.gather(mine.astype(shell.dtype), image)
+            self._norms[row] = np.sqrt(self._ranks.sum(np.array([mine @ mine]))[0])
         self._squares = np.zeros(len(self._pairs))  # of this rank's entries of H v - D v
 
     def add(self, part: Objective, shell: ShellMatrix) -> None:
@@ -52,10 +54,9 @@ class OffDiagonal:
             part: The loss as a function of the block's parameters.
             shell: The block of the matrix.
         """
-        begin, end = self._ranks.shard(part.layout.size)
         for row, (vector, image) in enumerate(zip(self._vectors, self._images, strict=True)):
-            product = shell.apply(self._entries(part, vector)[begin:end])
-            difference = self._entries(part, image)[begin:end] - product
+            product = shell.apply(part.slice_of(self._entries(part, vector)))
+            difference = part.slice_of(self._entries(part, image)) - product
             self._squares[row] += difference @ difference
 
     def _entries(self, part: Objective, whole: NDArray[Any]) -> NDArray[np.float64]:
@@ -67,8 +68,8 @@ class OffDiagonal:
         """Return the share of each end that was measured, when all blocks are added. Collective."""
         squares = self._ranks.sum(self._squares)
         return {
-            pair.end: float(np.sqrt(square) / np.linalg.norm(image.astype(np.float64)))
-            for pair, square, image in zip(self._pairs, squares, self._images, strict=True)
+            pair.end: float(np.sqrt(square) / norm)
+            for pair, square, norm in zip(self._pairs, squares, self._norms, strict=True)
         }
 
 

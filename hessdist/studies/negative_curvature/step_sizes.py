@@ -69,7 +69,7 @@ def _search(
     precision = torch.finfo(context.objective.local.dtype).eps
     found: list[BestSteps] = []
     by_rule: list[NDArray[np.float64]] = []
-    joint_steps = np.zeros((len(RULES) * len(ENDS), context.objective.layout.size), np.float32)
+    joint_steps = np.zeros((len(RULES) * len(ENDS), context.objective.placement.held), np.float32)
     for rows, vectors in context.in_blocks(pairs):
         some = pairs[rows]
         along = lines_along(context, some, vectors)
@@ -86,7 +86,7 @@ def _search(
 
 
 def _loss_at_start(context: Context) -> float:
-    zero = np.zeros((1, context.objective.layout.size), np.float32)
+    zero = np.zeros((1, context.objective.placement.held), np.float32)
     return float(LossInSpan(context.objective, zero, context.weight()).losses(np.zeros((1, 1)))[0])
 
 

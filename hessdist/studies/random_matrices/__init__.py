@@ -11,7 +11,12 @@ from hessdist.studies.random_matrices.settings import (
 _NEEDS = Needs(no_penalty=True)
 
 STUDIES = (
-    declare(__name__, "laws", LawsSection, Needs(checkpoints=True, after=("exact", "density"))),
+    declare(
+        __name__,
+        "laws",
+        LawsSection,
+        Needs(checkpoints=True, after=("exact", "density"), spread=True),
+    ),
     declare(__name__, "critical_points", CriticalPointsSection, _NEEDS),
     declare(
         __name__, "two_layer", TwoLayerSection, _NEEDS, figures="two_layer_figures:draw_two_layer"
