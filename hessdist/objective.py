@@ -253,6 +253,11 @@ class Objective:
             return Replicated(self.ranks, self.layout.size)
         return self.spread.placement(self.layout)
 
+    @property
+    def maps_files(self) -> bool:
+        """True if rank 0 reads checkpoints tensor by tensor, because it cannot hold them all."""
+        return self.spread is not None
+
     def theta(self) -> NDArray[np.float64]:
         """Return this rank's slice of the parameters in use, (d_local,). Collective if spread."""
         return self.slice_of(self.local.parameters.flat().double().cpu().numpy())
@@ -346,6 +351,8 @@ class Objective:
                 rank.
             NumericalError: A value is not finite; the message names rank and batch; on every rank.
         """
+        if self.spread is not None:
+            self.spread.require_values()
         self._prove_additive()
         with self.ranks.agreeing():
             sums = self.local.loss_and_gradient()

@@ -233,9 +233,13 @@ def _load(objective: Objective, checkpoint: Checkpoint | None, job: Job) -> None
     def read(model: nn.Module) -> None:
         if checkpoint is not None:
             place = job.checkpoints.place()
-            load_into(model, read_whole(checkpoint.path), checkpoint.path, **place)
+            load_into(
+                model, read_whole(checkpoint.path, objective.maps_files), checkpoint.path, **place
+            )
 
     objective.load(read)
+    if checkpoint is None and objective.spread is not None:
+        objective.spread.draw()
 
 
 def _lines(

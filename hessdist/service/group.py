@@ -254,7 +254,7 @@ class Group:
         """Read a checkpoint into this rank's model; None if it has a result."""
         when_read = signature(checkpoint.path)
         place = self.job.checkpoints.place()
-        content = read_whole(checkpoint.path)
+        content = read_whole(checkpoint.path, self._objective.maps_files)
         digest = self._objective.read(
             lambda model: load_into(model, content, checkpoint.path, **place)
         )

@@ -20,7 +20,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
-from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
+from hessdist.spectrum.shell import LocalOperator, ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
 
 
@@ -84,10 +84,12 @@ def time_products(
     ranks, operator = objective.ranks, job.spectrum.operator
     with ranks.agreeing():
         keeping = LocalProduct(objective.local, operator, job.compute.cache_gib * 2**30)
-        forms = {"kept": keeping, "rebuilt": LocalProduct(objective.local, operator, 0)}
-    shells = {name: ShellMatrix(local, ranks) for name, local in forms.items()}
+        forms: dict[str, LocalOperator] = {"kept": keeping}
+        forms["rebuilt"] = LocalProduct(objective.local, operator, 0)
     if operator == "hessian":
-        shells["finite difference"] = ShellMatrix(_Differences(objective.local), ranks)
+        forms["finite difference"] = _Differences(objective.local)
+    placement = objective.placement
+    shells = {n: ShellMatrix(local, ranks, placement=placement) for n, local in forms.items()}
     x = _entries(objective)
     work: dict[str, Callable[[], object]] = {"gradient": lambda: _gradient(objective)}
     work |= {name: partial(shell.apply, x) for name, shell in shells.items()}
@@ -115,8 +117,10 @@ def time_scaling(
         line: Writes a line for the user.
 
     Returns:
-        The times, by number of ranks.
+        The times, by number of ranks; none if the parameters are spread.
     """
+    if job.compute.shards > 1:
+        return []
     counts = sorted({2**power for power in range(ranks.size.bit_length())} | {ranks.size})
     found: list[Scaling] = []
     line(f"{kind} scaling:")
@@ -177,7 +181,7 @@ def _gradient(objective: Objective) -> None:
     """Compute the gradient over all samples, assembled like a product. Collective."""
     whole = objective.local.loss_and_gradient().gradient.to(objective.local.dtype).cpu().numpy()
     begin, end = objective.ranks.shard(objective.layout.size)
-    objective.ranks.reduce_scatter(whole, np.empty(end - begin, whole.dtype))
+    objective.placement.reduce(whole, np.empty(end - begin, whole.dtype))
 
 
 def _in_turns(

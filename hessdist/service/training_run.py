@@ -122,7 +122,7 @@ def _digest_of_checkpoint(path: Path, job: Job, objective: Objective) -> str | N
     finite: list[bool] = []
 
     def read(model: nn.Module) -> None:
-        load_into(model, read_whole(path), path, **job.checkpoints.place())
+        load_into(model, read_whole(path, objective.maps_files), path, **job.checkpoints.place())
         finite.extend(bool(p.isfinite().all()) for p in model.parameters())
 
     try:

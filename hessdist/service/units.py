@@ -504,7 +504,12 @@ class _Loop:
 
         def read(model: Any) -> None:
             file = self._checkpoints[step].path
-            load_into(model, read_whole(file), file, **self._job.checkpoints.place())
+            load_into(
+                model,
+                read_whole(file, self._objective.maps_files),
+                file,
+                **self._job.checkpoints.place(),
+            )
 
         digest = self._objective.load(read)
         required = any(self._studies[u.study].needs.eigenpairs == "required" for u in units)

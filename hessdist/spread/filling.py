@@ -15,7 +15,7 @@ from hessdist.parallel.ranks import Ranks, shard_bounds
 
 def scatter_parameters(
     ranks: Ranks, grid: Grid, model: nn.Module, whole: Mapping[str, Tensor] | None
-) -> None:
+) -> list[str]:
     """Send the pieces of parameters from rank 0 to all ranks. Collective.
 
     Rank 0 has one tensor in the model's dtype at a time. Tensors that it reads from a memory-mapped
@@ -27,8 +27,11 @@ def scatter_parameters(
         model: The model, whose parameters are pieces; they are overwritten.
         whole: The whole tensors by name, on rank 0; those that are missing stay as they are. None
             on the other ranks.
+
+    Returns:
+        The names of the parameters that were sent, on every rank.
     """
-    sent = ranks.broadcast(None if whole is None else list(whole))
+    sent: list[str] = ranks.broadcast(None if whole is None else list(whole))
     pieces = dict(model.named_parameters())
     for name in sent:
         piece = pieces[name]
@@ -38,6 +41,7 @@ def scatter_parameters(
         mine = torch.empty(piece.numel(), dtype=piece.dtype)
         ranks.scatter(None if flat is None else _by_rank(flat, grid), mine.numpy())
         piece.data.copy_(mine)
+    return sent
 
 
 def _by_rank(flat: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
-from hessdist.errors import DataError, InputError
+from hessdist.errors import CheckpointError, DataError, InputError
 from hessdist.parallel.lockstep import Lockstep
 from hessdist.parallel.placement import Grid, Spread
 from hessdist.parallel.ranks import Ranks
@@ -20,6 +22,7 @@ from hessdist.spread.filling import scatter_parameters
 from hessdist.spread.local_loss import SpreadLoss
 from hessdist.spread.modules import SpreadModel
 from hessdist.workload.checkpoints import state_digest
+from hessdist.workload.listing import listed
 from hessdist.workload.losses import Loss
 from hessdist.workload.nestings import Batch
 from hessdist.workload.shard import Shard
@@ -63,6 +66,7 @@ class SpreadParameters:
     def __init__(self, ranks: Ranks, grid: Grid, spread: SpreadModel) -> None:
         self._ranks, self._grid, self._spread = ranks, grid, spread
         self.skeleton = spread.skeleton
+        self._missing = set(spread.shapes)  # parameters without values
         self._read: nn.Module | None = None  # what rank 0 has read
         self.digest = ""  # of what rank 0 has read last
 
@@ -88,6 +92,8 @@ class SpreadParameters:
             A digest of all tensors.
         """
         model = copy.deepcopy(self.skeleton)
+        if any(not p.requires_grad for p in model.parameters()):
+            _make_room(model)
         read(model)
         dtype = next(self._spread.model.parameters()).dtype
         self.digest = state_digest(model.state_dict(), dtype)
@@ -108,7 +114,31 @@ class SpreadParameters:
             self._scatter({} if self._ranks.is_root else None)
 
     def _scatter(self, values: Mapping[str, Tensor] | None) -> None:
-        scatter_parameters(self._ranks, self._grid, self._spread.model, values)
+        filled = scatter_parameters(self._ranks, self._grid, self._spread.model, values)
+        self._missing -= set(filled)
+
+    def draw(self) -> None:
+        """Draw values for the parameters that have none, which is enough to measure times."""
+        generator = torch.Generator().manual_seed(0)
+        for name, piece in self._spread.model.named_parameters():
+            if name in self._missing:
+                values = torch.randn(piece.numel(), generator=generator)
+                piece.data.copy_(values / math.sqrt(max(self._spread.shapes[name], default=1)))
+        self._missing.clear()
+
+    def require_values(self) -> None:
+        """Refuse parameters that nothing has filled. Not collective, and the same on every rank.
+
+        Raises:
+            CheckpointError: A parameter has no value.
+        """
+        if self._missing:
+            names = [name for name in self._spread.shapes if name in self._missing]
+            raise CheckpointError(
+                f"the checkpoint has no values for {listed(names)}, and the model is built without "
+                "values",
+                "use model.build = 'whole' if model.factory reads them",
+            ).on_all_ranks()
 
     # -- the loss ------------------------------------------------------------------------------
 
@@ -147,6 +177,16 @@ class SpreadParameters:
     def placement(self, layout: ParameterLayout) -> Spread:
         """Return where the entries of vectors lie."""
         return Spread(self._ranks, self._grid, [prod(shape) for shape in layout.shapes])
+
+
+def _make_room(model: nn.Module) -> None:
+    """Give the trainable parameters memory, as adapters are copied and not assigned."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                value = torch.full(parameter.shape, torch.nan, dtype=parameter.dtype)
+                module._parameters[name] = made.setdefault(id(parameter), nn.Parameter(value))
 
 
 def _stand_in(probe: Shard) -> Batch:

@@ -22,11 +22,12 @@ from hessdist.workload.state_dicts import Choice, state_under
 from hessdist.workload.steps import signature, step_of
 
 
-def read_whole(path: Path, attempts: int = 5) -> Mapping[str, Any]:
+def read_whole(path: Path, mapped: bool = False, attempts: int = 5) -> Mapping[str, Any]:
     """Read a checkpoint by `read_state`, again if it was written to during reading.
 
     Args:
         path: The file or folder.
+        mapped: Whether tensors stay on the disk until they are used, if the format allows it.
         attempts: The largest number of attempts.
 
     Returns:
@@ -38,7 +39,7 @@ def read_whole(path: Path, attempts: int = 5) -> Mapping[str, Any]:
     for _ in range(attempts):
         before = signature(path)
         try:
-            state = read_state(path)
+            state = read_state(path, mapped)
         except CheckpointError:
             if signature(path) == before:
                 raise
@@ -51,12 +52,13 @@ def read_whole(path: Path, attempts: int = 5) -> Mapping[str, Any]:
     )
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
+def read_state(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
         path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
             or of torch.distributed.checkpoint.
+        mapped: As in `read_whole`.
 
     Returns:
         The content, on the CPU: tensors by name, perhaps under keys and together with other
@@ -66,7 +68,7 @@ def read_state(path: Path) -> Mapping[str, Any]:
         CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
     with _blaming(path):
-        return read_content(path)
+        return read_content(path, mapped)
 
 
 def load_into(

@@ -11,12 +11,14 @@ import io
 import itertools
 import math
 import pickle
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +26,13 @@ from hessdist.errors import CheckpointError
 from hessdist.workload.archives import fault_of
 
 
-def read_distributed(folder: Path) -> Mapping[str, Any]:
+def read_distributed(folder: Path, mapped: bool = False) -> Mapping[str, Any]:
     """Read the tensors of a folder that torch.distributed.checkpoint has written.
 
     Args:
         folder: The folder, which has `.metadata`.
+        mapped: Whether tensors are put into a temporary file instead of memory, each when its
+            chunks are joined.
 
     Returns:
         The tensors, nested under keys as they were saved, without those of an optimiser.
@@ -46,7 +50,8 @@ def read_distributed(folder: Path) -> Mapping[str, Any]:
             path = _path(paths.get(name, (name,)))
             if not isinstance(described, _TensorRecord) or path[0] in optimizers:
                 continue
-            _put(nested, path, _assembled(folder, name, described, places.get(name, {})))
+            tensor = _assembled(folder, name, described, places.get(name, {}))
+            _put(nested, path, _on_disk(tensor) if mapped else tensor)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -187,6 +192,18 @@ def _assembled(
         spans = zip(offsets, sizes, strict=True)
         whole[tuple(slice(begin, begin + length) for begin, length in spans)] = chunk
     return whole
+
+
+def _on_disk(tensor: Tensor) -> Tensor:
+    """Move a tensor to a file without a name, which the system removes when it is not needed."""
+    content = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if not content.numel():
+        return tensor
+    with tempfile.TemporaryFile() as file:
+        array = np.memmap(file, np.uint8, mode="w+", shape=(content.numel(),))
+    array[:] = content.numpy()
+    array.flush()
+    return torch.from_numpy(array).view(tensor.dtype).view(tensor.shape)
 
 
 def _covers(size: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:

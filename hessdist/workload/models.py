@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hessdist.errors import WorkloadError
+from hessdist.errors import InputError, WorkloadError
 from hessdist.workload.factories import call_factory, find_factory
 from hessdist.workload.huggingface import huggingface
 from hessdist.workload.meta import parameters_on_meta
@@ -196,8 +195,7 @@ def build_model(factory: str, arguments: Mapping[str, Any], on_meta: bool = Fals
             without values.
     """
     found = find_factory(factory, MODELS, "model.factory")
-    with parameters_on_meta() if on_meta else nullcontext():
-        model = call_factory(found, arguments, "model")
+    model = _on_meta(found, arguments) if on_meta else call_factory(found, arguments, "model")
     if not isinstance(model, nn.Module):
         raise WorkloadError(
             f"model.factory: '{factory}' returned {type(model).__name__}, not a torch.nn.Module",
@@ -205,3 +203,14 @@ def build_model(factory: str, arguments: Mapping[str, Any], on_meta: bool = Fals
         )
     require_values(model, on_meta)
     return unwrapped(model)
+
+
+def _on_meta(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a factory without memory for parameters."""
+    try:
+        with parameters_on_meta():
+            return call_factory(factory, arguments, "model")
+    except InputError as error:
+        raise type(error)(
+            error.what, f"{error.remedy}, or use model.build = 'whole' if it needs their values"
+        ) from error

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,13 @@ _HARMLESS = (
 )
 
 
-def read_content(path: Path) -> Mapping[str, Any]:
+def read_content(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
         path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
             or of torch.distributed.checkpoint.
+        mapped: Whether tensors stay on the disk until they are used, if the format allows it.
 
     Returns:
         The content: tensors by name, perhaps under keys and together with other objects.
@@ -90,9 +92,9 @@ def read_content(path: Path) -> Mapping[str, Any]:
             f"the checkpoint {path} cannot be read ({error.strerror})", "correct its path"
         ) from error
     if stat.S_ISDIR(mode):
-        loaded: Any = _read_folder(path)
+        loaded: Any = _read_folder(path, mapped)
     elif stat.S_ISREG(mode):
-        loaded = _read_file(path)
+        loaded = _read_file(path, mapped)
     else:
         raise CheckpointError(
             f"the checkpoint {path} is no regular file", "move it out of the folder"
@@ -106,7 +108,7 @@ def read_content(path: Path) -> Mapping[str, Any]:
     return loaded  # type: ignore[no-any-return]
 
 
-def _read_folder(path: Path) -> Mapping[str, Any]:
+def _read_folder(path: Path, mapped: bool) -> Mapping[str, Any]:
     folder = look_into(path)
     if folder is None:
         raise CheckpointError(
@@ -115,17 +117,17 @@ def _read_folder(path: Path) -> Mapping[str, Any]:
             "move it out of the folder",
         )
     if folder.layout is Layout.DISTRIBUTED:
-        return read_distributed(folder.path)
-    return _read_shards(folder)
+        return read_distributed(folder.path, mapped)
+    return _read_shards(folder, mapped)
 
 
-def _read_shards(folder: Folder) -> Mapping[str, Any]:
+def _read_shards(folder: Folder, mapped: bool) -> Mapping[str, Any]:
     shards = shards_of(folder)
     if len(shards) == 1 and folder.index is None:
-        return read_content(next(iter(shards)))
+        return read_content(next(iter(shards)), mapped)
     whole: dict[str, Any] = {}
     for file, names in shards.items():
-        state = read_content(file)
+        state = read_content(file, mapped)
         missing = [name for name in names or () if name not in state]
         if missing:
             raise CheckpointError(
@@ -143,8 +145,10 @@ def _read_shards(folder: Folder) -> Mapping[str, Any]:
     return whole
 
 
-def _read_file(path: Path) -> Any:
-    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+def _read_file(path: Path, mapped: bool) -> Any:
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)  # which maps them in any case
+    return _read_torch(path, mapped and zipfile.is_zipfile(path))
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -156,7 +160,7 @@ def _read_safetensors(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, mapped: bool) -> Any:
     # How PyTorch's reader names a class that it does not allow in a checkpoint.
     forbidden = r"(?:GLOBAL|class|function|global:?) ['\"]?([A-Za-z_][\w.]*\.[\w.]*\w)"
     fault = fault_of(path)
@@ -169,7 +173,7 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles
             with torch.serialization.safe_globals(_placeholders(path)):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged archive fails in many ways
         if "TorchScript" in str(error):
             raise CheckpointError(
