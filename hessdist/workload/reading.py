@@ -70,8 +70,8 @@ def read_content(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
-        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
-            or of torch.distributed.checkpoint.
+        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries,
+            of torch.distributed.checkpoint or of DeepSpeed.
 
     Returns:
         The content: tensors by name, perhaps under keys and together with other objects.
@@ -111,8 +111,13 @@ def _read_folder(path: Path) -> Mapping[str, Any]:
     if folder is None:
         raise CheckpointError(
             f"the checkpoint {path} is a folder without a model: no model.safetensors, "
-            "pytorch_model.bin, adapter_model.safetensors or .metadata",
+            "pytorch_model.bin, adapter_model.safetensors, mp_rank_00_model_states.pt or .metadata",
             "move it out of the folder",
+        )
+    if folder.layout is Layout.PARTITIONED:
+        raise CheckpointError(
+            f"the checkpoint {path} is DeepSpeed's and has the model in parts, by rank or by layer",
+            "put them together with the script zero_to_fp32.py that DeepSpeed wrote beside them",
         )
     if folder.layout is Layout.DISTRIBUTED:
         return read_distributed(folder.path)
