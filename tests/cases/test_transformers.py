@@ -139,7 +139,7 @@ def test_attention_without_a_second_derivative_is_refused_with_its_cause() -> No
     assert "\n" not in str(caught.value)
     model: Any = gpt2()
     model.config._attn_implementation = "flash_attention_2"  # as where the library is installed
-    with pytest.raises(WorkloadError, match="flash_attention_2.*no second derivative.*eager"):
+    with pytest.raises(WorkloadError, match=r"flash_attention_2.*no second derivative.*eager"):
         solved(model, loss, data)
 
 
