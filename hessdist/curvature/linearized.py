@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hessdist.curvature.local_loss import LocalLoss, Pieces, difference
 from hessdist.errors import WorkloadError
@@ -28,9 +29,10 @@ def hessian(local: LocalLoss, batch: Batch) -> BatchProduct:
     # A parameter that the loss does not reach, or reaches linearly, has no second derivative.
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
     outputs = [g for g in gradient if g is not None and g.requires_grad]
+    ends = _ends(local)
 
     def product(v: Sequence[Tensor]) -> Pieces:
-        return _vjp(outputs, local.parameters.tensors, [v[i] for i in curved])
+        return _vjp(outputs, ends, [v[i] for i in curved])
 
     return product
 
@@ -110,7 +112,7 @@ class _Jacobian:
     """
 
     def __init__(self, local: LocalLoss, outputs: Sequence[Tensor]) -> None:
-        self._parameters = local.parameters.tensors
+        self._parameters = _ends(local)
         self._shapes = [torch.zeros_like(output) for output in outputs]
         reached = [i for i, output in enumerate(outputs) if output.requires_grad]
         self._reached = reached
@@ -144,8 +146,19 @@ class _Jacobian:
         return _vjp([self._outputs[i] for i in kept], self._parameters, [vectors[i] for i in kept])
 
 
+def _ends(local: LocalLoss) -> list[GradientEdge]:
+    """Return the places of the parameters in a graph that is built now.
+
+    A parameter gets another place when its dtype has been another one for a while, as in a proof
+    in float64. A product that looked for the new place in an older graph would be zero.
+    """
+    return [get_gradient_edge(parameter) for parameter in local.parameters.tensors]
+
+
 def _vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor | None]
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor] | Sequence[GradientEdge],
+    vectors: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Compute a vector-Jacobian product and keep the graph."""
     if not any(output.requires_grad for output in outputs):

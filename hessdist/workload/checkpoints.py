@@ -56,8 +56,8 @@ def read_state(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
-        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
-            or of torch.distributed.checkpoint.
+        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries,
+            of torch.distributed.checkpoint or of DeepSpeed.
         mapped: As in `read_whole`.
 
     Returns:

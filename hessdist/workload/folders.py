@@ -22,6 +22,8 @@ class Layout(Enum):
     """A library of Hugging Face: one file, or shards, of tensors by name."""
     DISTRIBUTED = "distributed"
     """torch.distributed.checkpoint."""
+    PARTITIONED = "partitioned"
+    """DeepSpeed, with a model that is in parts: each rank has written some of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,30 @@ def look_into(path: Path) -> Folder | None:
     for name in adapters:
         if name in names:
             return Folder(Layout.FILES, path, (path / name,))
-    return None
+    return _by_deepspeed(path, names)
+
+
+def _by_deepspeed(path: Path, names: set[str]) -> Folder | None:
+    """Find the files of DeepSpeed's engine: in the folder, or in the one that `latest` names."""
+    if "latest" in names and (tag := _tag(path / "latest")) is not None:
+        path = path / tag
+    states = tuple(sorted(path.glob("*model_states.pt")))
+    if not states:
+        return None
+    # With ZeRO 3, or with parallel tensors or layers, there is a file for each rank or layer.
+    is_whole = [state.name for state in states] == ["mp_rank_00_model_states.pt"]
+    return Folder(Layout.FILES if is_whole else Layout.PARTITIONED, path, states)
+
+
+def _tag(latest: Path) -> str | None:
+    """Read the name of the folder that DeepSpeed wrote last; None if it is no plain name."""
+    try:
+        if not latest.is_file() or latest.stat().st_size > 255:
+            return None
+        tag = latest.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return tag if tag not in {"", ".", ".."} and Path(tag).name == tag else None
 
 
 def shards_of(folder: Folder) -> dict[Path, list[str] | None]:

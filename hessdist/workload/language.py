@@ -137,10 +137,9 @@ class TokenLoss(OfOutputs):
             `logits` (n, V).
         """
         counted = self._counted(batch)
-        if not self._is_chunked(model, batch):
+        head = output_layer(model)  # None, too, while something looks at what its layers return
+        if head is None or not self._is_chunked(model, batch):
             return {"logits": self._at(self._logits(model, batch), counted)}
-        head = output_layer(model)
-        assert head is not None
         with _replaced(head, lambda hidden: hidden):
             hidden = self._at(self._logits(model, batch), counted)
         z = {"hidden": hidden, "weight": head.weight, "bias": head.bias}

@@ -51,6 +51,12 @@ def check_model(model: nn.Module, on_meta: bool = False) -> None:
     require_values(model, on_meta)
     for name, parameter in model.named_parameters():
         _check_tensor(name, parameter)
+    attention = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    if "flash" in attention or attention == "flex_attention":  # transformers' names of kernels
+        raise WorkloadError(
+            f"the model computes attention by '{attention}', which has no second derivative",
+            "build it with attn_implementation='eager'; checkpoints are the same",
+        )
     for name, module in model.named_modules():
         _check_module(name or type(module).__name__, module)
 

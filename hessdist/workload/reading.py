@@ -71,8 +71,8 @@ def read_content(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     """Read a checkpoint without changes; code in it is refused, not run.
 
     Args:
-        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries
-            or of torch.distributed.checkpoint.
+        path: A file of `torch.save` or a safetensors file, or a folder of Hugging Face's libraries,
+            of torch.distributed.checkpoint or of DeepSpeed.
         mapped: Whether tensors stay on the disk until they are used, if the format allows it.
 
     Returns:
@@ -113,8 +113,13 @@ def _read_folder(path: Path, mapped: bool) -> Mapping[str, Any]:
     if folder is None:
         raise CheckpointError(
             f"the checkpoint {path} is a folder without a model: no model.safetensors, "
-            "pytorch_model.bin, adapter_model.safetensors or .metadata",
+            "pytorch_model.bin, adapter_model.safetensors, mp_rank_00_model_states.pt or .metadata",
             "move it out of the folder",
+        )
+    if folder.layout is Layout.PARTITIONED:
+        raise CheckpointError(
+            f"the checkpoint {path} is DeepSpeed's and has the model in parts, by rank or by layer",
+            "put them together with the script zero_to_fp32.py that DeepSpeed wrote beside them",
         )
     if folder.layout is Layout.DISTRIBUTED:
         return read_distributed(folder.path, mapped)

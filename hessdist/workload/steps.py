@@ -39,8 +39,8 @@ def find_checkpoints(directory: Path, pattern: str | None = None) -> list[Checkp
 
     Args:
         directory: A folder of files or folders whose names have the step (see `step_of`), or a
-            folder that is itself one checkpoint of Hugging Face's libraries or of
-            torch.distributed.checkpoint.
+            folder that is itself one checkpoint of Hugging Face's libraries, of
+            torch.distributed.checkpoint or of DeepSpeed.
         pattern: A regular expression with a group "step"; other names are not checkpoints.
 
     Returns:

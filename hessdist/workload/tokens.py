@@ -255,13 +255,17 @@ class _Encoder:
     def _load(self) -> Any:
         transformers = import_library("transformers")
         try:
-            return loaded(transformers.AutoTokenizer.from_pretrained, self._name)
+            tokenizer = loaded(transformers.AutoTokenizer.from_pretrained, self._name)
+            # Of a folder without its files, transformers makes one that knows no word.
+            if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+                raise FileNotFoundError("it has no vocabulary")
         except Exception as error:  # of any class: files of tokenizers are read by other libraries
             raise DataError(
                 f"data.arguments.tokenizer '{self._name}' is no tokenizer ({one_line(error)})",
                 "name a folder with tokenizer.json, a model of the hub that the cache has or the "
                 "network gives, or 'bytes'",
             ) from error
+        return tokenizer
 
 
 def _checked(ids: NDArray[Any]) -> _Ids:

@@ -110,6 +110,39 @@ def test_language_models_by_tokens(right: Any, loss: Any, implementation: str) -
     assert found.num_samples == 24
 
 
+class Kernel(torch.autograd.Function):
+    """Attention by a fused kernel: its backward pass is right, and cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, *qkv: Tensor) -> Tensor:
+        ctx.save_for_backward(*qkv)
+        return F.scaled_dot_product_attention(*qkv, is_causal=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        qkv = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = F.scaled_dot_product_attention(*qkv, is_causal=True)
+        return torch.autograd.grad(out, qkv, gradient.detach())
+
+
+def by_kernel(module: nn.Module, *qkvm: Tensor, **_: Any) -> tuple[Tensor, None]:
+    return Kernel.apply(*qkvm[:3]).transpose(1, 2), None
+
+
+def test_attention_without_a_second_derivative_is_refused_with_its_cause() -> None:
+    transformers.AttentionInterface.register("by_kernel", by_kernel)
+    data = [{"input_ids": ids} for ids in Words(True).ids]
+    loss = hessdist.losses.causal_lm()
+    with pytest.raises(WorkloadError, match="Kernel") as caught:
+        solved(gpt2(attn_implementation="by_kernel").double(), loss, data)
+    assert "\n" not in str(caught.value)
+    model: Any = gpt2()
+    model.config._attn_implementation = "flash_attention_2"  # as where the library is installed
+    with pytest.raises(WorkloadError, match=r"flash_attention_2.*no second derivative.*eager"):
+        solved(model, loss, data)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch_size", [3, 8, 256])
 def test_the_mean_over_tokens_times_the_batch_is_refused(

@@ -11,11 +11,14 @@ import pytest
 import torch
 from networks import Problem, conv_problem, dense, mlp_problem
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct, finite_difference
 from hessdist.errors import NumericalError, WorkloadError
+from hessdist.objective import Compute, Workload
+from hessdist.parallel.ranks import Ranks
 from hessdist.workload.losses import as_summed_loss
 from hessdist.workload.shard import Shard
 
@@ -294,3 +297,18 @@ def test_a_product_that_is_let_go_frees_its_graphs(operator: str) -> None:
         product = LocalProduct(local, operator, 1e12)
         used.append(resident_bytes())
     assert used[-1] - used[2] < 2.5 * product.kept_bytes
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_product_lasts_while_those_of_other_blocks_are_proven(operator: str) -> None:
+    """A proof in float64 changes the dtype of the parameters for a while."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    data = TensorDataset(torch.randn(9, 4), torch.arange(9) % 3)
+    workload = Workload(model, nn.functional.cross_entropy, data, np.arange(9), compute=Compute())
+    objective = workload.on(Ranks())
+    product, v = objective.local_product(operator), torch.randn(objective.layout.size)
+    before = product(v)
+    objective.of_layers(["0"]).local_product(operator)
+    assert before.norm() > 0
+    assert torch.equal(product(v), before)

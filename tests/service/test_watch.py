@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 from sweeps import parts, prepare, readable, same, started, until
 
 import hessdist
+from hessdist.errors import CheckpointError
 from hessdist.service.queue import Watched
+from hessdist.workload.checkpoints import read_state
 from hessdist.workload.steps import signature
 
 STEPS = (0, 10, 20, 30)
@@ -157,3 +162,36 @@ def test_watching_gives_what_a_sweep_gives(folder: Path, trained: Path) -> None:
         with started(trained, "spectrum", "job.toml", ranks=2) as process:
             process.communicate(timeout=60)
     same(folder, trained)
+
+
+def test_a_folder_that_fills_is_not_taken_before_it_has_settled_and_not_read_without_a_shard(
+    tmp_path: Path,
+) -> None:
+    """The index comes first, as from writers that know all names; then the shards, which grow."""
+    whole = save({"a": torch.ones(5)}), save({"b": torch.zeros(7)})
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    made = tmp_path / "checkpoint-10"
+    made.mkdir()
+    index = made / "model.safetensors.index.json"
+    source = Watched(tmp_path, settle=5, idle=None, last=None)
+    clock = [0.0]
+
+    def look(moment: float) -> list[int]:
+        clock[0] = moment
+        return [checkpoint.step for checkpoint in source.look()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hessdist.service.queue.time.monotonic", lambda: clock[0])
+        assert not look(0)
+        index.write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
+        assert not look(4)
+        for moment, shard, size in ((8, 0, 20), (12, 0, None), (16, 1, 20)):
+            (made / names[shard]).write_bytes(whole[shard][:size])
+            assert not look(moment)
+            with pytest.raises(CheckpointError):
+                read_state(made)
+        (made / names[1]).write_bytes(whole[1])
+        assert not look(20)
+        assert not look(24.9)
+        assert look(25) == [10]
+    assert sorted(read_state(made)) == ["a", "b"]

@@ -36,6 +36,7 @@ from hessdist.workload.checkpoints import (
     state_digest,
     write_checkpoint,
 )
+from hessdist.workload.folders import look_into
 from hessdist.workload.models import mlp
 from hessdist.workload.steps import find_checkpoints, signature
 
@@ -212,6 +213,66 @@ def test_folders_of_trainers_are_checkpoints(
     ]
     os.utime(weights[0], ns=(1, 1))
     assert signature(folder) != before
+
+
+def by_deepspeed(folder: Path, state: dict[str, Tensor], names: tuple[str, ...]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        content = {"module": state, "param_shapes": [], "dp_world_size": 2, "ds_version": "0.19"}
+        torch.save(content, folder / f"{name}_model_states.pt")
+    torch.save({"optimizer_state_dict": {}}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+def test_folders_of_deepspeed_are_read(tmp_path: Path, model: nn.Module) -> None:
+    by_deepspeed(tmp_path / "run" / "global_step7", model.state_dict(), ("mp_rank_00",))
+    (tmp_path / "run" / "latest").write_text("global_step7")
+    (found,) = find_checkpoints(tmp_path / "run")
+    assert (found.step, found.path.name) == (7, "global_step7")
+    assert is_filled(found.path, model)
+    # Trainers put such a folder, and the name of the last one, into their own.
+    trainers = tmp_path / "trainer" / "checkpoint-9"
+    for step in (8, 9):
+        by_deepspeed(trainers / f"global_step{step}", model.state_dict(), ("mp_rank_00",))
+    (trainers / "latest").write_text("global_step9\n")
+    (found,) = find_checkpoints(tmp_path / "trainer")
+    assert (found.step, found.path) == (9, trainers)
+    before = signature(trainers)
+    os.utime(trainers / "global_step8" / "mp_rank_00_model_states.pt", ns=(1, 1))
+    assert signature(trainers) == before
+    os.utime(trainers / "global_step9" / "mp_rank_00_model_states.pt", ns=(1, 1))
+    assert signature(trainers) != before
+    assert is_filled(trainers, model)
+    as_safetensors(trainers, model.state_dict())  # a gathered model comes first
+    assert signature(trainers) != before
+    assert look_into(trainers).files == (trainers / "model.safetensors",)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("zero_pp_rank_0_mp_rank_00",),
+        ("zero_pp_rank_0_mp_rank_00", "zero_pp_rank_1_mp_rank_00"),
+        ("mp_rank_00", "mp_rank_01"),
+        ("layer_00", "layer_01", "mp_rank_00"),
+    ],
+)
+def test_parts_of_deepspeed_are_refused_with_the_remedy(
+    tmp_path: Path, model: nn.Module, names: tuple[str, ...]
+) -> None:
+    by_deepspeed(tmp_path / "global_step7", model.state_dict(), names)
+    with pytest.raises(CheckpointError, match=r"in parts.*zero_to_fp32\.py"):
+        read_state(tmp_path / "global_step7")
+
+
+@pytest.mark.parametrize("latest", ["../secret", "..", "", "global_step1", "x" * 300])
+def test_a_last_folder_that_is_no_name_beside_it_is_not_looked_into(
+    tmp_path: Path, model: nn.Module, latest: str
+) -> None:
+    by_deepspeed(tmp_path / "secret", model.state_dict(), ("mp_rank_00",))
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-9" / "latest").write_text(latest)
+    with pytest.raises(CheckpointError, match="folder without a model"):
+        read_state(tmp_path / "checkpoint-9")
 
 
 def test_the_step_of_a_folder_that_is_itself_a_checkpoint_is_noted_by_the_trainer(

@@ -97,6 +97,16 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
+def test_a_folder_of_a_run_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    """transformers makes a tokenizer of special words alone of it: every word would be unknown."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "a.txt").write_text("to be or not to be " * 9, encoding="utf-8")
+    for config in (transformers.GPT2Config(), transformers.BertConfig()):
+        config.save_pretrained(tmp_path)
+        line = refusal(path=str(tmp_path / "a.txt"), length=4, tokenizer=str(tmp_path))
+        assert "no tokenizer" in line
+
+
 def test_pythons_topics() -> None:
     dataset = pydoc(64)
     assert len(dataset) > 3000
