@@ -36,7 +36,7 @@ def examine() -> list[Component]:
         Component("hessdist", __version__),
         Component("Python", f"{sys.version.split()[0]} ({sys.executable})"),
     ]
-    for check in (_torch, _mpi, _petsc, _hdf5, _threads):
+    for check in (_torch, _mpi, _petsc, _hdf5, _threads, _memory):
         components += _guarded(check)
     libraries = (
         "numpy", "h5py", "scipy", "sklearn", "matplotlib", "xarray", "h5netcdf", "safetensors",
@@ -120,3 +120,22 @@ def _threads() -> list[Component]:
     cores = len(os.sched_getaffinity(0))
     given = os.environ.get("OMP_NUM_THREADS")
     return [Component("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]
+
+
+def _memory() -> list[Component]:
+    """Say how many parameters a rank takes as a whole."""
+    from hessdist.parallel.ranks import choose_device
+    from hessdist.spectrum.krylov_schur import basis_sizes
+    from hessdist.spread.memory import memory_of_rank, most_parameters
+
+    ranks = Ranks()
+    memory = memory_of_rank(ranks, choose_device("auto", ranks.node()[0]))
+    vectors = basis_sizes(23, sys.maxsize)[1]  # of LA(20) and SA(3)
+    most = most_parameters(ranks.size, vectors, memory)
+    return [
+        Component(
+            "memory",
+            f"{memory / 2**30:.3g} GiB a rank: about {most:.2g} parameters for LA(20) and SA(3) on "
+            f"{ranks.size} rank{'s' * (ranks.size > 1)}; compute.shards spreads more",
+        )
+    ]

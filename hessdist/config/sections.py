@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hessdist.config.base import (
     Count,
@@ -209,6 +209,15 @@ class SpectrumSection(Section):
         return self
 
 
+def _number_of_shards(value: Any) -> Any:
+    """Read "auto" as 0; a 0 of the user is refused."""
+    if value == "auto":
+        return 0
+    if value == 0 and not isinstance(value, bool):
+        raise ValueError("use 1 or more, or auto")
+    return value
+
+
 class ComputeSection(Section):
     """How products are computed. None of these keys changes the numbers beyond rounding."""
 
@@ -227,9 +236,10 @@ class ComputeSection(Section):
     """Memory of a rank for its samples, in GiB. A larger shard is read again at every product."""
     workers: Count = 2
     """Processes of a rank that read such a shard ahead."""
-    shards: Positive = 1
+    shards: Annotated[int, BeforeValidator(_number_of_shards), Field(ge=0)] = 1
     """Number of ranks that hold one copy of the parameters between them, for models that no rank
-    can hold. It has to divide the number of ranks of a solve."""
+    can hold. It has to divide the number of ranks of a solve. With auto it is the smallest number
+    with which products fit into the memory of a rank."""
 
 
 class OutputSection(Section):

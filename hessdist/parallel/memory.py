@@ -24,8 +24,8 @@ def keep_freed_memory() -> bool:
     zeros: a tenth of the time of a product. Kept blocks serve the next product. This settles after
     a few products, because aligned blocks leave holes at first.
 
-    It cannot be undone, because glibc does not return its settings. So only the command line calls
-    it, for its own process.
+    The earlier settings cannot be restored, because glibc does not return them. So only the command
+    line calls it, for its own process.
 
     Returns:
         Whether it was done. It is not without glibc, or if the user has set a variable of glibc,
@@ -38,6 +38,21 @@ def keep_freed_memory() -> bool:
     trim = libc.mallopt(trim_threshold, never)
     _state["keeps"] = bool(libc.mallopt(mmap_threshold, _KEPT_UP_TO) and trim)
     return _state["keeps"]
+
+
+def return_freed_memory() -> None:
+    """Undo `keep_freed_memory`, where it was done: freed blocks above 1 MiB go to the system.
+
+    A process that gathers layers would otherwise keep holes of their sizes. Not collective.
+    """
+    if not _state["keeps"]:
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 1 << 20)
+    libc.mallopt(trim_threshold, 1 << 20)
+    libc.malloc_trim(0)
+    _state["keeps"] = False
 
 
 def touch(size: int) -> None:

@@ -27,7 +27,7 @@ from hessdist.service.console import Console
 from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.timing import Kept, Scaling, Seconds, time_products, time_scaling
 from hessdist.service.versions import library_versions
-from hessdist.service.workload import workload_of
+from hessdist.service.workload import basis_vectors, with_shards, workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.krylov_schur import basis_sizes
 from hessdist.spectrum.shell import curvature_matrix
@@ -144,8 +144,10 @@ def bench(
         if ranks.is_root:
             require_output(target, Kind.JSON, option="--json")
             write_text(target, "{}\n", "--json")
-        workload = workload_of(job)
     petsc.initialise(options)
+    job = with_shards(job, ranks, basis_vectors(job), console.line)
+    with ranks.agreeing():
+        workload = workload_of(job)
     for line in petsc.ineffective_options(options):
         console.line(line)
     result = _measure(job, workload, ranks, console, checkpoint, repeat, solve)

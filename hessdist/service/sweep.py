@@ -33,7 +33,7 @@ from hessdist.service.queue import Listed, Source, Watched
 from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.training_run import require_run_of_before
-from hessdist.service.workload import workload_of
+from hessdist.service.workload import basis_vectors, with_shards, workload_of
 from hessdist.spectrum import petsc
 from hessdist.workload.steps import (
     Checkpoint,
@@ -163,8 +163,10 @@ def _serve(
                 if not share:
                     remove_partial_files(path)
                 write_text(parts_folder(path) / "job.toml", text)
-            workload = workload_of(job)
         petsc.initialise(options)
+        job = with_shards(job, ranks, basis_vectors(job), console.line)
+        with ranks.agreeing():
+            workload = workload_of(job)
         for line in petsc.ineffective_options(options):
             console.line(line)
         replaces = ranks.broadcast(replaces)

@@ -49,7 +49,7 @@ from hessdist.service.samples import require_samples_of_before
 from hessdist.service.stop import Stop
 from hessdist.service.storing import describe
 from hessdist.service.training_run import require_run_of_before
-from hessdist.service.workload import workload_of
+from hessdist.service.workload import basis_vectors, with_shards, workload_of
 from hessdist.spectrum import petsc
 from hessdist.studies.base import Study
 from hessdist.studies.context import Context
@@ -184,10 +184,12 @@ def _begin(
         petsc.require()
         if ranks.is_root:
             require_petsc_files(options)
+    petsc.initialise(options)
+    job = with_shards(job, ranks, basis_vectors(job), console.line)
+    with ranks.agreeing():
         workload = workload_of(job)
         if ranks.is_root:
             plan = _Planner(work, job, options, overwrite).plan()
-    petsc.initialise(options)
     for line in petsc.ineffective_options(options):
         console.line(line)
     objective = workload.on(ranks)
@@ -227,9 +229,10 @@ def _check_needs(study: Study, job: Job) -> None:
         raise JobError(
             f"{what} trains without a penalty, and loss.l2 is {job.loss.l2:g}", "set loss.l2 = 0"
         )
-    if job.compute.shards > 1 and not needs.spread:
+    if job.compute.shards != 1 and not needs.spread:
         raise JobError(
-            f"{what} needs all parameters on a rank, and compute.shards is {job.compute.shards}",
+            f"{what} needs all parameters on a rank, and compute.shards is "
+            f"{job.compute.shards or 'auto'}",
             "use --set compute.shards=1 for it",
         )
     if needs.hessian and job.spectrum.operator != "hessian":

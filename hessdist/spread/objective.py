@@ -16,6 +16,7 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.errors import CheckpointError, DataError, InputError
 from hessdist.parallel.lockstep import Lockstep
+from hessdist.parallel.memory import return_freed_memory
 from hessdist.parallel.placement import Grid, Spread
 from hessdist.parallel.ranks import Ranks
 from hessdist.spread.filling import scatter_parameters
@@ -48,6 +49,7 @@ def spread_over(ranks: Ranks, shards: int, model: nn.Module) -> SpreadParameters
             f"compute.shards = {shards} does not divide the {ranks.size} ranks of a solve",
             "start a multiple of it, for each of service.groups",
         ).on_all_ranks()
+    return_freed_memory()
     grid = Grid(ranks.size, shards)
     ranks.lockstep = Lockstep(ranks.comm.Split(ranks.rank // shards, ranks.rank))
     with ranks.agreeing():
