@@ -20,7 +20,7 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.densities import SpectralDensity
-from hessdist.spectrum.eigenpairs import full_vectors
+from hessdist.spectrum.eigenpairs import Residuals, full_vectors
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.shell import curvature_matrix
@@ -85,7 +85,7 @@ def extreme_eigenpairs(
     data_gib: float = 8.0,
     workers: int = 0,
     shards: int = 1,
-    residuals: Literal["recorded", "recomputed"] = "recorded",
+    residuals: Residuals = "recorded",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> Spectrum:
@@ -122,7 +122,8 @@ def extreme_eigenpairs(
             be sent to them.
         shards: The number of ranks that hold one copy of the parameters between them. It divides
             the number of ranks.
-        residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time).
+        residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time), and
+            "sketched" keeps sketches, from which residuals are known to one percent.
         collate: Makes a batch of a list of samples, for example with padding; None: samples are
             stacked.
         comm: The communicator; None: `MPI.COMM_WORLD`.

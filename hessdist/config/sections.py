@@ -198,9 +198,9 @@ class SpectrumSection(Section):
     """Seed of the starting vector."""
     warm_start: bool = False
     """Whether a solve starts from the eigenvectors of the previous checkpoint of the same run."""
-    residuals: Literal["recorded", "recomputed"] = "recorded"
-    """Residuals from stored products, which takes more memory, or from one further product for each
-    pair."""
+    residuals: Literal["recorded", "recomputed", "sketched"] = "recorded"
+    """Residuals from stored products, which takes more memory; from one further product for each
+    pair; or from sketches of the products, which takes neither and is exact to one percent."""
 
     @model_validator(mode="after")
     def _some(self) -> SpectrumSection:

@@ -102,6 +102,7 @@ class RunStore:
                         "tolerance": pairs.tolerance,
                         "outcome": pairs.outcome.name.lower(),
                         "restarts": pairs.restarts,
+                        **_source_of_residuals(pairs),
                         "replayed_products": replayed,
                     })
                     stack.close()  # flush and rename here: all ranks learn of a full disk
@@ -161,6 +162,14 @@ class RunStore:
                 self._job, self._text, self._layout, here.num_samples, here.weight, self._num_ranks
             )
         return self._description
+
+
+def _source_of_residuals(pairs: Eigenpairs) -> dict[str, object]:
+    """Return attributes that say what residuals are from, unless all products were kept."""
+    if pairs.residuals_from == "recorded":
+        return {}
+    error = pairs.residual_error
+    return {"residuals": pairs.residuals_from, "residuals_standard_error": error}
 
 
 def describe(

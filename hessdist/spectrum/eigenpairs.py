@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ class Outcome(Enum):
         "pairs stopped short of the tolerance, which rounding can do: raise spectrum.tolerance, "
         "or use compute.dtype = 'float64'"
     )
+
+
+Residuals = Literal["recorded", "recomputed", "sketched"]
+"""The source of the products Av in residuals."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Eigenpairs:
     products: int  # products of the solve, including those for residuals
     restarts: int  # restarts of the Krylov space
     seconds: float  # wall time of the solve
+    residuals_from: Residuals = "recorded"  # products that were kept, their sketches, or new ones
+    residual_error: float = 0.0  # relative standard error of residuals from sketches
 
     @property
     def converged(self) -> bool:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
 from hessdist.spectrum import petsc
-from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome
+from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome, Residuals
 from hessdist.spectrum.krylov_schur import Progress, Solver
 from hessdist.spectrum.shell import ShellMatrix
+from hessdist.spectrum.sketch import Sketch
 
 
 def extreme_eigenpairs(
@@ -23,7 +24,7 @@ def extreme_eigenpairs(
     *,
     tolerance: float = 1e-3,
     seed: int = 0,
-    residuals: Literal["recorded", "recomputed"] = "recorded",
+    residuals: Residuals = "recorded",
     guesses: NDArray[Any] | None = None,
     negligible: float = 0.0,
     on_restart: Callable[[Progress], None] = lambda progress: None,
@@ -39,7 +40,9 @@ def extreme_eigenpairs(
         residuals: The source of the products Av of the final residuals. "recorded" keeps every
             product of the solve (d / P numbers of the product's dtype each, at most twice the
             basis) and combines them, without more products. "recomputed" computes k + m more
-            products, without more memory.
+            products, without more memory. "sketched" keeps 4,093 numbers of every product: neither
+            memory nor products, but residuals to one percent (`Eigenpairs.residual_error`), and the
+            solver's own eigenvalues, which are Rayleigh quotients up to rounding.
         guesses: Approximate eigenvectors, such as those of the previous checkpoint, this rank's
             entries, (n, d_local); the starting vector is close to their span.
         negligible: An eigenvalue below this share of the largest |λ| converges as if it were that
@@ -61,8 +64,8 @@ def extreme_eigenpairs(
     start, products = time.perf_counter(), shell.products
     with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible) as solver:
         solver.on_restart = on_restart
-        _solve(solver, recording=residuals == "recorded")
-        found = _measured(shell, solver)
+        _solve(solver, residuals, seed)
+        found, source, error = _measured(shell, solver)
     shell.forget()
     n, (upper, lower) = len(found.values), solver.found
     top = _end(found, slice(n - 1, n - 1 - upper if upper < n else None, -1), largest)
@@ -72,19 +75,24 @@ def extreme_eigenpairs(
         smallest=bottom,
         tolerance=solver.tolerance,
         outcome=_outcome(top, bottom, solver.hit_limit),
+        residuals_from=source,
+        residual_error=error,
         products=shell.products - products,
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
     )
 
 
-def _solve(solver: Solver, recording: bool) -> None:
+def _solve(solver: Solver, residuals: Residuals, seed: int) -> None:
     """Solve in one Krylov space, or for each end if `-eps_type` is another method. Collective."""
     if not solver.one_space:
         solver.solve_each_end()
         return
-    if recording:
-        solver.shell.record()
+    shell = solver.shell
+    if residuals == "recorded":
+        shell.record()
+    elif residuals == "sketched":
+        shell.record(Sketch(seed, *shell.ranks.shard(shell.size)))
     solver.solve_both_ends()
 
 
@@ -123,7 +131,33 @@ def _end(found: End, rows: slice, count: int) -> End:
     )
 
 
-def _measured(shell: ShellMatrix, solver: Solver) -> End:
+def _measured(shell: ShellMatrix, solver: Solver) -> tuple[End, Residuals, float]:
+    """Compute the pairs, and say what their residuals are from and how exact. Collective."""
+    if solver.coefficients is None or not len(solver.vectors):
+        return _from_products(shell, solver), "recomputed", 0.0
+    if shell.sketch is None:
+        return _from_products(shell, solver), "recorded", 0.0
+    return _from_sketches(shell, solver), "sketched", shell.sketch.standard_error
+
+
+def _from_sketches(shell: ShellMatrix, solver: Solver) -> End:
+    """Compute the residuals ‖Av − θv‖ of the solver's pairs from sketches. Collective.
+
+    Returns:
+        The pairs as in `_from_products`, with the solver's values θ.
+    """
+    vectors, sketch = solver.vectors, shell.sketch
+    assert sketch is not None
+    assert solver.coefficients is not None
+    shares = shell.sketches_of(solver.coefficients, vectors)
+    shares -= solver.values[:, None] * np.stack([sketch.of(vector) for vector in vectors])
+    norms = shell.ranks.sum(np.einsum("id,id->i", vectors, vectors, dtype=np.float64))
+    squares = np.square(shell.ranks.sum(shares)).sum(axis=1)
+    vectors /= np.sqrt(norms)[:, None].astype(vectors.dtype)
+    return _sorted(solver, solver.values, np.sqrt(squares / norms))
+
+
+def _from_products(shell: ShellMatrix, solver: Solver) -> End:
     """Compute the Rayleigh quotients and residuals of the pairs that were found. Collective.
 
     With r = Av − θv for the solver's value θ, the Rayleigh quotient is ρ = θ + vᵀr / vᵀv and the
@@ -148,6 +182,12 @@ def _measured(shell: ShellMatrix, solver: Solver) -> End:
     vectors /= np.sqrt(norms)[:, None].astype(vectors.dtype)
     values = solver.values + slopes / norms
     absolute = np.sqrt(np.maximum(squares - slopes**2 / norms, 0) / norms)
+    return _sorted(solver, values, absolute)
+
+
+def _sorted(solver: Solver, values: NDArray[np.float64], absolute: NDArray[np.float64]) -> End:
+    """Return the pairs by ascending value, from absolute residuals."""
+    vectors = solver.vectors
     scale = np.maximum(np.abs(values), solver.floor(float(np.abs(values).max())))
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(values == 0, np.inf, absolute / np.abs(values))

@@ -18,6 +18,7 @@ from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.sketch import Sketch
 
 _Array = TypeVar("_Array", NDArray[np.float64], Tensor)
 
@@ -109,6 +110,7 @@ class ShellMatrix:
         self._mine, self._slice = message(self.local_size), message(self.local_size)
         self._held, self._sum = message(self._placement.held), message(self._placement.held)
         self._recorded: list[NDArray[Any]] | None = None
+        self.sketch: Sketch | None = None  # of which recorded products are kept alone
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: BaseException | None = None
         self._asymmetry = self.epsilon**0.25 if asymmetry is None else asymmetry
@@ -200,8 +202,7 @@ class ShellMatrix:
         self.products += 1
         if self._recorded is not None:
             start = time.perf_counter()
-            self._recorded.append(self._column())
-            torch.from_numpy(self._recorded[-1]).copy_(self._slice)
+            self._recorded.append(self._record_of(self._slice))
             self.seconds["reduction"] += time.perf_counter() - start
         self._on_product(self.products)
         total = self._slice.to(x.device, torch.float64, copy=True)
@@ -335,14 +336,27 @@ class ShellMatrix:
         """The number of recorded columns; 0 without recording."""
         return len(self._recorded or ())
 
-    def record(self) -> None:
-        """Start to keep the result of every product, (d_local,) in the product's dtype each."""
-        self._recorded = []
+    def record(self, sketch: Sketch | None = None) -> None:
+        """Start to keep the result of every product.
+
+        Args:
+            sketch: Of which only the sketches are kept, (m,) float64 each; None: the products are
+                kept, (d_local,) in their dtype each.
+        """
+        self._recorded, self.sketch = [], sketch
 
     def forget(self) -> None:
         """Drop the recorded products and stop recording."""
-        self._recorded = None
+        self._recorded, self.sketch = None, None
         self._free = []
+
+    def _record_of(self, product: Tensor) -> NDArray[Any]:
+        """Return what is kept of a product."""
+        if self.sketch is not None:
+            return self.sketch.of(product.cpu().numpy())
+        column = self._column()
+        torch.from_numpy(column).copy_(product)
+        return column
 
     def _column(self) -> NDArray[Any]:
         """Return an array for a recorded product, (d_local,).
@@ -361,7 +375,7 @@ class ShellMatrix:
             coefficients: The matrix C, (recorded, columns).
         """
         assert self._recorded is not None
-        combined = np.empty((coefficients.shape[1], self.local_size), self.dtype)
+        combined = np.empty((coefficients.shape[1], self._record_size), self._record_dtype)
         for part, block in self._combinations(coefficients):
             combined[:, part] = block
         self._recorded = list(combined)
@@ -383,14 +397,42 @@ class ShellMatrix:
         for part, block in self._combinations(coefficients):
             yield part, self._finish(block, vectors[:, part])
 
+    def sketches_of(
+        self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Compute sketches of A V for vectors V = X C as in `products_of`. Not collective.
+
+        Args:
+            coefficients: The matrix C, (recorded, n).
+            vectors: The vectors V, this rank's entries, (n, d_local).
+
+        Returns:
+            This rank's shares of the sketches, (n, m).
+        """
+        assert self.sketch is not None
+        shares = np.empty((len(vectors), self._record_size))
+        for part, block in self._combinations(coefficients):
+            shares[:, part] = block
+        own = np.stack([self.sketch.of(vector) for vector in vectors]) if self._shift else None
+        return self._finish(shares, own)
+
+    @property
+    def _record_size(self) -> int:
+        """The number of entries of a recorded product on this rank."""
+        return self.local_size if self.sketch is None else self.sketch.buckets
+
+    @property
+    def _record_dtype(self) -> np.dtype[Any]:
+        return self.dtype if self.sketch is None else np.dtype(np.float64)
+
     def _combinations(
         self, coefficients: NDArray[np.float64]
     ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Compute (W C)ᵀ in float64, a range of entries at a time."""
         assert self._recorded is not None
-        size = 1 << 14  # entries at a time
-        for begin in range(0, self.local_size, size):
-            part = slice(begin, min(begin + size, self.local_size))
+        size, most = 1 << 14, self._record_size  # entries at a time, and all of them
+        for begin in range(0, most, size):
+            part = slice(begin, min(begin + size, most))
             columns = np.array([column[part] for column in self._recorded], float)
             yield part, coefficients.T @ columns
 

@@ -98,7 +98,7 @@ def test_eigenvalue_zero_counts_as_converged_at_rounding() -> None:
     assert pairs.smallest.values == pytest.approx([0, 0, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("residuals", ["recorded", "recomputed"])
+@pytest.mark.parametrize("residuals", ["recorded", "recomputed", "sketched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_are_rayleigh_quotients_and_residuals_are_true(
     residuals: str, dtype: torch.dtype
@@ -113,8 +113,11 @@ def test_values_are_rayleigh_quotients_and_residuals_are_true(
             assert np.linalg.norm(vector.astype(float)) == pytest.approx(1, abs=rounding)
             assert value == pytest.approx(vector @ image, rel=1e-6)
             true = np.linalg.norm(image - value * vector) / abs(value)
+            # Of a sketch the standard error is 1.1 %.
             assert residual == pytest.approx(true, rel=0.05, abs=1e-5)
             assert residual <= 1e-3
+    assert pairs.residuals_from == residuals
+    assert (pairs.residual_error > 0) == (residuals == "sketched")
 
 
 def test_recorded_products_cost_none_and_recomputed_ones_are_counted() -> None:
@@ -122,6 +125,7 @@ def test_recorded_products_cost_none_and_recomputed_ones_are_counted() -> None:
     recorded = solve(operator, 20, 3, residuals="recorded")
     recomputed = solve(operator, 20, 3, residuals="recomputed")
     assert recomputed.products == recorded.products + 23
+    assert solve(operator, 20, 3, residuals="sketched").products == recorded.products
     assert recomputed.largest.residuals == pytest.approx(recorded.largest.residuals, abs=1e-9)
 
 
