@@ -1,4 +1,4 @@
-"""Sketches of vectors: linear, the same on any number of ranks, and with the error that is stated."""
+"""Sketches of vectors: linear, the same on any number of ranks, with the error that is stated."""
 
 from __future__ import annotations
 
