@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import one_start
 import pytest
 
 # Open MPI: as root it must be told twice, and three ranks on two cores are asked for on purpose.
@@ -23,6 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HESSDIST = [sys.executable, "-m", "hessdist"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-isolate-mpi, so as to be asked before it
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all tests of one number of ranks share one `mpirun`."""
+    one_start.register(config)
 
 
 @pytest.fixture
