@@ -37,6 +37,18 @@ def pytest_configure(config: pytest.Config) -> None:
     one_start.register(config)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none of them is alone at the end."""
+    longest = ("service/test_slurm", "test_reference", "studies/test_study", "service", "zoo")
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((i for i, one in enumerate(longest) if name.startswith(one)), len(longest))
+
+    items.sort(key=place)
+
+
 def hessdist_words(env: Mapping[str, str]) -> list[str]:
     """The words that start hessdist in a third of the time (`ready.py`), in this environment.
 
