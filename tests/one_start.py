@@ -36,7 +36,8 @@ class OneStart:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Run the tests of several ranks, unless the user wants each by itself."""
         options = self._config.option
-        if options.collectonly or options.no_mpi_isolation or options.tx:
+        beside_others = options.tx or hasattr(self._config, "workerinput")  # pytest-xdist
+        if options.collectonly or options.no_mpi_isolation or beside_others:
             return
         names = defaultdict(list)
         for item in session.items:
