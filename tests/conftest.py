@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
+import one_start
 import pytest
+import ready
 
 # Open MPI: as root it must be told twice, and three ranks on two cores are asked for on purpose.
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
@@ -25,6 +31,57 @@ HESSDIST = [sys.executable, "-m", "hessdist"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-isolate-mpi, so as to be asked before it
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all tests of one number of ranks share one `mpirun`."""
+    one_start.register(config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none of them is alone at the end."""
+    longest = ("service/test_slurm", "test_reference", "studies/test_study", "service", "zoo")
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((i for i, one in enumerate(longest) if name.startswith(one)), len(longest))
+
+    items.sort(key=place)
+
+
+def hessdist_words(env: Mapping[str, str]) -> list[str]:
+    """The words that start hessdist in a third of the time (`ready.py`), in this environment.
+
+    Where variables differ that can matter to imports, it starts as usual.
+    """
+    socket, known = _ready_server()
+    changed = {name for name, _ in {*env.items()} ^ {*known.items()}}
+    # The last three are set by libraries that the tests import.
+    harmless = ("HESSDIST_", "PYTEST_", "KMP_", "OPENBLAS_", "TORCHINDUCTOR_")
+    if all(name.startswith(harmless) for name in changed):
+        return [sys.executable, "-S", "-E", ready.__file__, socket]
+    return HESSDIST
+
+
+@cache
+def _ready_server() -> tuple[str, dict[str, str]]:
+    """Start the server of `ready.py`, which ends with this process.
+
+    Returns:
+        Its socket, and its environment.
+    """
+    folder = tempfile.mkdtemp(prefix="ready")
+    atexit.register(shutil.rmtree, folder)
+    socket, environment = f"{folder}/socket", dict(os.environ)
+    server = subprocess.Popen(
+        [sys.executable, ready.__file__, "--serve", socket],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    return socket, environment
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the command line as users do, in a folder of the test's own, on some ranks."""
@@ -33,10 +90,11 @@ def run(tmp_path: Path) -> Run:
         *words: str, ranks: int = 0, timeout: float = 120, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         launcher = ["mpirun", "-n", str(ranks)] if ranks else []
+        environment = {**os.environ, **(env or {})}
         return subprocess.run(
-            [*launcher, *HESSDIST, *words],
+            [*launcher, *hessdist_words(environment), *words],
             cwd=tmp_path,
-            env={**os.environ, **(env or {})},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,

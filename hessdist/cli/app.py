@@ -19,7 +19,7 @@ from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError, Interrupted
 from hessdist.parallel.ranks import launched_rank
 from hessdist.printable import printable
-from hessdist.service.stop import stop_listening, unlisten
+from hessdist.service.stop import end_on_signals, restore_handlers
 from hessdist.unforeseen import TRACEBACK, in_one_line, show_traceback, users_place
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def main() -> None:
         refuse_exits()
     try:
         if command not in STOPPABLE:
-            unlisten()
+            restore_handlers()
         status = app(args=ours, prog_name="hessdist", standalone_mode=False, obj=petsc) or 0
     except typer.TyperException as error:  # a wrong command or option
         status = InputError.exit_status
@@ -83,7 +83,7 @@ def main() -> None:
     if status == Interrupted.exit_status:  # typer returns it for KeyboardInterrupt as well
         _report(KeyboardInterrupt())
     if command in STOPPABLE:
-        stop_listening()
+        end_on_signals()
     leave(status)
 
 

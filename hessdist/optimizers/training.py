@@ -98,13 +98,22 @@ def train(
         batch = shard.fetch(next(draw).tolist())
         value = mean_loss(summed, model, batch, l2, f"training, step {step}")
         _require_finite(value, step)
-        optimizer.zero_grad()
-        torch.autograd.backward(value)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
+        _take_step(value, optimizer, scheduler)
         on_step(step + 1, float(value.detach()))
     return written
+
+
+def _take_step(
+    value: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+) -> None:
+    """Move the parameters down the gradient of a loss with its graph."""
+    optimizer.zero_grad()
+    torch.autograd.backward(value)
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
 
 
 def _require_finite(value: Tensor, step: int) -> None:

@@ -22,7 +22,7 @@ from hessdist.results.files import write_text
 from hessdist.results.outputs import Kind, require_output
 from hessdist.results.schema import SOFTWARE
 from hessdist.service.console import Console
-from hessdist.service.units import Outcome, Result, Work, work_through
+from hessdist.service.units import Result, Work, WorkDone, work_through
 from hessdist.workload.steps import beyond_number
 
 
@@ -37,7 +37,7 @@ def diagnose(
     everything: bool = False,
     json_path: Path | None = None,
     overwrite: bool = False,
-) -> Outcome:
+) -> WorkDone:
     """Describe what kind of point a checkpoint is, and what a gradient step does. Collective.
 
     Eigenpairs are those that a sweep has stored for this checkpoint; where there are none they are
@@ -67,10 +67,9 @@ def diagnose(
     with ranks.agreeing():
         if json_path is not None and ranks.is_root:
             require_output(json_path, Kind.JSON, option="--json")
-    which = "all checkpoints" if everything else "a checkpoint"
     studies = [(registry()["diagnosis"], job.diagnosis)]
     work = Work(
-        f"diagnosis of {which}",
+        f"diagnosis of {'all checkpoints' if everything else 'a checkpoint'}",
         studies,
         partial(_chosen, job, step, everything),
         sets_aside=True,
@@ -79,9 +78,7 @@ def diagnose(
     )
     outcome = work_through(work, job, text, ranks, console, options=options, overwrite=overwrite)
     if json_path is not None:
-        with ranks.agreeing():
-            if ranks.is_root:
-                _write_json(job, outcome, json_path)
+        _write_json(job, outcome, json_path, ranks)
         console.line(f"as JSON: {json_path}")
     outcome.raise_set_aside()
     if step is None:
@@ -89,10 +86,13 @@ def diagnose(
     return outcome
 
 
-def _write_json(job: Job, outcome: Outcome, path: Path) -> None:
-    document = as_json(job, outcome.results)
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n", "--json")
+def _write_json(job: Job, outcome: WorkDone, path: Path, ranks: Ranks) -> None:
+    """Write the diagnoses, which rank 0 has. Collective."""
+    with ranks.agreeing():
+        if ranks.is_root:
+            document = as_json(job, outcome.results)
+            text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+            write_text(path, text + "\n", "--json")
 
 
 def _refuse_without_step(job: Job, ranks: Ranks) -> None:

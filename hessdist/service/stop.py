@@ -27,7 +27,7 @@ def listen() -> None:
         _usual[number] = signal.signal(number, _record_early)
 
 
-def unlisten() -> None:
+def restore_handlers() -> None:
     """Undo `listen`, for a command that does not stop on signals; those recorded take effect."""
     for number, usual in _usual.items():
         signal.signal(number, usual)
@@ -51,7 +51,7 @@ def _end_at_the_next() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def stop_listening() -> None:
+def end_on_signals() -> None:
     """End the recording of `listen`: the work is done, so that a signal ends the process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

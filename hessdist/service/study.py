@@ -9,7 +9,7 @@ from hessdist.config.studies import registry
 from hessdist.errors import JobError
 from hessdist.parallel.ranks import Ranks
 from hessdist.service.console import Console
-from hessdist.service.units import Outcome, Work, work_through
+from hessdist.service.units import Work, WorkDone, work_through
 
 
 def study(
@@ -21,7 +21,7 @@ def study(
     options: Sequence[str] = (),
     only: Sequence[str] = (),
     overwrite: bool = False,
-) -> Outcome:
+) -> WorkDone:
     """Do what the study sections of a job ask for. Collective.
 
     What is stored already, with the same settings and of the same checkpoint, is skipped, so that

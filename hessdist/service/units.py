@@ -97,7 +97,7 @@ class Result:
 
 
 @dataclass
-class Outcome:
+class WorkDone:
     """What a command did."""
 
     path: Path
@@ -115,7 +115,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _UnitsAndFiles:
     """The units, and the files that they need. On rank 0, which alone reads files."""
 
     units: list[Unit] = field(default_factory=list)
@@ -132,7 +132,7 @@ def work_through(
     *,
     options: Sequence[str] = (),
     overwrite: bool = False,
-) -> Outcome:
+) -> WorkDone:
     """Do what a command asks for. Collective.
 
     Args:
@@ -179,7 +179,7 @@ def _begin(
             for lock in locks.exclusive(job.output.path, console.line):
                 stack.callback(lock.release)
     stop = stack.enter_context(Stop(job.service.signal))
-    plan = _Plan()
+    plan = _UnitsAndFiles()
     with ranks.agreeing():
         petsc.require()
         if ranks.is_root:
@@ -282,7 +282,7 @@ class _Planner:
         self._fingerprint = job.fingerprint()
         self._path = job.output.path
 
-    def plan(self) -> _Plan:
+    def plan(self) -> _UnitsAndFiles:
         """Make the plan, and refuse what cannot be done."""
         run = self._run()
         units: list[Unit] = []
@@ -300,7 +300,7 @@ class _Planner:
             for unit in units:
                 self._refuse_other_settings(unit)
         steps = {unit.step for unit in units if unit.step is not None}
-        return _Plan(units, run, self._checkpoints(steps) if steps else {})
+        return _UnitsAndFiles(units, run, self._checkpoints(steps) if steps else {})
 
     def _run(self) -> Run | None:
         """The run's result; None where no study needs it and there is none."""
@@ -397,14 +397,14 @@ class _Loop:
         self,
         work: Work,
         common: Context,
-        plan: _Plan,
+        plan: _UnitsAndFiles,
         about: RunDescription,
         console: Console,
         stop: Stop,
         options: Sequence[str],
     ) -> None:
         job, objective = common.job, common.objective
-        self.outcome = Outcome(job.output.path)
+        self.outcome = WorkDone(job.output.path)
         self._work, self._job = work, job
         self._workload, self._objective = common.workload, objective
         self._about, self._console, self._stop = about, console, stop

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -237,14 +238,19 @@ def digits(split: str = "train") -> ImageDataset:
         DataError: scikit-learn is missing, or a test set is requested.
     """
     _check_no_test_set("digits", split)
-    try:
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("the data set 'digits' needs scikit-learn", "pip install scikit-learn")
+    # Its file alone: to import scikit-learn takes as long as to import PyTorch.
+    path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    if path.exists():
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    else:  # in releases that keep it elsewhere
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            f"the data set 'digits' needs scikit-learn ({error})", "pip install scikit-learn"
-        ) from error
-    bunch = load_digits()
-    return ImageDataset(bunch.images[:, None].astype(np.uint8), bunch.target, white=16)
+
+        table = np.column_stack(load_digits(return_X_y=True)).astype(np.uint8)
+    images, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
+    return ImageDataset(images, labels, white=16)
 
 
 def _check_no_test_set(name: str, split: str) -> None:

@@ -13,8 +13,9 @@ from urllib.request import getproxies
 
 from torch import nn
 
-from hessdist.errors import DependencyError, WorkloadError
+from hessdist.errors import WorkloadError
 from hessdist.workload.factories import one_line
+from hessdist.workload.optional import import_library
 
 _CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -99,29 +100,6 @@ def _without_bars(transformers: ModuleType) -> Iterator[None]:
     finally:
         if drawn:
             logging.enable_progress_bar()
-
-
-def import_library(name: str) -> ModuleType:
-    """Import a library that only language models need.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The module.
-
-    Raises:
-        DependencyError: It cannot be imported.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise DependencyError(
-            f"{name} cannot be imported ({error})",
-            f"install it: pip install {name}, or pip install 'hessdist[language]'",
-        ) from error
 
 
 def loaded(load: Callable[..., Any], name: str, **options: Any) -> Any:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hessdist.errors import DataError
 from hessdist.workload.factories import one_line
-from hessdist.workload.huggingface import import_library, loaded
+from hessdist.workload.huggingface import loaded
+from hessdist.workload.optional import import_library
 
 _Ids = NDArray[np.integer[Any]]
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS_JOB, HESSDIST, Run
+from conftest import DIGITS_JOB, Run
+from service.sweeps import completed
 
 import hessdist
 from hessdist.spectrum.petsc import scalar_problem
@@ -76,14 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "job.toml").write_text(JOB, encoding="utf-8")
     (folder / "ours.py").write_text(OURS, encoding="utf-8")
     for command in ("train", "spectrum"):
-        done = subprocess.run(
-            [*HESSDIST, command, "job.toml"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = completed(folder, command, "job.toml")
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
     return folder

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import h5py
 import numpy as np
-from conftest import HESSDIST
+from conftest import HESSDIST, hessdist_words
 
 import hessdist
 
@@ -101,8 +101,8 @@ def _trained(steps: tuple[int, ...]) -> Path:
     return folder / "checkpoints"
 
 
-def command(*words: str, ranks: int = 0) -> list[str]:
-    return [*(["mpirun", "-n", str(ranks)] if ranks else []), *HESSDIST, *words]
+def command(*words: str, ranks: int = 0, start: Sequence[str] = HESSDIST) -> list[str]:
+    return [*(["mpirun", "-n", str(ranks)] if ranks else []), *start, *words]
 
 
 def completed(
@@ -113,9 +113,10 @@ def completed(
     The environment is Python's own copy: MPI, where a test has initialised it in this process, adds
     variables to the other one, with which an mpirun does not start.
     """
+    environment = {**os.environ, **env}
     return subprocess.run(
-        command(*words, ranks=ranks), cwd=folder, env={**os.environ, **env}, capture_output=True,
-        text=True, timeout=timeout, check=False,
+        command(*words, ranks=ranks, start=hessdist_words(environment)), cwd=folder,
+        env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
 

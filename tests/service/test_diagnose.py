@@ -27,7 +27,7 @@ from hessdist.service.console import Console
 from hessdist.service.diagnose import diagnose
 from hessdist.service.sweep import sweep
 from hessdist.service.train import train_job
-from hessdist.service.units import Outcome, Unit
+from hessdist.service.units import Unit, WorkDone
 from hessdist.studies.shows import tables
 
 DIAGNOSIS = "[diagnosis]\npoints = 8\n"
@@ -62,7 +62,7 @@ def steps_of(units: list[Unit]) -> list[int | None]:
     return [unit.step for unit in units]
 
 
-def diagnosed(*overrides: str, **options: Any) -> Outcome:
+def diagnosed(*overrides: str, **options: Any) -> WorkDone:
     job, text = load_job(Path("job.toml"), overrides)
     return diagnose(job, text, Ranks(), Console(enabled=True), **options)
 

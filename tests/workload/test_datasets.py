@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,16 @@ def test_digits_are_all_of_scikit_learns_in_sixteenths() -> None:
     assert np.array_equal(16 * image[0].numpy(), bunch.images[1234])
     assert int(label) == bunch.target[1234]
     assert max(float(dataset[i][0].max()) for i in range(50)) == 1.0
+
+
+def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = build_dataset("digits", None, {})
+    elsewhere = SimpleNamespace(submodule_search_locations=["nowhere"])
+    monkeypatch.setattr("hessdist.workload.datasets.find_spec", lambda name: elsewhere)
+    again = build_dataset("digits", None, {})
+    for one, other in zip(usual, again, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert one[1] == other[1]
 
 
 def test_digits_have_no_test_set() -> None:
