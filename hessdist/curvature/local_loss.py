@@ -147,9 +147,17 @@ class LocalLoss:
         with self.derivatives():
             return self.loss(self.model, batch)[0]
 
-    def zeros(self) -> Tensor:
-        """Make an accumulator, (d,), in float64 so that a sum of many float32 terms is accurate."""
-        return torch.zeros(self.parameters.layout.size, dtype=torch.float64, device=self.device)
+    def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Make an accumulator, (d,).
+
+        Args:
+            dtype: The dtype; None: float64, so that a sum of many float32 terms is accurate.
+
+        Returns:
+            Zeros.
+        """
+        dtype = dtype or torch.float64
+        return torch.zeros(self.parameters.layout.size, dtype=dtype, device=self.device)
 
     def gradient_of(self, value: Tensor, create_graph: bool = False) -> list[Tensor | None]:
         """Compute the gradient of a scalar; None for parameters it does not depend on."""

@@ -71,12 +71,13 @@ class LocalProduct(_OnSamples):
             v: The vector, (d,), in the product's dtype and on its device.
 
         Returns:
-            The sum over this rank's samples, (d,) float64.
+            The sum over this rank's samples, (d,): in float64, or in the product's dtype if there
+            is only one batch and nothing to add.
 
         Raises:
             NumericalError: The product is not finite; the message names rank and batch.
         """
-        total = self.local.zeros()
+        total = self.local.zeros(None if self.local.passes > 1 else self.dtype)
         direction = self.local.parameters.layout.split(v)
         for number, product in self._products():
             with evaluating(self._name(number)), self.local.part_in(number):
@@ -105,7 +106,7 @@ class LocalProduct(_OnSamples):
         total = self._vectorized(block) if self._vectorizes else None
         if total is None:
             self._vectorizes = False
-            total = torch.stack([self(v) for v in block])
+            total = torch.stack([self(v) for v in block]).double()
         return total
 
     def _vectorized(self, block: Tensor) -> Tensor | None:

@@ -39,7 +39,7 @@ class LocalOperator(Protocol):
         """The device of the vectors."""
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Multiply v, (size,): this rank's addend of the product, (size,) float64."""
+        """Multiply v, (size,): this rank's addend, (size,) in float64 or the product's dtype."""
 
 
 class Journal(Protocol):

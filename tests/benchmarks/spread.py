@@ -105,7 +105,7 @@ def _measure(options: argparse.Namespace) -> None:
     build_model("huggingface", {"config": {**config, "n_embd": 8, "n_layer": 1}})  # imports
     before = _status("VmRSS")
     model = build_model("huggingface", {"config": config}, on_meta=shards > 1)
-    compute = Compute(batch_size=1, device="cpu", shards=shards, workers=0)
+    compute = Compute(batch_size=4, device="cpu", shards=shards, workers=0)
     objective = Objective(
         ranks, model, causal_lm(), _Random(4, 32, 512), np.arange(4), compute=compute
     )
