@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from hessdist.curvature.activations import fast_activations
+from hessdist.curvature.differentiation import twice_differentiable
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -66,6 +68,19 @@ def test_the_gelu_that_transformers_writes_out(name: str) -> None:
     forward = type(module).forward
     agree(module)
     assert type(module).forward is forward
+
+
+def test_activation_checkpoints_evaluate_the_same_again() -> None:
+    module = of_transformers("NewGELUActivation")
+    x = draw(4, 5).requires_grad_()
+    with twice_differentiable(torch.float64):
+        y = checkpoint(lambda x: module(x).softmax(1), x * 1.5, use_reentrant=False)
+        plain = derivatives(lambda x: module(x).softmax(1))
+        (gradient,) = torch.autograd.grad(
+            (y * draw(4, 5, seed=1)).sum() + (y**2).sum(), x, create_graph=True
+        )
+    (image,) = torch.autograd.grad(gradient, x, draw(4, 5, seed=2))  # outside of the context
+    assert torch.allclose(image, plain[2], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("far", [-60.0, 60.0])

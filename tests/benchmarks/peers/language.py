@@ -40,6 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument(
+        "--steps", type=int, nargs=2, help="of LA and SA for the peer; found if they are not given"
+    )
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
     options = parser.parse_args()
     pythons = {OURS: Path(sys.executable)}
@@ -50,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         language_problem.write(Path(folder))
         for task in options.tasks:
-            rows = _turns(pythons, Path(folder), task, options.turns)
+            rows = _turns(pythons, Path(folder), task, options.turns, options.steps)
             _print_solve(rows, Path(folder)) if task == "solve" else _print_products(rows, task)
 
 
@@ -64,12 +67,12 @@ def _missing(python: Path) -> str:
 
 
 def _turns(
-    pythons: dict[str, Path], folder: Path, task: str, turns: int
+    pythons: dict[str, Path], folder: Path, task: str, turns: int, known: list[int] | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Let the solvers take turns, each time in a new process."""
     steps: list[str] = []
     if task == "solve" and THEIRS in pythons:
-        found = _one(pythons[THEIRS], THEIRS, folder, "steps")
+        found = known or _one(pythons[THEIRS], THEIRS, folder, "steps")
         steps = ["--steps", *map(str, found)]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     for turn in range(turns):

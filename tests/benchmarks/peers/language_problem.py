@@ -130,7 +130,7 @@ def serve(make: Callable[[argparse.Namespace], Solver]) -> None:
         start = time.process_time()
         product = solver.product(model, ids, options.task)
         image = product(v)
-        row = {"cpu": time.process_time() - start, "norm": float(image.norm())}
+        row = {"cpu": time.process_time() - start, "norm": float(image.detach().norm())}
     row |= {"peak": _status("VmHWM"), "above": _status("VmHWM") - before}
     if options.task != "solve":
         start = time.process_time()
