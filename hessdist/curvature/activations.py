@@ -117,6 +117,7 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:  # noqa: A002
 
 def _of_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     """Differentiate x Φ(x), Φ the normal distribution function."""
+    x = x.clamp(-40, 40)  # where it is flat, and no square overflows
     density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
     slope = torch.erf(x / math.sqrt(2)).add_(1).mul_(0.5).addcmul_(x, density)
     return slope, density.mul_(2 - x * x)
@@ -125,6 +126,7 @@ def _of_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 def _of_tanh_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     """Differentiate x (1 + tanh u) / 2 with u = k (x + a x³)."""
     k, a = math.sqrt(2 / math.pi), 0.044715
+    x = x.clamp(-40, 40)
     square = x * x
     t = torch.tanh((square * (a * k)).add_(k).mul_(x))
     u1 = square.mul_(3 * a * k).add_(k)  # u'

@@ -51,7 +51,7 @@ def main() -> None:
     else:
         pythons[THEIRS] = options.peers_python
     with tempfile.TemporaryDirectory() as folder:
-        language_problem.write(Path(folder))
+        language_problem.write(Path(folder), options.tasks)
         for task in options.tasks:
             rows = _turns(pythons, Path(folder), task, options.turns, options.steps)
             _print_solve(rows, Path(folder)) if task == "solve" else _print_products(rows, task)

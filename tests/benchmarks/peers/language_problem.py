@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,15 @@ def network(size: Size) -> nn.Module:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def write(folder: Path) -> None:
-    """Write the weights and the tokens of both sizes."""
-    for name, size in SIZES.items():
+def size_of(task: str) -> str:
+    """Return the name of the size that a task is for."""
+    return "solve" if task in {"steps", "solve"} else "product"
+
+
+def write(folder: Path, tasks: Sequence[str]) -> None:
+    """Write the weights and the tokens that tasks need."""
+    for name in sorted({size_of(task) for task in tasks}):
+        size = SIZES[name]
         ids = _tokens(size)
         model = network(size)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -108,8 +114,7 @@ def serve(make: Callable[[argparse.Namespace], Solver]) -> None:
     parser.add_argument("--steps", type=int, nargs=2, help="of LA and SA, for the peer")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    size = "solve" if options.task in ("steps", "solve") else "product"
-    model, ids = read(options.folder, size)
+    model, ids = read(options.folder, size_of(options.task))
     solver = make(options)
     with torch.no_grad():
         model(ids[:1])  # warms up
