@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hessdist.curvature.activations import fast_activations
 from hessdist.curvature.composites import COMPOSITES
 from hessdist.curvature.convolution import fast_convolutions
 
@@ -99,13 +100,13 @@ def _refusing_reentrant_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def _same_in_checkpoints(dtype: torch.dtype) -> Iterator[None]:
+def _same_in_checkpoints(contexts: Callable[[], ExitStack]) -> Iterator[None]:
     """Let activation checkpoints replace operations when they are evaluated again, too.
 
     That happens in a backward pass, outside of the context of the first evaluation.
 
     Args:
-        dtype: The dtype of the parameters.
+        contexts: Enters the contexts of an evaluation.
 
     Yields:
         Nothing.
@@ -118,7 +119,7 @@ def _same_in_checkpoints(dtype: torch.dtype) -> Iterator[None]:
 
     def replacing(function: Any, *given: Any, **options: Any) -> Any:
         def replaced(*args: Any, **named: Any) -> Any:
-            with sdpa_kernel(SDPBackend.MATH), _Composites(dtype == torch.float64):
+            with contexts():
                 return function(*args, **named)
 
         return evaluate(replaced, *given, **options)
@@ -130,8 +131,19 @@ def _same_in_checkpoints(dtype: torch.dtype) -> Iterator[None]:
         module._checkpoint_without_reentrant_generator = evaluate  # type: ignore[attr-defined]
 
 
+def _operations(dtype: torch.dtype, fast: bool) -> ExitStack:
+    """Enter the contexts that replace operations of a model."""
+    stack = ExitStack()
+    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(_Composites(dtype == torch.float64))
+    if fast:
+        stack.enter_context(fast_convolutions())
+        stack.enter_context(fast_activations())
+    return stack
+
+
 @contextmanager
-def exact_derivatives(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+def exact_derivatives(dtype: torch.dtype = torch.float32, fast: bool = False) -> Iterator[None]:
     """Evaluate models and losses with exact gradients that are differentiable.
 
     Attention uses PyTorch's composite backend, compiled functions run without their compilation,
@@ -141,24 +153,24 @@ def exact_derivatives(dtype: torch.dtype = torch.float32) -> Iterator[None]:
 
     Args:
         dtype: The dtype of the parameters.
+        fast: Whether convolutions and activations have fast second derivatives, as for products.
 
     Yields:
         Nothing.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:  # importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_refusing_reentrant_checkpoints())
-        stack.enter_context(_same_in_checkpoints(dtype))
-        stack.enter_context(_Composites(dtype == torch.float64))
+        stack.enter_context(_same_in_checkpoints(lambda: _operations(dtype, fast)))
+        stack.enter_context(_operations(dtype, fast))
         yield
 
 
 @contextmanager
 def twice_differentiable(dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Add convolutions with a fast second derivative to `exact_derivatives`.
+    """Add convolutions and activations with fast second derivatives to `exact_derivatives`.
 
     Args:
         dtype: The dtype of the parameters.
@@ -166,5 +178,5 @@ def twice_differentiable(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with exact_derivatives(dtype), fast_convolutions():
+    with exact_derivatives(dtype, fast=True):
         yield

@@ -44,14 +44,13 @@ def gauss_newton(local: LocalLoss, batch: Batch) -> BatchProduct:
     graphs = floating_tensors(outputs)
     closed = loss.gauss_newton_at(map_tensors(outputs, Tensor.detach), batch)
     if closed is not None:
-        jacobian = _Jacobian(local, graphs)
-        return lambda v: jacobian.transposed_times(closed(jacobian.times(v)))
+        return _through(_Jacobian(local, graphs), closed)
     z = [graph.detach().requires_grad_() for graph in graphs]
     value, _ = loss.of_outputs(with_tensors(outputs, z), batch)
     slopes = torch.autograd.grad(value, z, create_graph=True, allow_unused=True)
-    used = [i for i, slope in enumerate(slopes) if slope is not None]
+    used = [i for i, slope in enumerate(slopes) if slope is not None and graphs[i].requires_grad]
     jacobian = _Jacobian(local, [graphs[i] for i in used])
-    points, curved = [z[i] for i in used], [slope for slope in slopes if slope is not None]
+    points, curved = [z[i] for i in used], [slopes[i] for i in used]
 
     def product(v: Sequence[Tensor]) -> Pieces:
         return jacobian.transposed_times(_vjp(curved, points, jacobian.times(v)))
@@ -75,13 +74,17 @@ def empirical_fisher(local: LocalLoss, batch: Batch) -> BatchProduct:
         WorkloadError: The loss has no values of single samples: it is a callable of (model, batch).
     """
     loss = of_outputs(local, "empirical_fisher")
+    closed = loss.fisher_at(local.model, batch)
+    if closed is not None:
+        outputs, matrix = closed
+        return _through(_Jacobian(local, floating_tensors(outputs)), matrix)
     values, weights = loss.of_each_sample(local.model, batch)
     jacobian = _Jacobian(local, [values])
     inverse = torch.where(weights != 0, 1 / weights, 0.0)
 
     def product(v: Sequence[Tensor]) -> Pieces:
         (slopes,) = jacobian.times(v)
-        return jacobian.transposed_times([slopes * inverse])
+        return jacobian.transposed_times([None if slopes is None else slopes * inverse])
 
     return product
 
@@ -104,6 +107,13 @@ LINEARIZATIONS: dict[str, Callable[[LocalLoss, Batch], BatchProduct]] = {
 }
 
 
+def _through(
+    jacobian: _Jacobian, matrix: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
+) -> BatchProduct:
+    """Return the product with JᵀMJ."""
+    return lambda v: jacobian.transposed_times(matrix(jacobian.times(v)))
+
+
 class _Jacobian:
     """The Jacobian J of outputs with respect to θ, and its transpose, both through kept graphs.
 
@@ -113,7 +123,7 @@ class _Jacobian:
 
     def __init__(self, local: LocalLoss, outputs: Sequence[Tensor]) -> None:
         self._parameters = _ends(local)
-        self._shapes = [torch.zeros_like(output) for output in outputs]
+        self._count = len(outputs)
         reached = [i for i, output in enumerate(outputs) if output.requires_grad]
         self._reached = reached
         self._outputs = [outputs[i] for i in reached]
@@ -128,13 +138,12 @@ class _Jacobian:
         self._rows = [i for i, piece in enumerate(pieces) if piece is not None]
         self._transposed = [piece for piece in pieces if piece is not None]
 
-    def times(self, v: Sequence[Tensor]) -> list[Tensor]:
-        """Compute Jv, in the shapes of the outputs."""
-        images = list(self._shapes)
+    def times(self, v: Sequence[Tensor]) -> list[Tensor | None]:
+        """Compute Jv, in the shapes of the outputs; None for those without a graph."""
+        images: list[Tensor | None] = [None] * self._count
         reached = _vjp(self._transposed, self._w, [v[i] for i in self._rows])
-        for place, image in zip(self._reached, reached, strict=True):
-            if image is not None:
-                images[place] = image
+        for place, image, output in zip(self._reached, reached, self._outputs, strict=True):
+            images[place] = torch.zeros_like(output) if image is None else image
         return images
 
     def transposed_times(self, w: Sequence[Tensor | None]) -> Pieces:

@@ -61,6 +61,21 @@ def solver_bytes(sizes: Sizes, ranks: int, vectors: int, itemsize: int = 4) -> f
     return (8 + 2 * itemsize) * vectors * sizes.parameters / ranks
 
 
+def proof_bytes(sizes: Sizes, shards: int) -> float:
+    """Estimate what the proof of the second derivative needs on a rank, before the solve.
+
+    It works in float64, on copies of the parameters: some nine vectors.
+
+    Args:
+        sizes: The sizes of the model.
+        shards: The number of ranks that share the parameters.
+
+    Returns:
+        The number of bytes.
+    """
+    return 72 * sizes.parameters / shards
+
+
 @dataclass(frozen=True)
 class Choice:
     """A number of shards, and why."""
@@ -89,7 +104,9 @@ def choose_shards(
     """
     solver, budget = solver_bytes(sizes, ranks, vectors, itemsize), 0.8 * memory
     divisors = [s for s in range(1, ranks + 1) if ranks % s == 0]
-    needed = {s: solver + product_bytes(sizes, s, itemsize) for s in divisors}
+    needed = {
+        s: max(proof_bytes(sizes, s), solver + product_bytes(sizes, s, itemsize)) for s in divisors
+    }
     fitting = [shards for shards, size in needed.items() if size <= budget]
     if not fitting:
         least = min(needed.values())
@@ -99,7 +116,7 @@ def choose_shards(
             f"use about {int(ranks * least / budget) + 1} ranks, or lower -eps_ncv",
         )
     shards = fitting[0]
-    reason = f"products need {_gib(needed[shards])} of the {_gib(memory)} of a rank"
+    reason = f"a solve needs {_gib(needed[shards])} of the {_gib(memory)} of a rank"
     if shards > 1:
         before = divisors[divisors.index(shards) - 1]
         reason += f", with {before} {_gib(needed[before])}"
@@ -119,7 +136,8 @@ def most_parameters(ranks: int, vectors: int, memory: float, itemsize: int = 4) 
         The number of parameters.
     """
     one = Sizes(1, 0)
-    return 0.8 * memory / (product_bytes(one, 1, itemsize) + solver_bytes(one, ranks, vectors))
+    needed = product_bytes(one, 1, itemsize) + solver_bytes(one, ranks, vectors, itemsize)
+    return 0.8 * memory / max(needed, proof_bytes(one, 1))
 
 
 def memory_of_rank(ranks: Ranks, device: torch.device) -> float:

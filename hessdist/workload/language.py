@@ -17,6 +17,7 @@ from hessdist.workload.nestings import Batch, part
 from hessdist.workload.token_losses import (
     OutputLayer,
     chunk_of,
+    fisher_of_tokens,
     gauss_newton_of_logits,
     token_losses,
 )
@@ -255,6 +256,38 @@ class TokenLoss(OfOutputs):
         layer = _layer(z)
         labels, factors = counted.labels, counted.factors.to(layer.hidden)
         return gauss_newton_of_logits(layer, labels, factors, self._chunk(layer))
+
+    def fisher_at(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Any, Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]] | None:
+        """Return the outputs and the product with the Fisher matrix in them, if chunked.
+
+        Args:
+            model: The model.
+            batch: The batch.
+
+        Returns:
+            The outputs with their graph, and the map of a direction, in the order of their tensors,
+            to the product; None if the outputs are whole logits.
+        """
+        if not self._is_chunked(model, batch):
+            return None
+        z, counted = self.outputs(model, batch), self._counted(batch)
+        _require_known(counted.labels, len(z["weight"]))
+        layer = _layer({name: tensor.detach() for name, tensor in z.items()})
+        factors = counted.factors.to(layer.hidden)
+        if self.fisher == "tokens":  # a_t ∇ℓ_t of weight a_t
+            return z, fisher_of_tokens(
+                layer, counted.labels, lambda slopes: slopes * factors, self._chunk(layer)
+            )
+        weights, sequence = counted.weights.to(factors), counted.sequence
+        inverse = torch.where(weights != 0, 1 / weights, 0.0)
+
+        def of_sequences(slopes: Tensor) -> Tensor:
+            sums = torch.zeros_like(weights).index_add(0, sequence, slopes * factors)
+            return factors * (sums * inverse)[sequence]
+
+        return z, fisher_of_tokens(layer, counted.labels, of_sequences, self._chunk(layer))
 
     def weight_of(self, batch: Batch) -> float:
         """Return the number of tokens or sequences that count in a batch."""

@@ -108,7 +108,23 @@ class OfOutputs(Loss):
 
         Returns:
             The map of a direction in the order of z's floating tensors to the product; None if it
-            is to be found by differentiating `of_outputs`.
+            is to be found by differentiating `of_outputs`. In a direction, None stands for a tensor
+            that does not depend on the parameters, and its part of the product is not needed.
+        """
+        return None
+
+    def fisher_at(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Any, Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]] | None:
+        """Return the outputs z, and the product with Σ w_i ∇_z ℓ_i ∇_z ℓ_iᵀ.
+
+        Args:
+            model: The model.
+            batch: The batch.
+
+        Returns:
+            The outputs with their graph, and a map as that of `gauss_newton_at`; None if the matrix
+            is to be found by differentiating `of_each_sample`.
         """
         return None
 

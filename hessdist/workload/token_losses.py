@@ -20,7 +20,7 @@ matrix of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ def token_losses(layer: OutputLayer, labels: Tensor, chunk: int) -> Tensor:
     Args:
         layer: The inputs of the last layer, and its parameters.
         labels: The labels y_t, (n,) int64, all of which count.
-        chunk: The number of tokens whose logits exist at a time.
+        chunk: The number of tokens whose logits exist at a time. If all logits are one chunk, p_t
+            is kept with the graph.
 
     Returns:
         The losses, (n,), with their graph.
@@ -73,9 +74,16 @@ def token_losses(layer: OutputLayer, labels: Tensor, chunk: int) -> Tensor:
     return losses
 
 
+LayerProduct = Callable[[Sequence[Tensor | None]], list[Tensor | None]]
+"""Maps (c_h, c_W, c_b) to a product in the order of `OutputLayer.tensors`.
+
+None stands for a tensor that does not depend on the parameters in use: zero as a direction, and not
+computed in the product."""
+
+
 def gauss_newton_of_logits(
     layer: OutputLayer, labels: Tensor, factors: Tensor, chunk: int
-) -> Callable[[Sequence[Tensor | None]], list[Tensor]]:
+) -> LayerProduct:
     """Return the product with the Gauss-Newton matrix of Σ a_t ℓ_t with respect to (h, W, b).
 
     It is Σ a_t K_tᵀ H_t K_t with K_t the Jacobian of the logits (Schraudolph 2002).
@@ -87,111 +95,189 @@ def gauss_newton_of_logits(
         chunk: The number of tokens whose logits exist at a time.
 
     Returns:
-        The map of (c_h, c_W, c_b) to the product, in the order of `OutputLayer.tensors`.
+        The product.
     """
-    at = _Point(layer, labels, factors, chunk)
+    at = _Point.without_graph(layer, labels, factors, chunk)
 
-    def product(direction: Sequence[Tensor | None]) -> list[Tensor]:
-        along_h, along_weight, *others = direction
-        along_bias = others[0] if others else None
+    def product(direction: Sequence[Tensor | None]) -> list[Tensor | None]:
+        _refuse_vmap()
         with torch.no_grad():
-            pieces, _ = at.second_derivative(along_h, along_weight, along_bias, False)
-        return [piece for piece in pieces if piece is not None]
+            wanted = [along is not None for along in direction]
+            return list(at.second_derivative(direction, wanted, False)[: len(direction)])
+
+    return product
+
+
+def fisher_of_tokens(
+    layer: OutputLayer, labels: Tensor, combine: Callable[[Tensor], Tensor], chunk: int
+) -> LayerProduct:
+    """Return the product with a matrix Σ_{st} B_st ∇ℓ_s ∇ℓ_tᵀ with respect to (h, W, b).
+
+    Args:
+        layer: The point.
+        labels: The labels, (n,).
+        combine: The map of the slopes ∇ℓ_tᵀ c, (n,), to their product with B, (n,).
+        chunk: The number of tokens whose logits exist at a time.
+
+    Returns:
+        The product.
+    """
+    at = _Point.without_graph(layer, labels, torch.ones_like(layer.hidden[:, 0]), chunk)
+
+    def product(direction: Sequence[Tensor | None]) -> list[Tensor | None]:
+        _refuse_vmap()
+        with torch.no_grad():
+            weighted = replace(at, factors=combine(at.slopes(direction)))
+            wanted = [along is not None for along in direction]
+            return list(weighted.gradient(wanted)[: len(direction)])
 
     return product
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Derivatives of Σ a_t ℓ_t with respect to (h, W, b) at a point, without graphs."""
+    """Derivatives of Σ a_t ℓ_t with respect to (h, W, b) at a point, without graphs.
+
+    The factors a_t multiply arrays of width D, because those of width V are the large ones.
+    """
 
     layer: OutputLayer
     labels: Tensor  # (n,)
     factors: Tensor  # (n,), a_t
     chunk: int
+    probabilities: Tensor | None = None  # (n, V), p_t, where they are kept
 
-    def _rows(self) -> Iterator[slice]:
+    @staticmethod
+    def without_graph(layer: OutputLayer, labels: Tensor, factors: Tensor, chunk: int) -> _Point:
+        """Return a point that keeps p_t if that is one chunk."""
+        with torch.no_grad():
+            kept = torch.softmax(layer.logits(), 1) if len(labels) <= chunk else None
+        return _Point(layer, labels, factors, chunk, kept)
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Iterate over slices of tokens, and p_t of each, which the caller may overwrite."""
         count = len(self.labels)
-        yield from (slice(b, min(b + self.chunk, count)) for b in range(0, count, self.chunk))
+        for begin in range(0, count, self.chunk):
+            rows = slice(begin, min(begin + self.chunk, count))
+            kept = self.probabilities
+            yield (
+                rows,
+                torch.softmax(self.layer.logits(rows), 1) if kept is None else kept[rows].clone(),
+            )
 
-    def _residuals(self, probabilities: Tensor, rows: slice) -> Tensor:
-        """r_t of a chunk."""
-        r = probabilities.clone()
-        r[torch.arange(len(r), device=r.device), self.labels[rows]] -= 1
-        return r
+    def _subtract_labels(self, p: Tensor, rows: slice) -> Tensor:
+        """Make r_t of p_t in place."""
+        p[torch.arange(len(p), device=p.device), self.labels[rows]] -= 1
+        return p
+
+    def _along(self, direction: Sequence[Tensor | None], rows: slice) -> Tensor | None:
+        """Compute q_t of a chunk, (m, V) or for a bias alone (1, V); None for zero."""
+        along_h, along_weight, along_bias = _three(direction)
+        q = None if along_h is None else along_h[rows] @ self.layer.weight.T
+        if along_weight is not None:
+            h = self.layer.hidden[rows]
+            q = h @ along_weight.T if q is None else q.addmm_(h, along_weight.T)
+        if along_bias is not None:
+            q = (
+                along_bias.expand(rows.stop - rows.start, -1).clone()
+                if q is None
+                else q.add_(along_bias)
+            )
+        return q
 
     def gradient(self, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
         """Compute the gradient with respect to those of h, W and b that are wanted."""
-        h, weight, bias = self.layer.hidden, self.layer.weight, self.layer.bias
-        of_h = torch.empty_like(h) if wanted[0] else None
-        of_weight = torch.zeros_like(weight) if wanted[1] else None
-        of_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
-        for rows in self._rows():
-            r = self._residuals(torch.softmax(self.layer.logits(rows), 1), rows)
-            r *= self.factors[rows, None]
-            if of_h is not None:
-                torch.mm(r, weight, out=of_h[rows])
-            if of_weight is not None:
-                of_weight.addmm_(r.T, h[rows])
-            if of_bias is not None:
-                of_bias += r.sum(0)
-        return of_h, of_weight, of_bias
+        sums = self._zeros(wanted)
+        for rows, p in self._chunks():
+            self._add(sums, rows, self._subtract_labels(p, rows))
+        return sums
+
+    def slopes(self, direction: Sequence[Tensor | None]) -> Tensor:
+        """Compute r_tᵀ q_t of each token, (n,), the derivatives of ℓ_t along a direction."""
+        slopes = torch.zeros_like(self.factors)
+        for rows, p in self._chunks():
+            q = self._along(direction, rows)
+            if q is not None:
+                slopes[rows] = self._slopes(q, p.mul_(q).sum(1), rows)
+        return slopes
+
+    def _slopes(self, q: Tensor, mean: Tensor, rows: slice) -> Tensor:
+        return mean - q.gather(1, self.labels[rows, None])[:, 0]
 
     def second_derivative(
-        self,
-        along_h: Tensor | None,
-        along_weight: Tensor | None,
-        along_bias: Tensor | None,
-        with_residuals: bool,
-    ) -> tuple[tuple[Tensor | None, ...], Tensor]:
-        """Compute the product of a second derivative, and the slope along it of each token.
+        self, direction: Sequence[Tensor | None], wanted: Sequence[bool], with_residuals: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Compute the product of a second derivative, and perhaps the slope of each token.
 
         Args:
-            along_h: c_h, (n, D); None for zero.
-            along_weight: c_W, (V, D); None for zero.
-            along_bias: c_b, (V,); None for zero.
+            direction: c_h, (n, D), c_W, (V, D), and perhaps c_b, (V,); None for zero.
+            wanted: Which pieces are wanted: of h, W, b, and a.
             with_residuals: Whether the terms with r_t belong to it; the Gauss-Newton matrix is
                 without them.
 
         Returns:
-            The product in the shapes of h, W and b, and the slopes r_tᵀ q_t, (n,).
+            The product in the shapes of h, W and b, and the slopes r_tᵀ q_t, (n,); None for what
+            is not wanted.
         """
-        h, weight, bias = self.layer.hidden, self.layer.weight, self.layer.bias
-        of_h, of_weight = torch.empty_like(h), torch.zeros_like(weight)
-        of_bias = None if bias is None else torch.zeros_like(bias)
-        slopes = torch.empty_like(self.factors)
-        for rows in self._rows():
-            a = self.factors[rows, None]
-            p = torch.softmax(self.layer.logits(rows), 1)
-            r = self._residuals(p, rows)
-            q = _sum(
-                None if along_h is None else along_h[rows] @ weight.T,
-                None if along_weight is None else h[rows] @ along_weight.T,
-                along_bias,
-                like=p,
-            )
-            slopes[rows] = (r * q).sum(1)
-            u = p.mul_(q - (p * q).sum(1, keepdim=True)).mul_(a)  # a H q
-            torch.mm(u, weight, out=of_h[rows])
-            of_weight.addmm_(u.T, h[rows])
-            if of_bias is not None:
-                of_bias += u.sum(0)
-            if with_residuals:
-                r *= a
-                if along_weight is not None:
-                    of_h[rows].addmm_(r, along_weight)
-                if along_h is not None:
-                    of_weight.addmm_(r.T, along_h[rows])
-        return (of_h, of_weight, of_bias), slopes
+        sums = self._zeros(wanted)
+        slopes = torch.zeros_like(self.factors) if len(wanted) > 3 and wanted[3] else None
+        along_h, along_weight, _ = _three(direction)
+        for rows, p in self._chunks():
+            q = self._along(direction, rows)
+            if q is None:
+                continue
+            mean = (p * q).sum(1)
+            if slopes is not None:
+                slopes[rows] = self._slopes(q, mean, rows)
+            self._add(sums, rows, q.sub_(mean[:, None]).mul_(p))  # H q
+            if with_residuals and (along_h is not None or along_weight is not None):
+                self._add_bilinear(sums, rows, self._subtract_labels(p, rows), direction)
+        return *sums, slopes
+
+    def _zeros(self, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        h, weight, bias = _three(self.layer.tensors())
+        return tuple(  # type: ignore[return-value]
+            torch.zeros_like(tensor) if tensor is not None and is_wanted else None
+            for tensor, is_wanted in zip((h, weight, bias), _three(wanted), strict=True)
+        )
+
+    def _add(self, sums: Sequence[Tensor | None], rows: slice, u: Tensor) -> None:
+        """Add a_t Kᵀu_t, with K the Jacobian of a token's logits with respect to (h, W, b)."""
+        of_h, of_weight, of_bias = sums
+        a = self.factors[rows]
+        if of_h is not None:
+            torch.mm(u, self.layer.weight, out=of_h[rows]).mul_(a[:, None])
+        if of_weight is not None:
+            of_weight.addmm_(u.T, self.layer.hidden[rows] * a[:, None])
+        if of_bias is not None:
+            of_bias.addmv_(u.T, a)
+
+    def _add_bilinear(
+        self,
+        sums: Sequence[Tensor | None],
+        rows: slice,
+        r: Tensor,
+        direction: Sequence[Tensor | None],
+    ) -> None:
+        """Add a_t c_Wᵀ r_t and a_t r_t c_hᵀ."""
+        of_h, of_weight, _ = sums
+        along_h, along_weight, _ = _three(direction)
+        a = self.factors[rows, None]
+        if of_h is not None and along_weight is not None:
+            of_h[rows] += (r @ along_weight).mul_(a)
+        if of_weight is not None and along_h is not None:
+            of_weight.addmm_(r.T, along_h[rows] * a)
 
 
-def _sum(first: Tensor | None, *others: Tensor | None, like: Tensor) -> Tensor:
-    """Add what there is; zeros if there is nothing."""
-    total = torch.zeros_like(like) if first is None else first
-    for other in others:
-        if other is not None:
-            total += other
-    return total
+def _refuse_vmap() -> None:
+    """Let `LocalProduct.of_block` multiply the vectors one by one: sums are made in place."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError("products of token losses with several vectors at a time")
+
+
+def _three(given: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """What belongs to h, W and b; None for a bias that is not there."""
+    return given[0], given[1], given[2] if len(given) > 2 else None
 
 
 class _Losses(torch.autograd.Function):
@@ -202,23 +288,25 @@ class _Losses(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
     ) -> Tensor:
         """Compute the losses, (n,)."""
-        ctx.save_for_backward(hidden, weight, bias, labels)
-        ctx.chunk = chunk
         layer = OutputLayer(hidden, weight, bias)
         losses = torch.empty(len(labels), dtype=hidden.dtype, device=hidden.device)
+        kept = None
         for begin in range(0, len(labels), chunk):
             rows = slice(begin, begin + chunk)
-            losses[rows] = torch.nn.functional.cross_entropy(
-                layer.logits(rows), labels[rows], reduction="none"
-            )
+            logarithms = torch.log_softmax(layer.logits(rows), 1)
+            losses[rows] = -logarithms.gather(1, labels[rows, None])[:, 0]
+            if len(labels) <= chunk:
+                kept = logarithms.exp_()
+        ctx.save_for_backward(hidden, weight, bias, labels, kept)
+        ctx.chunk = chunk
         return losses
 
     @staticmethod
     def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient of Σ a_t ℓ_t, with a graph of its own."""
-        hidden, weight, bias, labels = ctx.saved_tensors
+        hidden, weight, bias, labels, kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        pieces = _Gradient.apply(hidden, weight, bias, factors, labels, ctx.chunk, wanted)  # type: ignore[no-untyped-call]
+        pieces = _Gradient.apply(hidden, weight, bias, factors, labels, kept, ctx.chunk, wanted)  # type: ignore[no-untyped-call]
         return (*pieces, None, None)
 
 
@@ -233,21 +321,23 @@ class _Gradient(torch.autograd.Function):
         bias: Tensor | None,
         factors: Tensor,
         labels: Tensor,
+        kept: Tensor | None,
         chunk: int,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         """Compute the pieces that are wanted; the others are None."""
-        ctx.save_for_backward(hidden, weight, bias, factors, labels)
+        ctx.save_for_backward(hidden, weight, bias, factors, labels, kept)
         ctx.chunk = chunk
         ctx.set_materialize_grads(False)
-        return _Point(OutputLayer(hidden, weight, bias), labels, factors, chunk).gradient(wanted)
+        layer = OutputLayer(hidden, weight, bias)
+        return _Point(layer, labels, factors, chunk, kept).gradient(wanted)
 
     @staticmethod
     def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
         """Compute the product of the second derivative with a direction."""
-        hidden, weight, bias, factors, labels = ctx.saved_tensors
-        pieces = _SecondDerivative.apply(hidden, weight, bias, factors, labels, ctx.chunk, *along)  # type: ignore[no-untyped-call]
-        return (*pieces, None, None, None)
+        wanted = ctx.needs_input_grad[:4]
+        pieces = _SecondDerivative.apply(*ctx.saved_tensors, ctx.chunk, wanted, *along)  # type: ignore[no-untyped-call]
+        return (*pieces, None, None, None, None)
 
 
 class _SecondDerivative(torch.autograd.Function):
@@ -261,15 +351,14 @@ class _SecondDerivative(torch.autograd.Function):
         bias: Tensor | None,
         factors: Tensor,
         labels: Tensor,
+        kept: Tensor | None,
         chunk: int,
-        along_h: Tensor | None,
-        along_weight: Tensor | None,
-        along_bias: Tensor | None,
+        wanted: Sequence[bool],
+        *along: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Compute the product in the shapes of h, W and b, and the slopes of the tokens."""
-        at = _Point(OutputLayer(hidden, weight, bias), labels, factors, chunk)
-        pieces, slopes = at.second_derivative(along_h, along_weight, along_bias, True)
-        return (*pieces, slopes)
+        at = _Point(OutputLayer(hidden, weight, bias), labels, factors, chunk, kept)
+        return at.second_derivative(along, wanted, True)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:

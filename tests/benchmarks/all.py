@@ -32,6 +32,7 @@ BENCHMARKS = {
     "peers-512": f"python {HERE}/peers/compare.py --samples 512 --repeat 3",
     "peers-3000": f"python {HERE}/peers/compare.py --samples 3000 --repeat 1 "
     "--only hessdist hessian-eigenthings",
+    "peers-language": f"python {HERE}/peers/language.py",
     "solve-512": f"{BENCH}512.json {FEW}",
     "solve-3000": f"{BENCH}3000.json",
     "ranks-3000": f"OMP_NUM_THREADS=1 mpirun -n 2 {BENCH}two.json",

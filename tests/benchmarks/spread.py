@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from hessdist.spread.memory import Sizes, product_bytes, proof_bytes, solver_bytes
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,18 +180,6 @@ MODELS = (
 )
 
 
-def memory(model: Model, ranks: int, shards: int, vectors: int) -> tuple[float, float]:
-    """Return the bytes of a rank, without activations: for products, and for the Krylov space.
-
-    A product has θ, ∇L, v, the sum and Hv in float32 and the sum in float64, a copy of each piece,
-    and one layer's matrix three times (gathered, its gradient, and the message). The solver has
-    `vectors` of float64 and recorded products of float32, twice as many at most.
-    """
-    product = (4 + 4 + 4 + 4 + 4 + 8) * model.parameters / shards + 3 * 4 * model.largest
-    slices = (8 + 2 * 4) * vectors * model.parameters / ranks
-    return product, slices
-
-
 def seconds(
     model: Model, ranks: int, tokens: float, bandwidth: float, cluster: Cluster
 ) -> dict[str, float]:
@@ -215,15 +205,18 @@ def forecast(tokens: float = 1e8, vectors: int = 32) -> None:
         f"\nA product over {tokens:.0e} tokens, all ranks one copy; assumed of a GPU: "
         f"{cluster.flops / 1e12:g} TFLOP/s of float32, {cluster.tokens:g} tokens a pass, "
         f"{1e6 * cluster.latency:g} us a message; LA(2) and SA(1) with {vectors} vectors\n"
-        "model | GPUs | GiB a rank: products | Krylov space | seconds: operations | network at "
+        "model | GPUs | GiB a rank: proof | products | Krylov space | seconds: operations | network at "
         "25 GB/s | at 100 GB/s | latency"
     )
     for model in MODELS:
         for ranks in (8, 64, 512):
-            product, slices = memory(model, ranks, ranks, vectors)
+            sizes = Sizes(int(model.parameters), int(model.largest))
+            product, proof = product_bytes(sizes, ranks), proof_bytes(sizes, ranks)
+            slices = solver_bytes(sizes, ranks, vectors)
             slow, fast = (seconds(model, ranks, tokens, b, cluster) for b in (25e9, 100e9))
             print(
-                f"{model.name} | {ranks} | {product / 2**30:.3g} | {slices / 2**30:.3g} | "
+                f"{model.name} | {ranks} | {proof / 2**30:.3g} | {product / 2**30:.3g} | "
+                f"{slices / 2**30:.3g} | "
                 f"{slow['operations']:.3g} | {slow['network']:.3g} | {fast['network']:.3g} | "
                 f"{slow['latency']:.2g}"
             )

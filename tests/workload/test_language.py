@@ -133,6 +133,23 @@ def test_the_batch_size_does_not_matter(name: str, batch_size: int) -> None:
         assert error(local, "residual", exact["residual"]) <= 1e-10
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "bert"])
+@pytest.mark.parametrize("chunk", [3, 100, 0])
+def test_a_frozen_output_matrix(name: str, chunk: int) -> None:
+    make, _, shift = MODELS[name]
+    model = make()
+    _, dataset, exact = problem(name, PADDED, "sequences")
+    frozen = model.get_output_embeddings().weight
+    free = torch.cat([torch.full_like(p, p is not frozen).reshape(-1) for p in model.parameters()])
+    frozen.requires_grad_(False)
+    rows = free.nonzero()[:, 0]
+    loss = (causal_lm if shift else masked_lm)("sequences", -100, chunk, "sequences")
+    local = local_loss(model, loss, dataset, 2)
+    for operator in ("hessian", "gauss_newton", "empirical_fisher"):
+        matrix = exact["sequences" if operator == "empirical_fisher" else operator]
+        assert error(local, operator, matrix[rows][:, rows]) <= 1e-10
+
+
 # -- other forms of models and samples -------------------------------------------------------
 
 

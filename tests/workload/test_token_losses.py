@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hessdist.workload.token_losses import (
     OutputLayer,
     chunk_of,
+    fisher_of_tokens,
     gauss_newton_of_logits,
     token_losses,
 )
@@ -86,10 +87,83 @@ def test_the_gauss_newton_matrix_of_the_logits(bias: bool, chunk: int) -> None:
     product = gauss_newton_of_logits(OutputLayer(*inputs), labels(), factors, chunk)
     for one, other in zip(product(along), expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-13)
-    zero_weight = [along[0], None, *along[2:]]
-    same = [along[0], torch.zeros_like(along[1]), *along[2:]]
-    for one, other in zip(product(zero_weight), product(same), strict=True):
-        assert torch.equal(one, other)
+    same = product([along[0], torch.zeros_like(along[1]), *along[2:]])
+    frozen_weight = product([along[0], None, *along[2:]])
+    assert frozen_weight.pop(1) is None
+    for one, other in zip(frozen_weight, [same[0], *same[2:]], strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_the_fisher_matrix_of_combined_tokens(bias: bool, chunk: int) -> None:
+    at = layer(bias)
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(7, 7, generator=generator, dtype=torch.float64)
+    along = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in at.tensors()]
+    rows = [torch.autograd.grad(one, at.tensors(), retain_graph=True) for one in whole(at)]
+    jacobian = torch.stack([torch.cat([piece.reshape(-1) for piece in row]) for row in rows])
+    slopes = jacobian @ torch.cat([v.reshape(-1) for v in along])
+    product = fisher_of_tokens(at, labels(), lambda s: matrix @ s, chunk)
+    found = torch.cat([piece.reshape(-1) for piece in product(along) if piece is not None])
+    assert torch.allclose(found, jacobian.T @ (matrix @ slopes), rtol=1e-12, atol=1e-13)
+    assert product([None, *along[1:]])[0] is None
+
+
+def matrix_products(work: Callable[[], object]) -> int:
+    """The number of matrix products."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    count = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal count
+            count += func.overloadpacket in {
+                torch.ops.aten.mm,
+                torch.ops.aten.addmm,
+                torch.ops.aten.addmm_,
+            }
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        work()
+    return count
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        ([0, 1], 7),  # z, c_h Wᵀ, h c_Wᵀ, u W, uᵀ h, r c_W, rᵀ c_h
+        ([0], 3),  # z, c_h Wᵀ, u W
+        ([1], 3),  # z, h c_Wᵀ, uᵀ h
+    ],
+)
+@pytest.mark.parametrize(("chunk", "count"), [(3, 3), (100, 1)])  # of 7 tokens
+def test_pieces_of_frozen_tensors_are_not_computed(
+    trained: list[int], expected: int, chunk: int, count: int
+) -> None:
+    at = layer(bias=False)
+    for number, tensor in enumerate(at.tensors()):
+        tensor.requires_grad_(number in trained)
+    inputs = [at.tensors()[number] for number in trained]
+    losses = token_losses(at, labels(), chunk).sum()
+    first = torch.autograd.grad(losses, inputs, create_graph=True)
+    found = matrix_products(lambda: torch.autograd.grad(first, inputs, first))
+    assert found == count * (expected - (count == 1))  # z of one chunk is kept as p
+
+
+def test_the_matrix_products_of_g_and_f() -> None:
+    at = layer(bias=False)
+    frozen = [at.hidden.detach(), None]
+    every = [tensor.detach() for tensor in at.tensors()]
+    ones = torch.ones(7, dtype=torch.float64)
+    gauss_newton = gauss_newton_of_logits(at, labels(), ones, 3)
+    fisher = fisher_of_tokens(at, labels(), lambda slopes: slopes, 3)
+    assert matrix_products(lambda: gauss_newton(every)) == 3 * 5
+    assert matrix_products(lambda: gauss_newton(frozen)) == 3 * 3
+    assert matrix_products(lambda: fisher(every)) == 3 * 6  # z twice
+    assert matrix_products(lambda: fisher(frozen)) == 3 * 4
 
 
 def test_no_tokens() -> None:
