@@ -205,8 +205,8 @@ def forecast(tokens: float = 1e8, vectors: int = 32) -> None:
         f"\nA product over {tokens:.0e} tokens, all ranks one copy; assumed of a GPU: "
         f"{cluster.flops / 1e12:g} TFLOP/s of float32, {cluster.tokens:g} tokens a pass, "
         f"{1e6 * cluster.latency:g} us a message; LA(2) and SA(1) with {vectors} vectors\n"
-        "model | GPUs | GiB a rank: proof | products | Krylov space | seconds: operations | network at "
-        "25 GB/s | at 100 GB/s | latency"
+        "model | GPUs | GiB a rank: proof | products | Krylov space | seconds: operations | "
+        "network at 25 GB/s | at 100 GB/s | latency"
     )
     for model in MODELS:
         for ranks in (8, 64, 512):
