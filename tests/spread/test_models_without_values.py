@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +57,49 @@ def test_modules_made_afterwards_have_values() -> None:
     with pytest.raises(ValueError, match="bad day"), parameters_on_meta():
         raise ValueError("bad day")
     assert not nn.Linear(2, 2).weight.is_meta
+
+
+class Constants(nn.Module):
+    """A constant, which is drawn after weights; those are drawn in many ways."""
+
+    def __init__(self, drawn: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.layer, self.free = nn.Linear(3, 3), nn.Parameter(torch.randn(2) / 2)
+        self.start = nn.Parameter(nn.init.trunc_normal_(torch.empty(9)))
+        nn.init.orthogonal_(self.layer.weight)
+        self.register_buffer("known", torch.randn(3).abs())
+        self.constant = drawn(self)
+
+
+REFUSED: list[Callable[[nn.Module], Any]] = [
+    lambda model: torch.randn(4),
+    lambda model: [2 * torch.pi * torch.rand(4, 2)[:, 0]],
+    lambda model: float(torch.rand(())),
+    lambda model: model.register_buffer("more", torch.randn(4).cos(), persistent=False),
+    lambda model: torch.randperm(5).numpy(),
+    lambda model: torch.zeros(5).normal_().sum,
+]
+ACCEPTED: list[Callable[[nn.Module], Any]] = [
+    lambda model: torch.randn(4, generator=torch.Generator().manual_seed(0)).cos(),
+    lambda model: torch.ones(4),
+    lambda model: model.register_buffer("more", torch.randn(4)),
+    lambda model: torch.randn(4).cos().shape,
+]
+
+
+@pytest.mark.parametrize("drawn", REFUSED)
+def test_a_constant_that_would_be_another_one_is_refused(drawn: Callable[[nn.Module], Any]) -> None:
+    with pytest.raises(WorkloadError, match="draws a constant at random"), parameters_on_meta():
+        model = Constants(drawn)
+        assert model.layer.weight.is_meta
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+@pytest.mark.parametrize("drawn", ACCEPTED)
+def test_constants_that_are_those_of_the_whole_model(drawn: Callable[[nn.Module], Any]) -> None:
+    with parameters_on_meta():
+        model = Constants(drawn)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 class Elsewhere(nn.Module):
