@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hessdist.curvature.local_loss import LocalLoss, SavingHooks
+from hessdist.curvature.local_loss import LocalLoss, Pieces, SavingHooks
 from hessdist.curvature.parameters import Parameters
 from hessdist.spread.modules import SpreadModel
 from hessdist.workload.losses import Loss
@@ -107,6 +107,22 @@ class SpreadLoss(LocalLoss):
             stack.enter_context(made)
             stack.enter_context(saved_tensors_hooks(pack, self.spread.unpack))
             yield
+
+    def require_finite(self, value: Tensor | Pieces, what: str) -> None:
+        """Refuse NaN and infinity; collective over the copy for tensors in parameter shapes.
+
+        Args:
+            value: A tensor, or tensors in parameter shapes.
+            what: The name of the value in the message.
+
+        Raises:
+            NumericalError: The value is not finite; the message names the rank.
+        """
+        if not isinstance(value, Tensor):
+            # All ranks get a share of another one's NaN. That one has found it in its loss by now,
+            # and is the one to speak.
+            self._lockstep.most(0)
+        super().require_finite(value, what)
 
     def guarding(self) -> AbstractContextManager[None]:
         """Return a context in which changes of gathered parameters are refused."""
