@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hessdist.errors import WorkloadError
+from hessdist.errors import CheckpointError, WorkloadError
+from hessdist.workload.checkpoints import load_into
 from hessdist.workload.meta import parameters_on_meta
 
 
@@ -119,3 +122,32 @@ def test_a_parameter_that_is_kept_elsewhere_is_refused() -> None:
         with parameters_on_meta():
             model = Elsewhere()
             assert model.w.is_meta
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.last.weight = self.first.weight
+
+
+@pytest.mark.parametrize("lacks", ["first.weight", "last.weight", ""])
+def test_a_checkpoint_may_have_a_tied_tensor_once(lacks: str) -> None:
+    state = {name: value for name, value in Tied().state_dict().items() if name != lacks}
+    with parameters_on_meta():
+        model = Tied()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_into(model, state, Path("step_1.pt"))
+    for name in {"first.weight", "last.weight"} - {lacks}:
+        assert torch.equal(model.first.weight, state[name])
+        assert torch.equal(model.last.weight, state[name])
+
+
+def test_a_checkpoint_with_two_values_of_a_tied_tensor_is_refused() -> None:
+    state = {name: value.clone() for name, value in Tied().state_dict().items()}
+    state["last.weight"] += 1
+    with parameters_on_meta():
+        model = Tied()
+    with pytest.raises(CheckpointError, match="two different tensors, first.weight and last"):
+        load_into(model, state, Path("step_1.pt"))
