@@ -25,7 +25,7 @@ class _Draws(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._drawn: dict[int, Any] = {}  # weak references to storages, by address
         self._has_numbers = False
 

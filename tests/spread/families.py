@@ -148,9 +148,6 @@ def adapted(rng: Rng, count: int) -> Problem:
 
 
 FAMILIES: dict[str, Family] = {
-    function.__name__: function
-    for function in (multilayer, convolutional, recurrent, tied)
+    function.__name__: function for function in (multilayer, convolutional, recurrent, tied)
 }
-LIBRARIES: dict[str, Family] = {
-    function.__name__: function for function in (transformers, adapted)
-}
+LIBRARIES: dict[str, Family] = {function.__name__: function for function in (transformers, adapted)}

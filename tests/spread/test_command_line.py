@@ -18,7 +18,6 @@ from commands import Done, invoked
 from safetensors.torch import save_file
 from torch import Tensor
 
-
 JOB = """
 [model]
 factory = "spread_nets:Net"

@@ -22,7 +22,6 @@ from hessdist.spread.modules import SpreadModel
 OPERATORS = ("hessian", "gauss_newton", "empirical_fisher", "residual")
 
 
-
 def objective(
     comm: Any, problem: Problem, shards: int, layers: list[str], **settings: Any
 ) -> Objective:

@@ -44,9 +44,7 @@ class OneRank:
 
 def placements(grid: Grid, numels: list[int]) -> list[Spread]:
     post = Post(grid.ranks)
-    return [
-        Spread(cast("Ranks", OneRank(rank, post)), grid, numels) for rank in range(grid.ranks)
-    ]
+    return [Spread(cast("Ranks", OneRank(rank, post)), grid, numels) for rank in range(grid.ranks)]
 
 
 def held_by(whole: Array, numels: list[int], grid: Grid, rank: int) -> Array:
