@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hessdist.curvature.local_loss import LocalLoss, SavingHooks
+from hessdist.curvature.local_loss import LocalLoss, Pieces, SavingHooks
 from hessdist.curvature.parameters import Parameters
+from hessdist.errors import NumericalError
 from hessdist.spread.modules import SpreadModel
 from hessdist.workload.losses import Loss
 from hessdist.workload.nestings import Batch
@@ -107,6 +108,31 @@ class SpreadLoss(LocalLoss):
             stack.enter_context(made)
             stack.enter_context(saved_tensors_hooks(pack, self.spread.unpack))
             yield
+
+    def require_finite(self, value: Tensor | Pieces, what: str) -> None:
+        """Refuse NaN and infinity; collective over the copy for tensors in parameter shapes.
+
+        Args:
+            value: A tensor, or tensors in parameter shapes.
+            what: The name of the value in the message.
+
+        Raises:
+            NumericalError: The value is not finite; the message names the rank.
+        """
+        failure: NumericalError | None = None
+        try:
+            super().require_finite(value, what)
+        except NumericalError as error:
+            failure = error
+        if not isinstance(value, Tensor):
+            # All ranks get a share of another one's NaN. One of them is to speak; if that is the
+            # rank that has found it in its loss, it is not here any more.
+            mine = self._lockstep.size - self._lockstep.rank
+            speaker = self._lockstep.most(mine if failure else 0)
+            if speaker not in {0, mine}:
+                self._lockstep.most(0)  # where that rank does not come
+        if failure:
+            raise failure
 
     def guarding(self) -> AbstractContextManager[None]:
         """Return a context in which changes of gathered parameters are refused."""

@@ -270,13 +270,13 @@ def _spread_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             whole: Tensor = self.__dict__[_PLACE].whole(name)
             return whole
 
-        def write(self: nn.Module, value: Any) -> None:
-            raise WorkloadError(
-                f"the model replaces its parameter {name} when it is evaluated",
-                "leave parameters as they are in forward",
-            )
+        return property(read)
 
-        return property(read, write)
+    def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        raise WorkloadError(
+            f"the model replaces its parameter {name} when it is evaluated",
+            "leave parameters as they are in forward",
+        )
 
     def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
         pieces: _Pieces = self.__dict__[_PLACE]
@@ -287,6 +287,7 @@ def _spread_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
     body: dict[str, Any] = {name: getter(name) for name in names}
     body |= {"forward": forward, "__module__": base.__module__}
+    body["register_parameter"] = register_parameter  # which __setattr__ calls
     if issubclass(base, nn.RNNBase):  # it keeps a list of its parameters
         body["_flat_weights"] = property(_flat_weights, lambda self, value: None)
     return type(base.__name__, (base,), body)

@@ -79,8 +79,9 @@ class SpreadParameters:
         built = self._spread.whole
         values = {name: tensor for name, tensor in built.items() if not tensor.is_meta}
         self._scatter(values if self._ranks.is_root else None)
-        for tensor in values.values():  # a reference that is left somewhere must not be used
-            tensor.data = tensor.data.new_empty(0)
+        for tensor in values.values():
+            # Without memory, but if code that has kept a reference uses it, the loss is NaN.
+            tensor.data = tensor.data.new_full((), math.nan).expand(tensor.shape)
         self._spread.whole.clear()
 
     def read(self, read: Callable[[nn.Module], None]) -> str:

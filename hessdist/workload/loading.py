@@ -84,8 +84,10 @@ def _check(names: ModelNames, state: Mapping[str, Any], where: str) -> None:
 def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
     versions = _versions(model)
     try:
-        # Tensors are assigned to a model without values: there is nothing to copy them to.
-        model.load_state_dict(state, assign=any(p.is_meta for p in model.parameters()))
+        # Tensors are assigned to a model without values: there is nothing to copy them to. A
+        # module's own method may not know the option.
+        without_values = any(p.is_meta for p in model.parameters())
+        model.load_state_dict(state, **({"assign": True} if without_values else {}))
     except Exception as error:  # a module's own code may raise anything
         raise _unloadable(where, error) from error
     # A module may have its own way to load a state, and skip tensors that it does not expect.

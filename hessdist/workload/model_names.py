@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -58,7 +59,7 @@ class ModelNames:
             for path, _ in model.named_modules(remove_duplicate=False)
             if path
         }
-        self._tied = _tied(self.tensors)
+        self._tied = _tied(self.tensors, self.parameters)
         self._unsaved = _unsaved_buffers(model, self.tensors)
         self._unexpected = list(_patterns(model, "_keys_to_ignore_on_load_unexpected"))
         self._missing = list(_patterns(model, "_keys_to_ignore_on_load_missing"))
@@ -193,7 +194,9 @@ class ModelNames:
             if isinstance(tensor, Tensor) and not is_lazy(tensor)
         }
         try:
-            self.model.load_state_dict(state, strict=True)
+            with warnings.catch_warnings():  # a model on the meta device takes no values
+                warnings.simplefilter("ignore")
+                self.model.load_state_dict(state, strict=True)
         except Exception:  # a module's own code can raise anything
             return False
         finally:
@@ -203,13 +206,17 @@ class ModelNames:
         return True
 
 
-def _tied(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Group names that have the same memory."""
+def _tied(tensors: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Group names that have the same memory; on the meta device, those of one parameter."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.layout != torch.strided:
             continue
-        if tensor.is_meta or not tensor.numel() or tensor.is_quantized:
+        if not tensor.numel() or tensor.is_quantized:
+            continue
+        if tensor.is_meta:
+            if name in parameters:
+                groups.setdefault((id(parameters[name]),), []).append(name)
             continue
         where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         groups.setdefault(where, []).append(name)
