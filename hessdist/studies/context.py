@@ -186,6 +186,8 @@ class Context:
     def pairs(self, names: Sequence[str] | None = None) -> list[Pair]:
         """Return eigenpairs of the sweep, with the slope along each vector. Collective.
 
+        With a metric the vectors are no directions of the parameters, and the slopes are NaN.
+
         Args:
             names: The names of the pairs, such as "smallest 1"; None: all, the largest first.
 
@@ -200,7 +202,7 @@ class Context:
             for name in self._values if names is None else names:
                 end, rank = name.split()
                 slope = float("nan")
-                if self._result is not None:
+                if self._result is not None and not self.objective.metric.digest:
                     slope = float(self._row(name).astype(np.float64) @ self._result.gradient)
                 found.append(
                     Pair(end, int(rank), self._values[name][0], slope, self._values[name][1])
