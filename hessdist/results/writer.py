@@ -267,8 +267,10 @@ def write_tables(
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
     """Copy what all checkpoints have in common, and return the sizes of the dimensions."""
-    common = ("software", "job", "fingerprint", "num_parameters", "num_samples", "weight", "ranks")
-    common += ("metric",)
+    common = (
+        *("software", "job", "fingerprint", "num_parameters", "num_samples", "weight", "ranks"),
+        "metric",
+    )
     with with_retries(lambda: open_hdf5(part), part) as file:
         for name, value in file.attrs.items():
             if name in common or name.endswith("_version"):
