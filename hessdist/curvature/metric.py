@@ -34,6 +34,7 @@ class Bound:
 
     value: float  # NaN: unknown
     reason: str  # the optimiser and its settings, or why it is unknown
+    has_state: bool = True  # whether there is an optimiser's state that says so
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Description:
 
     kind: Kind = "none"
     digest: str = ""  # of all entries of P, and of the bound; "" without a metric
-    bound: Bound = Bound(math.nan, "the checkpoint has no optimiser's state")
+    bound: Bound = Bound(math.nan, "unknown: no optimiser's state was read", False)
 
     def attributes(self) -> dict[str, str]:
         """Return what is stored with a result."""
@@ -154,7 +155,7 @@ def diagonal_metric(path: Path, layout: ParameterLayout) -> Metric:
         JobError: The file cannot be read.
         CheckpointError: It does not fit the parameters, or an entry is not positive and finite.
     """
-    unknown = Bound(math.nan, "the metric is from a file")
+    unknown = Bound(math.nan, "unknown: the metric is from a file", False)
     if not path.is_file():
         raise JobError(f"spectrum.metric_file: {path} is no file", "correct its path")
     if path.suffix.lower() == ".npy":
@@ -267,13 +268,13 @@ def bound_without_metric(
         entries = _entries(content, path, model, layout)
         adaptive = next((e.rule.name for e in entries.values() if e.rule.squares), None)
         if adaptive:
-            reason = f"{adaptive} bounds the scaled matrix (spectrum.metric = 'optimizer')"
+            reason = f"unknown: {adaptive} bounds the scaled matrix (spectrum.metric = 'optimizer')"
             return Bound(math.nan, reason)
         steps = _steps(entries, path, layout)
     except CheckpointError as error:
-        return Bound(math.nan, error.what)
+        return Bound(math.nan, f"unknown: {error.what}", False)
     if len({step.rate for step in steps.values()}) > 1:
-        reason = "learning rates differ between groups (spectrum.metric = 'optimizer')"
+        reason = "unknown: learning rates differ between groups (spectrum.metric = 'optimizer')"
         return Bound(math.nan, reason)
     return stability_bound(entries, steps, layout, asked)
 

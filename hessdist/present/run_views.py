@@ -64,13 +64,16 @@ def _progression(run: Run) -> View:
             name, line = f"{end} {i + 1}", {"color": colour, "width": 1}
             hover = f"{name}<br>step %{{x}}<br>λ {value}<br>residual %{{customdata}}"
             traces.append(trace(steps, np.abs(own), hover, name=name, line=line, **more))
+    if np.isfinite(run.stability_bound).any():
+        bound = {"mode": "lines", "name": "bound on λ₁", "line": {"color": INK, "dash": "dash"}}
+        traces.append(trace(steps, run.stability_bound, "step %{x}<br>bound %{y}", **bound))
     hover, line = "step %{x}<br>loss %{y}", {"color": INK, "dash": "dot", "width": 1.5}
     more = {"yaxis": "y2", "mode": "lines", "name": "loss", "line": line}
     traces.append(trace(steps, run.loss, hover, **more))
     loss = {"side": "right", "type": "log", "nticks": 6, "tickformat": ".2~g"}
     axes = layout(
         "training step",
-        "|λ|",
+        "|λ|" if run.metric == "none" else "|λ| of P^(-1/2) H P^(-1/2)",
         yaxis=LOGARITHMIC,
         yaxis2={**loss, "title": {"text": "loss"}},
         margin=_RIGHT,

@@ -346,6 +346,12 @@ class CheckpointResult:
             return all(name in group for name in names)
 
     @property
+    def metric_digest(self) -> str:
+        """The hash of the metric of the eigenpairs; empty without one."""
+        with self.opened() as group:
+            return str(group.attrs.get("metric_digest", ""))
+
+    @property
     def pairs_digest(self) -> str:
         """The hash of the checkpoint and its eigenpairs, on which studies depend."""
         return pairs_digest(self.checkpoint_digest, partial(getattr, self))

@@ -532,6 +532,11 @@ class _Loop:
                         f"{self._run.path} is of",
                         "run `hessdist spectrum` again",
                     )
+                if self._objective.metric.digest != self._run[step].metric_digest:
+                    raise ResultError(
+                        f"the metric at step {step} is not the one of {self._run.path}",
+                        "run `hessdist spectrum` again",
+                    )
                 pairs = self._run[step].pairs_digest
         found: Digests = self._ranks.broadcast(Digests(digest, pairs))
         return found
@@ -549,6 +554,7 @@ class _Loop:
                     result = self._run[step]
                     good = result.converged_largest.all() and result.converged_smallest.all()
                     same = result.checkpoint_digest == digests.checkpoint
+                    same = same and result.metric_digest == self._objective.metric.digest
                     found = result if same and good and result.has_eigenvectors else None
         return found
 
