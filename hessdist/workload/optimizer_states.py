@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,24 +122,24 @@ def entries_of(
     """
     groups, states = _checked(optimizer, where)
     numbers = [list(group["params"]) for group in groups]
-    names = _names_of(groups, numbers, states, shapes, trainable, where)
-    entries: dict[str, Entry] = {}
+    known: dict[Any, Entry] = {}
     for group, own in zip(groups, numbers, strict=True):
         for index in own:
             state = states.get(index) or {}
             rule = rule_of(group, state)
             if rule is None:
                 raise CheckpointError(*_unknown(group, state, where))
-            name = names[index]
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != shapes[name]:
-                    raise CheckpointError(
-                        *_other(
-                            where, f"{key} of {name} is {tuple(value.shape)}, not {shapes[name]}"
-                        )
-                    )
-            entries[name] = Entry(rule, group, state)
-    return entries
+            if index in known:
+                raise CheckpointError(*_other(where, "a parameter is in two groups"))
+            known[index] = Entry(rule, group, state)
+    names = _names_of(groups, numbers, known, shapes, trainable, where)
+    for index, entry in known.items():
+        name = names[index]
+        for key, value in entry.state.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != shapes[name]:
+                what = f"{key} of {name} is {tuple(value.shape)}, not {shapes[name]}"
+                raise CheckpointError(*_other(where, what))
+    return {names[index]: entry for index, entry in known.items()}
 
 
 def _checked(
@@ -183,41 +182,31 @@ def _other(where: Path, what: str) -> tuple[str, str]:
 def _names_of(
     groups: Sequence[Mapping[str, Any]],
     numbers: Sequence[Sequence[Any]],
-    states: Mapping[Any, Values],
+    known: Mapping[Any, Entry],
     shapes: Mapping[str, tuple[int, ...]],
     trainable: Sequence[str],
     where: Path,
 ) -> dict[Any, str]:
     """Return the name of the parameter of each number."""
-    flat = list(chain.from_iterable(numbers))
-    if len(set(flat)) < len(flat):
-        raise CheckpointError(*_other(where, "a parameter is in two groups"))
     given = _given_names(groups, numbers)
     if given is not None:
         strange = [name for name in given.values() if name not in shapes]
         if strange:
             raise CheckpointError(*_other(where, f"the model has no {listed(strange)}"))
         return given
-    in_order = [list(shapes), list(trainable)]
-    fitting = [order for order in in_order if len(order) == len(flat)]
+    fitting = [order for order in (list(shapes), list(trainable)) if len(order) == len(known)]
     if not fitting:
-        raise CheckpointError(
-            *_other(
-                where,
-                f"it has {len(flat)} parameters, and the model {len(shapes)} "
-                f"({len(trainable)} of them trainable)",
-            )
-        )
-    known = {index: _shape(states.get(index) or {}) for index in flat}
+        counts = f"it has {len(known)} parameters, and the model {len(shapes)}"
+        raise CheckpointError(*_other(where, f"{counts} ({len(trainable)} of them trainable)"))
     wanted = [(name, shapes[name]) for name in fitting[0]]
-    straight = all(
-        known[index] in {None, shape} for index, (_, shape) in zip(flat, wanted, strict=True)
-    )
-    if len(groups) == 1 and not straight:
-        raise CheckpointError(*_other(where, "the shapes in it are others"))
-    if straight and (len(groups) == 1 or None not in known.values() or _alike(groups)):
-        return {index: name for index, (name, _) in zip(flat, wanted, strict=True)}
-    return _merged(numbers, known, wanted, where)
+    of_state = {index: _shape(entry.state) for index, entry in known.items()}
+    # Without squares, and with the same settings, it does not matter which is whose.
+    if len(groups) == 1 or (_alike(groups) and not any(e.rule.squares for e in known.values())):
+        pairs = list(zip(known, wanted, strict=True))
+        if len(groups) == 1 and any(of_state[i] not in {None, shape} for i, (_, shape) in pairs):
+            raise CheckpointError(*_other(where, "the shapes in it are others"))
+        return {index: name for index, (name, _) in pairs}
+    return _merged(numbers, of_state, wanted, where)
 
 
 def _given_names(
@@ -234,8 +223,8 @@ def _given_names(
 
 
 def _alike(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether groups have the same settings, so that it does not matter which is whose."""
-    ignored = {"params", "name"}
+    """Return whether groups have the same settings, as far as those determine a bound."""
+    ignored = {"params", "name", "weight_decay", "initial_lr"}
     first, *others = ({k: v for k, v in g.items() if k not in ignored} for g in groups)
     return all(other == first for other in others)
 
@@ -275,7 +264,8 @@ def _merged(
         raise CheckpointError(
             f"the optimiser of {where} has {len(numbers)} groups, and shapes do not tell which "
             "parameters are in which",
-            "make it of model.named_parameters(), so that its state has their names",
+            "make it of model.named_parameters(), so that its state has their names, or give P by "
+            "spectrum.metric = 'diagonal'",
         )
     names: dict[Any, str] = {}
     for (name, shape), before in zip(reversed(wanted), reversed(ways), strict=True):

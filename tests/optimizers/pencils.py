@@ -68,7 +68,9 @@ def train(problem: Problem, name: str, steps: int = 7) -> Trained:
         some = torch.arange(len(inputs)) % 3 != step % 3
         optimizer.zero_grad()
         torch.autograd.backward(problem.loss(problem.model(inputs[some]), targets[some]))
-        before = {p: (p.detach().clone(), _memory(optimizer, p)) for p in problem.model.parameters()}
+        before = {
+            p: (p.detach().clone(), _memory(optimizer, p)) for p in problem.model.parameters()
+        }
         optimizer.step()
     rates = {p: (group, group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     first = optimizer.param_groups[0]["lr"]

@@ -13,7 +13,7 @@ from networks import Problem, dense, mlp_problem
 from pencils import OPTIMIZERS, Trained, train
 from scipy.linalg import eigh
 
-from hessdist.curvature.metric import Asked, diagonal_metric, optimizer_metric
+from hessdist.curvature.metric import Asked, optimizer_metric
 from hessdist.objective import Compute, Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import exact_spectrum, plan
