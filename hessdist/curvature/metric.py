@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hessdist.curvature.parameters import ParameterLayout
 from hessdist.errors import CheckpointError, JobError
+from hessdist.workload.checkpoints import blaming
 from hessdist.workload.optimizer_rules import Step
 from hessdist.workload.optimizer_states import Entry, entries_of, find_optimizer
 from hessdist.workload.reading import read_file
@@ -229,8 +230,9 @@ def optimizer_metric(
         CheckpointError: There is no state, it is of another model, it is not known, or P is not
             positive and finite.
     """
-    entries = _entries(content, path, model, layout)
-    steps = _steps(entries, path, layout)
+    with blaming(path):  # a state may hold anything
+        entries = _entries(content, path, model, layout)
+        steps = _steps(entries, path, layout)
     reference = _reference(list(steps.values()), path)
 
     def piece(name: str) -> NDArray[np.float64]:
@@ -242,7 +244,8 @@ def optimizer_metric(
             return own if rate == reference else own * np.float64(reference) / np.float64(rate)
 
     bound = stability_bound(entries, steps, layout, asked)
-    return Metric("optimizer", layout, piece, path, bound)
+    with blaming(path):
+        return Metric("optimizer", layout, piece, path, bound)
 
 
 def bound_without_metric(
@@ -265,12 +268,14 @@ def bound_without_metric(
         The bound; NaN with the reason where it is unknown.
     """
     try:
-        entries = _entries(content, path, model, layout)
+        with blaming(path):
+            entries = _entries(content, path, model, layout)
         adaptive = next((e.rule.name for e in entries.values() if e.rule.squares), None)
         if adaptive:
             reason = f"unknown: {adaptive} bounds the scaled matrix (spectrum.metric = 'optimizer')"
             return Bound(math.nan, reason)
-        steps = _steps(entries, path, layout)
+        with blaming(path):
+            steps = _steps(entries, path, layout)
     except CheckpointError as error:
         return Bound(math.nan, f"unknown: {error.what}", False)
     if len({step.rate for step in steps.values()}) > 1:

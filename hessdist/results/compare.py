@@ -98,6 +98,8 @@ def _remarks(first: Run, second: Run) -> list[str]:
             remarks.append(f"{numbers[0]:,} {what} here, {numbers[1]:,} there")
     if first.num_samples == second.num_samples and first.weight != second.weight:
         remarks.append(f"samples of weight {first.weight:,.10g} here, {second.weight:,.10g} there")
+    if first.metric != second.metric:
+        remarks.append(f"eigenpairs with the metric {first.metric} here, {second.metric} there")
     if first.fingerprint == second.fingerprint:
         remarks.append("both are of the same job")
     return remarks

@@ -565,7 +565,9 @@ class _Loop:
         there = read_unit(unit_path(self._job.output.path, name, step, self._fingerprint))
         if there is None or digests is None:
             return there
-        same = there.attributes.get("checkpoint_digest") == digests.checkpoint
+        attributes, metric = there.attributes, self._objective.metric.digest
+        same = attributes.get("checkpoint_digest") == digests.checkpoint
+        same = same and attributes.get("metric_digest", "") == metric
         return there if same else None
 
     def _stored(self, unit: Unit, digests: Digests | None) -> Measurements | None:

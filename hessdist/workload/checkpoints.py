@@ -67,7 +67,7 @@ def read_state(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     Raises:
         CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
-    with _blaming(path):
+    with blaming(path):
         return read_content(path, mapped)
 
 
@@ -94,12 +94,12 @@ def load_into(
         CheckpointError: Names or shapes differ from the model's, two states fit, a value is not
             finite, or a tensor cannot be loaded exactly.
     """
-    with _blaming(path):
+    with blaming(path):
         load_content(model, state, f"the checkpoint {path}", Choice(key, prefix))
 
 
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
+def blaming(path: Path) -> Iterator[None]:
     """Turn any error into one of this checkpoint, so that it alone is set aside.
 
     What a file may hold is without end: tensors of formats that PyTorch itself cannot convert,

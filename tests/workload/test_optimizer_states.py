@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from hessdist.curvature.metric import Asked, Metric, diagonal_metric, optimizer_metric
+from hessdist.curvature.metric import (
+    Asked,
+    Metric,
+    bound_without_metric,
+    diagonal_metric,
+    optimizer_metric,
+)
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import HessdistError
 from hessdist.workload.checkpoints import read_whole, write_checkpoint
@@ -234,6 +240,34 @@ def test_an_unknown_optimiser_is_refused_with_its_names(kind: Any, tmp_path: Pat
     assert "the optimiser of" in line
     assert "is not known: its groups have lr, " in line
     assert ", ".join(state["state"][0]) in line
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["param_groups"][0].update(lr="fast"),
+        lambda state: state["param_groups"][0].update(betas=0.9),
+        lambda state: state["param_groups"][0].update(params=3),
+        lambda state: state["param_groups"][0].update(eps=float("nan")),
+        lambda state: state["param_groups"][0].update(lr=float("nan")),
+        lambda state: state["state"][0].update(exp_avg_sq="none"),
+        lambda state: state["state"][0].update(step=torch.ones(3)),
+        lambda state: state["state"].update({0: 5}),
+        lambda state: state.update(state=[1]),
+        lambda state: state["param_groups"].append({"params": [0]}),
+    ],
+)
+def test_what_no_optimiser_writes_is_refused_and_bounds_nothing(
+    damage: Any, tmp_path: Path
+) -> None:
+    model, path = network(), tmp_path / "step-1.pt"
+    state = adam_state(model)
+    damage(state)
+    saved(path, model, state)
+    refusal(lambda: metric_at(path, model))
+    asked, layout = Asked("hessian", (), 0.0), Parameters(model).layout
+    found = bound_without_metric(read_whole(path), path, model, layout, asked)
+    assert np.isnan(found.value)
 
 
 def test_a_parameter_that_the_optimiser_has_not_moved_is_named(tmp_path: Path) -> None:
