@@ -50,7 +50,7 @@ def find_optimizer(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         found = _beside(content, path)
     if not found:
         raise CheckpointError(
-            f"the checkpoint {path} has no optimiser's state, which spectrum.metric needs",
+            f"the checkpoint {path} has no optimiser's state",
             "save optimizer.state_dict() with the model, under a key such as optimizer, or set "
             "spectrum.metric = 'none'",
         )

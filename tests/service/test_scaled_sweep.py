@@ -55,6 +55,11 @@ def test_results_say_what_they_are_of(solved: Path) -> None:
     shown = invoked(solved, "show", "results/digits.h5").stdout
     assert "eigenpairs of P^(-1/2) H P^(-1/2), P of the optimiser" in shown
     assert "bound on λ_1" in shown
+    assert invoked(solved, "report", "results/digits.h5").returncode == 0
+    page = (solved / "results" / "digits.html").read_text(encoding="utf-8")
+    assert "hessian, scaled by the metric: optimizer" in page
+    assert "|λ| of P^(-1/2) H P^(-1/2)" in page
+    assert "bound on λ₁" in page
 
 
 def test_a_finished_checkpoint_is_skipped_until_its_metric_changes(folder: Path) -> None:
