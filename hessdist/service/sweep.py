@@ -174,8 +174,8 @@ def _serve(
         require_run_of_before(ranks, job, objective)
         found = source.look() if ranks.is_root else []
         console.line(
-            f"{job.name}: {job.spectrum.operator}{_scaled(job)} of {objective.layout.size:,} parameters over "
-            f"{len(workload.indices):,} samples, {_count(len(found), 'checkpoint')}, "
+            f"{job.name}: {job.spectrum.operator}{_scaled(job)} of {objective.layout.size:,} "
+            f"parameters over {len(workload.indices):,} samples, {_count(len(found), 'checkpoint')}, "
             f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
             f"{objective.device.type}"
         )
