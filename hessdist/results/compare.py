@@ -86,7 +86,8 @@ def _angles(
                 np.stack([run[step].eigenvector(end, rank + 1) for rank in range(count)])
                 for run in (first, second)
             ]
-            angles[row] = principal_angles(vectors[0], vectors[1])
+            if all(np.isfinite(one).all() for one in vectors):
+                angles[row] = principal_angles(vectors[0], vectors[1])
     return angles
 
 

@@ -176,7 +176,8 @@ def _serve(
         console.line(
             f"{job.name}: {job.spectrum.operator}{_scaled(job)} of {objective.layout.size:,} "
             f"parameters over {len(workload.indices):,} samples, "
-            f"{_count(len(found), 'checkpoint')}, {_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
+            f"{_count(len(found), 'checkpoint')}, "
+            f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
             f"{objective.device.type}"
         )
         _begin_progress(console, found, path)
