@@ -20,6 +20,7 @@ from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
 from hessdist.curvature.local_loss import LocalLoss
+from hessdist.curvature.metric import Description, Metric
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.curvature.second_derivative import prove_product
@@ -231,6 +232,8 @@ class Objective:
                 self.local = self.spread.local_loss(summed, mine, self._probe, layers)
             self._whole = self.local
         self._weight: float | None = None
+        self._metric: Metric | None = None  # on rank 0
+        self.metric = Description()
         self._proofs = _Proofs()
         ranks.require_same(
             "model (names, shapes and kinds of its tensors)",
@@ -329,6 +332,47 @@ class Objective:
             if self.ranks.rank != root:
                 tensor.data.copy_(host)
         self._proofs.products.clear()
+
+    def measure_by(self, metric: Metric | None, description: Description | None = None) -> None:
+        """Use a metric for all matrices of this loss from now on. Collective.
+
+        Args:
+            metric: The metric, on rank 0; None on the other ranks, or without a metric.
+            description: What results say of it, on rank 0, if there is no metric.
+        """
+        self._metric = metric
+        known = metric.description if metric is not None else description or Description()
+        self.metric = self.ranks.broadcast(known)
+
+    def metric_slice(self) -> NDArray[np.float64] | None:
+        """Return this rank's entries of the diagonal P, (d_local,). Collective.
+
+        Returns:
+            The entries, all positive; None without a metric.
+
+        Raises:
+            CheckpointError: The file of the metric cannot be read any more; on every rank.
+        """
+        if not self.metric.digest:
+            return None
+        failure: Exception | None = None
+
+        def read(begin: int, end: int) -> NDArray[np.float64]:
+            nonlocal failure
+            assert self._metric is not None
+            try:
+                return self._metric.entries(self.layout, begin, end)
+            except Exception as error:  # the other ranks receive in any case
+                failure = error
+                return np.ones(end - begin)
+
+        begin, end = self.ranks.shard(self.layout.size)
+        mine = np.empty(end - begin)
+        self.ranks.slices_from_root(read, mine, self.layout.size)
+        with self.ranks.agreeing():
+            if failure is not None:
+                raise failure
+        return mine
 
     def digest(self) -> str:
         """Compute a hash of this rank's parameters and buffers and their names. Not collective.

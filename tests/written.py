@@ -64,6 +64,7 @@ def write_run(
         "gradient_norm": rng.random(steps),
         "products": rng.integers(60, 90, steps),
         "seconds": rng.random(steps) + 3,
+        "stability_bound": np.full(steps, np.nan),
     }
     for end, sign in (("largest", 1), ("smallest", -1)):
         values = sign * 20 * np.exp(-np.arange(sizes[end]) / 9) * (1 + 0.1 * rng.random((steps, 1)))

@@ -63,6 +63,8 @@ class Job(Section):
         del sections["spectrum"]["residuals"], sections["spectrum"]["warm_start"]
         if self.spectrum.fisher == "sequences":  # as in results from before there was the key
             del sections["spectrum"]["fisher"]
+        if self.spectrum.metric == "none":  # likewise
+            del sections["spectrum"]["metric"]
         sections["data"].pop("root", None)  # the folder does not determine the data
         del sections["data"]["timeout_seconds"], sections["model"]["build"]
         sections["data"]["arguments"] = self.data.arguments

@@ -86,6 +86,8 @@ class TrainingSection(Section):
     """Learning rate of the optimiser."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of rmsprop, sgd and noisy_sgd."""
+    nesterov: bool = False
+    """Whether the momentum of sgd is Nesterov's."""
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
     ] = [0.9, 0.999]
@@ -120,6 +122,8 @@ class TrainingSection(Section):
             raise ValueError(f"checkpoint_steps go beyond steps = {self.steps}")
         if self.momentum and self.optimizer in {"adam", "adamw"}:
             raise ValueError("momentum is for rmsprop, sgd and noisy_sgd")
+        if self.nesterov and not (self.momentum and self.optimizer == "sgd"):
+            raise ValueError("nesterov is for sgd with a momentum")
         if self.betas != [0.9, 0.999] and self.optimizer not in {"adam", "adamw"}:
             raise ValueError("betas are for adam and adamw")
         if self.weight_decay != 0.01 and self.optimizer != "adamw":
@@ -191,6 +195,13 @@ class SpectrumSection(Section):
     """Relative residual of a converged pair."""
     eigenvectors: bool = True
     """Whether eigenvectors are stored."""
+    metric: Literal["none", "optimizer", "diagonal"] = "none"
+    """Metric P of the eigenpairs H v = λ P v: none, the diagonal that the checkpoint's optimiser
+    divides its steps by, or a diagonal from a file. The eigenvectors that are stored are those of
+    P^(-1/2) H P^(-1/2)."""
+    metric_file: FilePath | None = None
+    """File of the metric "diagonal": an .npy file with a vector in the order of the parameters in
+    use, or a file of torch.save or safetensors with a tensor for each parameter by its name."""
     layers: list[str] = []
     """Names of parameters or modules, or patterns of them such as "transformer.h.*.attn", whose
     block of the matrix is used. An empty list means all."""
@@ -206,6 +217,12 @@ class SpectrumSection(Section):
     def _some(self) -> SpectrumSection:
         if self.largest + self.smallest == 0:
             raise ValueError("largest and smallest are both 0: no eigenpair is asked for")
+        return self
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> SpectrumSection:
+        if (self.metric == "diagonal") != (self.metric_file is not None):
+            raise ValueError("metric = 'diagonal' and metric_file belong together")
         return self
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hessdist.landscape.edge import how_near
 from hessdist.spectrum.eigenpairs import ENDS
 
 
@@ -82,6 +83,12 @@ class Point:
     escape_at_edge: bool  # whether the loss still falls at that distance
     layer: NDArray[Any]  # (layers,) names
     escape_share: NDArray[np.float64]  # (layers,) shares of the squared norm of the direction
+    # Earlier versions did not store these.
+    metric: str = "none"  # of the eigenvalue that is compared with the bound
+    edge_eigenvalue: float = math.nan  # the largest one, with the metric
+    stability_bound: float = math.nan
+    stability_bound_of: str = ""  # the optimiser, or why the bound is unknown; "": no state
+    edge_since: float = math.nan  # the step since when it is at the bound
 
     @classmethod
     def of(cls, measured: Mapping[str, NDArray[Any]], row: int | None = None) -> Point:
@@ -90,6 +97,7 @@ class Point:
         values = {
             f.name: measured[f.name] if row is None or f.name in own else measured[f.name][row]
             for f in fields(cls)
+            if f.name in measured
         }
         return cls(**{name: _plain(value) for name, value in values.items()})
 
@@ -243,7 +251,18 @@ def findings(point: Point) -> list[Finding]:
     """Interpret the measurements at a point; the findings are in the order of the note."""
     parts: Iterable[Iterator[Finding]] = (
         part(point)
-        for part in (_critical, _convex, _negative, _pairs, _along, _step, _rates, _shares, _escape)
+        for part in (
+            _critical,
+            _convex,
+            _negative,
+            _pairs,
+            _along,
+            _step,
+            _rates,
+            _edge,
+            _shares,
+            _escape,
+        )
     )
     return [finding for part in parts for finding in part]
 
@@ -471,6 +490,27 @@ def _rates(p: Point) -> Iterator[Finding]:
     else:
         text += "measured, the loss is not finite there"
     yield Finding("best rate", text, _BEST)
+
+
+def _edge(p: Point) -> Iterator[Finding]:
+    if not p.stability_bound_of:
+        return
+    source = "Cohen et al. 2021, 2022"
+    if not math.isfinite(p.stability_bound):
+        yield Finding("edge", f"the bound on λ₁ is {p.stability_bound_of}", source)
+        return
+    matrix = "H" if p.metric == "none" else "P^(-1/2) H P^(-1/2)"
+    text = f"steps are stable up to λ₁ = {p.stability_bound:.4g} of {matrix} "
+    text += f"({p.stability_bound_of}); "
+    if not math.isfinite(p.edge_eigenvalue):
+        yield Finding("edge", f"{text}λ₁ is not known (hessdist spectrum)", source)
+        return
+    ratio = p.edge_eigenvalue / p.stability_bound
+    text += f"λ₁ = {p.edge_eigenvalue:.4g} is {ratio:.1%} of it, "
+    text += how_near(p.edge_eigenvalue, p.stability_bound)
+    if math.isfinite(p.edge_since):
+        text += f", since step {p.edge_since:.0f} of the solved ones"
+    yield Finding("edge", text, source)
 
 
 def _shares(p: Point) -> Iterator[Finding]:

@@ -62,6 +62,8 @@ def train(
 ) -> list[Path]:
     """Train on one process, and write the state at the given steps (0 is before the first one).
 
+    The optimiser's state is written beside that of the model.
+
     Args:
         model: The model, on the shard's device; it is left at the last step.
         loss: The loss in any of its forms (`workload/losses.py`).
@@ -92,7 +94,11 @@ def train(
     written: list[Path] = []
     for step in range(checkpoint_steps[-1] + 1):
         if step in checkpoint_steps:
-            written.append(write_checkpoint(directory, step, model, key=key, prefix=prefix))
+            written.append(
+                write_checkpoint(
+                    directory, step, model, optimizer=optimizer, key=key, prefix=prefix
+                )
+            )
         if step == checkpoint_steps[-1]:
             break
         batch = shard.fetch(next(draw).tolist())
@@ -149,6 +155,7 @@ def build_optimizer(
     learning_rate: float,
     momentum: float,
     *,
+    nesterov: bool = False,
     noise: float = 1.0,
     seed: int = 0,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -161,6 +168,7 @@ def build_optimizer(
         model: The model.
         learning_rate: The learning rate.
         momentum: The momentum of rmsprop, sgd and noisy_sgd.
+        nesterov: Whether the momentum of sgd is Nesterov's.
         noise: The radius of the noise of noisy_sgd.
         seed: The seed of this noise.
         betas: The decay rates of the two running averages of adam and adamw.
@@ -172,6 +180,8 @@ def build_optimizer(
     arguments: dict[str, Any] = {"lr": learning_rate}
     if momentum:
         arguments |= {"momentum": momentum}
+    if nesterov:
+        arguments |= {"nesterov": True}
     if name == "noisy_sgd":
         arguments |= {"noise": noise, "seed": seed}
     if name in {"adam", "adamw"}:

@@ -22,8 +22,13 @@ def summary(run: Run) -> Table:
     bottom = sorted({0, m - 1} & set(range(m)))
     columns = ["step", "loss", "‖g‖", *(f"λ_{i + 1}" for i in top)]
     columns += ["λ_d" if i == 0 else f"λ_d-{i}" for i in bottom]
+    bounds = run.stability_bound
+    is_bounded = bool(np.isfinite(bounds).any())
+    columns += ["bound on λ_1"] * is_bounded
     columns += ["converged", "residual ≤", "products", "seconds"]
-    table = new_table(columns)
+    scaled = "eigenpairs of P^(-1/2) H P^(-1/2), P "
+    scaled += "of the optimiser" if run.metric == "optimizer" else "from a file"
+    table = new_table(columns, scaled if run.metric != "none" else None)
     for row, step in enumerate(run.steps):
         large, small = run.eigenvalues_largest[row], run.eigenvalues_smallest[row]
         good = f"{run.converged_largest[row].sum()}/{k} {run.converged_smallest[row].sum()}/{m}"
@@ -34,6 +39,7 @@ def summary(run: Run) -> Table:
             f"{run.gradient_norm[row]:.4g}",
             *(f"{large[i]:.5g}" for i in top),
             *(f"{small[i]:.5g}" for i in bottom),
+            *[f"{bounds[row]:.5g}"] * is_bounded,
             good,
             f"{worst:.1e}",
             str(run.products[row]),

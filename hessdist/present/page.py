@@ -122,7 +122,8 @@ def _summary(run: Run, job: Job) -> dict[str, str]:
     rows = {
         "model": job.model.factory + (f" ({arguments})" if arguments else ""),
         "data": f"{job.data.dataset}, {job.data.split}",
-        "matrix": job.spectrum.operator.replace("_", " "),
+        "matrix": job.spectrum.operator.replace("_", " ")
+        + (f", scaled by the metric: {run.metric}" if run.metric != "none" else ""),
         "parameters": f"{run.num_parameters:,}",
         "samples": run.samples.replace(" samples", ""),
         "checkpoints": f"{len(run)}"

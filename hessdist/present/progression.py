@@ -23,7 +23,8 @@ def progression(run: Run, title: str = "") -> Figure:
 
     The largest eigenvalues are blue to green, the smallest red to orange. A hollow mark is an
     eigenvalue of the other sign (a positive one among the smallest), a cross one that did not
-    converge. The loss is the dotted black curve, on the right axis.
+    converge. The loss is the dotted black curve, on the right axis. The dashed line, if there is
+    one, is the optimiser's bound on the largest eigenvalue.
     """
     figure, axes = new_figure(title)
     keys = []
@@ -35,10 +36,13 @@ def progression(run: Run, title: str = "") -> Figure:
             _draw_end(axes, run.steps, values, converged, end)
             name = f"{end}, {'LA' if end == 'largest' else 'SA'}({count})"
             keys.append(key(name, of_end(end, 3)[0], line="-"))
+    if np.isfinite(run.stability_bound).any():
+        axes.plot(run.steps, run.stability_bound, "--", color="black", linewidth=1.2)
+        keys.append(key("bound on λ₁", "black", line="--"))
     if (run.eigenvalues_largest != 0).any() or (run.eigenvalues_smallest != 0).any():
         axes.set_yscale("log")
     axes.set_xlabel("training step")
-    axes.set_ylabel("|λ|")
+    axes.set_ylabel("|λ|" if run.metric == "none" else "|λ| of P^(-1/2) H P^(-1/2)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right = axes.twinx()
     right.plot(run.steps, run.loss, ":k", linewidth=1.5)

@@ -64,13 +64,16 @@ def _progression(run: Run) -> View:
             name, line = f"{end} {i + 1}", {"color": colour, "width": 1}
             hover = f"{name}<br>step %{{x}}<br>λ {value}<br>residual %{{customdata}}"
             traces.append(trace(steps, np.abs(own), hover, name=name, line=line, **more))
+    if np.isfinite(run.stability_bound).any():
+        bound = {"mode": "lines", "name": "bound on λ₁", "line": {"color": INK, "dash": "dash"}}
+        traces.append(trace(steps, run.stability_bound, "step %{x}<br>bound %{y}", **bound))
     hover, line = "step %{x}<br>loss %{y}", {"color": INK, "dash": "dot", "width": 1.5}
     more = {"yaxis": "y2", "mode": "lines", "name": "loss", "line": line}
     traces.append(trace(steps, run.loss, hover, **more))
     loss = {"side": "right", "type": "log", "nticks": 6, "tickformat": ".2~g"}
     axes = layout(
         "training step",
-        "|λ|",
+        "|λ|" if run.metric == "none" else "|λ| of P^(-1/2) H P^(-1/2)",
         yaxis=LOGARITHMIC,
         yaxis2={**loss, "title": {"text": "loss"}},
         margin=_RIGHT,
@@ -127,6 +130,9 @@ def _spectrum(run: Run) -> View:
 
 def _residuals(run: Run, tolerance: float) -> View:
     figures, line = [], {"color": GREY, "dash": "dash"}
+    residual = "‖Hv − λv‖ / |λ|"
+    if run.metric != "none":
+        residual = "‖Aw − λw‖ / |λ| of A = P^(-1/2) H P^(-1/2)"
     limit = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": tolerance, "y1": tolerance}
     for row, step in enumerate(run.steps):
         good = _both(run, "converged", row).astype(bool)
@@ -134,12 +140,12 @@ def _residuals(run: Run, tolerance: float) -> View:
         marker["symbol"] = _once(np.where(good, "circle", "x").tolist())
         residuals, hover = _both(run, "residuals", row), "%{x}<br>residual %{y}"
         marks = trace(_names(run), residuals, hover, 3, mode="markers", marker=marker)
-        axes = _of_pairs(step, [marks], "‖Hv − λv‖ / |λ|", LOGARITHMIC)
+        axes = _of_pairs(step, [marks], residual, LOGARITHMIC)
         figures.append(Figure(axes.data, {**axes.layout, "shapes": [{**limit, "line": line}]}))
     return View(
         "residuals",
         "Residuals of the selected step",
-        "‖Hv − λv‖ / |λ| of each pair; the dashed line is the tolerance.",
+        f"{residual} of each pair; the dashed line is the tolerance.",
         [by_step(figures)],
         run.steps.tolist(),
     )

@@ -86,7 +86,8 @@ def _angles(
                 np.stack([run[step].eigenvector(end, rank + 1) for rank in range(count)])
                 for run in (first, second)
             ]
-            angles[row] = principal_angles(vectors[0], vectors[1])
+            if all(np.isfinite(one).all() for one in vectors):
+                angles[row] = principal_angles(vectors[0], vectors[1])
     return angles
 
 
@@ -98,6 +99,8 @@ def _remarks(first: Run, second: Run) -> list[str]:
             remarks.append(f"{numbers[0]:,} {what} here, {numbers[1]:,} there")
     if first.num_samples == second.num_samples and first.weight != second.weight:
         remarks.append(f"samples of weight {first.weight:,.10g} here, {second.weight:,.10g} there")
+    if first.metric != second.metric:
+        remarks.append(f"eigenpairs with the metric {first.metric} here, {second.metric} there")
     if first.fingerprint == second.fingerprint:
         remarks.append("both are of the same job")
     return remarks

@@ -63,7 +63,14 @@ def _copy(
 ) -> None:
     """Copy the arrays of a checkpoint, with the dimension scales of the packed file."""
     for name, value in source.attrs.items():
-        if name == STEP.name or name.startswith(("checkpoint", "tolerance", "outcome", "restarts")):
+        if name == STEP.name or name.startswith((
+            "checkpoint",
+            "tolerance",
+            "outcome",
+            "restarts",
+            "metric",
+            "stability",
+        )):
             target.attrs[name] = value
     for field in (*TABLES, *(VECTORS if eigenvectors else ())):
         if field.name not in source:
@@ -76,7 +83,8 @@ def _copy(
         copied = target.create_dataset(field.name, dataset.shape, dataset.dtype, **options)
         for row in range(dataset.shape[0]) if dataset.ndim == 2 else [()]:
             copied[row] = dataset[row]
-        copied.attrs["units"], copied.attrs["long_name"] = field.units, field.long_name
+        copied.attrs["units"] = field.units
+        copied.attrs["long_name"] = field.meaning(str(file.attrs.get("metric", "none")))
         for axis, dimension in enumerate(field.dimensions):
             if dimension in file:
                 copied.dims[axis].attach_scale(file[dimension])

@@ -97,6 +97,7 @@ class Run:
     converged_smallest: NDArray[np.bool_]  # (S, m)
     products: NDArray[np.int64]  # (S,)
     seconds: NDArray[np.float64]  # (S,)
+    stability_bound: NDArray[np.float64]  # (S,) on the largest eigenvalue; NaN: unknown
 
     def __init__(self, path: Path, fingerprint: str | None = None) -> None:
         self.path, self.damaged = path, {}
@@ -154,6 +155,11 @@ class Run:
     def fingerprint(self) -> str:
         """The hash of what determines the numbers."""
         return str(self.attributes.get("fingerprint", ""))
+
+    @property
+    def metric(self) -> str:
+        """The metric of the eigenpairs: none, optimizer or diagonal."""
+        return str(self.attributes.get("metric", "none"))
 
     @property
     def num_parameters(self) -> int:
@@ -258,7 +264,7 @@ class Run:
             field.name: (
                 ("step", *field.dimensions),
                 getattr(self, field.name),
-                {"units": field.units, "long_name": field.long_name},
+                {"units": field.units, "long_name": field.meaning(self.metric)},
             )
             for field in TABLES
         }
@@ -338,6 +344,12 @@ class CheckpointResult:
         names = [f"eigenvectors_{end}" for end in ENDS if getattr(self, f"eigenvalues_{end}").size]
         with self.opened() as group:
             return all(name in group for name in names)
+
+    @property
+    def metric_digest(self) -> str:
+        """The hash of the metric of the eigenpairs; empty without one."""
+        with self.opened() as group:
+            return str(group.attrs.get("metric_digest", ""))
 
     @property
     def pairs_digest(self) -> str:
@@ -480,13 +492,14 @@ class PartState(Enum):
     COMPLETE = "complete"
 
 
-def part_state(part: Path, fingerprint: str, digest: str) -> PartState:
+def part_state(part: Path, fingerprint: str, digest: str, metric_digest: str = "") -> PartState:
     """Check a checkpoint's file, including all its bytes.
 
     Args:
         part: The file.
         fingerprint: The fingerprint of the job.
         digest: The digest of the checkpoint's parameters.
+        metric_digest: The digest of the metric; "" without one.
 
     Returns:
         The state; `COMPLETE` if the result can be used again.
@@ -495,23 +508,25 @@ def part_state(part: Path, fingerprint: str, digest: str) -> PartState:
         ReadingError: The file cannot be read now, which does not mean that it is damaged.
     """
     try:
-        return with_retries(partial(_state_of, part, fingerprint, digest), part)
+        return with_retries(partial(_state_of, part, (fingerprint, digest, metric_digest)), part)
     except FileNotFoundError:
         return PartState.ABSENT
 
 
-def _state_of(part: Path, fingerprint: str, digest: str) -> PartState:
+def _state_of(part: Path, wanted: tuple[str, str, str]) -> PartState:
     if not is_intact(part):
         return PartState.DAMAGED
     try:
         with open_hdf5(part) as file:
             attributes = file.attrs
-            if not attributes.get("complete", False) or any(f.name not in file for f in TABLES):
+            if not attributes.get("complete", False) or any(
+                f.name not in file for f in TABLES if not f.optional
+            ):
                 # A sealed file is not damaged: an earlier version wrote it like this.
                 sealed = seal.check(part) is not seal.Seal.NONE
                 return PartState.OTHER if sealed else PartState.DAMAGED
-            written = (attributes.get("fingerprint"), attributes.get("checkpoint_digest"))
-            if written != (fingerprint, digest):
+            names = ("fingerprint", "checkpoint_digest", "metric_digest")
+            if tuple(attributes.get(name, "") for name in names) != wanted:
                 return PartState.OTHER
             converged = all(file[f"converged_{end}"][()].all() for end in ENDS)
             return PartState.COMPLETE if converged else PartState.UNCONVERGED

@@ -20,6 +20,13 @@ class Field:
     dtype: str
     long_name: str
     units: str = "1"
+    optional: bool = False  # earlier versions did not write it, and their results stay valid
+
+    def meaning(self, metric: str) -> str:
+        """Return `long_name` of a result with a metric, whose eigenpairs are scaled ones."""
+        if metric == "none" or not self.name.startswith(("eigen", "residuals")):
+            return self.long_name
+        return self.long_name.replace("|Hv - λv|", "|Aw - λw|") + " of A = P^(-1/2) H P^(-1/2)"
 
 
 TABLES = (
@@ -33,6 +40,13 @@ TABLES = (
     Field("converged_smallest", ("smallest",), "?", "residual within the tolerance"),
     Field("products", (), "i8", "matrix-vector products that the solve made"),
     Field("seconds", (), "f8", "wall time of the solve", "s"),
+    Field(
+        "stability_bound",
+        (),
+        "f8",
+        "largest eigenvalue at which the optimiser's steps are stable; NaN: unknown",
+        optional=True,
+    ),
 )
 """Small tables: with these dimensions in a checkpoint's file, with `step` in front in the index."""
 

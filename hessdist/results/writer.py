@@ -56,6 +56,7 @@ class RunDescription:
     parameter_shapes: Sequence[Sequence[int]]
     parameter_offsets: Sequence[int]
     weight: float | None = None  # the divisor of the sum of losses; None: num_samples
+    metric: str = "none"  # of the eigenpairs
 
     def attributes(self) -> dict[str, Any]:
         """Return the root attributes of the run's files."""
@@ -72,6 +73,7 @@ class RunDescription:
             "num_samples": self.num_samples,
             "weight": float(self.num_samples if self.weight is None else self.weight),
             "ranks": self.ranks,
+            "metric": self.metric,
             **{f"{name}_version": version for name, version in self.versions.items()},
         }
 
@@ -265,7 +267,10 @@ def write_tables(
 
 def _copy_description(index: h5py.File, part: Path) -> dict[str, int]:
     """Copy what all checkpoints have in common, and return the sizes of the dimensions."""
-    common = ("software", "job", "fingerprint", "num_parameters", "num_samples", "weight", "ranks")
+    common = (
+        *("software", "job", "fingerprint", "num_parameters", "num_samples", "weight", "ranks"),
+        "metric",
+    )
     with with_retries(lambda: open_hdf5(part), part) as file:
         for name, value in file.attrs.items():
             if name in common or name.endswith("_version"):
@@ -309,7 +314,7 @@ def _write(file: h5py.Group, field: Field, values: NDArray[Any], scale: bool = F
 def _annotate(file: h5py.Group, field: Field, skip_scales: bool = False) -> None:
     dataset = file[field.name]
     dataset.attrs["units"] = field.units
-    dataset.attrs["long_name"] = field.long_name
+    dataset.attrs["long_name"] = field.meaning(str(file.file.attrs.get("metric", "none")))
     if not skip_scales:
         for axis, dimension in enumerate(field.dimensions):
             dataset.dims[axis].attach_scale(file[dimension])

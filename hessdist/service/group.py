@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import Job
+from hessdist.curvature.metric import Description, Metric
 from hessdist.errors import (
     CheckpointError,
     FullDiskError,
@@ -37,6 +38,7 @@ from hessdist.service.journal import ProductJournal, remove_journals
 from hessdist.service.metrics import Metrics
 from hessdist.service.progress import SolveProgress, summary_line
 from hessdist.service.queue import Source
+from hessdist.service.scaling import metric_at
 from hessdist.service.stop import Stop
 from hessdist.service.storing import RunStore
 from hessdist.service.training_run import digest_of_result, set_outdated_aside
@@ -84,6 +86,7 @@ class _Task:
     checkpoint: Checkpoint
     digest: str
     signature: Signature  # of the file when it was read
+    metric: Description
 
 
 class Group:
@@ -136,6 +139,7 @@ class Group:
         ]
         self._elsewhere: set[int] = set()  # done by other groups of this run
         self._claim: locks.Lock | None = None
+        self._metric: Metric | None = None  # of the claimed checkpoint, on rank 0
         self._repeats: dict[int, int] = {}
         self._known = 0  # number of checkpoints so far
         self._gives_up = True
@@ -258,8 +262,9 @@ class Group:
         digest = self._objective.read(
             lambda model: load_into(model, content, checkpoint.path, **place)
         )
+        self._metric, about = metric_at(self.job, self._objective, content, checkpoint.path)
         part = self.store.part(checkpoint.step)
-        state = part_state(part, self.fingerprint, digest)
+        state = part_state(part, self.fingerprint, digest, about.digest)
         if state is PartState.COMPLETE:
             self._line(f"step {checkpoint.step}: already done")
             remove_journals(self.job.output.path, checkpoint.step)
@@ -273,7 +278,7 @@ class Group:
             self._line(
                 f"step {checkpoint.step}: its result is damaged, set aside as {aside}; solved again"
             )
-        return _Task(checkpoint, digest, when_read)
+        return _Task(checkpoint, digest, when_read, about)
 
     def _begin_anew(self, step: int) -> None:
         """Tell that a checkpoint has changed, and set aside what an earlier run has left."""
@@ -292,6 +297,7 @@ class Group:
         """Solve a claimed checkpoint and write its result. Collective."""
         try:
             self._objective.share_parameters()
+            self._objective.measure_by(self._metric, task.metric)
             self._solve(task)
             self._worked = True
         except (CheckpointError, NumericalError) as error:
@@ -351,14 +357,15 @@ class Group:
     ) -> None:
         """Write the result, for which its journal makes way, and the index. Collective."""
         step = task.checkpoint.step
+        stored = (task.checkpoint, task.digest, task.metric, here, pairs, replayed)
         try:
-            self.store.write(task.checkpoint, task.digest, here, pairs, replayed)
+            self.store.write(*stored)
         except FullDiskError as error:
             if journal is None or not journal.takes(self.store.bytes_of(pairs)):
                 raise
             self._line(f"step {step}: {error.what}: its journal makes way")
             journal.drop()
-            self.store.write(task.checkpoint, task.digest, here, pairs, replayed)
+            self.store.write(*stored)
         if journal is not None:
             journal.drop()
         with self.ranks.agreeing():
@@ -371,6 +378,7 @@ class Group:
             "job": self.fingerprint,
             "checkpoint": task.digest,
             "parameters": self._objective.layout.size,
+            **({"metric": task.metric.digest} if task.metric.digest else {}),
         }
         limit = self.job.service.journal_gib * 2**30
         step, path = task.checkpoint.step, self.job.output.path

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.config.job import Job
+from hessdist.curvature.metric import Description
 from hessdist.curvature.parameters import ParameterLayout
 from hessdist.objective import Evaluation, Objective
 from hessdist.parallel.ranks import Ranks
@@ -65,6 +66,7 @@ class RunStore:
         self,
         checkpoint: Checkpoint,
         digest: str,
+        metric: Description,
         here: Evaluation,
         pairs: Eigenpairs,
         replayed: int,
@@ -74,6 +76,7 @@ class RunStore:
         Args:
             checkpoint: The checkpoint.
             digest: The digest of its parameters.
+            metric: What there is to say of the metric, and of the bound on the eigenvalues.
             here: Loss and gradient at the checkpoint.
             pairs: The eigenpairs.
             replayed: Number of products that came from the journal.
@@ -90,6 +93,7 @@ class RunStore:
                     opened = stack.enter_context(replacing(self.part(checkpoint.step), sealed=True))
                     file = CheckpointFile(opened, self._describe(here), checkpoint.step, sizes)
                     _put_tables(file, here, pairs)
+                    file.put("stability_bound", metric.bound.value)
             self._put_vector(file, "gradient", here.gradient)
             if self._job.spectrum.eigenvectors:
                 self._put_vectors(file, "eigenvectors_largest", pairs.largest)
@@ -104,6 +108,7 @@ class RunStore:
                         "restarts": pairs.restarts,
                         **_source_of_residuals(pairs),
                         "replayed_products": replayed,
+                        **metric.attributes(),
                     })
                     stack.close()  # flush and rename here: all ranks learn of a full disk
 
@@ -204,6 +209,7 @@ def describe(
         parameter_names=layout.names,
         parameter_shapes=layout.shapes,
         parameter_offsets=layout.offsets,
+        metric=job.spectrum.metric,
     )
 
 

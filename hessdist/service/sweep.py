@@ -176,8 +176,9 @@ def _serve(
         require_run_of_before(ranks, job, objective)
         found = source.look() if ranks.is_root else []
         console.line(
-            f"{job.name}: {job.spectrum.operator} of {objective.layout.size:,} parameters over "
-            f"{len(workload.indices):,} samples, {_count(len(found), 'checkpoint')}, "
+            f"{job.name}: {job.spectrum.operator}{_scaled(job)} of {objective.layout.size:,} "
+            f"parameters over {len(workload.indices):,} samples, "
+            f"{_count(len(found), 'checkpoint')}, "
             f"{_count(ranks.size, 'rank')}{f' in {groups} groups' if groups > 1 else ''} on "
             f"{objective.device.type}"
         )
@@ -367,6 +368,12 @@ def _raise_unfinished(
         which = f"checkpoints of steps {', '.join(map(str, sorted(outcomes.failed)))}"
     what = f"{which} were set aside: {first.what}"
     raise type(first)(what, first.remedy).on_all_ranks()
+
+
+def _scaled(job: Job) -> str:
+    """Name the metric, if there is one."""
+    metric = job.spectrum.metric
+    return "" if metric == "none" else f" in the metric '{metric}'"
 
 
 def _count(number: int, what: str) -> str:

@@ -83,6 +83,7 @@ def _optimizer_of(settings: TrainingSection, model: nn.Module) -> torch.optim.Op
         model,
         settings.learning_rate,
         settings.momentum,
+        nesterov=settings.nesterov,
         noise=settings.noise,
         seed=settings.seed,
         betas=(settings.betas[0], settings.betas[1]),

@@ -19,6 +19,7 @@ from typing import Any
 
 from hessdist.config.job import Job
 from hessdist.config.studies import registry
+from hessdist.curvature.metric import Description, Metric
 from hessdist.errors import (
     CheckpointError,
     HessdistError,
@@ -46,6 +47,7 @@ from hessdist.service import locks
 from hessdist.service.console import Console
 from hessdist.service.petsc_files import require_petsc_files
 from hessdist.service.samples import require_samples_of_before
+from hessdist.service.scaling import metric_at
 from hessdist.service.stop import Stop
 from hessdist.service.storing import describe
 from hessdist.service.training_run import require_run_of_before
@@ -234,6 +236,11 @@ def _check_needs(study: Study, job: Job) -> None:
             f"{what} needs all parameters on a rank, and compute.shards is "
             f"{job.compute.shards or 'auto'}",
             "use --set compute.shards=1 for it",
+        )
+    if job.spectrum.metric != "none" and needs.checkpoints and not needs.metric:
+        raise JobError(
+            f"{what} is about the matrix itself, and spectrum.metric is '{job.spectrum.metric}'",
+            "use a job with metric = 'none'",
         )
     if needs.hessian and job.spectrum.operator != "hessian":
         raise JobError(
@@ -436,6 +443,8 @@ class _Loop:
         """Do the units of one checkpoint, or those of none."""
         try:
             digests = None if step is None else self._load(step, units)
+            if step is None:
+                self._objective.measure_by(None)
             for unit in units:
                 self._do(unit, digests)
         except (CheckpointError, NumericalError) as error:
@@ -504,17 +513,18 @@ class _Loop:
             ResultError: It is another one than was solved, where eigenpairs are required; on every
                 rank.
         """
+        metric: Metric | None = None
+        about: Description | None = None
 
         def read(model: Any) -> None:
+            nonlocal metric, about
             file = self._checkpoints[step].path
-            load_into(
-                model,
-                read_whole(file, self._objective.maps_files),
-                file,
-                **self._job.checkpoints.place(),
-            )
+            content = read_whole(file, self._objective.maps_files)
+            load_into(model, content, file, **self._job.checkpoints.place())
+            metric, about = metric_at(self._job, self._objective, content, file)
 
         digest = self._objective.load(read)
+        self._objective.measure_by(metric, about)
         required = any(self._studies[u.study].needs.eigenpairs == "required" for u in units)
         pairs = ""
         with self._ranks.agreeing():
@@ -523,6 +533,11 @@ class _Loop:
                     raise ResultError(
                         f"{self._checkpoints[step].path} is not the checkpoint that "
                         f"{self._run.path} is of",
+                        "run `hessdist spectrum` again",
+                    )
+                if self._objective.metric.digest != self._run[step].metric_digest:
+                    raise ResultError(
+                        f"the metric at step {step} is not the one of {self._run.path}",
                         "run `hessdist spectrum` again",
                     )
                 pairs = self._run[step].pairs_digest
@@ -542,6 +557,7 @@ class _Loop:
                     result = self._run[step]
                     good = result.converged_largest.all() and result.converged_smallest.all()
                     same = result.checkpoint_digest == digests.checkpoint
+                    same = same and result.metric_digest == self._objective.metric.digest
                     found = result if same and good and result.has_eigenvectors else None
         return found
 
@@ -552,7 +568,9 @@ class _Loop:
         there = read_unit(unit_path(self._job.output.path, name, step, self._fingerprint))
         if there is None or digests is None:
             return there
-        same = there.attributes.get("checkpoint_digest") == digests.checkpoint
+        attributes, metric = there.attributes, self._objective.metric.digest
+        same = attributes.get("checkpoint_digest") == digests.checkpoint
+        same = same and attributes.get("metric_digest", "") == metric
         return there if same else None
 
     def _stored(self, unit: Unit, digests: Digests | None) -> Measurements | None:
@@ -574,9 +592,11 @@ class _Loop:
         """What the numbers of a unit depend on."""
         if digests is None:
             return {"settings": unit.settings, "pairs_digest": ""}
+        metric = self._objective.metric.digest
+        depends = {"settings": unit.settings, **({"metric_digest": metric} if metric else {})}
         if self._studies[unit.study].needs.eigenpairs == "required":
-            return {"settings": unit.settings, "pairs_digest": digests.pairs}
-        return {"settings": unit.settings, "checkpoint_digest": digests.checkpoint}
+            return {**depends, "pairs_digest": digests.pairs}
+        return {**depends, "checkpoint_digest": digests.checkpoint}
 
     def _file(self, unit: Unit) -> Path:
         return unit_path(self._job.output.path, unit.study, unit.step, self._fingerprint)

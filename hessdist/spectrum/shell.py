@@ -55,6 +55,9 @@ class Journal(Protocol):
 class ShellMatrix:
     """A v ↦ scale · Σ_ranks local(v) + shift · v, on vectors spread over the ranks.
 
+    With a metric P, a positive diagonal matrix, it is P^(-1/2) A P^(-1/2), whose eigenpairs (λ, w)
+    are those of the pencil A v = λ P v with v = P^(-1/2) w.
+
     A product gathers v, multiplies by this rank's share, and one reduce-scatter leaves each rank
     its slice of the sum: the two halves of an allreduce, in the dtype of the product. If the
     parameters are spread, a rank gathers only the entries that belong to its pieces.
@@ -69,6 +72,7 @@ class ShellMatrix:
         journal: Stores finished products, and returns them to a solve that starts again.
         placement: Where the entries lie that a product needs on this rank; None: every rank needs
             the whole vector.
+        metric: This rank's entries of P, (d_local,), positive; None: P is the identity.
         asymmetry: The largest |xᵀAy − yᵀAx| / (‖x‖ ‖Ay‖ + ‖y‖ ‖Ax‖) of the first two vectors
             that counts as rounding. The default is `ε^0.25` of the product's dtype: rounding causes
             1e-6 in float32 as a rule, and thousands of times as much for an x that A nearly
@@ -85,9 +89,11 @@ class ShellMatrix:
         on_product: Callable[[int], None] = lambda products: None,
         journal: Journal | None = None,
         placement: Placement | None = None,
+        metric: NDArray[np.float64] | None = None,
         asymmetry: float | None = None,
     ) -> None:
         self._local = local
+        self._roots = None if metric is None else 1 / np.sqrt(metric)  # of P^-1, (d_local,)
         self._placement = Replicated(ranks, local.size) if placement is None else placement
         self._journal = journal
         self.ranks = ranks
@@ -173,8 +179,13 @@ class ShellMatrix:
         self._on_product(self.products)
         total = mine.astype(np.float64) * self._scale
         first, last = self.ranks.shard(size)
-        for row in range(max(begin, first), min(end, last)):
+        rows = range(max(begin, first), min(end, last))
+        for row in rows:
             total[row - begin, row - first] += self._shift
+        if self._roots is not None:
+            own = np.zeros(count)  # the entries of P^(-1/2) at these columns, on all ranks
+            own[[row - begin for row in rows]] = self._roots[[row - first for row in rows]]
+            total *= self.ranks.sum(own)[:, None] * self._roots
         return total
 
     def _columns_by_gathers(self, begin: int, end: int) -> NDArray[np.float64]:
@@ -190,7 +201,7 @@ class ShellMatrix:
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Multiply this rank's entries on any device, with a float64 result. Collective."""
-        self._mine.copy_(x)
+        self._mine.copy_(self._scaled(x))
         self._wait()
         if self._replay():
             self.replayed += 1
@@ -198,7 +209,7 @@ class ShellMatrix:
             self._compute()
             self._keep()
         if self.products < 2 and self._asymmetry < math.inf:
-            self._check_symmetry()
+            self._check_symmetry(x.cpu().double())
         self.products += 1
         if self._recorded is not None:
             start = time.perf_counter()
@@ -207,6 +218,10 @@ class ShellMatrix:
         self._on_product(self.products)
         total = self._slice.to(x.device, torch.float64, copy=True)
         return self._finish(total, x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Multiply this rank's entries by P^(-1/2), in float64; without a metric, nothing."""
+        return x if self._roots is None else x * torch.from_numpy(self._roots).to(x.device)
 
     def _replay(self) -> bool:
         """Take the product from the journal, if it is there. Collective if there is a journal."""
@@ -238,15 +253,18 @@ class ShellMatrix:
         self.seconds["product"] += multiplied - gathered
         self.seconds["reduction"] += time.perf_counter() - multiplied
 
-    def _check_symmetry(self) -> None:
+    def _check_symmetry(self, y: Tensor) -> None:
         """Compare xᵀAy with yᵀAx for the first two vectors. Collective, one small reduction.
 
         In a Krylov space y is the part of Ax orthogonal to x, so that an asymmetry is fully seen.
 
+        Args:
+            y: This rank's entries of the vector that was multiplied, (d_local,).
+
         Raises:
             SymmetryError: They differ by more than rounding; on every rank.
         """
-        y, ay = self._mine.double(), self._slice.double()
+        ay = self._scaled(self._slice.cpu().double())
         if self._first is None:
             self._first = y.clone(), ay.clone()
             return
@@ -308,10 +326,19 @@ class ShellMatrix:
         _entries(y, "w").copy_(entries)
         self._wait()
 
-    def _finish(self, total: _Array, x: Any) -> _Array:
+    def _finish(self, total: _Array, x: Any, part: slice = slice(None)) -> _Array:
+        """Scale a sum of products, and add the shift; `part` is the range of its entries."""
         total *= self._scale
+        if self._roots is None:
+            if self._shift:
+                total += self._shift * x
+            return total
+        roots: Any = self._roots[part]
+        if isinstance(total, Tensor):
+            roots = torch.from_numpy(roots).to(total.device)
+        total *= roots
         if self._shift:
-            total += self._shift * x
+            total += self._shift * roots**2 * x
         return total
 
     def create_petsc(self) -> Any:
@@ -395,7 +422,7 @@ class ShellMatrix:
             A range of this rank's entries, and A V there, (n, entries).
         """
         for part, block in self._combinations(coefficients):
-            yield part, self._finish(block, vectors[:, part])
+            yield part, self._finish(block, vectors[:, part], part)
 
     def sketches_of(
         self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
@@ -449,10 +476,13 @@ def curvature_matrix(
     weight: float,
     on_product: Callable[[int], None] = lambda products: None,
     journal: Journal | None = None,
+    *,
+    metric: bool = True,
 ) -> ShellMatrix:
     """Make a curvature matrix at the present parameters, which must not move while it is used.
 
-    Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix.
+    Collective. Adds l2 to the diagonal of the Hessian and the Gauss-Newton matrix. If the loss has
+    a metric P, the matrix is scaled by P^(-1/2) from both sides.
 
     Args:
         objective: The loss over all ranks.
@@ -460,6 +490,7 @@ def curvature_matrix(
         weight: Σ w, from `Objective.evaluate`.
         on_product: Called after every product with their number.
         journal: Keeps finished products for a solve that starts again.
+        metric: Whether the metric of the loss is used, if it has one.
 
     Returns:
         The matrix.
@@ -475,6 +506,7 @@ def curvature_matrix(
         on_product=on_product,
         journal=journal,
         placement=objective.placement,
+        metric=objective.metric_slice() if metric else None,
         # Where the model is as good as linear, S is nothing but rounding.
         asymmetry=math.inf if operator == "residual" else None,
     )

@@ -40,6 +40,8 @@ class Needs:
     """`loss.l2` is zero."""
     spread: bool = False
     """`compute.shards` may be more than 1, so that no rank has all parameters."""
+    metric: bool = False
+    """`spectrum.metric` may be other than none; its matrices and the eigenpairs are then scaled."""
     after: tuple[str, ...] = ()
     """Studies whose stored results at the same checkpoint it reads; at least one must exist."""
     keys: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hessdist.config.sections import SpectrumSection
 from hessdist.curvature.parameters import Parameters
 from hessdist.errors import Stopped
+from hessdist.landscape.edge import at_edge_since
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.reader import CheckpointResult
@@ -186,6 +187,8 @@ class Context:
     def pairs(self, names: Sequence[str] | None = None) -> list[Pair]:
         """Return eigenpairs of the sweep, with the slope along each vector. Collective.
 
+        With a metric the vectors are no directions of the parameters, and the slopes are NaN.
+
         Args:
             names: The names of the pairs, such as "smallest 1"; None: all, the largest first.
 
@@ -200,12 +203,27 @@ class Context:
             for name in self._values if names is None else names:
                 end, rank = name.split()
                 slope = float("nan")
-                if self._result is not None:
+                if self._result is not None and not self.objective.metric.digest:
                     slope = float(self._row(name).astype(np.float64) @ self._result.gradient)
                 found.append(
                     Pair(end, int(rank), self._values[name][0], slope, self._values[name][1])
                 )
         return list(self.ranks.broadcast(found))
+
+    def stored_edge(self) -> tuple[float, float]:
+        """Return λ₁ of the sweep, and since when it is at the optimiser's bound. Collective.
+
+        Returns:
+            The eigenvalue and the step; NaN where there is none.
+        """
+        found = float("nan"), float("nan")
+        if self._result is not None and self._result.run.eigenvalues_largest.shape[1]:
+            run, row = self._result.run, self._result.row
+            largest = run.eigenvalues_largest[:, 0]
+            since = at_edge_since(run.steps, largest, run.stability_bound, int(run.steps[row]))
+            found = float(largest[row]), since
+        known: tuple[float, float] = self.ranks.broadcast(found)
+        return known
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Return the entries of eigenvectors that the loss needs on this rank. Collective.

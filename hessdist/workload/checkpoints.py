@@ -67,7 +67,7 @@ def read_state(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     Raises:
         CheckpointError: The checkpoint is missing, truncated, has code, or has no named tensors.
     """
-    with _blaming(path):
+    with blaming(path):
         return read_content(path, mapped)
 
 
@@ -94,12 +94,12 @@ def load_into(
         CheckpointError: Names or shapes differ from the model's, two states fit, a value is not
             finite, or a tensor cannot be loaded exactly.
     """
-    with _blaming(path):
+    with blaming(path):
         load_content(model, state, f"the checkpoint {path}", Choice(key, prefix))
 
 
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
+def blaming(path: Path) -> Iterator[None]:
     """Turn any error into one of this checkpoint, so that it alone is set aside.
 
     What a file may hold is without end: tensors of formats that PyTorch itself cannot convert,
@@ -172,20 +172,50 @@ def require_named(pattern: str | None) -> None:
         )
 
 
+def optimizer_path(path: Path) -> Path:
+    """Return the file beside a checkpoint that has the optimiser's state, if hessdist wrote it."""
+    return path.parent / "optimizer" / path.name
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """Hash all tensors of a checkpoint, with their names and keys.
+
+    Args:
+        content: The tensors by name, perhaps under keys.
+
+    Returns:
+        The hash.
+    """
+
+    def flat(level: Mapping[str, Any], before: str) -> Iterator[tuple[str, Tensor]]:
+        for name, value in level.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{before}{name}.")
+            elif isinstance(value, Tensor):
+                yield f"{before}{name}", value
+
+    return state_digest(dict(flat(content, "")))
+
+
 def write_checkpoint(
     directory: Path,
     step: int,
     model: nn.Module,
     *,
+    optimizer: torch.optim.Optimizer | None = None,
     key: str | None = None,
     prefix: str | None = None,
 ) -> Path:
     """Write a state dict so that a kill leaves it whole or absent.
 
+    The state of the optimiser goes to a file of its own, in the folder "optimizer" beside it, so
+    that the file of the model has only the model. It has a digest of the model that it belongs to.
+
     Args:
         directory: The folder of the checkpoints, which is created if it is missing.
         step: The training step.
         model: The model.
+        optimizer: Its optimiser; None: nothing is written of it.
         key: The key that the state is written under, "a.b" for nested keys; default: none.
         prefix: The prefix of every name.
 
@@ -196,7 +226,6 @@ def write_checkpoint(
         OutputError: The file cannot be written.
     """
     path = directory / checkpoint_name(step)
-    partial = path.with_suffix(".partial")
     before = f"{prefix.removesuffix('.')}." if prefix else ""
     content: dict[str, Any] = {
         f"{before}{name}": value.detach().cpu() if isinstance(value, Tensor) else value
@@ -204,8 +233,18 @@ def write_checkpoint(
     }
     for part in reversed(key.split(".") if key else []):
         content = {part: content}
+    if optimizer is not None:  # first, as a sweep may take the checkpoint as soon as it is there
+        own = {"optimizer": optimizer.state_dict(), "model_digest": content_digest(content)}
+        _save(own, optimizer_path(path))
+    _save(content, path)
+    return path
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file of `torch.save`, and rename it when it is whole."""
+    partial = path.with_suffix(".partial")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with Path(partial).open("wb") as file:
             torch.save(content, file)
             file.flush()
@@ -218,7 +257,6 @@ def write_checkpoint(
             f"the checkpoint {path} cannot be written ({type(error).__name__}: {error})",
             "free some space, or change checkpoints.directory",
         ) from error
-    return path
 
 
 def state_digest(state: Mapping[str, Any], dtype: torch.dtype | None = None) -> str:

@@ -94,7 +94,7 @@ def read_content(path: Path, mapped: bool = False) -> Mapping[str, Any]:
     if stat.S_ISDIR(mode):
         loaded: Any = _read_folder(path, mapped)
     elif stat.S_ISREG(mode):
-        loaded = _read_file(path, mapped)
+        loaded = read_file(path, mapped)
     else:
         raise CheckpointError(
             f"the checkpoint {path} is no regular file", "move it out of the folder"
@@ -150,7 +150,19 @@ def _read_shards(folder: Folder, mapped: bool) -> Mapping[str, Any]:
     return whole
 
 
-def _read_file(path: Path, mapped: bool) -> Any:
+def read_file(path: Path, mapped: bool = False) -> Any:
+    """Read a file of `torch.save` or of safetensors, whatever is in it; code is refused, not run.
+
+    Args:
+        path: The file.
+        mapped: As in `read_content`.
+
+    Returns:
+        The content.
+
+    Raises:
+        CheckpointError: The file is damaged, or has code.
+    """
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)  # which maps them in any case
     return _read_torch(path, mapped and zipfile.is_zipfile(path))

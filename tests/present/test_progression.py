@@ -26,6 +26,8 @@ def made(k: int = 4, m: int = 2) -> Any:
         converged_largest=np.ones((3, k), bool),
         eigenvalues_smallest=np.sort(draw.uniform(-3, -0.01, (3, m))),
         converged_smallest=np.ones((3, m), bool),
+        stability_bound=np.full(3, np.nan),
+        metric="none",
     )
 
 
@@ -85,6 +87,16 @@ def test_an_eigenvalue_of_the_other_sign_is_hollow_and_an_unconverged_one_a_cros
     assert sum(len(line.get_xdata()) for line in filled) == 3 * 6 - 2
 
 
+def test_the_bound_of_the_optimiser_is_a_dashed_line() -> None:
+    run = made()
+    run.stability_bound, run.metric = np.array([np.nan, 38.0, 40.0]), "optimizer"
+    figure = progression(run)
+    (bound,) = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert np.array_equal(bound.get_ydata(), run.stability_bound, equal_nan=True)
+    assert "bound on λ₁" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert figure.axes[0].get_ylabel() == "|λ| of P^(-1/2) H P^(-1/2)"
+
+
 @pytest.mark.filterwarnings("error")
 def test_missing_values_and_a_single_checkpoint_are_drawn_without_complaint(tmp_path: Path) -> None:
     run = made()
@@ -92,6 +104,7 @@ def test_missing_values_and_a_single_checkpoint_are_drawn_without_complaint(tmp_
     run.converged_smallest[2, :] = False
     Look().save(progression(run), tmp_path, "missing")
     one = SimpleNamespace(**{name: values[:1] for name, values in vars(run).items()})
+    one.metric = "none"
     Look().save(progression(one), tmp_path, "one")
     assert len(list(tmp_path.iterdir())) == 4
 

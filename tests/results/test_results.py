@@ -61,6 +61,7 @@ def numbers(step: int) -> Numbers:
         "converged_smallest": np.ones(M, bool),
         "products": np.int64(50 + step),
         "seconds": np.float64(1.5),
+        "stability_bound": np.float64(draw.uniform(1, 9)),
         "eigenvectors_largest": draw.standard_normal((K, D)).astype("f4"),
         "eigenvectors_smallest": draw.standard_normal((M, D)).astype("f4"),
         "gradient": draw.standard_normal(D),

@@ -8,7 +8,7 @@ STUDIES = (
         __name__,
         "diagnosis",
         None,
-        Needs(checkpoints=True, eigenpairs="if there", hessian=True, spread=True),
+        Needs(checkpoints=True, eigenpairs="if there", hessian=True, spread=True, metric=True),
         determined_by="diagnosis:determining",
     ),
     declare(__name__, "saddle", SaddleSection, Needs(all_layers=True, keys=TRAINING)),

@@ -59,18 +59,21 @@ def diagnosis(context: Context, settings: DiagnosisSection) -> Measurements:
     start = time.perf_counter()
     evaluation = context.objective.evaluate()
     gradient = evaluation.gradient
-    shell = curvature_matrix(context.objective, "hessian", evaluation.weight, context.on_product)
-    pairs = _stored(context) if context.has_pairs else _solved(context, shell, evaluation)
+    # Kind, slopes and the way down are those of H, also where the sweep has scaled eigenpairs.
+    shell = curvature_matrix(
+        context.objective, "hessian", evaluation.weight, context.on_product, metric=False
+    )
+    is_stored = context.has_pairs and not context.objective.metric.digest
+    pairs = _stored(context) if is_stored else _solved(context, shell, evaluation)
     (curvature,) = context.ranks.sum(np.array([shell.apply(gradient) @ gradient]))
     point = _without_lines(context, settings, evaluation, pairs, float(curvature))
+    point = _with_edge(context, point)
     point, descent = _descend(context, settings, evaluation, point)
     point, escape = _escape(context, settings, evaluation, pairs, point)
     columns = {**_of_point(point), **_derived(point), **descent, **escape}
     return Measurements({
         **columns,
-        "solved_here": Variable(
-            (), np.array(not context.has_pairs), "whether eigenpairs were solved for"
-        ),
+        "solved_here": Variable((), np.array(not is_stored), "whether eigenpairs were solved for"),
         "products": Variable((), np.array(shell.products), "Hessian-vector products"),
         "seconds": Variable((), np.array(time.perf_counter() - start), "wall time", "s"),
         "note": _text("\n".join(note(point, f"step {context.step}")), "the note, line by line"),
@@ -106,8 +109,10 @@ def _stored(context: Context) -> _Pairs:
 
 def _solved(context: Context, shell: ShellMatrix, evaluation: Evaluation) -> _Pairs:
     """Compute the eigenpairs. Collective."""
+    unscaled = " without the metric" if context.objective.metric.digest else ""
     context.line(
-        f"no eigenpairs of this checkpoint in {context.job.output.path}: they are computed now"
+        f"no eigenpairs{unscaled} of this checkpoint in {context.job.output.path}: they are "
+        "computed now"
     )
     pairs = context.eigenpairs(shell)
     ends: dict[str, End] = {"largest": pairs.largest, "smallest": pairs.smallest}
@@ -159,6 +164,24 @@ def _without_lines(
         escape_at_edge=False,
         layer=np.array(layers, dtype=object),
         escape_share=np.full(len(layers), unknown),
+    )
+
+
+def _with_edge(context: Context, point: Point) -> Point:
+    """Add the bound of the optimiser, and how near the largest eigenvalue is. Collective."""
+    metric = context.objective.metric
+    if not metric.bound.has_state:
+        return point
+    value, since = context.stored_edge()
+    if metric.kind == "none" and not context.has_pairs:
+        value = point.lambda_max
+    return replace(
+        point,
+        metric=metric.kind,
+        edge_eigenvalue=value,
+        stability_bound=metric.bound.value,
+        stability_bound_of=metric.bound.reason,
+        edge_since=since,
     )
 
 
@@ -298,8 +321,26 @@ def _of_point(p: Point) -> dict[str, Variable]:
         **ends,
         "optimizer": _text(p.optimizer, "optimiser of the job"),
         **scalars(_SETTINGS_AND_LINES),
+        **_of_edge(p),
         "layer": Variable(("layer",), p.layer, "layer"),
         "escape_share": Variable(("layer",), p.escape_share, share),
+    }
+
+
+def _of_edge(p: Point) -> dict[str, Variable]:
+    """Return the variables of the edge of stability, if there is an optimiser's state."""
+    if not p.stability_bound_of:
+        return {}
+    return {
+        "metric": _text(p.metric, "metric of the eigenvalue at the edge"),
+        "edge_eigenvalue": Variable((), np.array(p.edge_eigenvalue), "largest eigenvalue"),
+        "stability_bound": Variable(
+            (), np.array(p.stability_bound), "largest eigenvalue at which steps are stable"
+        ),
+        "stability_bound_of": _text(p.stability_bound_of, "what the bound follows from"),
+        "edge_since": Variable(
+            (), np.array(p.edge_since), "step since when the eigenvalue is at the bound"
+        ),
     }
 
 

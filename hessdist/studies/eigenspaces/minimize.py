@@ -300,7 +300,11 @@ class _Minimisation:
             if self._ranks.is_root:
                 place = self._job.checkpoints
                 write_checkpoint(
-                    place.directory, self._rows[-1].number, self._objective.model, **place.place()
+                    place.directory,
+                    self._rows[-1].number,
+                    self._objective.model,
+                    optimizer=None,
+                    **place.place(),
                 )
 
     def _measured(self, ended: Ended) -> Measurements:

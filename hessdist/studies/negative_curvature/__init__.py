@@ -20,7 +20,7 @@ STUDIES = (
         __name__,
         "blocks",
         BlocksSection,
-        Needs(checkpoints=True, eigenpairs="required", spread=True),
+        Needs(checkpoints=True, eigenpairs="required", spread=True, metric=True),
         prepare="blocks:prepare",
         determined_by="blocks:determining",
     ),

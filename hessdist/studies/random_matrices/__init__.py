@@ -15,7 +15,7 @@ STUDIES = (
         __name__,
         "laws",
         LawsSection,
-        Needs(checkpoints=True, after=("exact", "density"), spread=True),
+        Needs(checkpoints=True, after=("exact", "density"), spread=True, metric=True),
     ),
     declare(__name__, "critical_points", CriticalPointsSection, _NEEDS),
     declare(

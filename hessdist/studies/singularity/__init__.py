@@ -24,7 +24,7 @@ STUDIES = (
             __name__,
             name,
             section,
-            Needs(checkpoints=True, spread=True),
+            Needs(checkpoints=True, spread=True, metric=True),
             prepare=f"{name}:prepare",
             figures=f"spectra_figures:draw_{name}",
         )
