@@ -149,7 +149,7 @@ def _from_sketches(shell: ShellMatrix, solver: Solver) -> End:
     vectors, sketch = solver.vectors, shell.sketch
     assert sketch is not None
     assert solver.coefficients is not None
-    shares = shell.sketches_of(solver.coefficients, vectors)
+    shares = shell.sketches_of(solver.coefficients)
     shares -= solver.values[:, None] * np.stack([sketch.of(vector) for vector in vectors])
     norms = shell.ranks.sum(np.einsum("id,id->i", vectors, vectors, dtype=np.float64))
     squares = np.square(shell.ranks.sum(shares)).sum(axis=1)

@@ -213,11 +213,14 @@ class ShellMatrix:
         self.products += 1
         if self._recorded is not None:
             start = time.perf_counter()
-            self._recorded.append(self._record_of(self._slice))
+            self._recorded.append(self._record_of(x))
             self.seconds["reduction"] += time.perf_counter() - start
         self._on_product(self.products)
-        total = self._slice.to(x.device, torch.float64, copy=True)
-        return self._finish(total, x)
+        return self._finished(x)
+
+    def _finished(self, x: Tensor) -> Tensor:
+        """Return A x, this rank's entries in float64, from the sum over ranks in `_slice`."""
+        return self._finish(self._slice.to(x.device, torch.float64, copy=True), x)
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Multiply this rank's entries by P^(-1/2), in float64; without a metric, nothing."""
@@ -377,12 +380,12 @@ class ShellMatrix:
         self._recorded, self.sketch = None, None
         self._free = []
 
-    def _record_of(self, product: Tensor) -> NDArray[Any]:
-        """Return what is kept of a product."""
+    def _record_of(self, x: Tensor) -> NDArray[Any]:
+        """Return what is kept of the product of x, which is in `_slice`."""
         if self.sketch is not None:
-            return self.sketch.of(product.cpu().numpy())
+            return self.sketch.of(self._finished(x).cpu().numpy())
         column = self._column()
-        torch.from_numpy(column).copy_(product)
+        torch.from_numpy(column).copy_(self._slice)
         return column
 
     def _column(self) -> NDArray[Any]:
@@ -424,24 +427,19 @@ class ShellMatrix:
         for part, block in self._combinations(coefficients):
             yield part, self._finish(block, vectors[:, part], part)
 
-    def sketches_of(
-        self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
-    ) -> NDArray[np.float64]:
+    def sketches_of(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute sketches of A V for vectors V = X C as in `products_of`. Not collective.
 
         Args:
             coefficients: The matrix C, (recorded, n).
-            vectors: The vectors V, this rank's entries, (n, d_local).
 
         Returns:
             This rank's shares of the sketches, (n, m).
         """
-        assert self.sketch is not None
-        shares = np.empty((len(vectors), self._record_size))
+        shares = np.empty((coefficients.shape[1], self._record_size))
         for part, block in self._combinations(coefficients):
             shares[:, part] = block
-        own = np.stack([self.sketch.of(vector) for vector in vectors]) if self._shift else None
-        return self._finish(shares, own)
+        return shares
 
     @property
     def _record_size(self) -> int:

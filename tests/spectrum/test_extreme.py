@@ -228,3 +228,19 @@ def test_guesses_are_where_the_space_starts() -> None:
     unknown = np.full_like(guesses, np.nan)  # pairs that an earlier solve did not find
     random = starting_vector(Ranks(), operator.size, 0)
     assert np.array_equal(starting_vector(Ranks(), operator.size, 0, unknown), random)
+
+
+def test_residuals_from_sketches_with_a_shift_and_a_metric() -> None:
+    eigenvalues = outliers_and_bulk(0.1)
+    metric = np.random.default_rng(0).uniform(0.5, 2, len(eigenvalues))
+    found = {}
+    for residuals in ("recorded", "sketched"):
+        shell = ShellMatrix(PrescribedSpectrum(eigenvalues), Ranks(), shift=0.3, metric=metric)
+        found[residuals] = extreme_eigenpairs(shell, 5, 3, tolerance=1e-3, residuals=residuals)
+    for one, other in zip(
+        (found["recorded"].largest, found["recorded"].smallest),
+        (found["sketched"].largest, found["sketched"].smallest),
+        strict=True,
+    ):
+        assert other.values == pytest.approx(one.values, rel=1e-6)
+        assert other.residuals == pytest.approx(one.residuals, rel=0.05, abs=1e-6)
