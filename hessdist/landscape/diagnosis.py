@@ -21,7 +21,7 @@ from hessdist.landscape.edge import how_near
 from hessdist.spectrum.eigenpairs import ENDS
 
 
-class Kind(StrEnum):
+class PointKind(StrEnum):
     """The kind of a point according to the gradient and the computed eigenvalues."""
 
     FAR = "no critical point"
@@ -155,21 +155,21 @@ class Point:
         return self.gradient_norm <= self.gradient_tolerance
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PointKind:
         """The kind of the point, to tolerance."""
-        return self.kind_by_curvature if self.is_critical else Kind.FAR
+        return self.kind_by_curvature if self.is_critical else PointKind.FAR
 
     @property
-    def kind_by_curvature(self) -> Kind:
+    def kind_by_curvature(self) -> PointKind:
         """The result of the second-derivative test, as if the gradient were zero."""
         low, high, flat = self.lambda_min, self.lambda_max, self.flat
         if high < -flat:
-            return Kind.MAXIMUM
+            return PointKind.MAXIMUM
         if math.isnan(low):
-            return Kind.UNKNOWN
+            return PointKind.UNKNOWN
         if low < -flat:
-            return Kind.SADDLE if high > flat else Kind.NO_MINIMUM
-        return Kind.MINIMUM if low > flat else Kind.TO_TOLERANCE
+            return PointKind.SADDLE if high > flat else PointKind.NO_MINIMUM
+        return PointKind.MINIMUM if low > flat else PointKind.TO_TOLERANCE
 
     # -- the gradient step -------------------------------------------------------------------
 
@@ -309,30 +309,30 @@ def _critical(p: Point) -> Iterator[Finding]:
 def _kinds(p: Point) -> tuple[str, str]:
     low, high = f"λ_min = {p.lambda_min:.4g}", f"λ_max = {p.lambda_max:.4g}"
     texts = {
-        Kind.SADDLE: (
+        PointKind.SADDLE: (
             f"strict saddle: {low} < 0 < {high}, so that it can be left along an eigenvector",
             _STRICT,
         ),
-        Kind.MINIMUM: (f"local minimum: every eigenvalue is at least {low} > 0", _SECOND_TEST),
-        Kind.TO_TOLERANCE: (
+        PointKind.MINIMUM: (f"local minimum: every eigenvalue is at least {low} > 0", _SECOND_TEST),
+        PointKind.TO_TOLERANCE: (
             f"minimum to tolerance: {low} is zero within {p.flat:.2g}, so that the test is silent "
             "about the flat directions",
             _SECOND_TEST,
         ),
-        Kind.MAXIMUM: (f"local maximum: every eigenvalue is at most {high} < 0", _SECOND_TEST),
-        Kind.NO_MINIMUM: (
+        PointKind.MAXIMUM: (f"local maximum: every eigenvalue is at most {high} < 0", _SECOND_TEST),
+        PointKind.NO_MINIMUM: (
             f"no minimum: {low} < 0; saddle or maximum cannot be told, as no positive eigenvalue "
             "is known",
             _SECOND_TEST,
         ),
-        Kind.UNKNOWN: (
+        PointKind.UNKNOWN: (
             "minimum or saddle cannot be told: no smallest eigenvalue was computed "
             "(spectrum.smallest)",
             _SECOND_TEST,
         ),
     }
     text, source = texts[p.kind]
-    if p.kind in (Kind.MINIMUM, Kind.TO_TOLERANCE) and not p.converged_smallest.all():
+    if p.kind in (PointKind.MINIMUM, PointKind.TO_TOLERANCE) and not p.converged_smallest.all():
         text += "; not sure, as smallest eigenpairs have not converged and may be lower"
     return text, source
 

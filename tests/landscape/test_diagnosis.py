@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hessdist.landscape.diagnosis import Kind, Point, findings, note
+from hessdist.landscape.diagnosis import PointKind, Point, findings, note
 
 
 def point(largest: list[float], smallest: list[float], norm: float = 0.0, **more: object) -> Point:
@@ -53,25 +53,25 @@ def said(p: Point, topic: str) -> str:
 @pytest.mark.parametrize(
     ("largest", "smallest", "norm", "kind"),
     [
-        ([4, 1], [0.1, 0.2], 0, Kind.MINIMUM),
-        ([4, 1], [0.1, 0.2], 1e-3, Kind.MINIMUM),
-        ([4, 1], [0.1, 0.2], 1.001e-3, Kind.FAR),
-        ([4, 1], [-0.1, 0.2], 0, Kind.SADDLE),
-        ([4, 1], [-0.1, 0.2], 1, Kind.FAR),
-        ([4, 1], [-0.004, 0.2], 0, Kind.TO_TOLERANCE),  # a thousandth of 4 is zero
-        ([4, 1], [0.004, 0.2], 0, Kind.TO_TOLERANCE),
-        ([4, 1], [-0.0041, 0.2], 0, Kind.SADDLE),
-        ([-1, -2], [-4, -3], 0, Kind.MAXIMUM),
-        ([-1, -2], [], 0, Kind.MAXIMUM),
-        ([0, -2], [-4, -3], 0, Kind.NO_MINIMUM),
-        ([], [-4, -3], 0, Kind.NO_MINIMUM),
-        ([4, 1], [], 0, Kind.UNKNOWN),
-        ([], [0.5], 0, Kind.MINIMUM),
-        ([0], [0], 0, Kind.TO_TOLERANCE),
+        ([4, 1], [0.1, 0.2], 0, PointKind.MINIMUM),
+        ([4, 1], [0.1, 0.2], 1e-3, PointKind.MINIMUM),
+        ([4, 1], [0.1, 0.2], 1.001e-3, PointKind.FAR),
+        ([4, 1], [-0.1, 0.2], 0, PointKind.SADDLE),
+        ([4, 1], [-0.1, 0.2], 1, PointKind.FAR),
+        ([4, 1], [-0.004, 0.2], 0, PointKind.TO_TOLERANCE),  # a thousandth of 4 is zero
+        ([4, 1], [0.004, 0.2], 0, PointKind.TO_TOLERANCE),
+        ([4, 1], [-0.0041, 0.2], 0, PointKind.SADDLE),
+        ([-1, -2], [-4, -3], 0, PointKind.MAXIMUM),
+        ([-1, -2], [], 0, PointKind.MAXIMUM),
+        ([0, -2], [-4, -3], 0, PointKind.NO_MINIMUM),
+        ([], [-4, -3], 0, PointKind.NO_MINIMUM),
+        ([4, 1], [], 0, PointKind.UNKNOWN),
+        ([], [0.5], 0, PointKind.MINIMUM),
+        ([0], [0], 0, PointKind.TO_TOLERANCE),
     ],
 )
 def test_the_second_derivative_test(
-    largest: list[float], smallest: list[float], norm: float, kind: Kind
+    largest: list[float], smallest: list[float], norm: float, kind: PointKind
 ) -> None:
     p = point(largest, smallest, norm)
     assert p.kind == kind
@@ -120,7 +120,7 @@ def test_unconverged_pairs_are_said() -> None:
     assert "not sure" in said(p, "point")
     assert p.negative_directions == (0, True)
     lost = replace(point([4, 1], [-2.0, np.nan]), converged_smallest=np.array([True, False]))
-    assert lost.kind == Kind.SADDLE
+    assert lost.kind == PointKind.SADDLE
     assert lost.negative_directions == (1, True)
     assert "some were not found" in said(lost, "eigenpairs")
     assert lost.condition_number == 4

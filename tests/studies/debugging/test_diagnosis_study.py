@@ -11,7 +11,7 @@ from networks import Problem, dense, loss_along, mlp_problem, quadratic
 
 from hessdist.config.job import Job
 from hessdist.errors import NumericalError
-from hessdist.landscape.diagnosis import Kind, Point
+from hessdist.landscape.diagnosis import PointKind, Point
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
@@ -58,13 +58,13 @@ def at_rest(eigenvalues: list[float]) -> tuple[Problem, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("eigenvalues", "kind"),
     [
-        (VALUES, Kind.MINIMUM),
-        ([0.0, *VALUES[1:]], Kind.TO_TOLERANCE),
-        ([-0.3, *VALUES[1:]], Kind.SADDLE),
-        ([-value for value in VALUES], Kind.MAXIMUM),
+        (VALUES, PointKind.MINIMUM),
+        ([0.0, *VALUES[1:]], PointKind.TO_TOLERANCE),
+        ([-0.3, *VALUES[1:]], PointKind.SADDLE),
+        ([-value for value in VALUES], PointKind.MAXIMUM),
     ],
 )
-def test_critical_points_without_a_gradient(eigenvalues: list[float], kind: Kind) -> None:
+def test_critical_points_without_a_gradient(eigenvalues: list[float], kind: PointKind) -> None:
     problem, values, _ = at_rest(eigenvalues)
     found = examined(problem, spectrum={"tolerance": 1e-6})
     assert str(found["kind"]) == kind
@@ -112,7 +112,7 @@ def test_a_gradient_step_on_a_quadratic() -> None:
     turning = 2 * square / curved
     for rate in (0.4 * turning, 1.1 * turning):
         found = examined(problem, training={"learning_rate": float(rate)})
-        assert str(found["kind"]) == Kind.FAR
+        assert str(found["kind"]) == PointKind.FAR
         assert found["gradient_norm"] ** 2 == pytest.approx(square)
         assert found["gradient_curvature"] == pytest.approx(curved)
         predicted = -rate * square + rate**2 / 2 * curved
