@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hessdist.landscape.diagnosis import PointKind, Point, findings, note
+from hessdist.landscape.diagnosis import Point, PointKind, findings, note
 
 
 def point(largest: list[float], smallest: list[float], norm: float = 0.0, **more: object) -> Point:

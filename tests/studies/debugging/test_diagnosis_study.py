@@ -11,7 +11,7 @@ from networks import Problem, dense, loss_along, mlp_problem, quadratic
 
 from hessdist.config.job import Job
 from hessdist.errors import NumericalError
-from hessdist.landscape.diagnosis import PointKind, Point
+from hessdist.landscape.diagnosis import Point, PointKind
 from hessdist.objective import Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
