@@ -19,6 +19,7 @@ from torch import nn
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
+from hessdist.curvature.differenced import CentralProduct, best_factor
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
@@ -62,9 +63,15 @@ class Compute:
     data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
     workers: int = 2  # processes of a rank that read a streamed shard in advance
     shards: int = 1  # ranks that hold one copy of the parameters between them
+    product: str = "exact"  # or "finite_difference"; of the Hessian
+    recompute: str | Sequence[str] = "none"  # or "block", or patterns of names of modules
 
     def __post_init__(self) -> None:
-        allowed = {"device": ("auto", "cpu", "cuda"), "dtype": tuple(DTYPES)}
+        allowed = {
+            "device": ("auto", "cpu", "cuda"),
+            "dtype": tuple(DTYPES),
+            "product": ("exact", "finite_difference"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise WorkloadError(
@@ -432,6 +439,26 @@ class Objective:
         """
         return local if self.spread is None else self.spread.on_samples(local, self._probe)
 
+    def in_parts(self, size: int) -> LocalLoss:
+        """Return the loss on this rank's samples, with small batches that are not kept.
+
+        Collective if the parameters are spread.
+
+        Args:
+            size: The largest number of samples in a batch.
+
+        Returns:
+            The loss.
+        """
+        return self._on(self.local.shard.in_parts(size))
+
+    def _on(self, shard: Shard) -> LocalLoss:
+        """Return the loss on other samples. Collective if the parameters are spread."""
+        if self.spread is not None:
+            return self.spread.on_samples(self.local, shard)
+        given = self.local
+        return LocalLoss(given.model, given.loss, shard, given.parameters, given.rank)
+
     def _require_dependence(self, operator: str) -> None:
         """Refuse a matrix that is zero as nothing depends on the parameters in use. Collective.
 
@@ -493,11 +520,12 @@ class Objective:
         part.__dict__.pop("placement", None)
         return part
 
-    def local_product(self, operator: str) -> LocalProduct:
+    def local_product(self, operator: str) -> LocalProduct | CentralProduct:
         """Return the product of a curvature matrix, summed over this rank's samples. Collective.
 
         The parameters must not change while it is used. Once for each operator and point, the
-        product is first proven to be a second derivative.
+        product is first proven to be a second derivative. With compute.product =
+        "finite_difference" it is a difference of gradients, with an error that is not known here.
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
@@ -506,8 +534,15 @@ class Objective:
             The product.
 
         Raises:
-            WorkloadError: The operator is not defined for this loss; on every rank.
+            WorkloadError: The operator is not defined for this loss, or has no differences; on
+                every rank.
         """
+        differs = self.compute.product == "finite_difference"
+        if differs and operator != "hessian":
+            raise WorkloadError(
+                f"compute.product = 'finite_difference' is for the Hessian, not for '{operator}'",
+                "use compute.product = 'exact'",
+            ).on_all_ranks()
         self._require_dependence(operator)
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
@@ -515,6 +550,9 @@ class Objective:
                 seed = self.ranks.rank if self.spread is None else 0
                 prove_product(self._proving(self.local), operator, seed)
                 self._proofs.products.add(proof)
+            if differs:
+                seed = 0 if self.spread is None else self.ranks.rank % self.compute.shards
+                return CentralProduct(self.local, best_factor(self._on(self._probe), seed))
             return LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
 
 

@@ -15,7 +15,7 @@ from hessdist.workload.nestings import Batch
 from hessdist.workload.user_code import evaluating
 
 
-class _OnSamples:
+class OnSamples:
     """The common part of products over one rank's samples."""
 
     local: LocalLoss
@@ -36,7 +36,7 @@ class _OnSamples:
         return self.local.device
 
 
-class LocalProduct(_OnSamples):
+class LocalProduct(OnSamples):
     """The map of v to Σ over this rank's samples of a curvature matrix times v.
 
     θ must not change while the object is used. Graphs that depend only on θ are built at once and
@@ -218,7 +218,7 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
     return (ahead - behind) / (2 * epsilon)
 
 
-class DifferencedProduct(_OnSamples):
+class DifferencedProduct(OnSamples):
     """The map of v to Hv by forward differences of the gradient, over this rank's samples.
 
     (∇L(θ + hv) − ∇L(θ)) / h with h ‖v‖ = √u max(1, ‖θ‖), u the rounding of the dtype, where

@@ -52,6 +52,7 @@ class Eigenpairs:
     products: int  # products of the solve, including those for residuals
     restarts: int  # restarts of the Krylov space
     seconds: float  # wall time of the solve
+    product_error: float = 0.0  # relative, of products by finite differences
 
     @property
     def converged(self) -> bool:
