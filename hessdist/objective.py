@@ -23,6 +23,8 @@ from hessdist.curvature.differenced import CentralProduct, best_factor
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
+from hessdist.curvature.recomputation import blocks_of, recompute
+from hessdist.curvature.recomputation_check import require_same_derivatives
 from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.placement import Placement, Replicated
@@ -77,6 +79,10 @@ class Compute:
                 raise WorkloadError(
                     f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(values)}"
                 )
+        if isinstance(self.recompute, str) and self.recompute not in ("none", "block"):
+            raise WorkloadError(
+                f"recompute is {self.recompute!r}", "use none, block, or a list of names of modules"
+            )
         least_values = {"batch_size": 1, "batch_tokens": 1, "workers": 0, "shards": 1}
         for name, least in least_values.items():
             value = getattr(self, name)
@@ -145,6 +151,7 @@ class _Proofs:
     """Proofs about a loss, which the losses of its blocks share."""
 
     additive: bool = False
+    recomputed: bool = False  # blocks that are computed again
     depends: set[str] = field(default_factory=set)  # operators
     products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
 
@@ -204,6 +211,8 @@ class Objective:
         self.spread = spread_over(ranks, compute.shards, model) if compute.shards > 1 else None
         with ranks.agreeing():
             self.model = converted(model, self.device, dtype).eval()
+            self.blocks = blocks_of(self.model, compute.recompute)
+            recompute(self.model, self.blocks)
         if self.spread is not None:
             self.spread.fill_from_start()
         with ranks.agreeing():
@@ -410,6 +419,7 @@ class Objective:
     def _prove_additive(self) -> None:
         """Refuse a loss that is not a sum over samples, or differs between ranks. Collective."""
         self._require_dependence("hessian")
+        self._require_same_derivatives()
         with self.ranks.agreeing():
             refuse_random(self._proving(self.local))
             if not self._proofs.additive:
@@ -452,11 +462,11 @@ class Objective:
         """
         return self._on(self.local.shard.in_parts(size))
 
-    def _on(self, shard: Shard) -> LocalLoss:
+    def _on(self, shard: Shard, local: LocalLoss | None = None) -> LocalLoss:
         """Return the loss on other samples. Collective if the parameters are spread."""
+        given = self.local if local is None else local
         if self.spread is not None:
-            return self.spread.on_samples(self.local, shard)
-        given = self.local
+            return self.spread.on_samples(given, shard)
         return LocalLoss(given.model, given.loss, shard, given.parameters, given.rank)
 
     def _require_dependence(self, operator: str) -> None:
@@ -472,6 +482,14 @@ class Objective:
         with self.ranks.agreeing():
             require_dependence(found, operator)
         self._proofs.depends.add(operator)
+
+    def _require_same_derivatives(self) -> None:
+        """Refuse blocks that cannot be computed again. Collective."""
+        if not self.blocks or self._proofs.recomputed:
+            return
+        with self.ranks.agreeing():
+            require_same_derivatives(self._on(self._probe.in_parts(2), self._whole))
+        self._proofs.recomputed = True
 
     def _probed(self) -> tuple[float, float]:
         """Compute the loss and the weight of a few samples, the same ones on every rank."""
@@ -544,6 +562,7 @@ class Objective:
                 "use compute.product = 'exact'",
             ).on_all_ranks()
         self._require_dependence(operator)
+        self._require_same_derivatives()
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:

@@ -243,6 +243,10 @@ class ComputeSection(Section):
     product: Literal["exact", "finite_difference"] = "exact"
     """Product with the Hessian: the exact one, or a central difference of two gradients, which
     needs the memory of a gradient. Its error is measured before a solve."""
+    recompute: Literal["none", "block"] | Annotated[list[str], Field(min_length=1)] = "none"
+    """Modules whose activations are not stored, but computed again when they are needed. With block
+    they are the repeated blocks of the network; otherwise patterns of names, such as
+    ["transformer.h.*"]."""
 
 
 class OutputSection(Section):

@@ -58,6 +58,11 @@ def blocks_of(model: nn.Module, chosen: str | Sequence[str]) -> list[str]:
     outermost = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
     for name in outermost:
         module = model.get_submodule(name)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            raise WorkloadError(
+                f"compute.recompute: the module {name} is a list, and is not evaluated itself",
+                f"use '{name}.*'",
+            )
         if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
             raise WorkloadError(
                 f"compute.recompute: the module {name} has a forward that cannot be replaced",
@@ -96,12 +101,9 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _named(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
-    depth = {pattern: len(pattern.split(".")) for pattern in patterns}
     found: list[str] = []
     for pattern in patterns:
-        # The module itself, and not all that is inside of it.
-        fitting = [n for n in names if fits(n, pattern) and len(n.split(".")) <= depth[pattern]]
-        fitting = fitting if "**" not in pattern else [n for n in names if fits(n, pattern)]
+        fitting = [name for name in names if fits(name, pattern)]
         if not fitting:
             raise WorkloadError(
                 f"compute.recompute: no module '{pattern}'",
