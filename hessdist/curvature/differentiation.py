@@ -178,7 +178,7 @@ def present_context() -> Callable[[], AbstractContextManager[None]]:
     Returns:
         The function.
     """
-    modes = _get_current_function_mode_stack()
+    modes = _function_modes()
     composites = next((mode for mode in modes if isinstance(mode, _Composites)), None)
     if composites is None:
         return nullcontext
@@ -186,8 +186,13 @@ def present_context() -> Callable[[], AbstractContextManager[None]]:
     twice = any(isinstance(mode, fast_convolutions) for mode in modes)
 
     def again() -> AbstractContextManager[None]:
-        if any(isinstance(mode, _Composites) for mode in _get_current_function_mode_stack()):
+        if any(isinstance(mode, _Composites) for mode in _function_modes()):
             return nullcontext()
         return twice_differentiable(dtype) if twice else exact_derivatives(dtype)
 
     return again
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    modes: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes

@@ -165,6 +165,29 @@ class LocalProduct(OnSamples):
             self.kept_bytes += saved
 
 
+def graph_bytes(local: LocalLoss, operator: str | None) -> int:
+    """Measure what the graph of the first batch saves, without parameters.
+
+    Collective over the ranks that share the parameters.
+
+    Args:
+        local: The loss.
+        operator: The matrix whose products the graph is for; None for the graph of a gradient.
+
+    Returns:
+        The bytes; 0 if this rank has no batch.
+    """
+    counted = _SavedBytes(exclude=local.parameters.tensors)
+    for number, batch in local.batches(range(min(1, local.passes))):
+        context = local.derivatives(twice=operator is not None, hooks=(counted.pack, _unpack))
+        with local.part_in(number), context:
+            if operator is None:
+                local.gradient_of(local.loss(local.model, batch)[0])
+            else:
+                LINEARIZATIONS[operator](local, batch)
+    return counted.bytes
+
+
 class _SavedBytes:
     """The bytes of the storages that a graph saves, each counted once; without parameters."""
 
