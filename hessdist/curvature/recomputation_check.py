@@ -9,7 +9,7 @@ from hessdist.curvature.local_loss import LocalLoss, Pieces, difference
 from hessdist.curvature.recomputation import recomputing
 from hessdist.errors import WorkloadError
 from hessdist.workload.nestings import Batch
-from hessdist.workload.user_code import evaluating
+from hessdist.workload.user_code import evaluating, first_line
 
 
 def require_same_derivatives(local: LocalLoss) -> None:
@@ -27,10 +27,19 @@ def require_same_derivatives(local: LocalLoss) -> None:
     """
     tolerance = 1e-8 if local.dtype == torch.float64 else 1e-2
     _, batch = next(iter(local.batches([0])))
-    with evaluating(local.called("some samples")):
+    remedy = (
+        "let blocks change nothing that they are given (in transformers: config.use_cache = False) "
+        "and use only their own parameters, or leave it out"
+    )
+    with evaluating(local.called("some samples")), recomputing(local.model, ()):
+        expected = _derivatives(local, batch)
+    try:
         found = _derivatives(local, batch)
-        with recomputing(local.model, ()):
-            expected = _derivatives(local, batch)
+    except Exception as error:  # a block of the user can raise anything
+        raise WorkloadError(
+            f"with compute.recompute the model cannot be differentiated ({first_line(error)})",
+            remedy,
+        ) from error
     names = local.parameters.layout.names
     for what, one, other in zip(("gradient", "product"), found, expected, strict=True):
         squares = _squares(local, difference(one, other)), _squares(local, other)
@@ -39,8 +48,7 @@ def require_same_derivatives(local: LocalLoss) -> None:
             if not wrong <= tolerance**2 * (whole + floor):
                 raise WorkloadError(
                     f"with compute.recompute the {what} with respect to {name} is another one",
-                    "let blocks change nothing that they are given (in transformers: "
-                    "config.use_cache = False) and use only their own parameters, or leave it out",
+                    remedy,
                 )
 
 

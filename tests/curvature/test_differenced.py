@@ -71,24 +71,19 @@ def test_kinks_that_a_few_samples_do_not_show_are_refused() -> None:
 
 @pytest.mark.mpi(ranks=[2], timeout=60, unit="s")
 def test_with_spread_parameters(mpi_ranks: int, comm: Any) -> None:
-    for name in ("odd", "gpt2"):
-        model, data = problem(name)
-        options = {"largest": 2, "smallest": 1, "tolerance": 1e-6, "batch_size": 1, "comm": comm}
+    model, data = problem("odd")
 
-        def solved(
-            model: nn.Module = model, data: Samples = data, options: Any = options, **more: Any
-        ) -> np.ndarray:
-            loss = nn.CrossEntropyLoss()
-            found = hessdist.extreme_eigenpairs(model, loss, data, **options, **more)
-            return np.concatenate([found.eigenvalues_largest, found.eigenvalues_smallest])
+    def solved(**more: Any) -> Any:
+        options = {"largest": 2, "smallest": 0, "tolerance": 1e-4, "batch_size": 2, **more}
+        loss = nn.CrossEntropyLoss()
+        return hessdist.extreme_eigenpairs(model, loss, data, comm=comm, **options)
 
-        right = solved()
-        for operator in ("hessian", "residual"):
-            right = solved(operator=operator)
-            again = solved(operator=operator, shards=2, recompute="block")
-            assert np.allclose(again, right, rtol=1e-9, atol=1e-12)
-        both = solved(shards=2, recompute="block", product="finite_difference")
-        assert np.allclose(both, solved(), rtol=1e-6, atol=1e-9)
+    right = solved().eigenvalues_largest
+    again = solved(shards=2, recompute="block").eigenvalues_largest
+    assert np.allclose(again, right, rtol=1e-9, atol=1e-12)
+    both = solved(shards=2, recompute="block", product="finite_difference")
+    assert np.allclose(both.eigenvalues_largest, right, rtol=1e-6, atol=1e-9)
+    assert 0 < both.product_error < 1e-6
 
 
 def test_the_command_line_says_the_error_and_knows_other_products(run: Run, job: Path) -> None:
