@@ -58,6 +58,7 @@ class Spectrum:
     outcome: str  # why the solve ended, and the remedy
     parameter_names: tuple[str, ...]  # in the order of the flat vector
     parameter_shapes: tuple[tuple[int, ...], ...]  # in the same order
+    product_error: float = 0.0  # relative, of products by finite differences
 
     @property
     def converged(self) -> bool:
@@ -85,6 +86,8 @@ def extreme_eigenpairs(
     data_gib: float = 8.0,
     workers: int = 0,
     shards: int = 1,
+    product: Literal["exact", "finite_difference"] = "exact",
+    recompute: Literal["none", "block"] | Sequence[str] = "none",
     residuals: Residuals = "recorded",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -122,6 +125,10 @@ def extreme_eigenpairs(
             be sent to them.
         shards: The number of ranks that hold one copy of the parameters between them. It divides
             the number of ranks.
+        product: "finite_difference" multiplies the Hessian by central differences of the gradient,
+            with the memory of one gradient. Its error is measured first.
+        recompute: "block" computes the activations of repeated blocks again when they are needed;
+            a list of patterns names modules. It does not change the result.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time), and
             "sketched" keeps sketches, from which residuals are known to one percent.
         collate: Makes a batch of a list of samples, for example with padding; None: samples are
@@ -133,7 +140,8 @@ def extreme_eigenpairs(
 
     Raises:
         InputError: The arguments do not fit together.
-        NumericalError: A loss or a gradient is not finite.
+        NumericalError: A loss or a gradient is not finite, or products by differences are too
+            inaccurate.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot be used.
     """
     compute = {
@@ -144,6 +152,8 @@ def extreme_eigenpairs(
         "data_gib": data_gib,
         "workers": workers,
         "shards": shards,
+        "product": product,
+        "recompute": recompute,
     }
     settings = {
         "largest": largest,
@@ -184,6 +194,7 @@ def extreme_eigenpairs(
             outcome=pairs.outcome.value,
             parameter_names=objective.layout.names,
             parameter_shapes=objective.layout.shapes,
+            product_error=pairs.product_error,
         )
 
 

@@ -19,10 +19,13 @@ from torch import nn
 from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.dependence import depends, require_dependence
 from hessdist.curvature.determinism import refuse_random
+from hessdist.curvature.differenced import CentralProduct, best_factor
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.metric import Description, Metric
 from hessdist.curvature.parameters import ParameterLayout, Parameters
 from hessdist.curvature.products import LocalProduct
+from hessdist.curvature.recomputation import blocks_of, recompute
+from hessdist.curvature.recomputation_check import require_same_derivatives
 from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.placement import Placement, Replicated
@@ -63,14 +66,24 @@ class Compute:
     data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
     workers: int = 2  # processes of a rank that read a streamed shard in advance
     shards: int = 1  # ranks that hold one copy of the parameters between them
+    product: str = "exact"  # or "finite_difference"; of the Hessian
+    recompute: str | Sequence[str] = "none"  # or "block", or patterns of names of modules
 
     def __post_init__(self) -> None:
-        allowed = {"device": ("auto", "cpu", "cuda"), "dtype": tuple(DTYPES)}
+        allowed = {
+            "device": ("auto", "cpu", "cuda"),
+            "dtype": tuple(DTYPES),
+            "product": ("exact", "finite_difference"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise WorkloadError(
                     f"{name} is {getattr(self, name)!r}", f"use one of {', '.join(values)}"
                 )
+        if isinstance(self.recompute, str) and self.recompute not in ("none", "block"):
+            raise WorkloadError(
+                f"recompute is {self.recompute!r}", "use none, block, or a list of names of modules"
+            )
         least_values = {"batch_size": 1, "batch_tokens": 1, "workers": 0, "shards": 1}
         for name, least in least_values.items():
             value = getattr(self, name)
@@ -139,6 +152,7 @@ class _Proofs:
     """Proofs about a loss, which the losses of its blocks share."""
 
     additive: bool = False
+    recomputed: bool = False  # blocks that are computed again
     depends: set[str] = field(default_factory=set)  # operators
     products: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)  # at the present θ
 
@@ -198,6 +212,8 @@ class Objective:
         self.spread = spread_over(ranks, compute.shards, model) if compute.shards > 1 else None
         with ranks.agreeing():
             self.model = converted(model, self.device, dtype).eval()
+            self.blocks = blocks_of(self.model, compute.recompute)
+            recompute(self.model, self.blocks)
         if self.spread is not None:
             self.spread.fill_from_start()
         with ranks.agreeing():
@@ -447,6 +463,7 @@ class Objective:
     def _prove_additive(self) -> None:
         """Refuse a loss that is not a sum over samples, or differs between ranks. Collective."""
         self._require_dependence("hessian")
+        self._require_same_derivatives()
         with self.ranks.agreeing():
             refuse_random(self._proving(self.local))
             if not self._proofs.additive:
@@ -476,6 +493,26 @@ class Objective:
         """
         return local if self.spread is None else self.spread.on_samples(local, self._probe)
 
+    def in_parts(self, size: int) -> LocalLoss:
+        """Return the loss on this rank's samples, with small batches that are not kept.
+
+        Collective if the parameters are spread.
+
+        Args:
+            size: The largest number of samples in a batch.
+
+        Returns:
+            The loss.
+        """
+        return self._on(self.local.shard.in_parts(size))
+
+    def _on(self, shard: Shard, local: LocalLoss | None = None) -> LocalLoss:
+        """Return the loss on other samples. Collective if the parameters are spread."""
+        given = self.local if local is None else local
+        if self.spread is not None:
+            return self.spread.on_samples(given, shard)
+        return LocalLoss(given.model, given.loss, shard, given.parameters, given.rank)
+
     def _require_dependence(self, operator: str) -> None:
         """Refuse a matrix that is zero as nothing depends on the parameters in use. Collective.
 
@@ -489,6 +526,14 @@ class Objective:
         with self.ranks.agreeing():
             require_dependence(found, operator)
         self._proofs.depends.add(operator)
+
+    def _require_same_derivatives(self) -> None:
+        """Refuse blocks that cannot be computed again. Collective."""
+        if not self.blocks or self._proofs.recomputed:
+            return
+        with self.ranks.agreeing():
+            require_same_derivatives(self._on(self._probe.in_parts(2), self._whole))
+        self._proofs.recomputed = True
 
     def _probed(self) -> tuple[float, float]:
         """Compute the loss and the weight of a few samples, the same ones on every rank."""
@@ -537,11 +582,12 @@ class Objective:
         part.__dict__.pop("placement", None)
         return part
 
-    def local_product(self, operator: str) -> LocalProduct:
+    def local_product(self, operator: str) -> LocalProduct | CentralProduct:
         """Return the product of a curvature matrix, summed over this rank's samples. Collective.
 
         The parameters must not change while it is used. Once for each operator and point, the
-        product is first proven to be a second derivative.
+        product is first proven to be a second derivative. With compute.product =
+        "finite_difference" it is a difference of gradients, with an error that is not known here.
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
@@ -550,15 +596,26 @@ class Objective:
             The product.
 
         Raises:
-            WorkloadError: The operator is not defined for this loss; on every rank.
+            WorkloadError: The operator is not defined for this loss, or has no differences; on
+                every rank.
         """
+        differs = self.compute.product == "finite_difference"
+        if differs and operator != "hessian":
+            raise WorkloadError(
+                f"compute.product = 'finite_difference' is for the Hessian, not for '{operator}'",
+                "use compute.product = 'exact'",
+            ).on_all_ranks()
         self._require_dependence(operator)
+        self._require_same_derivatives()
         proof = (operator, self.layout.names)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:
                 seed = self.ranks.rank if self.spread is None else 0
                 prove_product(self._proving(self.local), operator, seed)
                 self._proofs.products.add(proof)
+            if differs:
+                seed = 0 if self.spread is None else self.ranks.rank % self.compute.shards
+                return CentralProduct(self.local, best_factor(self._on(self._probe), seed))
             return LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
 
 

@@ -41,6 +41,9 @@ def show(context: typer.Context, run: RunFile) -> None:
         f"{opened.samples}, {opened.attributes['ranks']} ranks, "
         f"hessdist {opened.attributes['software_version']}",
     )
+    if parse_job(opened.job, str(run))[0].compute.product == "finite_difference":
+        error = max((opened[int(step)].product_error for step in opened.steps), default=0.0)
+        _say(f"products by finite differences, relative error up to {error:.1e}")
     for table in shown:
         console.print(table)
 

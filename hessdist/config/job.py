@@ -70,6 +70,8 @@ class Job(Section):
         sections["data"]["arguments"] = self.data.arguments
         kept = {name: sections[name] for name in ("model", "loss", "data", "spectrum")}
         kept["compute"] = {"dtype": self.compute.dtype}
+        if self.compute.product != "exact":  # else as in results from before there was the key
+            kept["compute"]["product"] = self.compute.product
         return {
             f"{section}.{key}": value
             for section, values in kept.items()

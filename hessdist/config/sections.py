@@ -236,7 +236,7 @@ def _number_of_shards(value: Any) -> Any:
 
 
 class ComputeSection(Section):
-    """How products are computed. None of these keys changes the numbers beyond rounding."""
+    """How products are computed. Only product changes the numbers beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; with auto, the GPU of the rank's node-local index if there is one."""
@@ -257,6 +257,13 @@ class ComputeSection(Section):
     """Number of ranks that hold one copy of the parameters between them, for models that no rank
     can hold. It has to divide the number of ranks of a solve. With auto it is the smallest number
     with which products fit into the memory of a rank."""
+    product: Literal["exact", "finite_difference"] = "exact"
+    """Product with the Hessian: the exact one, or a central difference of two gradients, which
+    needs the memory of a gradient. Its error is measured before a solve."""
+    recompute: Literal["none", "block"] | Annotated[list[str], Field(min_length=1)] = "none"
+    """Modules whose activations are not stored, but computed again when they are needed. With block
+    they are the repeated blocks of the network; otherwise patterns of names, such as
+    ["transformer.h.*"]."""
 
 
 class OutputSection(Section):

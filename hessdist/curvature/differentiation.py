@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from hessdist.curvature.activations import fast_activations
 from hessdist.curvature.composites import COMPOSITES
@@ -31,7 +31,7 @@ class _Composites(TorchFunctionMode):
 
     def __init__(self, keeps_float64: bool) -> None:
         super().__init__()
-        self._keeps_float64 = keeps_float64
+        self.keeps_float64 = keeps_float64
 
     def __torch_function__(
         self,
@@ -42,7 +42,7 @@ class _Composites(TorchFunctionMode):
     ) -> Any:
         """Replace a call of a function in `COMPOSITES`, and pass on every other call."""
         options = kwargs or {}
-        if self._keeps_float64 and args and _has_float64_graph(args[0]):
+        if self.keeps_float64 and args and _has_float64_graph(args[0]):
             func, args, options = _without_cast(func, args, options)
         composite = COMPOSITES.get(func)
         if composite is not None:
@@ -180,3 +180,31 @@ def twice_differentiable(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """
     with exact_derivatives(dtype, fast=True):
         yield
+
+
+def present_context() -> Callable[[], AbstractContextManager[None]]:
+    """Return a function that makes the present one of the contexts above again.
+
+    The context that it makes does nothing within one of them.
+
+    Returns:
+        The function.
+    """
+    modes = _function_modes()
+    composites = next((mode for mode in modes if isinstance(mode, _Composites)), None)
+    if composites is None:
+        return nullcontext
+    dtype = torch.float64 if composites.keeps_float64 else torch.float32
+    twice = any(isinstance(mode, fast_convolutions) for mode in modes)
+
+    def again() -> AbstractContextManager[None]:
+        if any(isinstance(mode, _Composites) for mode in _function_modes()):
+            return nullcontext()
+        return twice_differentiable(dtype) if twice else exact_derivatives(dtype)
+
+    return again
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    modes: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes

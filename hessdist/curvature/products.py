@@ -15,7 +15,7 @@ from hessdist.workload.nestings import Batch
 from hessdist.workload.user_code import evaluating
 
 
-class _OnSamples:
+class OnSamples:
     """The common part of products over one rank's samples."""
 
     local: LocalLoss
@@ -36,7 +36,7 @@ class _OnSamples:
         return self.local.device
 
 
-class LocalProduct(_OnSamples):
+class LocalProduct(OnSamples):
     """The map of v to Σ over this rank's samples of a curvature matrix times v.
 
     θ must not change while the object is used. Graphs that depend only on θ are built at once and
@@ -166,6 +166,29 @@ class LocalProduct(_OnSamples):
             self.kept_bytes += saved
 
 
+def graph_bytes(local: LocalLoss, operator: str | None) -> int:
+    """Measure what the graph of the first batch saves, without parameters.
+
+    Collective over the ranks that share the parameters.
+
+    Args:
+        local: The loss.
+        operator: The matrix whose products the graph is for; None for the graph of a gradient.
+
+    Returns:
+        The bytes; 0 if this rank has no batch.
+    """
+    counted = _SavedBytes(exclude=local.parameters.tensors)
+    for number, batch in local.batches(range(min(1, local.passes))):
+        context = local.derivatives(twice=operator is not None, hooks=(counted.pack, _unpack))
+        with local.part_in(number), context:
+            if operator is None:
+                local.gradient_of(local.loss(local.model, batch)[0])
+            else:
+                LINEARIZATIONS[operator](local, batch)
+    return counted.bytes
+
+
 class _SavedBytes:
     """The bytes of the storages that a graph saves, each counted once; without parameters."""
 
@@ -219,7 +242,7 @@ def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) ->
     return (ahead - behind) / (2 * epsilon)
 
 
-class DifferencedProduct(_OnSamples):
+class DifferencedProduct(OnSamples):
     """The map of v to Hv by forward differences of the gradient, over this rank's samples.
 
     (∇L(θ + hv) − ∇L(θ)) / h with h ‖v‖ = √u max(1, ‖θ‖), u the rounding of the dtype, where

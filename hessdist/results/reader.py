@@ -362,6 +362,12 @@ class CheckpointResult:
         with self.opened() as group:
             return str(group.attrs["checkpoint_digest"])
 
+    @property
+    def product_error(self) -> float:
+        """The measured relative error of products by finite differences; 0 for exact ones."""
+        with self.opened() as group:
+            return float(group.attrs.get("product_error", 0.0))
+
     def eigenvector(self, end: str, rank: int, entries: slice = slice(None)) -> NDArray[np.float32]:
         """Read one eigenvector; the others are not read.
 

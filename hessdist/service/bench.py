@@ -94,8 +94,9 @@ class Bench:
     software_version: str
     versions: dict[str, str]
     gradient: Seconds
-    products: dict[str, Seconds]  # "kept", "rebuilt", "finite difference"
+    products: dict[str, Seconds]  # "kept", "recomputed by block", "rebuilt", "finite difference"
     product_in_gradients: dict[str, float]
+    graph_bytes: dict[str, int]  # that the graph of one batch saves, by form of the product
     kept: list[Kept]  # by rank
     solve: Solve | None
     memory: list[Memory]  # by rank
@@ -194,9 +195,9 @@ def _measure(
         f"{threads} thread{'s' * (threads > 1)}"
     )
     objective.evaluate()  # refuses what cannot be solved
-    gradient, products, kept = time_products(job, objective, repeat)
+    gradient, products, kept, sizes = time_products(job, objective, repeat)
     ratios = {form: each.median / gradient.median for form, each in products.items()}
-    for line in _lines(gradient, products, ratios, kept):
+    for line in _lines(gradient, products, ratios, kept, sizes):
         console.line(line)
     solved = _solve(job, objective, gradient) if solve else None
     for line in solved.lines() if solved else ():
@@ -221,6 +222,7 @@ def _measure(
         gradient=gradient,
         products=products,
         product_in_gradients=ratios,
+        graph_bytes=sizes,
         kept=kept,
         solve=solved,
         memory=memory,
@@ -245,12 +247,20 @@ def _load(objective: Objective, checkpoint: Checkpoint | None, job: Job) -> None
 
 
 def _lines(
-    gradient: Seconds, products: dict[str, Seconds], ratios: dict[str, float], kept: list[Kept]
+    gradient: Seconds,
+    products: dict[str, Seconds],
+    ratios: dict[str, float],
+    kept: list[Kept],
+    sizes: dict[str, int],
 ) -> list[str]:
     """Gradient, products and kept graphs in words."""
     return [
-        f"{'gradient':18} {gradient}",
-        *(f"{form:18} {each}, {ratios[form]:.2f} gradients" for form, each in products.items()),
+        f"{'gradient':19} {gradient}",
+        *(
+            f"{form:19} {each}, {ratios[form]:.2f} gradients, "
+            f"{sizes[form] / 2**20:.3g} MiB for the graph of a batch"
+            for form, each in products.items()
+        ),
         f"kept graphs: {sum(k.kept_batches for k in kept)} of {sum(k.batches for k in kept)} "
         f"batches, at most {_gib(k.bytes for k in kept)} a rank",
     ]

@@ -332,6 +332,11 @@ class Group:
             self._objective, wanted.operator, here.weight, after_product, journal
         )
         progress.shell = shell
+        if shell.product_error:
+            self._line(
+                f"{what}: products by finite differences, with a relative error of "
+                f"{shell.product_error:.1e} against exact ones"
+            )
         self._console.solving(what)
         try:
             pairs = eigenpairs_as(

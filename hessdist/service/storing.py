@@ -100,7 +100,9 @@ class RunStore:
                 self._put_vectors(file, "eigenvectors_smallest", pairs.smallest)
             with ranks.agreeing():
                 if file is not None:
+                    differences = {"product_error": pairs.product_error}
                     file.finish({
+                        **(differences if pairs.product_error else {}),
                         "checkpoint": os.fspath(checkpoint.path),
                         "checkpoint_digest": digest,
                         "tolerance": pairs.tolerance,

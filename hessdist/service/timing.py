@@ -6,22 +6,26 @@ is that of the slowest rank.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessdist.config.job import Job
-from hessdist.curvature.local_loss import LocalLoss
-from hessdist.curvature.products import LocalProduct, finite_difference
+from hessdist.curvature.differenced import CentralProduct
+from hessdist.curvature.products import LocalProduct, graph_bytes
+from hessdist.curvature.recomputation import recomputing, repeated_blocks
 from hessdist.objective import Objective, Workload
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.shell import LocalOperator, ShellMatrix, curvature_matrix
 from hessdist.spectrum.start import random_entries
+
+BY_BLOCK = "recomputed by block"
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,26 @@ class Scaling:
     efficiency: float  # of the product, against one rank
 
 
-class _Differences:
-    """A product by central differences, for comparison with exact ones."""
+class _Recomputing:
+    """A product whose batches are evaluated while some blocks are computed again, or none."""
 
-    def __init__(self, local: LocalLoss) -> None:
-        self.local = local
-        self.size, self.dtype, self.device = local.parameters.layout.size, local.dtype, local.device
+    def __init__(self, product: LocalOperator, model: nn.Module, blocks: Sequence[str]) -> None:
+        self._product, self._model, self._blocks = product, model, blocks
+        self.size, self.dtype, self.device = product.size, product.dtype, product.device
 
     def __call__(self, v: Tensor) -> Tensor:
-        return finite_difference(self.local, v)
+        with recomputing(self._model, self._blocks):
+            return self._product(v)
 
 
 def time_products(
     job: Job, objective: Objective, repeat: int
-) -> tuple[Seconds, dict[str, Seconds], list[Kept]]:
-    """Time a gradient, and a product in several forms. Collective.
+) -> tuple[Seconds, dict[str, Seconds], list[Kept], dict[str, int]]:
+    """Time a gradient, and a product in several forms, and measure their graphs. Collective.
+
+    The forms are "kept" graphs, "rebuilt" ones, those of a network with blocks that are "recomputed
+    by block", and for a Hessian a "finite difference". If the job has compute.recompute, the first
+    two are those of the network without it.
 
     Args:
         job: The job.
@@ -78,24 +87,42 @@ def time_products(
         repeat: Number of repetitions.
 
     Returns:
-        The gradient; the product with its graph "kept", with it "rebuilt", and for a Hessian by a
-        "finite difference"; the kept graphs, by rank.
+        The gradient; the products by form; the kept graphs, by rank; the bytes that the graph of
+        one batch saves at most on a rank, by form.
     """
-    ranks, operator = objective.ranks, job.spectrum.operator
+    ranks, operator, local = objective.ranks, job.spectrum.operator, objective.local
+    blocks = objective.blocks or repeated_blocks(local.model)
+    blocks = [n for n in blocks if not any(n.startswith(f"{other}.") for other in blocks)]
+    forms: dict[str, LocalOperator] = {}
+    sizes: dict[str, int] = {}
     with ranks.agreeing():
-        keeping = LocalProduct(objective.local, operator, job.compute.cache_gib * 2**30)
-        forms: dict[str, LocalOperator] = {"kept": keeping}
-        forms["rebuilt"] = LocalProduct(objective.local, operator, 0)
-    if operator == "hessian":
-        forms["finite difference"] = _Differences(objective.local)
+        with recomputing(local.model, ()):
+            keeping = LocalProduct(local, operator, job.compute.cache_gib * 2**30)
+            sizes["kept"] = sizes["rebuilt"] = graph_bytes(local, operator)
+            sizes["finite difference"] = graph_bytes(local, None)
+        forms["kept"] = _Recomputing(keeping, local.model, ())
+        forms["rebuilt"] = _Recomputing(LocalProduct(local, operator, 0), local.model, ())
+        if blocks:
+            with recomputing(local.model, blocks):
+                sizes[BY_BLOCK] = graph_bytes(local, operator)
+                again = LocalProduct(local, operator, job.compute.cache_gib * 2**30)
+            forms[BY_BLOCK] = _Recomputing(again, local.model, blocks)
+        if operator == "hessian":
+            forms["finite difference"] = CentralProduct(local)
     placement = objective.placement
-    shells = {n: ShellMatrix(local, ranks, placement=placement) for n, local in forms.items()}
+    # They are timed, not used: their errors are measured before a solve.
+    shells = {
+        name: ShellMatrix(form, ranks, placement=placement, asymmetry=math.inf)
+        for name, form in forms.items()
+    }
     x = _entries(objective)
     work: dict[str, Callable[[], object]] = {"gradient": lambda: _gradient(objective)}
     work |= {name: partial(shell.apply, x) for name, shell in shells.items()}
     seconds = _in_turns(ranks, work, repeat)
-    kept = Kept(len(objective.local.shard), keeping.kept_batches, keeping.kept_bytes)
-    return seconds.pop("gradient"), seconds, ranks.collect(kept)
+    kept = Kept(len(local.shard), keeping.kept_batches, keeping.kept_bytes)
+    everyone = ranks.collect(sizes)
+    most = {name: max(one[name] for one in everyone) for name in forms}
+    return seconds.pop("gradient"), seconds, ranks.collect(kept), most
 
 
 def time_scaling(

@@ -58,6 +58,7 @@ class Eigenpairs:
     seconds: float  # wall time of the solve
     residuals_from: Residuals = "recorded"  # products that were kept, their sketches, or new ones
     residual_error: float = 0.0  # relative standard error of residuals from sketches
+    product_error: float = 0.0  # relative, of products by finite differences
 
     @property
     def converged(self) -> bool:

@@ -54,9 +54,12 @@ def extreme_eigenpairs(
 
     Raises:
         InputError: The numbers do not fit the matrix.
+        NumericalError: Products are differences whose error is above the tolerance.
     """
     with shell.ranks.agreeing():
         _check_wanted(shell.size, largest, smallest, tolerance)
+        if shell.differences is not None:
+            shell.differences.require(tolerance)
         petsc.require()
     petsc.initialise()
     with shell.ranks.agreeing():
@@ -67,6 +70,8 @@ def extreme_eigenpairs(
         _solve(solver, residuals, seed)
         found, source, error = _measured(shell, solver)
     shell.forget()
+    good = found.converged
+    shell.require_accurate(found.vectors[good], found.values[good], solver.tolerance)
     n, (upper, lower) = len(found.values), solver.found
     top = _end(found, slice(n - 1, n - 1 - upper if upper < n else None, -1), largest)
     bottom = _end(found, slice(0, lower), smallest)
@@ -80,6 +85,7 @@ def extreme_eigenpairs(
         products=shell.products - products,
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
+        product_error=shell.product_error,
     )
 
 

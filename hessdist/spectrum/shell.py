@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from hessdist.errors import HessdistError, Stopped, SymmetryError
+from hessdist.errors import HessdistError, Stopped, SymmetryError, WorkloadError
 from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
 from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks
+from hessdist.spectrum.differenced import Differences, measure
 from hessdist.spectrum.sketch import Sketch
 
 _Array = TypeVar("_Array", NDArray[np.float64], Tensor)
@@ -76,7 +77,9 @@ class ShellMatrix:
         asymmetry: The largest |xᵀAy − yᵀAx| / (‖x‖ ‖Ay‖ + ‖y‖ ‖Ax‖) of the first two vectors
             that counts as rounding. The default is `ε^0.25` of the product's dtype: rounding causes
             1e-6 in float32 as a rule, and thousands of times as much for an x that A nearly
-            annihilates, while an operator that is not symmetric differs by its norm.
+            annihilates, while an operator that is not symmetric differs by its norm. For a product
+            by differences it is 20 times the product's error if that is more.
+        differences: The error of a product by differences; None for an exact product.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class ShellMatrix:
         placement: Placement | None = None,
         metric: NDArray[np.float64] | None = None,
         asymmetry: float | None = None,
+        differences: Differences | None = None,
     ) -> None:
         self._local = local
         self._roots = None if metric is None else 1 / np.sqrt(metric)  # of P^-1, (d_local,)
@@ -119,7 +123,10 @@ class ShellMatrix:
         self.sketch: Sketch | None = None  # of which recorded products are kept alone
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: BaseException | None = None
-        self._asymmetry = self.epsilon**0.25 if asymmetry is None else asymmetry
+        # Differences of gradients are symmetric only up to their error.
+        self.differences = differences
+        usual = max(self.epsilon**0.25, 20 * self.product_error)
+        self._asymmetry = usual if asymmetry is None else asymmetry
         self._first: tuple[Tensor, Tensor] | None = None  # a vector and its product
 
     @property
@@ -132,6 +139,11 @@ class ShellMatrix:
         """The dtype of the product."""
         dtype: np.dtype[Any] = torch.empty((), dtype=self._local.dtype).numpy().dtype
         return dtype
+
+    @property
+    def product_error(self) -> float:
+        """The measured relative error of a product by differences; 0 for an exact one."""
+        return 0.0 if self.differences is None else self.differences.error
 
     @property
     def epsilon(self) -> float:
@@ -329,6 +341,24 @@ class ShellMatrix:
         _entries(y, "w").copy_(entries)
         self._wait()
 
+    def require_accurate(
+        self, vectors: NDArray[Any], values: NDArray[np.float64], tolerance: float
+    ) -> None:
+        """Refuse eigenpairs of products by differences that are not those of the matrix.
+
+        Collective. Exact products need no check.
+
+        Args:
+            vectors: The converged vectors, this rank's entries, (n, d_local).
+            values: The eigenvalues, (n,).
+            tolerance: The relative residual of a converged pair.
+
+        Raises:
+            NumericalError: An exact product contradicts them; on every rank.
+        """
+        if self.differences is not None:
+            self.differences.require_pairs(vectors, values, tolerance, self._finish)
+
     def _finish(self, total: _Array, x: Any, part: slice = slice(None)) -> _Array:
         """Scale a sum of products, and add the shift; `part` is the range of its entries."""
         total *= self._scale
@@ -495,16 +525,25 @@ def curvature_matrix(
 
     Raises:
         WorkloadError: The operator is not defined for this loss; on every rank.
+        NumericalError: Products by differences are too inaccurate; on every rank.
     """
+    slice_of_metric = objective.metric_slice() if metric else None
+    differs = objective.compute.product == "finite_difference"
+    if differs and slice_of_metric is not None:
+        raise WorkloadError(
+            "compute.product = 'finite_difference' has no metric", "use exact products with it"
+        ).on_all_ranks()
+    local = objective.local_product(operator)
     return ShellMatrix(
-        objective.local_product(operator),
+        local,
         objective.ranks,
         scale=1 / weight,
         shift=objective.l2 if operator in ("hessian", "gauss_newton") else 0.0,
         on_product=on_product,
         journal=journal,
         placement=objective.placement,
-        metric=objective.metric_slice() if metric else None,
+        metric=slice_of_metric,
         # Where the model is as good as linear, S is nothing but rounding.
         asymmetry=math.inf if operator == "residual" else None,
+        differences=measure(objective, local) if differs else None,
     )

@@ -174,7 +174,8 @@ class SpreadModel:
             origin = _Origin(reference, unit, tuple(pieces), index)
             self._origins[storage.data_ptr()] = origin
             if self._guarded is not None:
-                name = self._names[id(pieces[index])]
+                # A block that is computed again has copies of its pieces.
+                name = self._names.get(id(pieces[index]), "of a recomputed block")
                 self._guarded.append((name, tensor, _bits(tensor)))
         return tensors
 

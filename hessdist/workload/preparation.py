@@ -185,15 +185,16 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     if copied is not None:
         yield copied
         return
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training, type(module)) for module in model.modules()]
     data = [(tensor, tensor.data) for tensor in chain(model.parameters(), model.buffers())]
     try:
         for tensor, before in data:
             tensor.data = before.clone()
         yield model
     finally:
-        for module, training in modes:
+        for module, training, kind in modes:
             module.training = training
+            module.__class__ = kind
         for tensor, before in data:
             tensor.data = before
 

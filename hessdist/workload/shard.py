@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import warnings
@@ -96,6 +97,27 @@ class Shard:
     def __len__(self) -> int:
         """The number of batches."""
         return len(self._indices)
+
+    def in_parts(self, size: int) -> Shard:
+        """Return the same samples in smaller batches, which this process reads when they are used.
+
+        Args:
+            size: The largest number of samples in a batch.
+
+        Returns:
+            The shard.
+        """
+        small = copy.copy(self)
+        small._indices = [
+            each[begin : begin + size]
+            for each in self._indices
+            for begin in range(0, len(each), size)
+        ]
+        small._ends = list(accumulate(map(len, small._indices)))
+        small.batch_size = min(self.batch_size, size)
+        small._kept, small._loader, small._workers = None, None, 0
+        small.__dict__.pop("reads_in_process", None)
+        return small
 
     def head(self, count: int) -> Batch:
         """Read the first `count` samples as a batch from the data set."""

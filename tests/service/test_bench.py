@@ -7,7 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import DIGITS_JOB, Run
+
+BLOCKS = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        wide = [nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)]
+        self.layers = nn.Sequential(*wide)
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def build():
+    blocks = [Block() for _ in range(3)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), *blocks, nn.Linear(4, 10))
+"""
 
 
 def measured(run: Run, job: Path, *words: str, ranks: int) -> dict[str, Any]:
@@ -61,6 +80,21 @@ def test_before_there_is_any_checkpoint(run: Run, job: Path) -> None:
     assert found["checkpoint"] == "initial parameters"
     assert found["solve"] is None
     assert set(found["products"]) == {"kept", "rebuilt"}
+    assert found["graph_bytes"]["kept"] == found["graph_bytes"]["rebuilt"] > 0
+
+
+def test_memory_and_time_of_every_form(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "blocks.py").write_text(BLOCKS, encoding="utf-8")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        DIGITS_JOB.replace('"mlp"', '"blocks:build"').replace("arguments =", "arguments = {} #"),
+        encoding="utf-8",
+    )
+    found = measured(run, job, "--no-solve", "--set", "data.samples=20", ranks=0)
+    forms = {"kept", "recomputed by block", "rebuilt", "finite difference"}
+    assert set(found["products"]) == set(found["graph_bytes"]) == forms
+    sizes = found["graph_bytes"]
+    assert 0 < sizes["recomputed by block"] < sizes["finite difference"] < sizes["kept"]
 
 
 @pytest.mark.slow
