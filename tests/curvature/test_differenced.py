@@ -63,8 +63,8 @@ def test_kinks_that_a_few_samples_do_not_show_are_refused() -> None:
         nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)
     )
     given = type("Given", (), {})()
-    given.model, given.loss = model, nn.CrossEntropyLoss()
-    given.dataset = Samples(torch.randn(2000, 4), torch.randint(0, 3, (2000,)))
+    given.model, given.loss = model.double(), nn.CrossEntropyLoss()
+    given.dataset = Samples(torch.randn(2000, 4).double(), torch.randint(0, 3, (2000,)))
     with pytest.raises(NumericalError, match="finite differences"):
         eigenpairs(given)
 
