@@ -128,7 +128,10 @@ def _memory() -> list[Component]:
     from hessdist.spectrum.krylov_schur import basis_sizes
     from hessdist.spread.memory import memory_of_rank, most_parameters
 
-    ranks = Ranks()
+    try:
+        ranks = Ranks()
+    except InputError:  # a launcher that MPI does not know, of which `_mpi` speaks
+        return []
     memory = memory_of_rank(ranks, choose_device("auto", ranks.node()[0]))
     vectors = basis_sizes(23, sys.maxsize)[1]  # of LA(20) and SA(3)
     most = most_parameters(ranks.size, vectors, memory)
