@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,9 @@ FORMATS: dict[str, Callable[[Path, dict[str, Tensor]], None]] = {
 @pytest.mark.mpi(ranks=2, timeout=120, unit="s")
 @pytest.mark.filterwarnings("ignore:.*torch.distributed")
 def test_formats_of_checkpoints(mpi_ranks: int, comm: Any, command: Command) -> None:
+    if comm.rank == 0:  # the other formats have no state of an optimiser, and so no bound
+        shutil.rmtree(command.folder / "checkpoints" / "optimizer")
+    comm.Barrier()
     command("spectrum", "job.toml", "--checkpoints", "10")
     if comm.rank == 0:
         (path,) = (command.folder / "checkpoints").glob("*10*")
