@@ -36,7 +36,8 @@ def ask(path: str, words: list[str]) -> None:
             signal.signal(number, lambda number, frame: os.kill(pid, number))
         status = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big", signed=True)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:  # which nothing may handle
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
