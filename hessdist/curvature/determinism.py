@@ -74,12 +74,12 @@ def _versions(local: LocalLoss) -> dict[str, tuple[int, int]]:
     """Return PyTorch's write count of each parameter, and the sum of its bits."""
     # PyTorch does not count writes to `parameter.data`.
     return {
-        name: (tensor._version, _bits(tensor.detach()))
+        name: (tensor._version, bits_of(tensor.detach()))
         for name, tensor in local.model.named_parameters()
     }
 
 
-def _bits(tensor: Tensor) -> int:
+def bits_of(tensor: Tensor) -> int:
     """Return the sum of the entries read as integers, which changes with any entry."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}

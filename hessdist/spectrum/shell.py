@@ -223,16 +223,13 @@ class ShellMatrix:
         if self.products < 2 and self._asymmetry < math.inf:
             self._check_symmetry(x.cpu().double())
         self.products += 1
+        total = self._finish(self._slice.to(x.device, torch.float64, copy=True), x)
         if self._recorded is not None:
             start = time.perf_counter()
-            self._recorded.append(self._record_of(x))
+            self._recorded.append(self._record_of(total))
             self.seconds["reduction"] += time.perf_counter() - start
         self._on_product(self.products)
-        return self._finished(x)
-
-    def _finished(self, x: Tensor) -> Tensor:
-        """Return A x, this rank's entries in float64, from the sum over ranks in `_slice`."""
-        return self._finish(self._slice.to(x.device, torch.float64, copy=True), x)
+        return total
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Multiply this rank's entries by P^(-1/2), in float64; without a metric, nothing."""
@@ -410,10 +407,10 @@ class ShellMatrix:
         self._recorded, self.sketch = None, None
         self._free = []
 
-    def _record_of(self, x: Tensor) -> NDArray[Any]:
-        """Return what is kept of the product of x, which is in `_slice`."""
+    def _record_of(self, total: Tensor) -> NDArray[Any]:
+        """Return what is kept of a product: a sketch of the whole, or the sum in `_slice`."""
         if self.sketch is not None:
-            return self.sketch.of(self._finished(x).cpu().numpy())
+            return self.sketch.of(total.cpu().numpy())
         column = self._column()
         torch.from_numpy(column).copy_(self._slice)
         return column

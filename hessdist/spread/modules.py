@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hessdist.curvature.determinism import bits_of
 from hessdist.errors import WorkloadError
 from hessdist.parallel.lockstep import Lockstep
 from hessdist.parallel.ranks import shard_bounds
@@ -176,7 +177,7 @@ class SpreadModel:
             if self._guarded is not None:
                 # A block that is computed again has copies of its pieces.
                 name = self._names.get(id(pieces[index]), "of a recomputed block")
-                self._guarded.append((name, tensor, _bits(tensor)))
+                self._guarded.append((name, tensor, bits_of(tensor)))
         return tensors
 
     # -- what graphs save ----------------------------------------------------------------------
@@ -213,7 +214,7 @@ class SpreadModel:
         try:
             yield
             for name, tensor, bits in self._guarded:
-                if _bits(tensor) != bits:
+                if bits_of(tensor) != bits:
                     raise WorkloadError(
                         f"the model changes its parameter {name} when it is evaluated",
                         "leave parameters as they are in forward",
@@ -296,10 +297,3 @@ def _spread_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
 def _flat_weights(module: Any) -> list[Tensor]:
     return [getattr(module, name) for name in module._flat_weights_names]
-
-
-def _bits(tensor: Tensor) -> int:
-    """Return the sum of the entries read as integers, which changes with any entry."""
-    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-    plain = tensor.detach().contiguous()
-    return int(plain.view(integers[plain.element_size()]).sum(dtype=torch.int64))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -33,10 +34,12 @@ class Unit:
     number: int
     shapes: tuple[tuple[int, ...], ...]
 
-    def sizes(self, rank: int) -> list[int]:
-        """Return the sizes of the pieces that a rank of the copy has, by tensor."""
-        bounds = (shard_bounds(prod(s), self.lockstep.size, rank) for s in self.shapes)
-        return [end - begin for begin, end in bounds]
+    @cached_property
+    def sizes(self) -> list[list[int]]:
+        """The sizes of the pieces that each rank of the copy has, by tensor."""
+        ranks = self.lockstep.size
+        bounds = [[shard_bounds(prod(s), ranks, r) for s in self.shapes] for r in range(ranks)]
+        return [[end - begin for begin, end in each] for each in bounds]
 
     def gather(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Join the pieces of all ranks. Collective over the copy, without a graph.
@@ -47,7 +50,7 @@ class Unit:
         Returns:
             The whole tensors, in their shapes.
         """
-        sizes = [self.sizes(rank) for rank in range(self.lockstep.size)]
+        sizes = self.sizes
         mine = pieces[0] if len(pieces) == 1 else torch.cat([piece.reshape(-1) for piece in pieces])
         joined = self.lockstep.gather(2 * self.number, mine, [sum(each) for each in sizes])
         if len(self.shapes) == 1:
@@ -65,7 +68,7 @@ class Unit:
         Returns:
             This rank's pieces of the sums, flat.
         """
-        sizes = [self.sizes(rank) for rank in range(self.lockstep.size)]
+        sizes = self.sizes
         if len(whole) == 1:
             packed = whole[0].reshape(-1)
         else:
