@@ -214,34 +214,6 @@ def _unpack(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def finite_difference(local: LocalLoss, v: Tensor, step: float | None = None) -> Tensor:
-    """Compute Hv by central differences of the gradient, to check the exact product.
-
-    (∇L(θ + εv) − ∇L(θ − εv)) / 2ε, summed over this rank's samples.
-
-    Args:
-        local: The loss; its parameters are moved and put back.
-        v: The vector, (d,), in the product's dtype and on its device.
-        step: ε ‖v‖; the cube root of the dtype's epsilon when None, where rounding and
-            truncation balance.
-
-    Returns:
-        The product, (d,) float64.
-    """
-    theta = local.parameters.flat()
-    if step is None:
-        step = torch.finfo(local.dtype).eps ** (1 / 3)
-    epsilon = step / max(float(v.norm()), torch.finfo(local.dtype).tiny)
-    try:
-        local.parameters.assign(theta + epsilon * v)
-        ahead = local.loss_and_gradient().gradient
-        local.parameters.assign(theta - epsilon * v)
-        behind = local.loss_and_gradient().gradient
-    finally:
-        local.parameters.assign(theta)
-    return (ahead - behind) / (2 * epsilon)
-
-
 class DifferencedProduct(OnSamples):
     """The map of v to Hv by forward differences of the gradient, over this rank's samples.
 
