@@ -20,9 +20,10 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.dense import ExactSpectrum, plan
 from hessdist.spectrum.dense import exact_spectrum as solve_densely
 from hessdist.spectrum.densities import SpectralDensity
-from hessdist.spectrum.eigenpairs import Residuals, full_vectors
+from hessdist.spectrum.eigenpairs import full_vectors
 from hessdist.spectrum.extreme import extreme_eigenpairs as solve
 from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.spectrum.memory_plan import ResidualsWanted, reserved_bytes
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.workload.datasets import choose_samples, count_samples, require_map_style
 from hessdist.workload.preparation import borrowed, check_model, unwrapped
@@ -84,11 +85,12 @@ def extreme_eigenpairs(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     cache_gib: float = 4.0,
     data_gib: float = 8.0,
+    memory_gib: float | None = None,
     workers: int = 0,
     shards: int = 1,
     product: Literal["exact", "finite_difference"] = "exact",
     recompute: Literal["none", "block"] | Sequence[str] = "none",
-    residuals: Residuals = "recorded",
+    residuals: ResidualsWanted = "auto",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> Spectrum:
@@ -121,6 +123,7 @@ def extreme_eigenpairs(
         device: The device; "auto" is the GPU of the rank's node-local index, if there is one.
         cache_gib: The budget of a rank for kept graphs, in GiB.
         data_gib: The budget of a rank for its samples, in GiB; a larger shard is streamed.
+        memory_gib: What a rank may take in all, in GiB; None: its share of what its node has free.
         workers: The processes of a rank that read a streamed shard in advance, if the data set can
             be sent to them.
         shards: The number of ranks that hold one copy of the parameters between them. It divides
@@ -130,7 +133,8 @@ def extreme_eigenpairs(
         recompute: "block" computes the activations of repeated blocks again when they are needed;
             a list of patterns names modules. It does not change the result.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time), and
-            "sketched" keeps sketches, from which residuals are known to one percent.
+            "sketched" keeps sketches, from which residuals are known to one percent. "auto" records
+            up to 256 MiB, and sketches beyond.
         collate: Makes a batch of a list of samples, for example with padding; None: samples are
             stacked.
         comm: The communicator; None: `MPI.COMM_WORLD`.
@@ -150,6 +154,7 @@ def extreme_eigenpairs(
         "batch_tokens": batch_tokens,
         "cache_gib": cache_gib,
         "data_gib": data_gib,
+        "memory_gib": memory_gib,
         "workers": workers,
         "shards": shards,
         "product": product,
@@ -168,7 +173,8 @@ def extreme_eigenpairs(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
         ranks, here = objective.ranks, objective.evaluate()
-        shell = curvature_matrix(objective, operator, here.weight)
+        reserved = reserved_bytes(objective, largest + smallest)
+        shell = curvature_matrix(objective, operator, here.weight, reserved=reserved)
         pairs = solve(shell, largest, smallest, tolerance=tolerance, seed=seed, residuals=residuals)
         if not pairs.converged and ranks.is_root:
             _log.warning("not all eigenpairs converged: %s", pairs.outcome.value)

@@ -30,6 +30,7 @@ from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import DataError, WorkloadError
 from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks, choose_device
+from hessdist.parallel.room import memory_of_rank
 from hessdist.spread.objective import spread_over
 from hessdist.workload.checkpoints import state_digest
 from hessdist.workload.collate import Collate
@@ -64,6 +65,7 @@ class Compute:
     batch_tokens: int | None = 8192  # tokens evaluated together, if the data set knows lengths
     cache_gib: float = 4.0  # budget of a rank for kept graphs, in GiB
     data_gib: float = 8.0  # budget of a rank for its samples, in GiB; a larger shard is streamed
+    memory_gib: float | None = None  # what a rank may take in all; None: its share of the node's
     workers: int = 2  # processes of a rank that read a streamed shard in advance
     shards: int = 1  # ranks that hold one copy of the parameters between them
     product: str = "exact"  # or "finite_difference"; of the Hessian
@@ -91,10 +93,17 @@ class Compute:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise WorkloadError(f"{name} is {value!r}", f"give a whole number, {least} or more")
-        for name in ("cache_gib", "data_gib"):
+        for name in ("cache_gib", "data_gib", "memory_gib"):
             value = getattr(self, name)
+            if value is None and name == "memory_gib":
+                continue
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
                 raise WorkloadError(f"{name} is {value!r}", "give a number, 0 or more")
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """The bytes that a rank may take in all; None: its share of the node's memory."""
+        return None if self.memory_gib is None else self.memory_gib * 2**30
 
 
 @dataclass(frozen=True)
@@ -582,7 +591,7 @@ class Objective:
         part.__dict__.pop("placement", None)
         return part
 
-    def local_product(self, operator: str) -> LocalProduct | CentralProduct:
+    def local_product(self, operator: str, reserved: int = 0) -> LocalProduct | CentralProduct:
         """Return the product of a curvature matrix, summed over this rank's samples. Collective.
 
         The parameters must not change while it is used. Once for each operator and point, the
@@ -591,6 +600,7 @@ class Objective:
 
         Args:
             operator: "hessian", "gauss_newton", "empirical_fisher" or "residual".
+            reserved: The bytes of this rank that kept graphs leave for other things.
 
         Returns:
             The product.
@@ -608,6 +618,7 @@ class Objective:
         self._require_dependence(operator)
         self._require_same_derivatives()
         proof = (operator, self.layout.names)
+        free = memory_of_rank(self.ranks, self.device, self.compute.memory_bytes)
         with self.ranks.agreeing():
             if proof not in self._proofs.products:
                 seed = self.ranks.rank if self.spread is None else 0
@@ -616,7 +627,9 @@ class Objective:
             if differs:
                 seed = 0 if self.spread is None else self.ranks.rank % self.compute.shards
                 return CentralProduct(self.local, best_factor(self._on(self._probe), seed))
-            return LocalProduct(self.local, operator, self.compute.cache_gib * 2**30)
+            held = reserved if self.device.type == "cpu" else 0
+            budget = min(self.compute.cache_gib * 2**30, max(0.0, 0.9 * free - held))
+            return LocalProduct(self.local, operator, budget)
 
 
 def _first_samples(shard: Shard) -> Any:

@@ -125,8 +125,9 @@ def _threads() -> list[Component]:
 def _memory() -> list[Component]:
     """Say how many parameters a rank takes as a whole."""
     from hessdist.parallel.ranks import choose_device
-    from hessdist.spectrum.krylov_schur import basis_sizes
-    from hessdist.spread.memory import memory_of_rank, most_parameters
+    from hessdist.parallel.room import memory_of_rank
+    from hessdist.spectrum.memory_plan import basis_sizes
+    from hessdist.spread.memory import most_parameters
 
     try:
         ranks = Ranks()

@@ -209,9 +209,10 @@ class SpectrumSection(Section):
     """Seed of the starting vector."""
     warm_start: bool = False
     """Whether a solve starts from the eigenvectors of the previous checkpoint of the same run."""
-    residuals: Literal["recorded", "recomputed", "sketched"] = "recorded"
+    residuals: Literal["auto", "recorded", "recomputed", "sketched"] = "auto"
     """Residuals from stored products, which takes more memory; from one further product for each
-    pair; or from sketches of the products, which takes neither and is exact to one percent."""
+    pair; or from sketches of the products, which takes neither and is exact to one percent. With
+    auto, products are stored up to 256 MiB over all ranks, and sketched beyond."""
 
     @model_validator(mode="after")
     def _some(self) -> SpectrumSection:
@@ -251,6 +252,9 @@ class ComputeSection(Section):
     """Memory of a rank for stored graphs, in GiB; 0 for no stored graphs."""
     data_gib: Annotated[float, Field(ge=0)] = 8.0
     """Memory of a rank for its samples, in GiB. A larger shard is read again at every product."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of a rank in all, in GiB; by default its share of what its node has free. Stored
+    graphs and the Krylov basis become as small as they must be, and what cannot fit is refused."""
     workers: Count = 2
     """Processes of a rank that read such a shard ahead."""
     shards: Annotated[int, BeforeValidator(_number_of_shards), Field(ge=0)] = 1

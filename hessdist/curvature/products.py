@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class OnSamples:
     """The common part of products over one rank's samples."""
 
     local: LocalLoss
+    kept_bytes = 0  # of kept graphs
+    batch_bytes = 0  # of the largest graph of a batch, as far as it is known
 
     @property
     def size(self) -> int:
@@ -34,6 +37,20 @@ class OnSamples:
     def device(self) -> torch.device:
         """The device of the product."""
         return self.local.device
+
+    @property
+    def sums_batches(self) -> bool:
+        """True if a product adds those of several batches in float64."""
+        return self.local.passes > 1
+
+    def held(self) -> dict[str, int]:
+        """Return the bytes of parameters, samples and kept graphs on this rank, by name."""
+        tensors = chain(self.local.model.parameters(), self.local.model.buffers())
+        return {
+            "parameters": sum(t.nbytes for t in tensors if t.device.type != "meta"),
+            "samples": self.local.shard.kept_bytes,
+            "kept graphs": self.kept_bytes,
+        }
 
 
 class LocalProduct(OnSamples):
@@ -159,7 +176,7 @@ class LocalProduct(OnSamples):
             counted = _SavedBytes(exclude=self.local.parameters.tensors)
             product = self._linearized(number, batch, (counted.pack, _unpack))
             saved = self.local.most(counted.bytes)
-            largest = max(largest, saved)
+            largest = self.batch_bytes = max(largest, saved)
             if self.kept_bytes + saved > budget:
                 break
             self._kept[number] = product

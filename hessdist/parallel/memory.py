@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hessdist.errors import InputError
 
@@ -55,21 +60,78 @@ def return_freed_memory() -> None:
     _state["keeps"] = False
 
 
-def touch(size: int) -> None:
-    """Make all threads fetch the pages of a block that one thread will allocate. Not collective.
-
-    The kernel fills a page with zeros at the first write, and the eigensolver first writes its
-    basis with one thread. For 1.7 GiB this takes 3 to 5 s, and 0.9 s with two threads (on a virtual
-    machine whose host has to provide the pages, too). The block is freed again, and the C library
-    keeps it for the next allocation. Nothing is done without `keep_freed_memory`.
+def fresh_zeros(size: int) -> int | None:
+    """Allocate zeros in fresh pages, which take memory at the first write. Not collective.
 
     Args:
-        size: The number of bytes. Nothing is done if the C library does not keep so many.
-    """
-    import torch
+        size: The number of bytes.
 
-    if _state["keeps"] and size <= _KEPT_UP_TO:
-        torch.zeros(size, dtype=torch.uint8)
+    Returns:
+        The address of a block for `free` of the C library; None if there is no such memory.
+    """
+    libc = ctypes.CDLL(None)
+    libc.calloc.restype, libc.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
+    mmap_threshold, mmap_max = -3, -4  # malloc.h
+    if _state["keeps"]:  # then a kept block would be used again, and filled with zeros
+        libc.mallopt(mmap_max, 1 << 16)  # the default, which Open MPI may set to 0
+        libc.mallopt(mmap_threshold, 1 << 20)
+    block: int | None = libc.calloc(1, size)
+    if _state["keeps"]:
+        libc.mallopt(mmap_threshold, _KEPT_UP_TO)
+    return block
+
+
+def fresh_array(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Make an array of zeros in pages of its own. Not collective.
+
+    A page takes memory at its first write, and all pages go back to the system with the array.
+
+    Args:
+        shape: The numbers of rows and columns.
+        dtype: The dtype.
+
+    Returns:
+        The array.
+    """
+    size = shape[0] * shape[1] * dtype.itemsize
+    if not size or platform.system() == "Windows":
+        return np.zeros(shape, dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has at present. Not collective."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+    return peak_bytes()
+
+
+class _MallInfo(ctypes.Structure):
+    """The struct mallinfo2 of glibc 2.33 and newer."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def reusable_bytes() -> int:
+    """Return the freed memory that the C library keeps for later blocks. Not collective.
+
+    Returns:
+        The number of bytes; 0 if the C library does not tell.
+    """
+    libc = ctypes.CDLL(None)
+    if not _state["keeps"] or not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _MallInfo
+    return int(libc.mallinfo2().fordblks)
 
 
 def available_bytes() -> int:

@@ -29,7 +29,7 @@ from hessdist.service.timing import Kept, Scaling, Seconds, time_products, time_
 from hessdist.service.versions import library_versions
 from hessdist.service.workload import basis_vectors, with_shards, workload_of
 from hessdist.spectrum import petsc
-from hessdist.spectrum.krylov_schur import basis_sizes
+from hessdist.spectrum.memory_plan import MemoryPlan, gib, plan_solve, reserved_bytes
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
@@ -73,9 +73,11 @@ class Solve:
 class Memory:
     """Memory of one rank, in bytes."""
 
-    peak: int  # of the process
-    basis: int  # the Krylov basis: (ncv + 1) d / P scalars
-    recorded: int  # products kept for the residuals
+    peak: int  # of the process, after the solve
+    planned: int  # of the process, for the basis that the solve came to
+    budget: float  # what the plan may take in all
+    basis: int  # vectors that the Krylov basis came to
+    parts: dict[str, int]  # of the plan, by name
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,12 @@ def _measure(
     ratios = {form: each.median / gradient.median for form, each in products.items()}
     for line in _lines(gradient, products, ratios, kept, sizes):
         console.line(line)
-    solved = _solve(job, objective, gradient) if solve else None
-    for line in solved.lines() if solved else ():
-        console.line(line)
-    memory = ranks.collect(_memory(job, objective, solved))
-    console.line(
-        f"memory: at most {_gib(m.peak for m in memory)} a rank, of which the Krylov basis is "
-        f"{_gib(m.basis for m in memory)} and recorded products {_gib(m.recorded for m in memory)}"
-    )
+    solved, memory = None, ranks.collect(Memory(peak_bytes(), 0, 0.0, 0, {}))
+    if solve:
+        solved, memory = _solve(job, objective, gradient, console)
+        for line in solved.lines():
+            console.line(line)
+    console.line(_memory_line(memory))
     return Bench(
         job=job.name,
         checkpoint=name,
@@ -266,13 +266,23 @@ def _lines(
     ]
 
 
-def _solve(job: Job, objective: Objective, gradient: Seconds) -> Solve:
-    """Solve for both ends, and measure the parts. Collective."""
+def _solve(
+    job: Job, objective: Objective, gradient: Seconds, console: Console
+) -> tuple[Solve, list[Memory]]:
+    """Solve for both ends, and measure the parts. Collective.
+
+    Returns:
+        The solve, and the memory of each rank.
+    """
     wanted = job.spectrum
     start = time.perf_counter()
-    shell = curvature_matrix(objective, wanted.operator, objective.weight())
+    reserved = reserved_bytes(objective, wanted.largest + wanted.smallest)
+    shell = curvature_matrix(objective, wanted.operator, objective.weight(), reserved=reserved)
     graphs = time.perf_counter() - start
-    pairs = eigenpairs_as(wanted, shell)
+    plan = plan_solve(shell, wanted.largest, wanted.smallest, wanted.residuals)
+    for line in _table(plan):
+        console.line(line)
+    pairs = eigenpairs_as(wanted, shell, plan=plan)
     seconds = time.perf_counter() - start
     parts = shell.seconds
     algebra = seconds - graphs - sum(parts.values())
@@ -294,20 +304,34 @@ def _solve(job: Job, objective: Objective, gradient: Seconds) -> Solve:
         algebra_share=algebra / seconds,
     )
     solve: Solve = objective.ranks.broadcast(mine)
-    return solve
+    return solve, objective.ranks.collect(_memory(plan, pairs.basis))
 
 
-def _memory(job: Job, objective: Objective, solved: Solve | None) -> Memory:
-    begin, end = objective.ranks.shard(objective.layout.size)
-    wanted = min(job.spectrum.largest + job.spectrum.smallest, objective.layout.size)
-    vectors = petsc.integer_option("eps_ncv", basis_sizes(wanted, objective.layout.size)[1])
-    recorded = solved.products if solved and job.spectrum.residuals == "recorded" else 0
-    recorded = min(recorded, 2 * vectors)
-    return Memory(
-        peak=peak_bytes(),
-        basis=(vectors + 1) * (end - begin) * petsc.scalar_bytes(),
-        recorded=recorded * (end - begin) * objective.local.dtype.itemsize,
-    )
+def _table(plan: MemoryPlan) -> list[str]:
+    """The plan of the memory in words."""
+    return [
+        "memory of a rank in GiB, planned:",
+        *(f"  {name:14} {gib(size):>8}  {remark}".rstrip() for name, size, remark in plan.rows()),
+        f"  {'at most':14} {gib(plan.total()):>8}  of {gib(plan.budget)}",
+    ]
+
+
+def _memory(plan: MemoryPlan, basis: int) -> Memory:
+    count = basis or plan.most
+    parts = {name: size for name, size, _ in plan.rows(count)}
+    return Memory(peak_bytes(), plan.total(count), plan.budget, count, parts)
+
+
+def _memory_line(memory: list[Memory]) -> str:
+    """The measured memory in words, beside the planned one."""
+    most = max(memory, key=lambda one: one.peak)
+    line = f"memory: at most {gib(most.peak)} GiB a rank"
+    if most.planned:
+        line += (
+            f", planned {gib(most.planned)} for the {most.basis} vectors that the solve came to "
+            f"({most.peak / most.planned - 1:+.0%})"
+        )
+    return line
 
 
 def _gib(sizes: Iterable[int]) -> str:

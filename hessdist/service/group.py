@@ -43,7 +43,8 @@ from hessdist.service.stop import Stop
 from hessdist.service.storing import RunStore
 from hessdist.service.training_run import digest_of_result, set_outdated_aside
 from hessdist.spectrum.eigenpairs import Eigenpairs
-from hessdist.spectrum.shell import curvature_matrix
+from hessdist.spectrum.memory_plan import MemoryPlan, plan_solve, reserved_bytes
+from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
 from hessdist.studies.context import eigenpairs_as
 from hessdist.workload.checkpoints import load_into, read_whole
 from hessdist.workload.steps import Checkpoint, Signature, signature
@@ -149,6 +150,7 @@ class Group:
         self._when_done: dict[int, Signature] = {}  # of the checkpoints' files
         self._guesses: NDArray[Any] | None = None
         self._last_products: int | None = None
+        self._planned: tuple[int, int, str] | None = None
         with world.agreeing():
             metrics = job.service.metrics if ranks.is_root else None
             self._metrics = Metrics(metrics, group=index)
@@ -329,7 +331,12 @@ class Group:
             self._stop.check(self.ranks)
 
         shell = curvature_matrix(
-            self._objective, wanted.operator, here.weight, after_product, journal
+            self._objective,
+            wanted.operator,
+            here.weight,
+            after_product,
+            journal,
+            reserved=reserved_bytes(self._objective, wanted.largest + wanted.smallest),
         )
         progress.shell = shell
         if shell.product_error:
@@ -337,10 +344,11 @@ class Group:
                 f"{what}: products by finite differences, with a relative error of "
                 f"{shell.product_error:.1e} against exact ones"
             )
+        plan = self._plan(shell)
         self._console.solving(what)
         try:
             pairs = eigenpairs_as(
-                wanted, shell, guesses=self._guesses, on_restart=progress.after_restart
+                wanted, shell, plan=plan, guesses=self._guesses, on_restart=progress.after_restart
             )
             self._write(task, here, pairs, shell.replayed, journal)
         finally:
@@ -351,6 +359,16 @@ class Group:
         self._line(summary_line(step, here, pairs, shell.replayed))
         if wanted.warm_start:
             self._guesses = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
+
+    def _plan(self, shell: ShellMatrix) -> MemoryPlan:
+        """Plan the memory of a solve, and say once what goes where. Collective."""
+        wanted = self.job.spectrum
+        plan = plan_solve(shell, wanted.largest, wanted.smallest, wanted.residuals)
+        choices = plan.first, plan.most, plan.residuals
+        if plan.is_visible and choices != self._planned:
+            self._line(plan.line())
+        self._planned = choices
+        return plan
 
     def _write(
         self,

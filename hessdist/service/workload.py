@@ -12,9 +12,10 @@ from hessdist.config.job import Job
 from hessdist.errors import WorkloadError
 from hessdist.objective import Compute, Workload
 from hessdist.parallel.ranks import Ranks, choose_device, shard_bounds
+from hessdist.parallel.room import memory_of_rank
 from hessdist.spectrum import petsc
-from hessdist.spectrum.krylov_schur import basis_sizes
-from hessdist.spread.memory import Sizes, choose_shards, memory_of_rank
+from hessdist.spectrum.memory_plan import basis_sizes
+from hessdist.spread.memory import Sizes, choose_shards
 from hessdist.workload.collate import find_collate
 from hessdist.workload.datasets import build_dataset, choose_samples, count_samples
 from hessdist.workload.language import TokenLoss
@@ -72,7 +73,8 @@ def with_shards(
     with ranks.agreeing():
         model = build_model(job.model.factory, job.model.arguments, on_meta=True)
         device = choose_device(job.compute.device, node_index)
-    memory = memory_of_rank(ranks, device)
+    limit = job.compute.memory_gib
+    memory = memory_of_rank(ranks, device, None if limit is None else limit * 2**30)
     with ranks.agreeing():
         itemsize = 8 if job.compute.dtype == "float64" else 4
         choice = choose_shards(Sizes.of(model), gcd(*sizes), vectors, memory, itemsize)

@@ -59,6 +59,7 @@ class Eigenpairs:
     residuals_from: Residuals = "recorded"  # products that were kept, their sketches, or new ones
     residual_error: float = 0.0  # relative standard error of residuals from sketches
     product_error: float = 0.0  # relative, of products by finite differences
+    basis: int = 0  # vectors that the Krylov basis came to; 0 if it is not known
 
     @property
     def converged(self) -> bool:

@@ -13,6 +13,7 @@ from hessdist.errors import InputError
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome, Residuals
 from hessdist.spectrum.krylov_schur import Progress, Solver
+from hessdist.spectrum.memory_plan import MemoryPlan, ResidualsWanted, plan_solve
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.sketch import Sketch
 
@@ -24,7 +25,8 @@ def extreme_eigenpairs(
     *,
     tolerance: float = 1e-3,
     seed: int = 0,
-    residuals: Residuals = "recorded",
+    residuals: ResidualsWanted = "auto",
+    plan: MemoryPlan | None = None,
     guesses: NDArray[Any] | None = None,
     negligible: float = 0.0,
     on_restart: Callable[[Progress], None] = lambda progress: None,
@@ -42,7 +44,9 @@ def extreme_eigenpairs(
             basis) and combines them, without more products. "recomputed" computes k + m more
             products, without more memory. "sketched" keeps 4,093 numbers of every product: neither
             memory nor products, but residuals to one percent (`Eigenpairs.residual_error`), and the
-            solver's own eigenvalues, which are Rayleigh quotients up to rounding.
+            solver's own eigenvalues, which are Rayleigh quotients up to rounding. "auto" records
+            up to 256 MiB over all ranks, and sketches more.
+        plan: The plan of `plan_solve`, with its source of residuals; None: it is made here.
         guesses: Approximate eigenvectors, such as those of the previous checkpoint, this rank's
             entries, (n, d_local); the starting vector is close to their span.
         negligible: An eigenvalue below this share of the largest |λ| converges as if it were that
@@ -53,7 +57,7 @@ def extreme_eigenpairs(
         The pairs. Those that did not converge are included and marked.
 
     Raises:
-        InputError: The numbers do not fit the matrix.
+        InputError: The numbers do not fit the matrix, or the basis does not fit into memory.
         NumericalError: Products are differences whose error is above the tolerance.
     """
     with shell.ranks.agreeing():
@@ -65,9 +69,10 @@ def extreme_eigenpairs(
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
     start, products = time.perf_counter(), shell.products
-    with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible) as solver:
+    plan = plan_solve(shell, largest, smallest, residuals) if plan is None else plan
+    with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible, plan) as solver:
         solver.on_restart = on_restart
-        _solve(solver, residuals, seed)
+        _solve(solver, plan.residuals, seed)
         found, source, error = _measured(shell, solver)
     shell.forget()
     good = found.converged
@@ -86,6 +91,7 @@ def extreme_eigenpairs(
         restarts=solver.restarts,
         seconds=time.perf_counter() - start,
         product_error=shell.product_error,
+        basis=solver.used,
     )
 
 

@@ -181,6 +181,25 @@ def integer_option(name: str, default: int) -> int:
     return int(PETSc.Options().getInt(name, default))
 
 
+def basis_options(wanted: int, dimension: int) -> tuple[int, int] | None:
+    """Return the sizes of the basis that options of the command line set, as SLEPc has them.
+
+    Not collective.
+
+    Args:
+        wanted: The number of wanted eigenpairs.
+        dimension: The dimension d.
+
+    Returns:
+        The sizes after the first cycle and at most; None if no option sets them.
+    """
+    ncv, mpd = integer_option("eps_ncv", 0), integer_option("eps_mpd", 0)
+    if ncv <= 0 and mpd <= 0:
+        return None
+    most = min(dimension, ncv if ncv > 0 else wanted + mpd)
+    return min(most, mpd if mpd > 0 else most), most
+
+
 def ineffective_options(options: Sequence[str]) -> list[str]:
     """Find options of the command line that a solve overrides or cannot use. Not collective.
 

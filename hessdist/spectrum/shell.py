@@ -16,6 +16,7 @@ from torch.utils.dlpack import from_dlpack
 from hessdist.errors import HessdistError, Stopped, SymmetryError, WorkloadError
 from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
+from hessdist.parallel.memory import fresh_array
 from hessdist.parallel.placement import Placement, Replicated
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.differenced import Differences, measure
@@ -80,6 +81,7 @@ class ShellMatrix:
             annihilates, while an operator that is not symmetric differs by its norm. For a product
             by differences it is 20 times the product's error if that is more.
         differences: The error of a product by differences; None for an exact product.
+        memory: The bytes that this rank may take in all; None: its share of what the node has.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class ShellMatrix:
         metric: NDArray[np.float64] | None = None,
         asymmetry: float | None = None,
         differences: Differences | None = None,
+        memory: float | None = None,
     ) -> None:
         self._local = local
         self._roots = None if metric is None else 1 / np.sqrt(metric)  # of P^-1, (d_local,)
         self._placement = Replicated(ranks, local.size) if placement is None else placement
         self._journal = journal
+        self.memory = memory
         self.ranks = ranks
         self._scale, self._shift = scale, shift
         self._on_product = on_product
@@ -149,6 +153,28 @@ class ShellMatrix:
     def epsilon(self) -> float:
         """The rounding of the product's dtype."""
         return torch.finfo(self._local.dtype).eps
+
+    # -- memory ------------------------------------------------------------------------------
+
+    def held(self) -> dict[str, int]:
+        """Return the bytes in the memory of the host that the matrix has taken here, by name."""
+        held = getattr(self._local, "held", None)
+        return held() if held and not self._on_gpu else {}
+
+    @property
+    def held_entries(self) -> int:
+        """The entries of a vector that a product needs on this rank."""
+        return self._placement.held
+
+    @property
+    def graph_bytes(self) -> int:
+        """The bytes of the graph of a batch in the memory of the host; 0 if they are not known."""
+        return 0 if self._on_gpu else int(getattr(self._local, "batch_bytes", 0))
+
+    @property
+    def sums_batches(self) -> bool:
+        """True if a product adds those of several batches in float64."""
+        return bool(getattr(self._local, "sums_batches", True))
 
     # -- the product -------------------------------------------------------------------------
 
@@ -418,11 +444,11 @@ class ShellMatrix:
     def _column(self) -> NDArray[Any]:
         """Return an array for a recorded product, (d_local,).
 
-        Many are allocated at a time. Single ones would take the place of freed temporaries, and the
-        next product would need fresh pages.
+        Many are allocated at a time, in pages of their own. Single ones would take the place of
+        freed temporaries, and the next product would need fresh pages.
         """
         if not self._free:
-            self._free = list(np.empty((64, self.local_size), self.dtype))
+            self._free = list(fresh_array((64, self.local_size), self.dtype))
         return self._free.pop()
 
     def recombine(self, coefficients: NDArray[np.float64]) -> None:
@@ -503,6 +529,7 @@ def curvature_matrix(
     journal: Journal | None = None,
     *,
     metric: bool = True,
+    reserved: int = 0,
 ) -> ShellMatrix:
     """Make a curvature matrix at the present parameters, which must not move while it is used.
 
@@ -516,6 +543,7 @@ def curvature_matrix(
         on_product: Called after every product with their number.
         journal: Keeps finished products for a solve that starts again.
         metric: Whether the metric of the loss is used, if it has one.
+        reserved: The bytes of a rank that kept graphs leave to the basis of a solve.
 
     Returns:
         The matrix.
@@ -530,7 +558,7 @@ def curvature_matrix(
         raise WorkloadError(
             "compute.product = 'finite_difference' has no metric", "use exact products with it"
         ).on_all_ranks()
-    local = objective.local_product(operator)
+    local = objective.local_product(operator, reserved)
     return ShellMatrix(
         local,
         objective.ranks,
@@ -543,4 +571,5 @@ def curvature_matrix(
         # Where the model is as good as linear, S is nothing but rounding.
         asymmetry=math.inf if operator == "residual" else None,
         differences=measure(objective, local) if differs else None,
+        memory=objective.compute.memory_bytes,
     )

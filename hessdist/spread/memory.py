@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import nn
 
 from hessdist.errors import InputError
-from hessdist.parallel.memory import available_bytes
-from hessdist.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -46,19 +43,19 @@ def product_bytes(sizes: Sizes, shards: int, itemsize: int = 4) -> float:
     return pieces + (3 * itemsize * sizes.largest if shards > 1 else 0)
 
 
-def solver_bytes(sizes: Sizes, ranks: int, vectors: int, itemsize: int = 4) -> float:
+def solver_bytes(sizes: Sizes, ranks: int, vectors: int) -> float:
     """Estimate what the Krylov space needs on a rank.
 
     Args:
         sizes: The sizes of the model.
         ranks: The number of ranks.
         vectors: The number of vectors of the basis.
-        itemsize: The bytes of a number of the product, in which products are recorded.
 
     Returns:
-        The number of bytes, for a basis in float64 and recorded products, at most twice as many.
+        The number of bytes, for a basis in float64 and three vectors besides. The eigenvectors take
+        the place of the basis.
     """
-    return (8 + 2 * itemsize) * vectors * sizes.parameters / ranks
+    return 8.0 * (vectors + 4) * sizes.parameters / ranks
 
 
 def proof_bytes(sizes: Sizes, shards: int) -> float:
@@ -102,7 +99,7 @@ def choose_shards(
     Raises:
         InputError: It does not fit with any number of shards.
     """
-    solver, budget = solver_bytes(sizes, ranks, vectors, itemsize), 0.8 * memory
+    solver, budget = solver_bytes(sizes, ranks, vectors), 0.8 * memory
     divisors = [s for s in range(1, ranks + 1) if ranks % s == 0]
     needed = {
         s: max(proof_bytes(sizes, s), solver + product_bytes(sizes, s, itemsize)) for s in divisors
@@ -136,18 +133,8 @@ def most_parameters(ranks: int, vectors: int, memory: float, itemsize: int = 4) 
         The number of parameters.
     """
     one = Sizes(1, 0)
-    needed = product_bytes(one, 1, itemsize) + solver_bytes(one, ranks, vectors, itemsize)
+    needed = product_bytes(one, 1, itemsize) + solver_bytes(one, ranks, vectors)
     return 0.8 * memory / max(needed, proof_bytes(one, 1))
-
-
-def memory_of_rank(ranks: Ranks, device: torch.device) -> float:
-    """Return the smallest memory that a rank has for its work, in bytes. Collective."""
-    _, on_node, _ = ranks.node()
-    mine = available_bytes() / on_node
-    if device.type == "cuda":
-        mine = float(torch.cuda.mem_get_info(device)[0])
-    smallest: float = min(ranks.collect(mine))
-    return smallest
 
 
 def _gib(size: float) -> str:

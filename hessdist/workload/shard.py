@@ -77,6 +77,7 @@ class Shard:
         self.batch_size = batch_size if lengths is None else max(map(len, self._indices), default=1)
         self.num_samples = len(indices)
         self._loader: tuple[list[int], DataLoader[_Sent]] | None = None
+        self.kept_bytes = 0  # of batches that stay on the device
         self._kept = self._keep(memory) if self.num_samples else None
 
     @property
@@ -182,6 +183,7 @@ class Shard:
             taken += count_bytes(kept[-1])
             if taken > memory:  # samples have different sizes, or batches are padded
                 return None
+        self.kept_bytes = taken
         return kept
 
     def _read(self, indices: list[int]) -> Batch:

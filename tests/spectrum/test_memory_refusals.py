@@ -9,7 +9,7 @@ from oracles import PrescribedSpectrum
 
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
-from hessdist.spectrum import krylov_schur, petsc
+from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.unforeseen import in_one_line, memory_shortage
@@ -57,13 +57,12 @@ def test_other_errors_are_no_shortage(text: str) -> None:
     assert memory_shortage(RuntimeError(text)) is None
 
 
-def test_a_basis_beyond_the_node_is_refused_before_it_is_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(krylov_schur, "total_bytes", lambda: 10_000)
+def test_a_basis_beyond_the_memory_is_refused_before_it_is_made() -> None:
     operator = PrescribedSpectrum(np.linspace(-1, 1, 100))
-    with pytest.raises(InputError, match=r"vectors of 100 parameters take .* GiB a rank"):
-        extreme_eigenpairs(ShellMatrix(operator, Ranks()), largest=2, smallest=1)
+    shell = ShellMatrix(operator, Ranks(), memory=10_000)
+    with pytest.raises(InputError, match=r"vectors of 100 parameters need .* GiB a rank"):
+        extreme_eigenpairs(shell, largest=2, smallest=1)
+    assert shell.products == 0
 
 
 def test_a_tolerance_that_is_infinite_is_refused() -> None:
