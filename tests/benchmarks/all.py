@@ -50,6 +50,7 @@ BENCHMARKS = {
         "--set data.fraction=0.0002"
         for p in (1, 2, 4)
     ),
+    "what-fits": f"python {HERE}/what_fits.py",
     "both-ends": f"python {HERE}/both_ends.py",
     "late-training": f"python {HERE}/late_training.py jobs/lenet_mnist.toml",
     "warm-start": f"hessdist train jobs/demo.toml --set training.steps=300 --set "
