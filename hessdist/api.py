@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hessdist.curvature.precision import Precision
 from hessdist.errors import WorkloadError
 from hessdist.objective import Compute, Objective, Operator
 from hessdist.parallel.host import prepared_process
@@ -88,6 +89,7 @@ def extreme_eigenpairs(
     shards: int = 1,
     product: Literal["exact", "finite_difference"] = "exact",
     recompute: Literal["none", "block"] | Sequence[str] = "none",
+    precision: Precision = "float32",
     residuals: Residuals = "recorded",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -129,6 +131,9 @@ def extreme_eigenpairs(
             with the memory of one gradient. Its error is measured first.
         recompute: "block" computes the activations of repeated blocks again when they are needed;
             a list of patterns names modules. It does not change the result.
+        precision: "tf32" or "bfloat16" makes the first products of the solve with faster matrix
+            kernels. The pairs are corrected in float32, so that values and residuals are those of
+            the float32 matrix.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time), and
             "sketched" keeps sketches, from which residuals are known to one percent.
         collate: Makes a batch of a list of samples, for example with padding; None: samples are
@@ -154,6 +159,7 @@ def extreme_eigenpairs(
         "shards": shards,
         "product": product,
         "recompute": recompute,
+        "precision": precision,
     }
     settings = {
         "largest": largest,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from hessdist.curvature import blocks
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
 from hessdist.curvature.local_loss import LocalLoss, SavingHooks
+from hessdist.curvature.precision import Precision, arithmetic
 from hessdist.workload.nestings import Batch
 from hessdist.workload.user_code import evaluating
 
@@ -55,12 +59,35 @@ class LocalProduct(OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
+        self._arithmetic: Callable[[], AbstractContextManager[None]] = nullcontext
         self._small: set[int] = set()  # kept batches whose vectors are multiplied side by side
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(local.passes) if b not in self._kept]
         self._width = blocks.width(
             self.size, rebuilt=bool(self._rebuilt), small=bool(self._small), memory=cache_bytes / 4
         )
+
+    def reduced(self, precision: Precision) -> LocalProduct:
+        """Return the same product, through the same graphs, with faster matrix kernels.
+
+        Graphs themselves are made in the dtype of the parameters. Vectors are multiplied one by
+        one.
+
+        Args:
+            precision: The arithmetic of matrix products and convolutions.
+
+        Returns:
+            The product.
+
+        Raises:
+            DependencyError: The device or PyTorch has no such kernels.
+        """
+        with arithmetic(precision, self.device):
+            pass
+        other = copy(self)
+        other._arithmetic = partial(arithmetic, precision, self.device)
+        other._small, other._width = set(), 1
+        return other
 
     @property
     def kept_batches(self) -> int:
@@ -124,7 +151,7 @@ class LocalProduct(OnSamples):
         self, total: Tensor, number: int, product: BatchProduct, direction: Sequence[Tensor]
     ) -> None:
         """Add the product over one batch."""
-        with evaluating(self._name(number)), self.local.part_in(number):
+        with evaluating(self._name(number)), self.local.part_in(number), self._arithmetic():
             pieces = product(direction)
         self.local.parameters.layout.add_to(total, pieces)
         self.local.require_finite(pieces, f"the product over batch {number}")

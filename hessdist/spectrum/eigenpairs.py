@@ -59,6 +59,8 @@ class Eigenpairs:
     residuals_from: Residuals = "recorded"  # products that were kept, their sketches, or new ones
     residual_error: float = 0.0  # relative standard error of residuals from sketches
     product_error: float = 0.0  # relative, of products by finite differences
+    reduced_products: int = 0  # those of the products that were made in reduced precision
+    reduced_error: float = 0.0  # their measured relative error; 0 without reduced precision
 
     @property
     def converged(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hessdist.errors import InputError
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome, Residuals
 from hessdist.spectrum.krylov_schur import Progress, Solver
+from hessdist.spectrum.refined import Solve, refined_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.sketch import Sketch
 
@@ -64,6 +66,17 @@ def extreme_eigenpairs(
     petsc.initialise()
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
+    if shell.reduced is not None:
+        solve = partial(
+            extreme_eigenpairs,
+            tolerance=tolerance,
+            seed=seed,
+            residuals=residuals,
+            guesses=guesses,
+            negligible=negligible,
+            on_restart=on_restart,
+        )
+        return _with_reduced(shell, largest, smallest, solve, negligible, seed)
     start, products = time.perf_counter(), shell.products
     with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible) as solver:
         solver.on_restart = on_restart
@@ -87,6 +100,20 @@ def extreme_eigenpairs(
         seconds=time.perf_counter() - start,
         product_error=shell.product_error,
     )
+
+
+def _with_reduced(
+    shell: ShellMatrix, largest: int, smallest: int, solve: Solve, negligible: float, seed: int
+) -> Eigenpairs:
+    """Solve with products of reduced precision first, which the shell offers. Collective."""
+    reduced, shell.reduced = shell.reduced, None
+    assert reduced is not None
+    try:
+        return refined_eigenpairs(
+            shell, reduced, largest, smallest, solve, negligible=negligible, seed=seed
+        )
+    finally:
+        shell.reduced = reduced
 
 
 def _solve(solver: Solver, residuals: Residuals, seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from hessdist.curvature.products import LocalProduct
 from hessdist.errors import HessdistError, Stopped, SymmetryError, WorkloadError
 from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
@@ -124,6 +126,7 @@ class ShellMatrix:
         self.sketch: Sketch | None = None  # of which recorded products are kept alone
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: BaseException | None = None
+        self.reduced: ShellMatrix | None = None  # with products of reduced precision
         # Differences of gradients are symmetric only up to their error.
         self.differences = differences
         usual = max(self.epsilon**0.25, 20 * self.product_error)
@@ -180,7 +183,7 @@ class ShellMatrix:
             return 1
         mine = getattr(self._local, "block_width", 1), at_most
         widths, limits = zip(*self.ranks.collect(mine), strict=True)
-        return max(1, min(max(widths), *limits))
+        return int(max(1, min(max(widths), *limits)))
 
     def images(self, vectors: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.float64]]:
         """Multiply vectors, in blocks if this saves anything. Collective.
@@ -596,16 +599,22 @@ def curvature_matrix(
             "compute.product = 'finite_difference' has no metric", "use exact products with it"
         ).on_all_ranks()
     local = objective.local_product(operator)
-    return ShellMatrix(
-        local,
-        objective.ranks,
+    made = partial(
+        ShellMatrix,
+        ranks=objective.ranks,
         scale=1 / weight,
         shift=objective.l2 if operator in ("hessian", "gauss_newton") else 0.0,
         on_product=on_product,
         journal=journal,
         placement=objective.placement,
         metric=slice_of_metric,
-        # Where the model is as good as linear, S is nothing but rounding.
-        asymmetry=math.inf if operator == "residual" else None,
         differences=measure(objective, local) if differs else None,
     )
+    # Where the model is as good as linear, S is nothing but rounding.
+    shell = made(local, asymmetry=math.inf if operator == "residual" else None)
+    precision = objective.compute.precision
+    if precision != "float32" and isinstance(local, LocalProduct):
+        with objective.ranks.agreeing():
+            # Its error is measured before a solve, so that its asymmetry needs no check.
+            shell.reduced = made(local.reduced(precision), asymmetry=math.inf)
+    return shell
