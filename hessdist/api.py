@@ -60,6 +60,8 @@ class Spectrum:
     parameter_names: tuple[str, ...]  # in the order of the flat vector
     parameter_shapes: tuple[tuple[int, ...], ...]  # in the same order
     product_error: float = 0.0  # relative, of products by finite differences
+    reduced_products: int = 0  # those of the products that were made in reduced precision
+    reduced_error: float = 0.0  # their measured relative error
 
     @property
     def converged(self) -> bool:
@@ -201,6 +203,8 @@ def extreme_eigenpairs(
             parameter_names=objective.layout.names,
             parameter_shapes=objective.layout.shapes,
             product_error=pairs.product_error,
+            reduced_products=pairs.reduced_products,
+            reduced_error=pairs.reduced_error,
         )
 
 

@@ -15,7 +15,7 @@ def is_small(entries: int, tensors: int, device: torch.device) -> bool:
     """Return whether a graph is faster for several vectors side by side than for one by one.
 
     It is if its tensors have so few entries on average that starting an operation takes longer than
-    the operation: 4,096 on a CPU, where an operation starts in 10 microseconds or less. A GPU needs
+    the operation: 6,144 on a CPU, where an operation starts in 10 microseconds or less. A GPU needs
     as long for the start and does at least 64 times as much in that time (not measured).
 
     Args:
@@ -26,7 +26,7 @@ def is_small(entries: int, tensors: int, device: torch.device) -> bool:
     Returns:
         True if vectors should be multiplied side by side.
     """
-    limit = 4096 * (64 if device.type == "cuda" else 1)
+    limit = 6144 * (64 if device.type == "cuda" else 1)
     return entries <= limit * tensors
 
 

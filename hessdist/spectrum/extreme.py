@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,7 +75,7 @@ def extreme_eigenpairs(
             residuals=residuals,
             guesses=guesses,
             negligible=negligible,
-            on_restart=on_restart,
+            on_restart=_of_at_most(largest, smallest, on_restart),
         )
         return _with_reduced(shell, largest, smallest, solve, negligible, seed)
     start, products = time.perf_counter(), shell.products
@@ -114,6 +115,19 @@ def _with_reduced(
         )
     finally:
         shell.reduced = reduced
+
+
+def _of_at_most(
+    largest: int, smallest: int, on_restart: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """Report no more pairs than are wanted, where a solve computes a few more."""
+
+    def report(progress: Progress) -> None:
+        top = min(progress.converged_largest, largest)
+        bottom = min(progress.converged_smallest, smallest)
+        on_restart(replace(progress, converged_largest=top, converged_smallest=bottom))
+
+    return report
 
 
 def _solve(solver: Solver, residuals: Residuals, seed: int) -> None:

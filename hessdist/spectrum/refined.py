@@ -80,6 +80,7 @@ def refined_eigenpairs(
     guard = 3  # further pairs at an end
     useless = 0.03  # relative error of a product that cannot be corrected with gain
     begin, start = shell.products, time.perf_counter()
+    replayed = reduced.replayed
     error = _measured_error(shell, reduced, seed)
     first = reduced.products - 2
     upper, lower = (count + guard if count else 0 for count in (largest, smallest))
@@ -91,6 +92,7 @@ def refined_eigenpairs(
         if coarse.outcome is not Outcome.ITERATION_LIMIT and _all_found(coarse):
             fine = _corrected(shell, coarse, largest, smallest, negligible)
     shell.products, made = max(shell.products, reduced.products), reduced.products - first
+    shell.replayed += reduced.replayed - replayed
     if fine is None:
         fine = solve(shell, largest, smallest)
     return replace(

@@ -615,6 +615,13 @@ def curvature_matrix(
     precision = objective.compute.precision
     if precision != "float32" and isinstance(local, LocalProduct):
         with objective.ranks.agreeing():
-            # Its error is measured before a solve, so that its asymmetry needs no check.
-            shell.reduced = made(local.reduced(precision), asymmetry=math.inf)
+            faster = local.reduced(precision)
+
+        def count(products: int) -> None:
+            shell.products = products
+            on_product(products)
+
+        # Its error is measured before a solve, so that its asymmetry needs no check.
+        shell.reduced = made(faster, asymmetry=math.inf, on_product=count)
+        shell.reduced.seconds = shell.seconds
     return shell
