@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.parallel.memory import total_bytes
+from hessdist.parallel.memory import available_bytes, total_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.shell import ShellMatrix
@@ -74,10 +74,10 @@ def lanczos_quadrature(
 
 def _together(shell: ShellMatrix, steps: int) -> int:
     """Choose how many probes go in step: as many as pay, if their bases are small. Collective."""
-    share = 8  # of the node's memory, which does not depend on what else runs there
     _, ranks_on_node, _ = shell.ranks.node()
     a_basis = basis_bytes(shell.local_size, steps, shell.dtype.itemsize)
-    return shell.block_width(int(total_bytes() // (share * ranks_on_node * max(1, a_basis))))
+    memory = min(total_bytes() / 8, available_bytes() / 4) / ranks_on_node
+    return shell.block_width(int(memory // max(1, a_basis)))
 
 
 def _in_step(shell: ShellMatrix, runs: Sequence[_Run]) -> None:
