@@ -77,7 +77,7 @@ def refined_eigenpairs(
     Raises:
         DependencyError: Reduced precision has no effect on this device; on every rank.
     """
-    guard = 3  # further pairs at an end
+    guard = 2  # further pairs at an end
     useless = 0.03  # relative error of a product that cannot be corrected with gain
     begin, start = shell.products, time.perf_counter()
     replayed = reduced.replayed
