@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hessdist.curvature.precision import Precision
 from hessdist.errors import WorkloadError
 from hessdist.objective import Compute, Objective, Operator
 from hessdist.parallel.host import prepared_process
@@ -60,6 +61,8 @@ class Spectrum:
     parameter_names: tuple[str, ...]  # in the order of the flat vector
     parameter_shapes: tuple[tuple[int, ...], ...]  # in the same order
     product_error: float = 0.0  # relative, of products by finite differences
+    reduced_products: int = 0  # those of the products that were made in reduced precision
+    reduced_error: float = 0.0  # their measured relative error
 
     @property
     def converged(self) -> bool:
@@ -90,6 +93,7 @@ def extreme_eigenpairs(
     shards: int = 1,
     product: Literal["exact", "finite_difference"] = "exact",
     recompute: Literal["none", "block"] | Sequence[str] = "none",
+    precision: Precision = "float32",
     residuals: ResidualsWanted = "auto",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
@@ -132,6 +136,9 @@ def extreme_eigenpairs(
             with the memory of one gradient. Its error is measured first.
         recompute: "block" computes the activations of repeated blocks again when they are needed;
             a list of patterns names modules. It does not change the result.
+        precision: "tf32" or "bfloat16" makes the first products of the solve with faster matrix
+            kernels. The pairs are corrected in float32, so that values and residuals are those of
+            the float32 matrix.
         residuals: "recorded" keeps products (memory), "recomputed" makes k + m more (time), and
             "sketched" keeps sketches, from which residuals are known to one percent. "auto" records
             up to 256 MiB, and sketches beyond.
@@ -159,6 +166,7 @@ def extreme_eigenpairs(
         "shards": shards,
         "product": product,
         "recompute": recompute,
+        "precision": precision,
     }
     settings = {
         "largest": largest,
@@ -201,6 +209,8 @@ def extreme_eigenpairs(
             parameter_names=objective.layout.names,
             parameter_shapes=objective.layout.shapes,
             product_error=pairs.product_error,
+            reduced_products=pairs.reduced_products,
+            reduced_error=pairs.reduced_error,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from hessdist.curvature.differenced import CentralProduct, best_factor
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.metric import Description, Metric
 from hessdist.curvature.parameters import ParameterLayout, Parameters
+from hessdist.curvature.precision import Precision
 from hessdist.curvature.products import LocalProduct
 from hessdist.curvature.recomputation import blocks_of, recompute
 from hessdist.curvature.recomputation_check import require_same_derivatives
@@ -70,12 +71,14 @@ class Compute:
     shards: int = 1  # ranks that hold one copy of the parameters between them
     product: str = "exact"  # or "finite_difference"; of the Hessian
     recompute: str | Sequence[str] = "none"  # or "block", or patterns of names of modules
+    precision: Precision = "float32"  # or "tf32", "bfloat16"; of the first products of a solve
 
     def __post_init__(self) -> None:
         allowed = {
             "device": ("auto", "cpu", "cuda"),
             "dtype": tuple(DTYPES),
             "product": ("exact", "finite_difference"),
+            "precision": get_args(Precision),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -93,6 +96,8 @@ class Compute:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise WorkloadError(f"{name} is {value!r}", f"give a whole number, {least} or more")
+        if self.precision != "float32":
+            self._require_reducible()
         for name in ("cache_gib", "data_gib", "memory_gib"):
             value = getattr(self, name)
             if value is None and name == "memory_gib":
@@ -104,6 +109,17 @@ class Compute:
     def memory_bytes(self) -> float | None:
         """The bytes that a rank may take in all; None: its share of the node's memory."""
         return None if self.memory_gib is None else self.memory_gib * 2**30
+
+    def _require_reducible(self) -> None:
+        """Refuse settings with which products have no reduced precision."""
+        needed = {"dtype": "float32", "product": "exact", "shards": 1, "recompute": "none"}
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise WorkloadError(
+                    f"precision = {self.precision!r} does not go with {name} = "
+                    f"{getattr(self, name)!r}",
+                    f"use precision = 'float32', or {name} = {value!r}",
+                )
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ class Job(Section):
         kept["compute"] = {"dtype": self.compute.dtype}
         if self.compute.product != "exact":  # else as in results from before there was the key
             kept["compute"]["product"] = self.compute.product
+        if self.compute.precision != "float32":  # likewise
+            kept["compute"]["precision"] = self.compute.precision
         return {
             f"{section}.{key}": value
             for section, values in kept.items()

@@ -268,6 +268,9 @@ class ComputeSection(Section):
     """Modules whose activations are not stored, but computed again when they are needed. With block
     they are the repeated blocks of the network; otherwise patterns of names, such as
     ["transformer.h.*"]."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of matrix products and convolutions in the first part of a solve for eigenpairs.
+    The pairs are then corrected in float32, and so are their values and residuals."""
 
 
 class OutputSection(Section):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
+from hessdist.curvature import blocks
 from hessdist.curvature.linearized import LINEARIZATIONS, BatchProduct
 from hessdist.curvature.local_loss import LocalLoss, SavingHooks
+from hessdist.curvature.precision import Precision, arithmetic
 from hessdist.workload.nestings import Batch
 from hessdist.workload.user_code import evaluating
 
@@ -71,10 +76,35 @@ class LocalProduct(OnSamples):
         self._linearize = LINEARIZATIONS[operator]
         self._kept: dict[int, BatchProduct] = {}
         self.kept_bytes = 0
-        has_convolutions = any(isinstance(module, _ConvNd) for module in local.model.modules())
-        self._vectorizes = local.vectorizes and not has_convolutions
+        self._arithmetic: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._small: set[int] = set()  # kept batches whose vectors are multiplied side by side
         self._keep_what_fits(cache_bytes)
         self._rebuilt = [b for b in range(local.passes) if b not in self._kept]
+        self._width = blocks.width(
+            self.size, rebuilt=bool(self._rebuilt), small=bool(self._small), memory=cache_bytes / 4
+        )
+
+    def reduced(self, precision: Precision) -> LocalProduct:
+        """Return the same product, through the same graphs, with faster matrix kernels.
+
+        Graphs themselves are made in the dtype of the parameters. Vectors are multiplied one by
+        one.
+
+        Args:
+            precision: The arithmetic of matrix products and convolutions.
+
+        Returns:
+            The product.
+
+        Raises:
+            DependencyError: The device or PyTorch has no such kernels.
+        """
+        with arithmetic(precision, self.device):
+            pass
+        other = copy(self)
+        other._arithmetic = partial(arithmetic, precision, self.device)
+        other._small, other._width = set(), 1
+        return other
 
     @property
     def kept_batches(self) -> int:
@@ -97,19 +127,21 @@ class LocalProduct(OnSamples):
         total = self.local.zeros(None if self.local.passes > 1 else self.dtype)
         direction = self.local.parameters.layout.split(v)
         for number, product in self._products():
-            with evaluating(self._name(number)), self.local.part_in(number):
-                pieces = product(direction)
-            self.local.parameters.layout.add_to(total, pieces)
-            self.local.require_finite(pieces, f"the product over batch {number}")
+            self._add(total, number, product, direction)
         return total
+
+    @property
+    def block_width(self) -> int:
+        """The number of vectors that `of_block` should multiply at once; 1 if it saves nothing."""
+        return self._width
 
     def of_block(self, block: Tensor) -> Tensor:
         """Multiply several vectors in one pass over the samples.
 
-        Without convolutions `torch.func.vmap` multiplies the vectors side by side, which saves a
-        small network many small calls. It has no fast kernels for convolutions, so that a network
-        with convolutions multiplies them one by one. The rule depends only on the network: the
-        same bits come on every rank and at every start.
+        A batch whose graph is not kept is linearised once for all vectors. The vectors of a batch
+        of small tensors (see `blocks.is_small`) are multiplied side by side by `torch.func.vmap`,
+        the others one by one, with the bits of `__call__`. Both rules depend only on the network
+        and the batches: the same bits come at every start.
 
         Args:
             block: The vectors, (b, d), in the product's dtype and on its device.
@@ -120,36 +152,57 @@ class LocalProduct(OnSamples):
         Raises:
             NumericalError: A product is not finite; the message names rank and batch.
         """
-        total = self._vectorized(block) if self._vectorizes else None
-        if total is None:
-            self._vectorizes = False
-            total = torch.stack([self(v) for v in block]).double()
-        return total
-
-    def _vectorized(self, block: Tensor) -> Tensor | None:
-        """Multiply a block by `vmap`; None if a function of the graph does not support it."""
         layout = self.local.parameters.layout
         total = torch.zeros(len(block), layout.size, dtype=torch.float64, device=self.device)
         for number, product in self._products():
-
-            def flat(v: Tensor, product: BatchProduct = product) -> Tensor:
-                direction = layout.split(v)
-                pieces = zip(product(direction), direction, strict=True)
-                return torch.cat([
-                    (torch.zeros_like(like) if piece is None else piece).reshape(-1)
-                    for piece, like in pieces
-                ])
-
-            with evaluating(self._name(number)):
-                try:
-                    images: Tensor = torch.func.vmap(flat)(block)
-                except torch.OutOfMemoryError:  # free memory must not choose the method
-                    raise
-                except (RuntimeError, NotImplementedError):  # such as a custom autograd.Function
-                    return None
-            self.local.require_finite(images, f"the product over batch {number}")
-            total += images
+            images = self._side_by_side(block, number, product)
+            if images is not None:
+                self.local.require_finite(images, f"the product over batch {number}")
+                total += images
+                continue
+            for v, row in zip(block, total, strict=True):
+                self._add(row, number, product, layout.split(v))
         return total
+
+    def _add(
+        self, total: Tensor, number: int, product: BatchProduct, direction: Sequence[Tensor]
+    ) -> None:
+        """Add the product over one batch."""
+        with evaluating(self._name(number)), self.local.part_in(number), self._arithmetic():
+            pieces = product(direction)
+        self.local.parameters.layout.add_to(total, pieces)
+        self.local.require_finite(pieces, f"the product over batch {number}")
+
+    def _side_by_side(self, block: Tensor, number: int, product: BatchProduct) -> Tensor | None:
+        """Multiply a block by `vmap`, for which no fast kernels of convolutions exist.
+
+        Returns:
+            The products, (b, d); None if `vmap` does not pay, or a function does not support it.
+
+        Raises:
+            OutOfMemoryError: The device has no memory for all vectors.
+        """
+        if number not in self._small or len(block) < 2:
+            return None
+        layout = self.local.parameters.layout
+
+        def flat(v: Tensor) -> Tensor:
+            direction = layout.split(v)
+            pieces = zip(product(direction), direction, strict=True)
+            return torch.cat([
+                (torch.zeros_like(like) if piece is None else piece).reshape(-1)
+                for piece, like in pieces
+            ])
+
+        with evaluating(self._name(number)):
+            try:
+                images: Tensor = torch.func.vmap(flat)(block)
+            except torch.OutOfMemoryError:  # free memory must not choose the method
+                raise
+            except (RuntimeError, NotImplementedError):  # such as a custom autograd.Function
+                self._small.discard(number)
+                return None
+        return images
 
     def _products(self) -> Iterator[tuple[int, BatchProduct]]:
         """Iterate over the products of all batches, with their numbers."""
@@ -170,6 +223,8 @@ class LocalProduct(OnSamples):
     def _keep_what_fits(self, budget: float) -> None:
         """Keep graphs, in batch order, up to the first that would exceed the budget."""
         largest = 0
+        has_convolutions = any(isinstance(module, _ConvNd) for module in self.local.model.modules())
+        vectorizes = self.local.vectorizes and not has_convolutions
         for number, batch in self.local.batches():
             if self.kept_bytes + largest > budget or budget <= 0:
                 break
@@ -181,6 +236,9 @@ class LocalProduct(OnSamples):
                 break
             self._kept[number] = product
             self.kept_bytes += saved
+            entries = self.size + counted.bytes // self.dtype.itemsize
+            if vectorizes and blocks.is_small(entries, counted.tensors, self.device):
+                self._small.add(number)
 
 
 def graph_bytes(local: LocalLoss, operator: str | None) -> int:
@@ -212,6 +270,7 @@ class _SavedBytes:
     def __init__(self, exclude: list[torch.nn.Parameter]) -> None:
         self._seen = {parameter.untyped_storage().data_ptr() for parameter in exclude}
         self.bytes = 0
+        self.tensors = 0  # saved ones, each as often as it is saved
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Count a tensor as the graph saves it.
@@ -220,6 +279,7 @@ class _SavedBytes:
             A tensor with the same storage. With the tensor itself the graph would refer to itself
             and would never be freed.
         """
+        self.tensors += 1
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -53,6 +53,21 @@ class Placement(Protocol):
             mine: Output, (d_local,), same dtype.
         """
 
+    def gather_block(self, mine: NDArray[Any]) -> NDArray[Any]:
+        """Return the held entries of several vectors, (n, held). Collective.
+
+        Args:
+            mine: This rank's slices, (n, d_local).
+        """
+
+    def reduce_block(self, held: NDArray[Any], local: int) -> NDArray[Any]:
+        """Sum held entries of several vectors, into slices, (n, d_local). Collective.
+
+        Args:
+            held: This rank's addends, (n, held).
+            local: The number d_local.
+        """
+
 
 @dataclass(frozen=True)
 class Replicated:
@@ -74,6 +89,14 @@ class Replicated:
     def reduce(self, held: Buffer, mine: Buffer) -> None:
         """Sum whole vectors over all ranks. Collective."""
         self.ranks.reduce_scatter(held, mine)
+
+    def gather_block(self, mine: NDArray[Any]) -> NDArray[Any]:
+        """Return several whole vectors, with one message. Collective."""
+        return self.ranks.gather_vectors(mine, self.size)
+
+    def reduce_block(self, held: NDArray[Any], local: int) -> NDArray[Any]:
+        """Sum several whole vectors over all ranks, with one message. Collective."""
+        return self.ranks.reduce_scatter_block(held)
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,20 @@ class Spread:
                 begin = end
         if target is not mine and not isinstance(mine, np.ndarray):
             _copy_back(mine, target)
+
+    def gather_block(self, mine: NDArray[Any]) -> NDArray[Any]:
+        """Return the held entries of several vectors, one message each. Collective."""
+        held = np.empty((len(mine), self.held), mine.dtype)
+        for one, row in zip(mine, held, strict=True):
+            self.gather(one, row)
+        return held
+
+    def reduce_block(self, held: NDArray[Any], local: int) -> NDArray[Any]:
+        """Sum the entries of several vectors, one message each. Collective."""
+        mine = np.empty((len(held), local), held.dtype)
+        for one, row in zip(held, mine, strict=True):
+            self.reduce(one, row)
+        return mine
 
     def _exchange(
         self, source: NDArray[Any], outgoing: list[int], target: Buffer, incoming: list[int]

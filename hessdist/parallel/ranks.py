@@ -433,6 +433,24 @@ class Ranks:
         self.comm.Reduce_scatter(packed, mine, counts)
         return mine
 
+    def gather_vectors(self, mine: NDArray[Any], total: int) -> NDArray[Any]:
+        """Assemble several spread vectors on every rank. Collective.
+
+        Args:
+            mine: This rank's entries, (n, d_local).
+            total: The dimension d.
+
+        Returns:
+            The vectors, (n, d), same dtype.
+        """
+        self.collectives["allgatherv"] += 1
+        count = len(mine)
+        packed = np.empty(count * total, mine.dtype)
+        counts = [count * each for each in self.counts(total)]
+        self.comm.Allgatherv(np.ascontiguousarray(mine), [packed, counts])
+        parts = np.split(packed, np.cumsum(counts)[:-1])
+        return np.concatenate([part.reshape(count, -1) for part in parts], axis=1)
+
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum a small float64 array over the ranks, on every rank. Collective."""
         self.collectives["allreduce"] += 1

@@ -95,6 +95,8 @@ def summary_line(step: int, here: Evaluation, pairs: Eigenpairs, replayed: int) 
     ends += [f"λ_d {bottom.values[0]:.6g}"] if len(bottom.values) else []
     worst = max([*top.residuals, *bottom.residuals])
     kept = f" ({replayed} from the journal)" if replayed else ""
+    if pairs.reduced_products:
+        kept += f" ({pairs.reduced_products} of reduced precision)"
     text = (
         f"step {step}: loss {here.loss:.6g}, {', '.join(ends)}, {pairs.products} products{kept}, "
         f"residuals up to {worst:.1e}, {pairs.seconds:.1f} s"

@@ -109,6 +109,7 @@ class RunStore:
                         "outcome": pairs.outcome.name.lower(),
                         "restarts": pairs.restarts,
                         **_source_of_residuals(pairs),
+                        **_reduced_precision(pairs, self._job),
                         "replayed_products": replayed,
                         **metric.attributes(),
                     })
@@ -177,6 +178,17 @@ def _source_of_residuals(pairs: Eigenpairs) -> dict[str, object]:
         return {}
     error = pairs.residual_error
     return {"residuals": pairs.residuals_from, "residuals_standard_error": error}
+
+
+def _reduced_precision(pairs: Eigenpairs, job: Job) -> dict[str, object]:
+    """Return attributes about products of reduced precision, if there were any."""
+    if job.compute.precision == "float32":
+        return {}
+    return {
+        "precision": job.compute.precision,
+        "precision_error": pairs.reduced_error,
+        "reduced_products": pairs.reduced_products,
+    }
 
 
 def describe(

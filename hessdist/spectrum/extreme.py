@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hessdist.spectrum import petsc
 from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome, Residuals
 from hessdist.spectrum.krylov_schur import Progress, Solver
 from hessdist.spectrum.memory_plan import MemoryPlan, ResidualsWanted, plan_solve
+from hessdist.spectrum.refined import Solve, refined_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.sketch import Sketch
 
@@ -68,6 +71,17 @@ def extreme_eigenpairs(
     petsc.initialise()
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
+    if shell.reduced is not None:
+        solve = partial(
+            extreme_eigenpairs,
+            tolerance=tolerance,
+            seed=seed,
+            residuals=residuals if plan is None else plan.residuals,
+            guesses=guesses,
+            negligible=negligible,
+            on_restart=_of_at_most(largest, smallest, on_restart),
+        )
+        return _with_reduced(shell, largest, smallest, solve, negligible, seed)
     start, products = time.perf_counter(), shell.products
     plan = plan_solve(shell, largest, smallest, residuals) if plan is None else plan
     with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible, plan) as solver:
@@ -93,6 +107,33 @@ def extreme_eigenpairs(
         product_error=shell.product_error,
         basis=solver.used,
     )
+
+
+def _with_reduced(
+    shell: ShellMatrix, largest: int, smallest: int, solve: Solve, negligible: float, seed: int
+) -> Eigenpairs:
+    """Solve with products of reduced precision first, which the shell offers. Collective."""
+    reduced, shell.reduced = shell.reduced, None
+    assert reduced is not None
+    try:
+        return refined_eigenpairs(
+            shell, reduced, largest, smallest, solve, negligible=negligible, seed=seed
+        )
+    finally:
+        shell.reduced = reduced
+
+
+def _of_at_most(
+    largest: int, smallest: int, on_restart: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """Report no more pairs than are wanted, where a solve computes a few more."""
+
+    def report(progress: Progress) -> None:
+        top = min(progress.converged_largest, largest)
+        bottom = min(progress.converged_smallest, smallest)
+        on_restart(replace(progress, converged_largest=top, converged_smallest=bottom))
+
+    return report
 
 
 def _solve(solver: Solver, residuals: Residuals, seed: int) -> None:

@@ -8,13 +8,14 @@ algorithm 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
+from hessdist.parallel.memory import available_bytes, total_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.shell import ShellMatrix
@@ -29,11 +30,11 @@ def lanczos_quadrature(
     seed: int = 0,
     on_probe: Callable[[int], None] = lambda done: None,
 ) -> SpectralDensity:
-    """Run Lanczos from random vectors, one after the other. Collective.
+    """Run Lanczos from random vectors, several in step where blocks of products pay. Collective.
 
     A probe takes `steps` products, or fewer if its Krylov space ends; its quadrature is exact then.
     The basis is fully orthogonalised, so that no eigenvalue has copies. It takes `basis_bytes`, and
-    all probes share it.
+    probes share it that do not go in step.
 
     Args:
         shell: The matrix A.
@@ -55,14 +56,36 @@ def lanczos_quadrature(
             raise InputError(f"steps = {steps}: no steps, no nodes", "ask for 1 or more")
     shape = probes, min(steps, shell.size)
     nodes, weights = np.full(shape, np.nan), np.zeros(shape)
-    basis = np.empty((shape[1], shell.local_size), shell.dtype)
+    width = min(probes, _together(shell, shape[1]))
+    bases = np.empty((width, shape[1], shell.local_size), shell.dtype)
     share = shell.ranks.shard(shell.size)
-    for probe in range(probes):
-        basis[0] = rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
-        found = _gauss_rule(*_tridiagonal(shell, basis))
-        nodes[probe, : len(found[0])], weights[probe, : len(found[0])] = found
-        on_probe(probe + 1)
+    for first in range(0, probes, width):
+        runs = []
+        for probe, basis in zip(range(first, min(first + width, probes)), bases, strict=False):
+            basis[0] = rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
+            runs.append(_Run(shell, basis))
+        _in_step(shell, runs)
+        for probe, run in enumerate(runs, first):
+            found = _gauss_rule(np.array(run.diagonal), np.array(run.off_diagonal))
+            nodes[probe, : len(found[0])], weights[probe, : len(found[0])] = found
+            on_probe(probe + 1)
     return SpectralDensity(shell.size, nodes, weights)
+
+
+def _together(shell: ShellMatrix, steps: int) -> int:
+    """Choose how many probes go in step: as many as pay, if their bases are small. Collective."""
+    _, ranks_on_node, _ = shell.ranks.node()
+    a_basis = basis_bytes(shell.local_size, steps, shell.dtype.itemsize)
+    memory = min(total_bytes() / 8, available_bytes() / 4) / ranks_on_node
+    return shell.block_width(int(memory // max(1, a_basis)))
+
+
+def _in_step(shell: ShellMatrix, runs: Sequence[_Run]) -> None:
+    """Advance Lanczos runs until all have ended, with one block of products a step. Collective."""
+    while going := [run for run in runs if not run.has_ended]:
+        images = shell.apply_block(np.stack([run.vector for run in going]))
+        for run, image in zip(going, images, strict=True):
+            run.advance(image)
 
 
 def basis_bytes(local_size: int, steps: int, itemsize: int) -> int:
@@ -124,38 +147,49 @@ def local_projections(basis: NDArray[Any], image: NDArray[np.float64]) -> NDArra
     return sums
 
 
-def _tridiagonal(
-    shell: ShellMatrix, basis: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Run Lanczos from the unit vector `basis[0]`; the other rows are overwritten. Collective.
+class _Run:
+    """Lanczos from the unit vector `basis[0]`; the other rows are overwritten.
 
     Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005). As A is symmetric, a
     product has components along the last two vectors only; those along the others are rounding. The
     first pass removes the former, the second pass everything that is left. The norm of the rest
     follows from the second pass by Pythagoras, so that a step takes two reductions.
 
-    Returns:
-        The diagonal of T, (n,), and its off-diagonal, (n − 1,).
+    Args:
+        shell: The matrix A.
+        basis: The basis, this rank's entries, (n, d_local).
     """
-    negligible = 10.0 * shell.epsilon  # share of the largest product at which the space has ended
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    largest = 0.0
-    for step, vector in enumerate(basis):
-        known = basis[: step + 1]
-        image = shell.apply(vector)
-        first, square = _projections(shell.ranks, known[-2:], image)
-        largest = max(largest, float(np.sqrt(square)))
+
+    def __init__(self, shell: ShellMatrix, basis: NDArray[Any]) -> None:
+        self._ranks, self._basis = shell.ranks, basis
+        self._negligible = 10.0 * shell.epsilon  # of the largest product: the space has ended
+        self._largest = 0.0
+        self.diagonal: list[float] = []  # of T, (n,)
+        self.off_diagonal: list[float] = []  # (n − 1,)
+        self.has_ended = False
+
+    @property
+    def vector(self) -> NDArray[Any]:
+        """The vector that is multiplied next, this rank's entries, (d_local,)."""
+        row: NDArray[Any] = self._basis[len(self.diagonal)]
+        return row
+
+    def advance(self, image: NDArray[np.float64]) -> None:
+        """Take the product with `vector`, which is overwritten. Collective."""
+        step = len(self.diagonal)
+        known = self._basis[: step + 1]
+        first, square = _projections(self._ranks, known[-2:], image)
+        self._largest = max(self._largest, float(np.sqrt(square)))
         _remove(known[-2:], first, image)
-        second, square = _projections(shell.ranks, known, image)
+        second, square = _projections(self._ranks, known, image)
         _remove(known, second, image)
-        diagonal.append(float(first[-1] + second[-1]))
+        self.diagonal.append(float(first[-1] + second[-1]))
         below = float(np.sqrt(max(square - float(second @ second), 0.0)))
-        if step + 1 == len(basis) or below <= negligible * largest:
-            break
-        off_diagonal.append(below)
-        np.divide(image, below, out=basis[step + 1], casting="same_kind")
-    return np.array(diagonal), np.array(off_diagonal)
+        if step + 1 == len(self._basis) or below <= self._negligible * self._largest:
+            self.has_ended = True
+            return
+        self.off_diagonal.append(below)
+        np.divide(image, below, out=self._basis[step + 1], casting="same_kind")
 
 
 def _projections(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from hessdist.curvature.products import LocalProduct
 from hessdist.errors import HessdistError, Stopped, SymmetryError, WorkloadError
 from hessdist.objective import Objective
 from hessdist.parallel.gpu_aware import mpi_takes_device_memory
@@ -127,6 +130,7 @@ class ShellMatrix:
         self.sketch: Sketch | None = None  # of which recorded products are kept alone
         self._free: list[NDArray[Any]] = []  # columns to record in
         self.failure: BaseException | None = None
+        self.reduced: ShellMatrix | None = None  # with products of reduced precision
         # Differences of gradients are symmetric only up to their error.
         self.differences = differences
         usual = max(self.epsilon**0.25, 20 * self.product_error)
@@ -190,6 +194,70 @@ class ShellMatrix:
         entries = torch.from_numpy(np.ascontiguousarray(x))
         product: NDArray[np.float64] = self._multiply(entries).cpu().numpy()
         return product
+
+    def block_width(self, at_most: int = 1 << 10) -> int:
+        """Return how many vectors `apply_block` should multiply at once. Collective.
+
+        Args:
+            at_most: The most vectors for which this rank has memory.
+
+        Returns:
+            The largest number that any rank gains from, or the smallest `at_most`; 1 if no rank
+            gains, or if every product is stored on its own.
+        """
+        if self._journal is not None or self._recorded is not None:
+            return 1
+        mine = getattr(self._local, "block_width", 1), at_most
+        widths, limits = zip(*self.ranks.collect(mine), strict=True)
+        return int(max(1, min(max(widths), *limits)))
+
+    def images(self, vectors: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.float64]]:
+        """Multiply vectors, in blocks if this saves anything. Collective.
+
+        Args:
+            vectors: The vectors, this rank's entries, (d_local,) each. They must not depend on
+                products of each other.
+
+        Yields:
+            This rank's entries of the products, (d_local,) each, in the order of the vectors.
+        """
+        width, rest = self.block_width(), iter(vectors)
+        while block := list(islice(rest, width)):
+            yield from self.apply_block(np.stack(block))
+
+    def apply_block(self, block: NDArray[Any]) -> NDArray[np.float64]:
+        """Multiply several vectors, in one pass over the samples if possible. Collective.
+
+        The numbers are those of `apply` up to rounding. A block has one gather and one reduction,
+        unless the parameters are spread.
+
+        Args:
+            block: The vectors, this rank's entries, (n, d_local).
+
+        Returns:
+            This rank's entries of the products, (n, d_local).
+        """
+        several = getattr(self._local, "of_block", None)
+        if several is None or len(block) < 2 or self._journal or self._recorded is not None:
+            return np.stack([self.apply(x) for x in block])
+        start = time.perf_counter()
+        mine = (block if self._roots is None else block * self._roots).astype(self.dtype)
+        held = self._placement.gather_block(mine)
+        gathered = time.perf_counter()
+        images: Tensor = several(torch.from_numpy(held).to(self._local.device))
+        addends = images.to(self._local.dtype).cpu().numpy()
+        multiplied = time.perf_counter()
+        sums = self._placement.reduce_block(addends, self.local_size)
+        self.seconds["gather"] += gathered - start
+        self.seconds["product"] += multiplied - gathered
+        self.seconds["reduction"] += time.perf_counter() - multiplied
+        for x, total in zip(block, sums, strict=True):
+            if self.products < 2 and self._asymmetry < math.inf:
+                self._slice.copy_(torch.from_numpy(total))
+                self._check_symmetry(torch.from_numpy(x).double())
+            self.products += 1
+            self._on_product(self.products)
+        return self._finish(sums.astype(np.float64), block)
 
     def columns(self, begin: int, end: int) -> NDArray[np.float64]:
         """Compute columns of the matrix by products with unit vectors, which need no gather.
@@ -559,17 +627,30 @@ def curvature_matrix(
             "compute.product = 'finite_difference' has no metric", "use exact products with it"
         ).on_all_ranks()
     local = objective.local_product(operator, reserved)
-    return ShellMatrix(
-        local,
-        objective.ranks,
+    made = partial(
+        ShellMatrix,
+        ranks=objective.ranks,
         scale=1 / weight,
         shift=objective.l2 if operator in ("hessian", "gauss_newton") else 0.0,
         on_product=on_product,
         journal=journal,
         placement=objective.placement,
         metric=slice_of_metric,
-        # Where the model is as good as linear, S is nothing but rounding.
-        asymmetry=math.inf if operator == "residual" else None,
         differences=measure(objective, local) if differs else None,
         memory=objective.compute.memory_bytes,
     )
+    # Where the model is as good as linear, S is nothing but rounding.
+    shell = made(local, asymmetry=math.inf if operator == "residual" else None)
+    precision = objective.compute.precision
+    if precision != "float32" and isinstance(local, LocalProduct):
+        with objective.ranks.agreeing():
+            faster = local.reduced(precision)
+
+        def count(products: int) -> None:
+            shell.products = products
+            on_product(products)
+
+        # Its error is measured before a solve, so that its asymmetry needs no check.
+        shell.reduced = made(faster, asymmetry=math.inf, on_product=count)
+        shell.reduced.seconds = shell.seconds
+    return shell

@@ -58,15 +58,15 @@ def xtrace(
         return Estimate(_diagonal_sum(shell, on_product), 0.0)
     count = products // 2
     basis = np.empty((count, shell.local_size), shell.dtype)
-    for i, vector in enumerate(_test_vectors(shell, count, seed)):
-        basis[i] = shell.apply(vector)
+    for i, image in enumerate(shell.images(_test_vectors(shell, count, seed))):
+        basis[i] = image
         on_product(i + 1)
     negligible = 10.0 * shell.epsilon  # rounding, relative to the largest singular value
     singular, right = _orthonormalise(basis, shell.ranks, negligible)
     basis = basis[: len(singular)]
     inner = np.empty((len(basis), len(basis)))
-    for j, vector in enumerate(basis):
-        inner[:, j] = local_projections(basis, shell.apply(vector))
+    for j, image in enumerate(shell.images(basis)):
+        inner[:, j] = local_projections(basis, image)
         on_product(count + j + 1)
     overlaps, squares = np.empty((len(basis), count)), np.empty(count)
     for i, vector in enumerate(_test_vectors(shell, count, seed)):

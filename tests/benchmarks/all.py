@@ -51,6 +51,9 @@ BENCHMARKS = {
         for p in (1, 2, 4)
     ),
     "what-fits": f"python {HERE}/what_fits.py",
+    "blocks": f"OMP_NUM_THREADS=1 python {HERE}/blocks.py",
+    "clusters": f"python {HERE}/clusters.py --lenet5 64",
+    "precision": f"OMP_NUM_THREADS=1 python {HERE}/precision.py --samples 128",
     "both-ends": f"python {HERE}/both_ends.py",
     "late-training": f"python {HERE}/late_training.py jobs/lenet_mnist.toml",
     "warm-start": f"hessdist train jobs/demo.toml --set training.steps=300 --set "

@@ -51,9 +51,7 @@ def main() -> None:
     for scalar, name in ((8, "float64"), (4, "float32")):
         for wanted, pairs in ((23, "LA(20) and SA(3)"), (6, "LA(5) and SA(1)")):
             least = fewest_vectors(wanted, 10**6)
-            print(
-                f"\n{pairs}, PETSc in {name}: ranks / shards; with the smallest basis, {least} vectors"
-            )
+            print(f"\n{pairs}, PETSc in {name}: ranks / shards; with only {least} vectors")
             print("d      | " + " | ".join(f"{f'{memory} GiB a rank':>24}" for memory in MEMORY))
             for model, sizes in MODELS.items():
                 cells = [

@@ -13,6 +13,7 @@ from networks import Problem, conv_problem, dense, mlp_problem
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from hessdist.curvature import blocks
 from hessdist.curvature.differenced import CentralProduct
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
@@ -78,6 +79,67 @@ def test_blocks_have_the_same_bits_whenever_they_are_multiplied(
     assert torch.allclose(first, each, rtol=0, atol=1e-13 * float(each.abs().max()))
     if any(isinstance(module, nn.Conv2d) for module in problem.model.modules()):
         assert torch.equal(first, each)  # one by one
+
+
+@pytest.mark.parametrize("make", [PROBLEMS[0], conv_problem])
+def test_a_block_linearises_a_batch_that_is_not_kept_once(
+    make: Callable[[], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = local_loss(make(), batch_size=4)
+    whole = LocalProduct(local, "hessian", 1e9)
+    made, linearized = [], LocalProduct._linearized
+
+    def counting(self: LocalProduct, number: int, *rest: object) -> object:
+        made.append(number)
+        return linearized(self, number, *rest)
+
+    product = LocalProduct(local, "hessian", 0.5 * whole.kept_bytes)
+    rebuilt = len(local.shard) - product.kept_batches
+    assert 0 < rebuilt < len(local.shard)
+    generator = torch.Generator().manual_seed(3)
+    block = torch.randn(3, product.size, generator=generator, dtype=local.dtype)
+    each = torch.stack([product(v) for v in block])
+    monkeypatch.setattr(LocalProduct, "_linearized", counting)
+    assert torch.allclose(product.of_block(block), each, rtol=1e-12, atol=1e-12)
+    assert len(made) == rebuilt
+
+
+@pytest.mark.parametrize(
+    ("size", "rebuilt", "small", "memory", "expected"),
+    [
+        (1000, False, False, 1e9, 1),  # nothing to save
+        (1000, True, False, 1e9, 8),
+        (1000, False, True, 1e9, 16),
+        (10**8, True, False, 3e9, 2),
+        (10**9, True, True, 1e9, 1),
+        (1000, True, True, 0, 1),
+    ],
+)
+def test_the_width_of_a_block(
+    size: int, rebuilt: bool, small: bool, memory: float, expected: int
+) -> None:
+    assert blocks.width(size, rebuilt=rebuilt, small=small, memory=memory) == expected
+
+
+def test_vectors_are_multiplied_side_by_side_where_tensors_are_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, vmap = [], torch.func.vmap
+
+    def counting(function: Callable[..., object]) -> Callable[..., object]:
+        calls.append(function)
+        return vmap(function)
+
+    monkeypatch.setattr(torch.func, "vmap", counting)
+    small = LocalProduct(local_loss(PROBLEMS[0]()), "hessian", 1e9)
+    small.of_block(torch.ones(2, small.size, dtype=torch.float64))
+    assert small.block_width == 16
+    assert len(calls) == 3  # batches
+    monkeypatch.setattr(blocks, "is_small", lambda *of: False)
+    large = LocalProduct(local_loss(PROBLEMS[0]()), "hessian", 1e9)
+    large.of_block(torch.ones(2, large.size, dtype=torch.float64))
+    assert large.block_width == 1
+    assert len(calls) == 3
 
 
 def test_a_device_without_memory_is_an_error_and_no_other_method(

@@ -44,6 +44,20 @@ class Rotated(PrescribedSpectrum):
         return self.matrix @ v
 
 
+class InBlocks(PrescribedSpectrum):
+    """Multiplies several vectors at once."""
+
+    block_width = 3
+
+    def __init__(self, *of: Any, **options: Any) -> None:
+        super().__init__(*of, **options)
+        self.blocks: list[int] = []
+
+    def of_block(self, block: torch.Tensor) -> torch.Tensor:
+        self.blocks.append(len(block))
+        return torch.stack([self(v) for v in block])
+
+
 def shell_of(
     eigenvalues: np.ndarray, dtype: torch.dtype = torch.float64, **options: Any
 ) -> ShellMatrix:
@@ -143,6 +157,22 @@ def test_probes_are_independent_signs_that_do_not_depend_on_how_they_are_cut() -
     gram = vectors @ vectors.T / np.sqrt(size)
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 4.5  # standard normal numbers
     assert np.abs(vectors.sum(1) / np.sqrt(size)).max() < 4.5
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_probes_in_step_have_the_same_numbers(dtype: torch.dtype) -> None:
+    few = np.concatenate([[5.0, 3.0, 2.0, -1.0], np.zeros(96)])  # their spaces end early
+    for eigenvalues, steps in ((outliers_and_bulk(0.3, 200), 6), (few, 20)):
+        operator, done = InBlocks(eigenvalues, dtype=dtype), list[int]()
+        shell = ShellMatrix(operator, Ranks(), scale=0.5, shift=0.1)
+        found = lanczos_quadrature(shell, probes=5, steps=steps, on_probe=done.append)
+        alone = shell_of(eigenvalues, dtype, scale=0.5, shift=0.1)
+        right = lanczos_quadrature(alone, probes=5, steps=steps)
+        assert np.array_equal(found.nodes, right.nodes, equal_nan=True)
+        assert np.array_equal(found.weights, right.weights)
+        assert shell.products == alone.products
+        assert set(operator.blocks) == {3, 2}  # five probes, three at a time
+        assert done == [1, 2, 3, 4, 5]
 
 
 def test_seeds_of_many_vectors_differ() -> None:
@@ -345,10 +375,16 @@ def test_ranks_do_not_matter(mpi_ranks: int, comm: Any) -> None:
 
     shell = ShellMatrix(PrescribedSpectrum(outliers_and_bulk(0.3, 300), share), ranks)
     ranks.collectives.clear()
-    lanczos_quadrature(shell, probes=2, steps=9)
+    one_by_one = lanczos_quadrature(shell, probes=2, steps=9)
     # A product is a gather and a reduction; each of its two orthogonalisations one reduction, and
     # the check for symmetry one.
-    counted = {"allgatherv": 18, "reduce_scatter": 18, "allreduce": 37, "allgather": 1}
+    counted = {"allgatherv": 18, "reduce_scatter": 18, "allreduce": 37, "allgather": 2}
     assert dict(ranks.collectives) == counted
+    several = ShellMatrix(InBlocks(outliers_and_bulk(0.3, 300), share), ranks)
+    ranks.collectives.clear()
+    at_once = lanczos_quadrature(several, probes=2, steps=9)
+    halves = {"allgatherv": 9, "reduce_scatter": 9, "allreduce": 37, "allgather": 2}
+    assert dict(ranks.collectives) == halves
+    assert at_once.nodes == pytest.approx(one_by_one.nodes, rel=1e-10)
     with pytest.raises(InputError, match="no probes"):
         lanczos_quadrature(shell, probes=0, steps=9)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import dense, mlp_problem
 from oracles import PrescribedSpectrum, outliers_and_bulk
-from test_lanczos import Rotated, loss_of
+from test_lanczos import InBlocks, Rotated, loss_of
 
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
@@ -176,6 +176,14 @@ def test_a_block_of_layers() -> None:
     matrix = dense(problem, "hessian").detach().numpy()[35:, 35:] / 20
     shell = curvature_matrix(loss_of(problem, ("fc2",)), "hessian", 20)
     assert xtrace(shell, products=36).value == pytest.approx(np.trace(matrix), rel=1e-11)
+
+
+def test_blocks_of_products_give_the_same_trace() -> None:
+    eigenvalues = outliers_and_bulk(0.3, 300)
+    operator = InBlocks(eigenvalues)
+    found = xtrace(ShellMatrix(operator, Ranks()), products=16)
+    assert found == xtrace(shell_of(eigenvalues), products=16)
+    assert operator.blocks == [3, 3, 2, 3, 3, 2]
 
 
 @pytest.mark.mpi(ranks=3, timeout=60, unit="s")

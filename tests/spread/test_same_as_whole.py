@@ -161,3 +161,5 @@ def test_collectives_of_a_product(mpi_ranks: int, comm: Any) -> None:
     shell.apply(np.ones(shell.local_size))
     # The first layer has no inputs to differentiate, so it does without W.
     assert lockstep.counts - before == Counter(gather=4 * (layers - 1) + 1, reduce=2 * layers - 1)
+    drawn = np.random.default_rng(comm.rank).standard_normal((3, shell.local_size))
+    assert np.array_equal(shell.apply_block(drawn), np.stack([shell.apply(v) for v in drawn]))
