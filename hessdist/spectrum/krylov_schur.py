@@ -21,6 +21,7 @@ from hessdist.parallel.memory import total_bytes, touch
 from hessdist.spectrum import petsc
 from hessdist.spectrum.eps_options import refuse_unfit
 from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.spectrum.petsc_interfaces import raising_petsc_errors, set_dimensions, set_entries
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
@@ -108,7 +109,7 @@ class Solver:
         self._locks = given.getBool("eps_krylovschur_locking", False)
         self.matrix = shell.create_petsc()
         self.start = self.matrix.createVecRight()
-        self.start.setArray(starting_vector(shell.ranks, shell.size, seed, guesses))
+        set_entries(self.start, starting_vector(shell.ranks, shell.size, seed, guesses))
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
         try:
             self._configure(min(largest + smallest, shell.size), tolerance)
@@ -129,7 +130,7 @@ class Solver:
         eps.setOperators(self.matrix)
         eps.setProblemType(kinds.ProblemType.HEP)
         eps.setType(kinds.Type.KRYLOVSCHUR)
-        eps.setDimensions(wanted)
+        set_dimensions(eps, wanted)
         # The solver's estimate and the measured residual differ by rounding: aim a little lower.
         eps.setTolerances(0.97 * tolerance, 500)
         eps.setConvergenceTest(kinds.Conv.REL)
@@ -168,24 +169,24 @@ class Solver:
     def _set_dimensions(self, wanted: int) -> None:
         """Set the number of wanted pairs, and the size of the basis if no option sets it."""
         if not self._grows:
-            given = self._petsc.Options()
-            sizes = {
-                name: given.getInt(f"eps_{name}", 0) or None
-                for name in ("ncv", "mpd")
-                if given.hasName(f"eps_{name}")
-            }
-            self.eps.setDimensions(wanted, **sizes)
+            set_dimensions(self.eps, wanted, *self._given_sizes())
             return
         first, most = basis_sizes(wanted, self.shell.size)
         # The stopping test here ends the solve; SLEPc's nev must be at least ncv - mpd.
-        self.eps.setDimensions(max(wanted, most - first), most, first)
+        set_dimensions(self.eps, max(wanted, most - first), most, first)
+
+    def _given_sizes(self) -> list[int | None]:
+        """Return ncv and mpd as options set them; None if none does."""
+        given = self._petsc.Options()
+        return [given.getInt(f"eps_{name}", 0) or None for name in ("ncv", "mpd")]
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         """Turn errors of PETSc at set-up, the same on every rank, into input errors."""
         with self.shell.ranks.agreeing():
             try:
-                yield
+                with raising_petsc_errors():
+                    yield
             except self._petsc.Error as error:
                 raise self._refusal(error) from error
 
@@ -225,7 +226,8 @@ class Solver:
         with self._refusals():
             self.eps.setUp()
         try:
-            self.eps.solve()
+            with raising_petsc_errors():
+                self.eps.solve()
         except self._petsc.Error as error:
             self._broken = error
         failure = self.shell.failure or self._failure
@@ -374,7 +376,7 @@ class Solver:
         if to_go is not None:
             target = min(target, self._kept + max(to_go, fewest))
         # One rank decides for all, because their roundings may differ.
-        self.eps.setDimensions(nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
+        set_dimensions(self.eps, nev, ncv, self.shell.ranks.broadcast(min(ncv, target)))
 
     def floor(self, norm: float, margin: float = 1.0) -> float:
         """Compute the |λ| below which residuals are relative to this value instead of |λ|.
@@ -438,7 +440,7 @@ class Solver:
             if not count:
                 continue
             self.eps.setWhichEigenpairs(end)
-            self.eps.setDimensions(count)
+            set_dimensions(self.eps, count, *self._given_sizes())
             self.eps.setInitialSpace([self.start])
             self._run()
             self.restarts += self.eps.getIterationNumber()
