@@ -90,6 +90,7 @@ class Solver:
         self.hit_limit = False
         self.values = np.zeros(0)  # (n,) the eigenvalues according to the solver
         self.vectors = np.zeros((0, shell.local_size), shell.dtype)  # (n, d_local)
+        self.norm = 0.0  # ‖A‖ as far as it is known, the largest |Ritz value|
         self.found = (0, 0)  # pairs of the upper and of the lower end among them
         # Vectors as combinations of the multiplied ones, (recorded, n); None if unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
@@ -332,7 +333,8 @@ class Solver:
         self._follow_basis(self._ritz)
         # The cycle in which all pairs are accepted may find one more near zero that is three times
         # less converged: iterate until negligible eigenvalues are better by that factor.
-        floor = self.floor(float(np.abs(values).max()), margin=3.0)
+        self.norm = float(np.abs(values).max())
+        floor = self.floor(self.norm, margin=3.0)
         relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
@@ -386,12 +388,15 @@ class Solver:
 
         Args:
             norm: The norm ‖A‖.
-            margin: A factor by which the negligible |λ| is smaller while iterating.
+            margin: A factor by which the negligible |λ| is smaller while iterating; in single
+                precision the rounding is smaller as well.
 
         Returns:
             The |λ|.
         """
         algebra = float(np.finfo(self._petsc.ScalarType).eps)
+        if petsc.scalar_bytes() == 4:  # measured residuals are above the solver's estimates
+            algebra *= 3 / margin
         rounding = 8 * max(self.shell.epsilon, algebra) * norm  # no residual gets smaller
         negligible = self._negligible * norm / margin
         return float(max(rounding / self._aim, negligible, np.finfo(float).tiny))

@@ -115,7 +115,7 @@ def completed(
     """
     environment = {**os.environ, **env}
     return subprocess.run(
-        command(*words, ranks=ranks, start=hessdist_words(environment)), cwd=folder,
+        command(*words, ranks=ranks, start=hessdist_words(environment, ranks)), cwd=folder,
         env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 

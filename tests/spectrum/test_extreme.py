@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import PrescribedSpectrum, full_lanczos, outliers_and_bulk
-from precision import within
+from precision import petsc_epsilon, within
 
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
@@ -109,6 +109,8 @@ def test_values_are_rayleigh_quotients_and_residuals_are_true(
     operator = PrescribedSpectrum(outliers_and_bulk(0.03), dtype=dtype)
     exact = PrescribedSpectrum(outliers_and_bulk(0.03))
     pairs = solve(operator, 20, 3, residuals=residuals)
+    if residuals == "sketched" and petsc_epsilon() > 1e-10:
+        residuals = "recomputed"
     for end in (pairs.largest, pairs.smallest):
         for value, residual, vector in zip(end.values, end.residuals, end.vectors, strict=True):
             image = exact(torch.from_numpy(vector)).numpy()
@@ -128,7 +130,8 @@ def test_recorded_products_cost_none_and_recomputed_ones_are_counted() -> None:
     recorded = solve(operator, 20, 3, residuals="recorded")
     recomputed = solve(operator, 20, 3, residuals="recomputed")
     assert recomputed.products == recorded.products + 23
-    assert solve(operator, 20, 3, residuals="sketched").products == recorded.products
+    again = 23 if petsc_epsilon() > 1e-10 else 0  # in single precision they are recomputed
+    assert solve(operator, 20, 3, residuals="sketched").products == recorded.products + again
     assert recomputed.largest.residuals == pytest.approx(
         recorded.largest.residuals, abs=within(1e-9)
     )
@@ -148,8 +151,9 @@ def test_recorded_products_stay_bounded_over_many_restarts() -> None:
     assert pairs.products > 160  # so that they were recombined
     assert most <= 160
     assert pairs.converged
-    assert pairs.largest.values == pytest.approx(top, rel=1e-5)
-    assert pairs.smallest.values == pytest.approx(bottom, rel=1e-5)
+    rounding = within(0, 2) * top[0]
+    assert pairs.largest.values == pytest.approx(top, rel=1e-5, abs=rounding)
+    assert pairs.smallest.values == pytest.approx(bottom, rel=1e-5, abs=rounding)
 
 
 def test_pairs_that_did_not_converge_are_there_and_marked() -> None:
@@ -178,7 +182,7 @@ def test_another_method_of_the_command_line_solves_each_end(method: str) -> None
     options = PETSc.Options()
     options["eps_type"] = method
     try:
-        pairs = solve(PrescribedSpectrum(eigenvalues), 2, 2, tolerance=1e-6)
+        pairs = solve(PrescribedSpectrum(eigenvalues), 2, 2, tolerance=within(1e-6, 1000))
     finally:
         options.delValue("eps_type")
     assert pairs.largest.values == pytest.approx([4, 3], rel=within(1e-6))

@@ -51,7 +51,7 @@ def main() -> None:
         (folder / "checkpoints" / "step-50.pt").symlink_to(reference / "step-50.pt")
         job = JOB.format(root=data, checkpoints=folder / "checkpoints")
         (folder / "job.toml").write_text(job, encoding="utf-8")
-        words = ["hessdist", "spectrum", "job.toml", *sys.argv[2:]]
+        words = [sys.executable, "-m", "hessdist", "spectrum", "job.toml", *sys.argv[2:]]
         launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
         subprocess.run([*launcher, *words], cwd=folder, stdout=sys.stderr, check=True)
         here = hessdist.open_run(folder / "reference.h5")[50]
