@@ -115,7 +115,7 @@ def _single_precision() -> Component:
     """Say what a PETSc in single precision means."""
     return Component(
         "precision",
-        "single: the basis takes half the memory, and no residual gets below 1e-6 of the largest "
+        "single: the basis takes half the memory, and residuals end at 1e-6 to 2e-6 of the largest "
         "|λ|, as with float32 products; use float64 PETSc for tighter tolerances",
     )
 
