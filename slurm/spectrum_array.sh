@@ -21,7 +21,7 @@ set -uo pipefail
 job=${1:?usage: sbatch slurm/spectrum_array.sh JOB.toml}
 signal=USR1 threads=$SLURM_CPUS_PER_TASK this=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
 program=("${HESSDIST:-.venv/bin/hessdist}" spectrum "$job" --share)
-# `--mpi=pmix` below is what Open MPI needs; another MPI may want pmi2 (see `srun --mpi=list`).
+mpi=pmix # what Open MPI needs; MPICH wants pmi2 (see `srun --mpi=list`), and empty is the site's default
 
 # Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
 named='' ended='' early='' woken='' ranks='' told=''
@@ -66,8 +66,8 @@ told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
 echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 if [ -z "$named$ended" ]; then
-    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
-        "${program[@]}" &
+    srun ${mpi:+"--mpi=$mpi"} --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 \
+        --wait=60 "${program[@]}" &
     ranks=$!
     [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
     woken=yes

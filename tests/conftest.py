@@ -23,6 +23,8 @@ os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
 os.environ.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
 os.environ.setdefault("OMPI_MCA_hwloc_base_binding_policy", "none")
 os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+os.environ.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")  # Open MPI 5
+os.environ.setdefault("PRTE_MCA_hwloc_default_binding_policy", "none")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,11 +51,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-def hessdist_words(env: Mapping[str, str]) -> list[str]:
+@cache
+def _is_open_mpi() -> bool:
+    """Whether the mpirun is Open MPI's. Hydra's ranks need open files that a fork lacks."""
+    words = ["mpirun", "--version"]
+    return "Open MPI" in subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+
+def hessdist_words(env: Mapping[str, str], ranks: int = 0) -> list[str]:
     """The words that start hessdist in a third of the time (`ready.py`), in this environment.
 
-    Where variables differ that can matter to imports, it starts as usual.
+    Where variables differ that can matter to imports, or it cannot be a rank, it starts as usual.
     """
+    if ranks and not _is_open_mpi():
+        return HESSDIST
     socket, known = _ready_server()
     changed = {name for name, _ in {*env.items()} ^ {*known.items()}}
     # The last three are set by libraries that the tests import.
@@ -92,7 +103,7 @@ def run(tmp_path: Path) -> Run:
         launcher = ["mpirun", "-n", str(ranks)] if ranks else []
         environment = {**os.environ, **(env or {})}
         return subprocess.run(
-            [*launcher, *hessdist_words(environment), *words],
+            [*launcher, *hessdist_words(environment, ranks), *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

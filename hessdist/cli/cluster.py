@@ -91,6 +91,7 @@ def submit(
 
     Options of PETSc and SLEPc are passed on to hessdist spectrum.
     """
+    from hessdist.parallel.ranks import mpi_library
     from hessdist.results.outputs import Kind, require_output
     from hessdist.service import slurm
 
@@ -114,6 +115,7 @@ def submit(
         account=account,
         qos=qos,
         memory=memory,
+        mpi=slurm.process_manager(mpi_library()),
         directives=directives or (),
         arguments=[*_arguments(words, checkpoints), *context.obj],
     )

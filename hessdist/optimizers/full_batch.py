@@ -31,6 +31,7 @@ from hessdist.optimizers.directions import (
 )
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum import petsc
+from hessdist.spectrum.petsc_interfaces import raising_petsc_errors, set_entries, tao_reasons
 from hessdist.spectrum.shell import ShellMatrix
 
 METHODS = ("gradient_descent", "lbfgs", "newton_cg")
@@ -203,7 +204,7 @@ class _Minimisation:
         # segmentation fault with an armijo search in PETSc 3.18.
         types = ("lmvm", "blmvm", "cg", "bncg", "nls", "ntr", "bnls", "bntr", "bntl", "bqnls")
         x = PETSc.Vec().createMPI(sizes, comm=self._problem.ranks.comm)
-        x.setArray(start)
+        set_entries(x, start)
         gradient = x.duplicate()
         tao = PETSc.TAO().create(comm=self._problem.ranks.comm)
         hessian: Any = None
@@ -232,7 +233,8 @@ class _Minimisation:
             tao.setMonitor(self._monitor)
             tao.setConvergenceTest(self._go_on)
             try:
-                tao.solve(x)
+                with raising_petsc_errors():
+                    tao.solve(x)
             except PETSc.Error as error:
                 if self.failure is None and is_python and not math.isfinite(self._last_trial):
                     return self._no_decrease()  # an error in PETSc 3.18
@@ -267,9 +269,7 @@ class _Minimisation:
         return self._settings.method == "gradient_descent"
 
     def _ended(self, tao: Any) -> Ended:
-        from petsc4py import PETSc
-
-        why, reason = PETSc.TAO.Reason, tao.getConvergedReason()
+        why, reason = tao_reasons(), tao.getConvergedReason()
         if reason == why.CONVERGED_GATOL:
             return Ended(True, f"the norm of the gradient is within {tao.getTolerances()[0]:g}")
         if reason in (why.CONVERGED_GRTOL, why.CONVERGED_GTTOL):
@@ -335,7 +335,7 @@ class _Minimisation:
                 loss, found = self._problem.loss_and_gradient(_entries(x))
                 if self._accepted < 0 and not math.isfinite(loss):
                     raise _not_finite("the start")
-                gradient.setArray(found)
+                set_entries(gradient, found)
                 return self._record_trial(loss)
         gradient.set(0.0)
         return self._rejecting_value()
@@ -349,7 +349,7 @@ class _Minimisation:
                 loss, found = self._problem.loss_and_gradient(_entries(x))
                 if not math.isfinite(loss):
                     raise _not_finite("an accepted point")
-                gradient.setArray(found)
+                set_entries(gradient, found)
                 return
         gradient.set(0.0)
 
@@ -359,7 +359,7 @@ class _Minimisation:
             with self._keeping_failure():
                 self._direction = self._rule(_entries(x), _entries(gradient))
                 self._release_hessian()  # its graphs take memory, and θ will change
-                direction.setArray(self._direction.vector)
+                set_entries(direction, self._direction.vector)
                 return
         gradient.copy(direction)
         direction.scale(-1.0)
@@ -410,14 +410,13 @@ class _Minimisation:
 
     def _go_on(self, tao: Any) -> Any:
         """Test for the end, after TAO's own test."""
-        from petsc4py import PETSc
-
+        reasons = tao_reasons()
         if self.failure is not None:
-            return PETSc.TAO.Reason.DIVERGED_USER
+            return reasons.DIVERGED_USER
         if self._stuck:
-            return PETSc.TAO.Reason.DIVERGED_LS_FAILURE
+            return reasons.DIVERGED_LS_FAILURE
         spent = self._cost >= self._settings.budget and tao.getConvergedReason() <= 0
-        return PETSc.TAO.Reason.DIVERGED_MAXFCN if spent else None
+        return reasons.DIVERGED_MAXFCN if spent else None
 
     # -- the Hessian ---------------------------------------------------------------------------
 
@@ -458,7 +457,7 @@ class _Minimisation:
                     self._products_at(self._hessian_at)
                 assert self._matrix is not None
                 entries = _entries(x)
-                y.setArray(self._matrix.apply(entries) + self._shift * entries)
+                set_entries(y, self._matrix.apply(entries) + self._shift * entries)
                 return
         x.copy(y)
 

@@ -204,6 +204,25 @@ def import_mpi() -> Any:
     return MPI
 
 
+def mpi_library() -> str:
+    """Return what mpi4py's MPI says of itself, in one line, without initialising it.
+
+    Not collective. It is for programs without ranks: MPI is not initialised afterwards either.
+
+    Returns:
+        The line, such as "Open MPI v4.1.4, ..."; empty where mpi4py or its library is missing.
+    """
+    try:
+        import mpi4py
+
+        if "mpi4py.MPI" not in sys.modules:
+            mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return ""
+    return str(MPI.Get_library_version().split("\n")[0].strip("\0 "))
+
+
 def _lacks_process_manager(environment: Mapping[str, str]) -> bool:
     """Whether srun has started this process without telling MPI how to find the others."""
     told = any(name.startswith(("PMIX_", "PMI_", "OMPI_COMM_")) for name in environment)

@@ -39,6 +39,7 @@ class Batch:
     account: str = ""
     qos: str = ""
     memory: str = ""  # of --mem
+    mpi: str = "pmix"  # of srun's --mpi; empty: what the site has set
     directives: Sequence[str] = ()  # more words for #SBATCH, such as "--constraint=a100"
     arguments: Sequence[str] = ()  # more words for `hessdist spectrum`
 
@@ -70,7 +71,7 @@ def batch_script(batch: Batch) -> str:
         *(f"#SBATCH {_quoted(word)}" for word in _directives(batch)),
         "set -uo pipefail",
         "",
-        f"signal={batch.signal} threads={batch.cpus_per_task} this={this}",
+        f"signal={batch.signal} threads={batch.cpus_per_task} mpi={batch.mpi} this={this}",
         f"program=({shlex.join(words)})",
     ]
     return "\n".join(lines) + _BODY
@@ -150,8 +151,8 @@ told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
 echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 if [ -z "$named$ended" ]; then
-    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
-        "${program[@]}" &
+    srun ${mpi:+"--mpi=$mpi"} --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 \
+        --wait=60 "${program[@]}" &
     ranks=$!
     [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
     woken=yes
@@ -172,6 +173,21 @@ fi
 rm -f "$told"
 exit "$status"
 """
+
+
+def process_manager(library: str) -> str:
+    """Choose how srun tells the ranks of an MPI of each other. This is a pure function.
+
+    Args:
+        library: What the MPI says of itself, such as "Open MPI v4.1.4" or "MPICH Version: 4.3".
+
+    Returns:
+        The value of srun's --mpi. MPICH and the MPIs that are made from it abort with pmix. Empty
+        for an MPI that belongs to its site, such as Cray's, and srun then uses the site's default.
+    """
+    if not library or library.startswith("Open MPI"):
+        return "pmix"
+    return "pmi2" if library.startswith(("MPICH", "MVAPICH", "Intel")) else ""
 
 
 def in_words(batch: Batch) -> str:

@@ -148,6 +148,7 @@ def choose_solver(
 
     Raises:
         InputError: The matrix does not fit into the free memory; on every rank.
+        DependencyError: It is for ScaLAPACK, which this PETSc has not in float64; on every rank.
     """
     with ranks.agreeing():
         petsc.require()
@@ -157,7 +158,12 @@ def choose_solver(
     if size < ranks.size**2:  # ScaLAPACK needs equal rows on all ranks but the last
         wanted = ["lapack"]
     with ranks.agreeing():
-        return _fitting(size, eigenvectors, ["lapack"] if ranks.size == 1 else wanted, hosts)
+        found = _fitting(size, eigenvectors, ["lapack"] if ranks.size == 1 else wanted, hosts)
+    if found[0] == "scalapack":  # said before the matrix is assembled
+        petsc.initialise()
+        with ranks.agreeing():
+            petsc.require_scalapack()
+    return found
 
 
 def picture(ranks: Ranks, columns: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
@@ -330,7 +336,6 @@ def _by_scalapack(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Solve by SLEPc's solver of type scalapack, with the results of `_by_lapack`. Collective."""
     PETSc, SLEPc = petsc.initialise()  # noqa: N806 - modules
-    petsc.require_scalapack()
     size, mine = columns.shape
     sizes = ((mine, size), (mine, size))
     matrix = PETSc.Mat().createDense(sizes, array=columns.T, comm=ranks.comm)

@@ -47,8 +47,9 @@ def extreme_eigenpairs(
             basis) and combines them, without more products. "recomputed" computes k + m more
             products, without more memory. "sketched" keeps 4,093 numbers of every product: neither
             memory nor products, but residuals to one percent (`Eigenpairs.residual_error`), and the
-            solver's own eigenvalues, which are Rayleigh quotients up to rounding. "auto" records
-            up to 256 MiB over all ranks, and sketches more.
+            solver's own eigenvalues, which are Rayleigh quotients up to rounding. With PETSc in
+            single precision, whose rounding is too coarse for that, it is "recomputed". "auto"
+            records up to 256 MiB over all ranks, and sketches more.
         plan: The plan of `plan_solve`, with its source of residuals; None: it is made here.
         guesses: Approximate eigenvectors, such as those of the previous checkpoint, this rank's
             entries, (n, d_local); the starting vector is close to their span.
@@ -241,7 +242,8 @@ def _from_products(shell: ShellMatrix, solver: Solver) -> End:
 def _sorted(solver: Solver, values: NDArray[np.float64], absolute: NDArray[np.float64]) -> End:
     """Return the pairs by ascending value, from absolute residuals."""
     vectors = solver.vectors
-    scale = np.maximum(np.abs(values), solver.floor(float(np.abs(values).max())))
+    norm = max(solver.norm, float(np.abs(values).max()))
+    scale = np.maximum(np.abs(values), solver.floor(norm))
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(values == 0, np.inf, absolute / np.abs(values))
     order = np.argsort(values)

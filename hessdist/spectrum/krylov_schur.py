@@ -22,6 +22,7 @@ from hessdist.spectrum import basis_pages, petsc
 from hessdist.spectrum.eps_options import refuse_unfit
 from hessdist.spectrum.lanczos import lanczos_quadrature
 from hessdist.spectrum.memory_plan import MemoryPlan, basis_sizes
+from hessdist.spectrum.petsc_interfaces import raising_petsc_errors, set_dimensions, set_entries
 from hessdist.spectrum.ritz import Ends, Ritz, steps_to_go
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import starting_vector
@@ -78,6 +79,7 @@ class Solver:
         self.hit_limit = False
         self.values = np.zeros(0)  # (n,) the eigenvalues according to the solver
         self.vectors = np.zeros((0, shell.local_size), shell.dtype)  # (n, d_local)
+        self.norm = 0.0  # ‖A‖ as far as it is known, the largest |Ritz value|
         self.found = (0, 0)  # pairs of the upper and of the lower end among them
         # Vectors as combinations of the multiplied ones, (recorded, n); None if unknown.
         self.coefficients: NDArray[np.float64] | None = np.zeros((0, 0))
@@ -100,7 +102,7 @@ class Solver:
         self._locks = given.getBool("eps_krylovschur_locking", False)
         self.matrix = shell.create_petsc()
         self.start = self.matrix.createVecRight()
-        self.start.setArray(starting_vector(shell.ranks, shell.size, seed, guesses))
+        set_entries(self.start, starting_vector(shell.ranks, shell.size, seed, guesses))
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
         try:
             self._configure(min(largest + smallest, shell.size), tolerance)
@@ -121,7 +123,7 @@ class Solver:
         eps.setOperators(self.matrix)
         eps.setProblemType(kinds.ProblemType.HEP)
         eps.setType(kinds.Type.KRYLOVSCHUR)
-        eps.setDimensions(wanted)
+        set_dimensions(eps, wanted)
         # The solver's estimate and the measured residual differ by rounding, and by the error of a
         # sketch, so aim a little lower.
         sketched = self._plan is not None and self._plan.residuals == "sketched"
@@ -146,13 +148,7 @@ class Solver:
     def _set_dimensions(self, wanted: int) -> None:
         """Set the number of wanted pairs, and the size of the basis if no option sets it."""
         if not self._grows:
-            given = self._petsc.Options()
-            sizes = {
-                name: given.getInt(f"eps_{name}", 0) or None
-                for name in ("ncv", "mpd")
-                if given.hasName(f"eps_{name}")
-            }
-            self.eps.setDimensions(wanted, **sizes)
+            set_dimensions(self.eps, wanted, *self._given_sizes())
             return
         first, most = (
             basis_sizes(wanted, self.shell.size)
@@ -160,14 +156,20 @@ class Solver:
             else (self._plan.first, self._plan.most)
         )
         # The stopping test here ends the solve; SLEPc's nev must be at least ncv - mpd.
-        self.eps.setDimensions(max(wanted, most - first), most, first)
+        set_dimensions(self.eps, max(wanted, most - first), most, first)
+
+    def _given_sizes(self) -> list[int | None]:
+        """Return ncv and mpd as options set them; None if none does."""
+        given = self._petsc.Options()
+        return [given.getInt(f"eps_{name}", 0) or None for name in ("ncv", "mpd")]
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         """Turn errors of PETSc at set-up, the same on every rank, into input errors."""
         with self.shell.ranks.agreeing():
             try:
-                yield
+                with raising_petsc_errors():
+                    yield
             except self._petsc.Error as error:
                 raise self._refusal(error) from error
 
@@ -207,7 +209,8 @@ class Solver:
         with self._refusals(), basis_pages.lazily():
             self.eps.setUp()
         try:
-            self.eps.solve()
+            with raising_petsc_errors():
+                self.eps.solve()
         except self._petsc.Error as error:
             self._broken = error
         failure = self.shell.failure or self._failure
@@ -336,7 +339,8 @@ class Solver:
         self._follow_basis(self._ritz)
         # The cycle in which all pairs are accepted may find one more near zero that is three times
         # less converged: iterate until negligible eigenvalues are better by that factor.
-        floor = self.floor(float(np.abs(values).max()), margin=3.0)
+        self.norm = float(np.abs(values).max())
+        floor = self.floor(self.norm, margin=3.0)
         relative = self._ritz.relative(floor)
         ascending = np.argsort(values)
         top, bottom = ascending[::-1][: self.largest], ascending[: self.smallest]
@@ -381,7 +385,7 @@ class Solver:
             target = min(target, self._kept + max(to_go, fewest))
         # One rank decides for all, because their roundings may differ.
         size = int(self.shell.ranks.broadcast(min(ncv, target)))
-        self.eps.setDimensions(nev, ncv, size)
+        set_dimensions(self.eps, nev, ncv, size)
         self._fetch(size)
 
     def floor(self, norm: float, margin: float = 1.0) -> float:
@@ -392,12 +396,15 @@ class Solver:
 
         Args:
             norm: The norm ‖A‖.
-            margin: A factor by which the negligible |λ| is smaller while iterating.
+            margin: A factor by which the negligible |λ| is smaller while iterating; in single
+                precision the rounding is smaller as well.
 
         Returns:
             The |λ|.
         """
         algebra = float(np.finfo(self._petsc.ScalarType).eps)
+        if petsc.scalar_bytes() == 4:  # measured residuals are above the solver's estimates
+            algebra *= 3 / margin
         rounding = 8 * max(self.shell.epsilon, algebra) * norm  # no residual gets smaller
         negligible = self._negligible * norm / margin
         return float(max(rounding / self._aim, negligible, np.finfo(float).tiny))
@@ -446,7 +453,7 @@ class Solver:
             if not count:
                 continue
             self.eps.setWhichEigenpairs(end)
-            self.eps.setDimensions(count)
+            set_dimensions(self.eps, count, *self._given_sizes())
             self.eps.setInitialSpace([self.start])
             self._run()
             self.restarts += self.eps.getIterationNumber()

@@ -166,6 +166,8 @@ def plan(
 
     With "auto" products are recorded where that takes little, up to 256 MiB over all ranks, and
     sketched otherwise: the choice depends on the problem, and on the memory only if it is short.
+    With PETSc in single precision they are recorded if they fit, and else computed again, because
+    its own eigenvalues are not as exact as those of a solve with sketches must be.
 
     Args:
         vectors: The sizes of vectors.
@@ -183,12 +185,15 @@ def plan(
         InputError: Not even the smallest basis fits; the remedy is the number of ranks that do.
     """
     first, most = basis_sizes(wanted, vectors.dimension) if given is None else given
-    recorded = most * vectors.dimension * vectors.item <= 1 << 28
-    choice: Residuals = "recorded" if recorded else "sketched"
-    choice = choice if residuals == "auto" else residuals
+    single = vectors.scalar == 4  # the solver's own values are too coarse for sketches
+    little = most * vectors.dimension * vectors.item <= 1 << 28
+    lean: Residuals = "recomputed" if single else "sketched"
+    choice: Residuals = "recorded" if little or single else lean
+    if residuals != "auto":
+        choice = lean if residuals == "sketched" else residuals
     found = MemoryPlan(budget, held, freed, vectors, wanted, first, most, choice)
     if found.total() > budget and residuals == "auto":
-        found = replace(found, residuals="sketched")
+        found = replace(found, residuals=lean)
     if found.total() <= budget:
         return found
     fewest = most if given is not None else fewest_vectors(wanted, vectors.dimension)

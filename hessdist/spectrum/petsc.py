@@ -127,20 +127,28 @@ def scalar_problem(scalar: Any, integer: Any) -> str:
         One line; empty if they can be used.
     """
     if np.dtype(scalar) not in (np.dtype(np.float64), np.dtype(np.float32)):
-        return f"PETSc is built with {np.dtype(scalar).name} scalars, and hessdist needs real ones"
+        return (
+            f"PETSc is built with {np.dtype(scalar).name} scalars, and hessdist needs real ones in "
+            "single or double precision"
+        )
     if np.dtype(integer) not in (np.dtype(np.int32), np.dtype(np.int64)):
         return f"PETSc is built with {np.dtype(integer).name} integers"
     return ""
 
 
 def require_scalapack() -> None:
-    """Check that PETSc has ScaLAPACK. Not collective.
+    """Check that PETSc has ScaLAPACK in float64. Not collective.
 
     Raises:
-        DependencyError: PETSc has no ScaLAPACK.
+        DependencyError: PETSc has no ScaLAPACK, or is built in single precision.
     """
     from petsc4py import PETSc
 
+    if scalar_bytes() < 8:
+        raise DependencyError(
+            "an exact spectrum by ScaLAPACK takes float64, and PETSc is built in single precision",
+            "let it be LAPACK's on nodes with more memory, or use a PETSc in double precision",
+        )
     if not PETSc.Sys.hasExternalPackage("scalapack"):
         raise DependencyError(
             "PETSc is built without ScaLAPACK",

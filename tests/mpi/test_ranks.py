@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import Samples, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum, outliers_and_bulk
+from precision import within
 
 import hessdist
 from hessdist.errors import DataError, InputError, RankError
@@ -44,8 +45,11 @@ def test_every_eigenvalue_is_the_dense_matrix_s(mpi_ranks: int, comm: Any) -> No
             comm=comm,
         )
         scale = np.abs(exact).max()
-        assert np.abs(spectrum.eigenvalues_largest - exact[:wanted]).max() <= 1e-8 * scale
-        assert np.abs(spectrum.eigenvalues_smallest - exact[::-1][:smallest]).max() <= 1e-8 * scale
+        assert np.abs(spectrum.eigenvalues_largest - exact[:wanted]).max() <= within(1e-8) * scale
+        assert (
+            np.abs(spectrum.eigenvalues_smallest - exact[::-1][:smallest]).max()
+            <= within(1e-8) * scale
+        )
 
 
 @each_number_of_ranks
@@ -56,7 +60,7 @@ def test_all_eigenvalues_of_a_small_network(mpi_ranks: int, comm: Any) -> None:
         problem.model, problem.loss, problem.dataset, largest=53, smallest=0, comm=comm
     )
     found = spectrum.eigenvalues_largest[::-1]
-    assert np.abs(found - exact).max() <= 1e-8 * np.abs(exact).max()
+    assert np.abs(found - exact).max() <= within(1e-8) * np.abs(exact).max()
 
 
 @pytest.mark.mpi(ranks=[2, 3], timeout=60, unit="s")
@@ -75,7 +79,8 @@ def test_ranks_do_not_matter(
     assert together.loss == pytest.approx(alone.loss, rel=agreement)
     assert together.gradient_norm == pytest.approx(alone.gradient_norm, rel=agreement)
     for name in ("eigenvalues_largest", "eigenvalues_smallest"):
-        assert getattr(together, name) == pytest.approx(getattr(alone, name), rel=agreement)
+        expected = pytest.approx(getattr(alone, name), rel=within(agreement, 100))
+        assert getattr(together, name) == expected
     vectors = together.eigenvectors_largest
     assert vectors is not None
     assert alone.eigenvectors_largest is not None
@@ -197,7 +202,7 @@ def test_a_communicator_of_one_s_own(mpi_ranks: int, comm: Any) -> None:
     arguments = (problem.model, problem.loss, problem.dataset)
     spectrum = hessdist.extreme_eigenpairs(*arguments, largest=2, smallest=1, comm=part)
     values = comm.allgather(spectrum.eigenvalues_largest[0])
-    assert values == pytest.approx([values[0]] * 3, rel=1e-10)
+    assert values == pytest.approx([values[0]] * 3, rel=within(1e-10))
 
 
 @pytest.mark.mpi(ranks=[2, 3], timeout=60, unit="s")

@@ -78,10 +78,18 @@ def metric_of(model: nn.Module, optimizer: torch.optim.Optimizer, asked: Asked =
     return optimizer_metric({"optimizer": optimizer.state_dict()}, Path("x"), model, layout, asked)
 
 
+def says_how_it_decays(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the state says whether the weight decay is decoupled: from PyTorch 2.7 on."""
+    return "decoupled_weight_decay" in optimizer.param_groups[0]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_steps_diverge_above_the_bound_and_not_below(name: str) -> None:
     model, optimizer = prepared(name)
     metric = metric_of(model, optimizer)
+    if name == "adamw" and not says_how_it_decays(optimizer):
+        assert np.isnan(metric.description.bound.value)
+        return
     bound = metric.description.bound.value
     p = torch.from_numpy(metric.entries(Parameters(model).layout, 0, 4))
     expected = P if CASES[name][2] else torch.ones_like(P)
@@ -130,7 +138,9 @@ def test_bounds_that_do_not_hold_are_unknown_with_the_reason() -> None:
         return found.reason
 
     adam = torch.optim.Adam
-    assert "weight decay that the Hessian lacks" in reason(adam, weight_decay=0.1)
+    known = says_how_it_decays(adam(Point().parameters()))
+    says = "weight decay that the Hessian lacks" if known else "does not say whether the weight"
+    assert says in reason(adam, weight_decay=0.1)
     assert "maximises" in reason(adam, maximize=True)
     assert "not the Hessian" in reason(adam, Asked("gauss_newton", (), 0.0))
     assert "other parameters" in reason(adam, Asked("hessian", ("fc1",), 0.0))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import Problem, dense, mlp_problem
 from pencils import OPTIMIZERS, Trained, train
+from precision import within
 from scipy.linalg import eigh
 
 from hessdist.curvature.metric import Asked, optimizer_metric
@@ -64,12 +65,12 @@ def test_eigenpairs_are_those_of_the_pencil(name: str, tmp_path: Path) -> None:
     shell = curvature_matrix(objective, "hessian", objective.evaluate().weight)
     pairs = extreme_eigenpairs(shell, 4, 3, tolerance=1e-9)
     scale = np.abs(values).max()
-    assert np.abs(pairs.largest.values - values[::-1][:4]).max() <= 1e-8 * scale
-    assert np.abs(pairs.smallest.values - values[:3]).max() <= 1e-8 * scale
+    assert np.abs(pairs.largest.values - values[::-1][:4]).max() <= within(1e-8) * scale
+    assert np.abs(pairs.smallest.values - values[:3]).max() <= within(1e-8) * scale
     overlap = np.abs(np.sum(pairs.largest.vectors * vectors.T[::-1][:4], axis=1))
-    assert overlap == pytest.approx(1, abs=1e-8)
+    assert overlap == pytest.approx(1, abs=within(1e-8))
     found = exact_spectrum(shell, plan(shell)).values
-    assert np.abs(found - values).max() <= 1e-8 * scale
+    assert np.abs(found - values).max() <= within(1e-8) * scale
 
 
 OPERATORS = ("hessian", "empirical_fisher")
@@ -105,17 +106,17 @@ def test_every_operator_block_and_spread_model_is_scaled_at_every_number_of_rank
             values = eigh(matrix, np.diag(p), eigvals_only=True)
             shell = curvature_matrix(objective, operator, weight)
             found = exact_spectrum(shell, plan(shell)).values
-            assert np.abs(found - values).max() <= 1e-8 * np.abs(values).max()
+            assert np.abs(found - values).max() <= within(1e-8) * np.abs(values).max()
         nodes = lanczos_quadrature(shell, probes=1, steps=53, seed=0).nodes
         distances = np.abs(nodes[:, :, None] - values).min(axis=2)
-        assert np.nanmax(distances) <= 1e-8 * np.abs(values).max()
+        assert np.nanmax(distances) <= within(1e-8) * np.abs(values).max()
         if shards == 1:  # a block of layers has the same P, whatever lies before it
             block, own = exact["hessian"][30:, 30:], p[30:]
             values = eigh(block, np.diag(own), eigvals_only=True)
             part = objective.of_layers(names[1:])
             shell = curvature_matrix(part, "hessian", weight)
             found = exact_spectrum(shell, plan(shell)).values
-            assert np.abs(found - values).max() <= 1e-8 * np.abs(values).max()
+            assert np.abs(found - values).max() <= within(1e-8) * np.abs(values).max()
             plain = curvature_matrix(part, "hessian", weight, metric=False)
             mine = slice(*ranks.shard(len(own)))
             ones = np.ones(mine.stop - mine.start)

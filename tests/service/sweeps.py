@@ -115,7 +115,7 @@ def completed(
     """
     environment = {**os.environ, **env}
     return subprocess.run(
-        command(*words, ranks=ranks, start=hessdist_words(environment)), cwd=folder,
+        command(*words, ranks=ranks, start=hessdist_words(environment, ranks)), cwd=folder,
         env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
@@ -150,15 +150,25 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of hessdist that a launcher started, by increasing number."""
-    found = []
+    """Processes of hessdist that a launcher started, by increasing number.
+
+    Open MPI's ranks are in the launcher's session, also when it is gone. Hydra, MPICH's launcher,
+    has proxies between itself and the ranks, in sessions of their own.
+    """
+    parents, names = {}, {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != process.pid:
-            try:
-                if os.getsid(int(entry.name)) == process.pid:
-                    found.append(int(entry.name))
-            except ProcessLookupError:
-                continue
+        if entry.name.isdigit():
+            with suppress(OSError):
+                name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+                pid, (parent, _, session) = int(entry.name), map(int, rest.split()[1:4])
+                names[pid], parents[pid] = name, process.pid if session == process.pid else parent
+    found = []
+    for pid in parents.keys() - {process.pid}:
+        above = pid
+        while above in parents and above != process.pid:
+            above = parents[above]
+        if above == process.pid and not names[pid].startswith("hydra"):
+            found.append(pid)
     return sorted(found)
 
 

@@ -124,6 +124,11 @@ def test_the_signal_reaches_ranks_that_are_ready(tmp_path: Path, name: str, this
     assert f"requeue {this}" in out.splitlines()
 
 
+def test_without_a_process_manager_srun_uses_the_sites(tmp_path: Path) -> None:
+    process = start(tmp_path, 'echo "srun $1"', text=batch_script(batch(mpi="")))
+    assert "srun --export=ALL" in process.communicate(timeout=20)[0].splitlines()
+
+
 @pytest.mark.parametrize(("account", "again"), [(CANCELLED, False), (RUNNING, False),
                                                 (OVERTIME, True), (PREEMPTED, True)])  # fmt: skip
 @pytest.mark.parametrize("ready", [True, False])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Run
 
-from hessdist.service.slurm import Batch, batch_script
+from hessdist.service.slurm import Batch, batch_script, process_manager
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,6 +59,23 @@ def test_the_script_is_the_one_that_is_kept(name: str) -> None:
     if os.environ.get("HESSDIST_REWRITE"):
         kept.write_text(batch_script(BATCHES[name]), encoding="utf-8")
     assert batch_script(BATCHES[name]) == kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("library", "manager"),
+    [
+        ("Open MPI v4.1.4, package: Debian OpenMPI", "pmix"),
+        ("MPICH Version:      4.3.2", "pmi2"),
+        ("MVAPICH2 Version      :\t2.3.7", "pmi2"),
+        ("Intel(R) MPI Library 2021.14 for Linux* OS", "pmi2"),
+        ("CRAY MPICH version 8.1.29.17", ""),
+        ("", "pmix"),
+    ],
+)
+def test_srun_starts_ranks_as_their_mpi_wants_it(library: str, manager: str) -> None:
+    assert process_manager(library) == manager
+    text = batch_script(replace(BATCHES["one_node"], mpi=manager))
+    assert f"mpi={manager} this=" in text
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -15,7 +15,7 @@ from networks import Problem, conv_problem, dense, mlp_problem
 from oracles import PrescribedSpectrum
 
 import hessdist
-from hessdist.errors import InputError, Stopped
+from hessdist.errors import DependencyError, InputError, Stopped
 from hessdist.objective import Compute, Objective
 from hessdist.parallel.memory import available_bytes
 from hessdist.parallel.ranks import Ranks
@@ -71,6 +71,8 @@ def test_the_matrix_and_its_spectrum_on_any_number_of_ranks(mpi_ranks: int, comm
         check_pictures(ranks, size)
     for size in (1, 2, 7, 101):
         check_both_solvers(ranks, size)
+    if mpi_ranks > 1:
+        check_single_precision_is_refused(ranks)
 
 
 def check_columns(comm: Any) -> None:
@@ -128,7 +130,9 @@ def spectrum_of(shell: ShellMatrix, solver: Solver, eigenvectors: bool) -> Any:
 
 def check_both_solvers(ranks: Ranks, size: int) -> None:
     eigenvalues = singular(size)
-    solvers: tuple[Solver, ...] = ("lapack", "scalapack") if ranks.size > 1 else ("lapack",)
+    solvers: tuple[Solver, ...] = ("lapack",)
+    if ranks.size > 1 and has_scalapack():
+        solvers += ("scalapack",)
     for solver, eigenvectors in product(solvers, (False, True)):
         shell = prescribed(ranks, eigenvalues)
         found = spectrum_of(shell, solver, eigenvectors)
@@ -142,6 +146,25 @@ def check_both_solvers(ranks: Ranks, size: int) -> None:
         assert overlaps == pytest.approx(np.eye(size), abs=1e-12)
         images = np.array([shell.apply(vector) for vector in vectors])
         assert images == pytest.approx(found.values[:, None] * vectors, abs=1e-12)
+
+
+def has_scalapack() -> bool:
+    """Whether this PETSc has ScaLAPACK in float64; PyPI's has none."""
+    module.petsc.initialise()
+    try:
+        module.petsc.require_scalapack()
+    except DependencyError:
+        return False
+    return True
+
+
+def check_single_precision_is_refused(ranks: Ranks) -> None:
+    """Before a product is computed, and on all ranks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.petsc, "scalar_bytes", lambda: 4)
+        with pytest.raises(DependencyError, match="PETSc is built in single precision"):
+            choose_solver(ranks, 101, solver="scalapack")
+        assert choose_solver(ranks, 101)[0] == "lapack"
 
 
 def check_a_network(comm: Any) -> None:

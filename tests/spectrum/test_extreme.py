@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import PrescribedSpectrum, full_lanczos, outliers_and_bulk
+from precision import petsc_epsilon, within
 
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
@@ -51,8 +52,10 @@ def test_the_set_found_does_not_depend_on_the_starting_vector(tolerance: float) 
     for seed in STARTS:
         pairs = solve(operator, 20, 3, seed=seed, tolerance=tolerance)
         # The eigenvalue is quadratically better than the vector; neighbours differ by 4 %.
-        assert pairs.largest.values == pytest.approx(top, rel=max(tolerance**2 * 10, 1e-12))
-        assert pairs.smallest.values == pytest.approx(bottom, rel=max(tolerance**2 * 10, 1e-12))
+        assert pairs.largest.values == pytest.approx(top, rel=max(tolerance**2 * 10, within(1e-12)))
+        assert pairs.smallest.values == pytest.approx(
+            bottom, rel=max(tolerance**2 * 10, within(1e-12))
+        )
 
 
 @pytest.mark.parametrize(("largest", "smallest"), [(0, 4), (4, 0), (1, 1), (1, 8), (3, 3)])
@@ -61,8 +64,8 @@ def test_any_share_of_the_ends(largest: int, smallest: int) -> None:
     pairs = solve(PrescribedSpectrum(eigenvalues), largest, smallest, tolerance=1e-9)
     top, bottom = extremes(eigenvalues, largest, smallest)
     assert pairs.converged
-    assert pairs.largest.values == pytest.approx(top, rel=1e-10)
-    assert pairs.smallest.values == pytest.approx(bottom, rel=1e-10)
+    assert pairs.largest.values == pytest.approx(top, rel=within(1e-10))
+    assert pairs.smallest.values == pytest.approx(bottom, rel=within(1e-10))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 18, 40])
@@ -70,8 +73,8 @@ def test_all_eigenvalues_of_a_small_matrix_from_either_end(size: int) -> None:
     eigenvalues = np.random.default_rng(size).standard_normal(size)
     pairs = solve(PrescribedSpectrum(eigenvalues), size, size, tolerance=1e-10)
     assert pairs.converged
-    assert pairs.largest.values == pytest.approx(np.sort(eigenvalues)[::-1], abs=1e-12)
-    assert pairs.smallest.values == pytest.approx(np.sort(eigenvalues), abs=1e-12)
+    assert pairs.largest.values == pytest.approx(np.sort(eigenvalues)[::-1], abs=within(1e-12))
+    assert pairs.smallest.values == pytest.approx(np.sort(eigenvalues), abs=within(1e-12))
 
 
 def test_one_sided_and_shifted_spectra() -> None:
@@ -80,22 +83,22 @@ def test_one_sided_and_shifted_spectra() -> None:
         pairs = solve(PrescribedSpectrum(eigenvalues), 5, 5, tolerance=1e-6)
         top, bottom = extremes(eigenvalues, 5, 5)
         assert pairs.converged
-        assert pairs.largest.values == pytest.approx(top, rel=1e-6)
-        assert pairs.smallest.values == pytest.approx(bottom, rel=1e-6)
+        assert pairs.largest.values == pytest.approx(top, rel=within(1e-6))
+        assert pairs.smallest.values == pytest.approx(bottom, rel=within(1e-6))
 
 
 def test_multiple_eigenvalues_are_found_as_often_as_they_occur() -> None:
     eigenvalues = np.concatenate([[5.0, 5.0, 3.0], np.linspace(-1, 1, 60), [-4.0, -4.0]])
     pairs = solve(PrescribedSpectrum(eigenvalues), 3, 2, tolerance=1e-8)
-    assert pairs.largest.values == pytest.approx([5, 5, 3], rel=1e-8)
-    assert pairs.smallest.values == pytest.approx([-4, -4], rel=1e-8)
+    assert pairs.largest.values == pytest.approx([5, 5, 3], rel=within(1e-8))
+    assert pairs.smallest.values == pytest.approx([-4, -4], rel=within(1e-8))
 
 
 def test_eigenvalue_zero_counts_as_converged_at_rounding() -> None:
     eigenvalues = np.concatenate([np.geomspace(1, 10, 8), np.zeros(92)])
     pairs = solve(PrescribedSpectrum(eigenvalues), 8, 3, tolerance=1e-6)
     assert pairs.converged
-    assert pairs.smallest.values == pytest.approx([0, 0, 0], abs=1e-12)
+    assert pairs.smallest.values == pytest.approx([0, 0, 0], abs=within(1e-12, 200))
 
 
 @pytest.mark.parametrize("residuals", ["recorded", "recomputed", "sketched"])
@@ -106,12 +109,14 @@ def test_values_are_rayleigh_quotients_and_residuals_are_true(
     operator = PrescribedSpectrum(outliers_and_bulk(0.03), dtype=dtype)
     exact = PrescribedSpectrum(outliers_and_bulk(0.03))
     pairs = solve(operator, 20, 3, residuals=residuals)
+    if residuals == "sketched" and petsc_epsilon() > 1e-10:
+        residuals = "recomputed"
     for end in (pairs.largest, pairs.smallest):
         for value, residual, vector in zip(end.values, end.residuals, end.vectors, strict=True):
             image = exact(torch.from_numpy(vector)).numpy()
             rounding = 1e-6 if dtype == torch.float32 else 1e-12
             assert np.linalg.norm(vector.astype(float)) == pytest.approx(1, abs=rounding)
-            assert value == pytest.approx(vector @ image, rel=1e-6)
+            assert value == pytest.approx(vector @ image, rel=within(1e-6))
             true = np.linalg.norm(image - value * vector) / abs(value)
             # Of a sketch the standard error is 1.1 %.
             assert residual == pytest.approx(true, rel=0.05, abs=1e-5)
@@ -125,8 +130,11 @@ def test_recorded_products_cost_none_and_recomputed_ones_are_counted() -> None:
     recorded = solve(operator, 20, 3, residuals="recorded")
     recomputed = solve(operator, 20, 3, residuals="recomputed")
     assert recomputed.products == recorded.products + 23
-    assert solve(operator, 20, 3, residuals="sketched").products == recorded.products
-    assert recomputed.largest.residuals == pytest.approx(recorded.largest.residuals, abs=1e-9)
+    again = 23 if petsc_epsilon() > 1e-10 else 0  # in single precision they are recomputed
+    assert solve(operator, 20, 3, residuals="sketched").products == recorded.products + again
+    assert recomputed.largest.residuals == pytest.approx(
+        recorded.largest.residuals, abs=within(1e-9)
+    )
 
 
 def test_recorded_products_stay_bounded_over_many_restarts() -> None:
@@ -143,8 +151,9 @@ def test_recorded_products_stay_bounded_over_many_restarts() -> None:
     assert pairs.products > 160  # so that they were recombined
     assert most <= 160
     assert pairs.converged
-    assert pairs.largest.values == pytest.approx(top, rel=1e-5)
-    assert pairs.smallest.values == pytest.approx(bottom, rel=1e-5)
+    rounding = within(0, 2) * top[0]
+    assert pairs.largest.values == pytest.approx(top, rel=1e-5, abs=rounding)
+    assert pairs.smallest.values == pytest.approx(bottom, rel=1e-5, abs=rounding)
 
 
 def test_pairs_that_did_not_converge_are_there_and_marked() -> None:
@@ -173,11 +182,11 @@ def test_another_method_of_the_command_line_solves_each_end(method: str) -> None
     options = PETSc.Options()
     options["eps_type"] = method
     try:
-        pairs = solve(PrescribedSpectrum(eigenvalues), 2, 2, tolerance=1e-6)
+        pairs = solve(PrescribedSpectrum(eigenvalues), 2, 2, tolerance=within(1e-6, 1000))
     finally:
         options.delValue("eps_type")
-    assert pairs.largest.values == pytest.approx([4, 3], rel=1e-6)
-    assert pairs.smallest.values == pytest.approx([-2.5, -2], rel=1e-6)
+    assert pairs.largest.values == pytest.approx([4, 3], rel=within(1e-6))
+    assert pairs.smallest.values == pytest.approx([-2.5, -2], rel=within(1e-6))
 
 
 def test_a_product_that_fails_is_an_error_not_a_crash() -> None:
@@ -222,7 +231,7 @@ def test_guesses_are_where_the_space_starts() -> None:
     assert inside @ inside == pytest.approx(1 / (1 + 0.3**2), abs=0.05)
     warm = solve(operator, 2, 1, tolerance=1e-10, guesses=guesses)
     assert warm.converged
-    assert warm.largest.values == pytest.approx(cold.largest.values, rel=1e-10)
+    assert warm.largest.values == pytest.approx(cold.largest.values, rel=within(1e-10))
     assert warm.products <= cold.products
 
     unknown = np.full_like(guesses, np.nan)  # pairs that an earlier solve did not find
@@ -242,5 +251,5 @@ def test_residuals_from_sketches_with_a_shift_and_a_metric() -> None:
         (found["sketched"].largest, found["sketched"].smallest),
         strict=True,
     ):
-        assert other.values == pytest.approx(one.values, rel=1e-6)
+        assert other.values == pytest.approx(one.values, rel=within(1e-6))
         assert other.residuals == pytest.approx(one.residuals, rel=0.05, abs=1e-6)

@@ -65,7 +65,10 @@ def test_a_plan_fits_or_is_refused_with_what_would_do(seed: int) -> None:
     assert found.total() <= budget
     assert fewest_vectors(wanted, dimension) <= found.most
     assert (found.first, found.most) <= basis_sizes(wanted, dimension)
-    assert wish in ("auto", found.residuals)
+    if vectors.scalar == 4:
+        assert found.residuals != "sketched"
+    else:
+        assert wish in ("auto", found.residuals)
     if (found.first, found.most) != basis_sizes(wanted, dimension):  # no larger basis would do
         assert found.total(found.most + 1) > budget
     assert sum(size for _, size, _ in found.rows()) >= found.total()

@@ -70,7 +70,7 @@ def test_a_tolerance_that_is_infinite_is_refused() -> None:
     options.setValue("eps_tol", "inf")
     try:
         operator = PrescribedSpectrum(np.linspace(-1, 1, 100))
-        with pytest.raises(InputError, match="-eps_tol inf is not finite"):
+        with pytest.raises(InputError, match=r"-eps_tol inf is not finite|value inf"):
             extreme_eigenpairs(ShellMatrix(operator, Ranks()), largest=2, smallest=1)
     finally:
         options.delValue("eps_tol")

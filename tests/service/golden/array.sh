@@ -11,7 +11,7 @@
 #SBATCH --output=sweep-%A_%a.log
 set -uo pipefail
 
-signal=USR1 threads=1 this=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
+signal=USR1 threads=1 mpi=pmix this=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
 program=(/home/me/hessdist/.venv/bin/hessdist spectrum jobs/lenet_mnist.toml --share)
 
 # Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
@@ -57,8 +57,8 @@ told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
 echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 if [ -z "$named$ended" ]; then
-    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
-        "${program[@]}" &
+    srun ${mpi:+"--mpi=$mpi"} --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 \
+        --wait=60 "${program[@]}" &
     ranks=$!
     [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
     woken=yes

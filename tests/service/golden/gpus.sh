@@ -15,7 +15,7 @@
 #SBATCH --constraint=a100
 set -uo pipefail
 
-signal=USR2 threads=12 this=$SLURM_JOB_ID
+signal=USR2 threads=12 mpi=pmix this=$SLURM_JOB_ID
 program=(/home/me/hessdist/.venv/bin/hessdist spectrum 'my jobs/resnet.toml' --set spectrum.largest=50 -eps_ncv 150)
 
 # Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
@@ -61,8 +61,8 @@ told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
 echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 if [ -z "$named$ended" ]; then
-    srun --mpi=pmix --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=60 \
-        "${program[@]}" &
+    srun ${mpi:+"--mpi=$mpi"} --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 \
+        --wait=60 "${program[@]}" &
     ranks=$!
     [ -z "$named$ended" ] || stop_ranks # a signal may have come since the last look
     woken=yes
