@@ -4,11 +4,17 @@ Lanczos from a unit vector v makes the tridiagonal matrix T of the Krylov space 
 eigenvalues are the nodes, and the squares of the first entries of its eigenvectors the weights, of
 the Gauss quadrature of f ↦ vᵀ f(A) v (Golub and Welsch 1969; Ubaru, Chen and Saad 2017,
 algorithm 1).
+
+Eigenpairs that are known are nodes of weight 1/d in every rule. Random vectors are then orthogonal
+to them and see the rest P A P alone, P = I − V Vᵀ, whose nodes share the weight 1 − k/d. A normal
+vector that is projected and normalised is uniform on the unit sphere of the complement, so that
+tr P f(P A P) P is estimated without bias for every f.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +23,18 @@ from numpy.typing import NDArray
 from hessdist.errors import InputError
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
+from hessdist.spectrum.known_pairs import KnownPairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
+from hessdist.spectrum.vectors import combine, local_projections
+
+
+@dataclass(frozen=True)
+class KrylovSpace:
+    """A space with an orthonormal basis q, and the diagonal qᵀA q of the matrix in it."""
+
+    basis: NDArray[Any]  # (n, d_local), in the product's dtype
+    diagonal: NDArray[np.float64]  # (n,)
 
 
 def lanczos_quadrature(
@@ -27,6 +43,7 @@ def lanczos_quadrature(
     probes: int,
     steps: int,
     seed: int = 0,
+    known: KnownPairs | None = None,
     on_probe: Callable[[int], None] = lambda done: None,
 ) -> SpectralDensity:
     """Run Lanczos from random vectors, one after the other. Collective.
@@ -38,12 +55,42 @@ def lanczos_quadrature(
     Args:
         shell: The matrix A.
         probes: The number of random vectors. The first ones do not depend on it.
-        steps: The number of nodes of each probe; at most d are computed.
+        steps: The number of nodes of each probe; at most d − k are computed.
         seed: The seed of the random vectors.
+        known: The k eigenpairs that are known, which become nodes of all probes; None: none.
         on_probe: Called on every rank after each probe, with the number of finished probes.
 
     Returns:
-        Nodes and weights, the same on every rank; (probes, min(steps, d)).
+        Nodes and weights, the same on every rank; (probes, min(steps, d − k) + k).
+
+    Raises:
+        InputError: `probes` or `steps` is less than one; on every rank.
+    """
+    options = {"probes": probes, "steps": steps, "seed": seed}
+    return quadrature_and_space(shell, **options, known=known, on_probe=on_probe)[0]
+
+
+def quadrature_and_space(
+    shell: ShellMatrix,
+    *,
+    probes: int,
+    steps: int,
+    seed: int = 0,
+    known: KnownPairs | None = None,
+    on_probe: Callable[[int], None] = lambda done: None,
+) -> tuple[SpectralDensity, KrylovSpace]:
+    """Run `lanczos_quadrature`, and keep the space of the last probe. Collective.
+
+    Args:
+        shell: The matrix A.
+        probes: The number of random vectors.
+        steps: The number of nodes of each probe.
+        seed: The seed of the random vectors.
+        known: The eigenpairs that are known; None: none.
+        on_probe: Called on every rank after each probe, with the number of finished probes.
+
+    Returns:
+        The density, and the space of the last probe, which is orthogonal to the known pairs.
 
     Raises:
         InputError: `probes` or `steps` is less than one; on every rank.
@@ -53,16 +100,52 @@ def lanczos_quadrature(
             raise InputError(f"probes = {probes}: no probes, no density", "ask for 1 or more")
         if steps < 1:
             raise InputError(f"steps = {steps}: no steps, no nodes", "ask for 1 or more")
-    shape = probes, min(steps, shell.size)
-    nodes, weights = np.full(shape, np.nan), np.zeros(shape)
-    basis = np.empty((shape[1], shell.local_size), shell.dtype)
-    share = shell.ranks.shard(shell.size)
+    count = len(known) if known is not None else 0
+    steps = min(steps, shell.size - count)
+    shape = probes, steps + count
+    nodes, weights, is_known = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, bool)
+    basis = np.empty((steps, shell.local_size), shell.dtype)
+    diagonal = np.zeros(0)
     for probe in range(probes):
-        basis[0] = rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
-        found = _gauss_rule(*_tridiagonal(shell, basis))
-        nodes[probe, : len(found[0])], weights[probe, : len(found[0])] = found
+        rule = (np.zeros(0), np.zeros(0))
+        if steps:
+            basis[0] = _probe(shell, seed, probe, known)
+            diagonal, off_diagonal = _tridiagonal(shell, basis, known)
+            rule = _gauss_rule(diagonal, off_diagonal)
+        width = len(rule[0]) + count
+        row = probe, slice(0, width)
+        nodes[row], weights[row], is_known[row] = _with_known(*rule, shell.size, known)
         on_probe(probe + 1)
-    return SpectralDensity(shell.size, nodes, weights)
+    density = SpectralDensity(shell.size, nodes, weights, is_known if count else None)
+    return density, KrylovSpace(basis[: len(diagonal)], diagonal)
+
+
+def _probe(
+    shell: ShellMatrix, seed: int, probe: int, known: KnownPairs | None
+) -> NDArray[np.float64]:
+    """Draw a unit vector, this rank's entries: of signs, or orthogonal to what is known."""
+    share = shell.ranks.shard(shell.size)
+    if known is None or not len(known):
+        return rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
+    drawn = random_entries(derived_seed(seed, 3, probe), *share)
+    _, square = orthogonalise(shell.ranks, drawn, known)
+    return drawn / np.sqrt(square)
+
+
+def _with_known(
+    nodes: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    size: int,
+    known: KnownPairs | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Merge a rule of the rest with the known eigenvalues, ascending."""
+    if known is None or not len(known):
+        return nodes, weights, np.zeros(len(nodes), bool)
+    count = len(known)
+    nodes = np.concatenate([nodes, known.values])
+    weights = np.concatenate([weights * (1 - count / size), np.full(count, 1 / size)])
+    order = np.argsort(nodes, kind="stable")
+    return nodes[order], weights[order], (order >= len(order) - count)
 
 
 def basis_bytes(local_size: int, steps: int, itemsize: int) -> int:
@@ -108,78 +191,105 @@ def rademacher_entries(seed: int, probe: int, begin: int, end: int) -> NDArray[n
     return np.where(random_entries(derived_seed(seed, 0, probe), begin, end) < 0, -1.0, 1.0)
 
 
-def local_projections(basis: NDArray[Any], image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute scalar products over this rank's entries in float64. Not collective.
+def orthogonalise(
+    ranks: Ranks,
+    vector: NDArray[np.float64],
+    known: KnownPairs | None,
+    basis: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.float64], float]:
+    """Make a vector orthogonal to known eigenvectors and to a basis, in place. Collective.
+
+    Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005).
 
     Args:
-        basis: Vectors of any dtype, (n, d_local).
-        image: The vector that they are multiplied by, (d_local,).
+        ranks: The ranks.
+        vector: This rank's entries, (d_local,), which are changed.
+        known: The eigenpairs that are known; None: none.
+        basis: Orthonormal vectors, this rank's entries, (n, d_local); None: none.
 
     Returns:
-        The scalar products, (n,).
+        The coefficients of the last pass in the basis, (n,), and the square of the norm of what is
+        left.
     """
-    sums = np.zeros(len(basis))
-    for part, block in _blocks(basis):
-        sums += block @ image[part]
-    return sums
+    basis = np.empty((0, len(vector))) if basis is None else basis
+    for _ in range(2):
+        coefficients, square = _remove(ranks, vector, known, basis)
+    return coefficients, square
 
 
-def _tridiagonal(
-    shell: ShellMatrix, basis: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def lanczos_steps(
+    shell: ShellMatrix, basis: NDArray[Any], known: KnownPairs | None = None
+) -> Iterator[tuple[float, float]]:
     """Run Lanczos from the unit vector `basis[0]`; the other rows are overwritten. Collective.
 
     Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005). As A is symmetric, a
-    product has components along the last two vectors only; those along the others are rounding. The
-    first pass removes the former, the second pass everything that is left. The norm of the rest
-    follows from the second pass by Pythagoras, so that a step takes two reductions.
+    product has components along the last two vectors only; those along the others, and along known
+    eigenvectors, are small. The first pass removes the former, the second pass everything that is
+    left. The norm of the rest follows from the second pass by Pythagoras, so that a step takes two
+    reductions.
 
-    Returns:
-        The diagonal of T, (n,), and its off-diagonal, (n − 1,).
+    Args:
+        shell: The matrix A.
+        basis: The rows of the basis, this rank's entries, (n, d_local).
+        known: Eigenpairs that are known, to which the first row is orthogonal; None: none.
+
+    Yields:
+        After each product, the entry of T on the diagonal and the one below it, which is zero where
+        the space has ended.
     """
     negligible = 10.0 * shell.epsilon  # share of the largest product at which the space has ended
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
     largest = 0.0
+    nothing = basis[:0]
     for step, vector in enumerate(basis):
-        known = basis[: step + 1]
+        rows = basis[: step + 1]
         image = shell.apply(vector)
-        first, square = _projections(shell.ranks, known[-2:], image)
+        products, square = _projections(shell.ranks, nothing, rows[-2:], image)
         largest = max(largest, float(np.sqrt(square)))
-        _remove(known[-2:], first, image)
-        second, square = _projections(shell.ranks, known, image)
-        _remove(known, second, image)
-        diagonal.append(float(first[-1] + second[-1]))
-        below = float(np.sqrt(max(square - float(second @ second), 0.0)))
-        if step + 1 == len(basis) or below <= negligible * largest:
-            break
-        off_diagonal.append(below)
-        np.divide(image, below, out=basis[step + 1], casting="same_kind")
-    return np.array(diagonal), np.array(off_diagonal)
+        combine(rows[-2:], -products, image)
+        rest, square = _remove(shell.ranks, image, known, rows)
+        below = float(np.sqrt(max(square, 0.0)))
+        ended = below <= negligible * largest
+        yield float(products[-1] + rest[-1]), 0.0 if ended else below
+        if ended:
+            return
+        if step + 1 < len(basis):
+            np.divide(image, below, out=basis[step + 1], casting="same_kind")
 
 
-def _projections(
-    ranks: Ranks, basis: NDArray[Any], image: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
-    """Compute scalar products with the basis, (n,), and the square of the image. Collective."""
-    total = ranks.sum(np.append(local_projections(basis, image), image @ image))
-    return total[:-1], float(total[-1])
+def _tridiagonal(
+    shell: ShellMatrix, basis: NDArray[Any], known: KnownPairs | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Run `lanczos_steps`: the diagonal of T, (n,), and its off-diagonal, (n − 1,). Collective."""
+    diagonal, below = np.array(list(lanczos_steps(shell, basis, known))).T
+    return diagonal, below[:-1]
 
 
 def _remove(
-    basis: NDArray[Any], coefficients: NDArray[np.float64], image: NDArray[np.float64]
-) -> None:
-    """Subtract a combination of the basis, in place. Not collective."""
-    for part, block in _blocks(basis):
-        image[part] -= coefficients @ block
+    ranks: Ranks, image: NDArray[np.float64], known: KnownPairs | None, basis: NDArray[Any]
+) -> tuple[NDArray[np.float64], float]:
+    """Remove known eigenvectors and a basis by one pass, in place. Collective, one reduction.
+
+    Returns:
+        The coefficients in the basis, (n,), and the square of the norm of what is left.
+    """
+    vectors = basis[:0] if known is None else known.vectors
+    products, square = _projections(ranks, vectors, basis, image)
+    inside, coefficients = products[: len(vectors)], products[len(vectors) :]
+    if known is not None and len(known):
+        of_known = known.coefficients(inside)
+        combine(vectors, -of_known, image)
+        square -= float(of_known @ inside)
+    combine(basis, -coefficients, image)
+    return coefficients, square - float(coefficients @ coefficients)
 
 
-def _blocks(basis: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Iterate over ranges of entries, with the basis there in float64."""
-    size = 1 << 13  # entries at a time: small enough for the cache
-    for begin in range(0, basis.shape[1], size):
-        part = slice(begin, begin + size)
-        yield part, basis[:, part].astype(np.float64, copy=False)
+def _projections(
+    ranks: Ranks, known: NDArray[Any], basis: NDArray[Any], image: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Compute scalar products with known vectors and a basis, and the square. Collective."""
+    parts = [local_projections(known, image), local_projections(basis, image), [image @ image]]
+    total = ranks.sum(np.concatenate(parts))
+    return total[:-1], float(total[-1])
 
 
 def _gauss_rule(
