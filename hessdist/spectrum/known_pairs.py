@@ -105,4 +105,4 @@ def defect(shell: ShellMatrix, known: KnownPairs) -> float:
     combine(known.vectors, -signs * known.values, left)
     size = float(np.sqrt(shell.ranks.sum(np.array([left @ left]))[0]))
     rounding = max(100 * shell.epsilon, shell.product_error) * np.abs(known.values).sum()
-    return size / (float(known.residuals.sum()) + rounding)
+    return size / float(known.residuals.sum() + rounding)

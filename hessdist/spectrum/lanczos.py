@@ -126,10 +126,10 @@ def _probe(
     """Draw a unit vector, this rank's entries: of signs, or orthogonal to what is known."""
     share = shell.ranks.shard(shell.size)
     if known is None or not len(known):
-        return rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
+        return np.asarray(rademacher_entries(seed, probe, *share) / np.sqrt(shell.size))
     drawn = random_entries(derived_seed(seed, 3, probe), *share)
     _, square = orthogonalise(shell.ranks, drawn, known)
-    return drawn / np.sqrt(square)
+    return np.asarray(drawn / np.sqrt(square))
 
 
 def _with_known(
@@ -287,8 +287,8 @@ def _projections(
     ranks: Ranks, known: NDArray[Any], basis: NDArray[Any], image: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
     """Compute scalar products with known vectors and a basis, and the square. Collective."""
-    parts = [local_projections(known, image), local_projections(basis, image), [image @ image]]
-    total = ranks.sum(np.concatenate(parts))
+    projections = local_projections(known, image), local_projections(basis, image)
+    total = ranks.sum(np.append(np.concatenate(projections), image @ image))
     return total[:-1], float(total[-1])
 
 

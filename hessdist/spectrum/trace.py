@@ -4,9 +4,9 @@ Let Q be an orthonormal basis of a space, P = I − Q Qᵀ the projection on its
 dimension there. Then tr A = tr(QᵀA Q) + tr(P A P). The space is that of the known eigenvectors and
 of Lanczos from a random vector, which needs no second product to know QᵀA Q, unlike the range of
 A Ω in Hutch++ (Meyer et al. 2021) and XTrace (Epperly, Tropp and Webber 2024). The rest is
-estimated by D times the mean of uᵀA u over unit vectors u in the complement (Girard 1989, Hutchinson
-1990). They are a random orthonormal frame, so that the estimate is one from a sample without
-replacement: its variance is σ² / n · (1 − n / D), and D products are exact.
+estimated by D times the mean of uᵀA u over unit vectors u in the complement (Girard 1989,
+Hutchinson 1990). They are a random orthonormal frame, so that the estimate is one from a sample
+without replacement: its variance is σ² / n · (1 − n / D), and D products are exact.
 
 The number of Lanczos steps follows from the variance that they remove (like Persson, Cortinovis and
 Kressner 2022 do for Hutch++). It depends on the Lanczos run alone and not on the vectors u, so that
