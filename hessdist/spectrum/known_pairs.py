@@ -71,7 +71,10 @@ def known_pairs(
     """
     accurate = np.isfinite(values) & (residuals <= ACCURATE)
     vectors = vectors[accurate]
-    gram = ranks.sum(np.array([local_projections(vectors, v.astype(float)) for v in vectors]))
+    gram = np.empty((len(vectors), len(vectors)))
+    for row, vector in enumerate(vectors):
+        gram[row] = local_projections(vectors, vector.astype(np.float64))
+    gram = ranks.sum(gram)
     kept: list[int] = []
     for row in range(len(vectors)):
         if (np.abs(gram[row, kept]) <= OVERLAP).all():

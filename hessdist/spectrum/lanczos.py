@@ -128,8 +128,7 @@ def _probe(
     if known is None or not len(known):
         return np.asarray(rademacher_entries(seed, probe, *share) / np.sqrt(shell.size))
     drawn = random_entries(derived_seed(seed, 3, probe), *share)
-    _, square = orthogonalise(shell.ranks, drawn, known)
-    return np.asarray(drawn / np.sqrt(square))
+    return np.asarray(drawn / orthogonalise(shell.ranks, drawn, known))
 
 
 def _with_known(
@@ -195,9 +194,9 @@ def orthogonalise(
     ranks: Ranks,
     vector: NDArray[np.float64],
     known: KnownPairs | None,
-    basis: NDArray[Any] | None = None,
-) -> tuple[NDArray[np.float64], float]:
-    """Make a vector orthogonal to known eigenvectors and to a basis, in place. Collective.
+    *bases: NDArray[Any],
+) -> float:
+    """Make a vector orthogonal to known eigenvectors and to bases, in place. Collective.
 
     Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005).
 
@@ -205,16 +204,15 @@ def orthogonalise(
         ranks: The ranks.
         vector: This rank's entries, (d_local,), which are changed.
         known: The eigenpairs that are known; None: none.
-        basis: Orthonormal vectors, this rank's entries, (n, d_local); None: none.
+        bases: Orthonormal vectors, this rank's entries, (n, d_local); those of different bases are
+            orthogonal to each other as well.
 
     Returns:
-        The coefficients of the last pass in the basis, (n,), and the square of the norm of what is
-        left.
+        The norm of what is left.
     """
-    basis = np.empty((0, len(vector))) if basis is None else basis
-    for _ in range(2):
-        coefficients, square = _remove(ranks, vector, known, basis)
-    return coefficients, square
+    _remove(ranks, vector, known, *bases)
+    _, square = _remove(ranks, vector, known, *bases)
+    return float(np.sqrt(max(square, 0.0)))
 
 
 def lanczos_steps(
@@ -239,11 +237,10 @@ def lanczos_steps(
     """
     negligible = 10.0 * shell.epsilon  # share of the largest product at which the space has ended
     largest = 0.0
-    nothing = basis[:0]
     for step, vector in enumerate(basis):
         rows = basis[: step + 1]
         image = shell.apply(vector)
-        products, square = _projections(shell.ranks, nothing, rows[-2:], image)
+        products, square = _projections(shell.ranks, image, rows[-2:])
         largest = max(largest, float(np.sqrt(square)))
         combine(rows[-2:], -products, image)
         rest, square = _remove(shell.ranks, image, known, rows)
@@ -265,30 +262,32 @@ def _tridiagonal(
 
 
 def _remove(
-    ranks: Ranks, image: NDArray[np.float64], known: KnownPairs | None, basis: NDArray[Any]
+    ranks: Ranks, image: NDArray[np.float64], known: KnownPairs | None, *bases: NDArray[Any]
 ) -> tuple[NDArray[np.float64], float]:
-    """Remove known eigenvectors and a basis by one pass, in place. Collective, one reduction.
+    """Remove known eigenvectors and bases by one pass, in place. Collective, one reduction.
 
     Returns:
-        The coefficients in the basis, (n,), and the square of the norm of what is left.
+        The coefficients in the bases, and the square of the norm of what is left.
     """
-    vectors = basis[:0] if known is None else known.vectors
-    products, square = _projections(ranks, vectors, basis, image)
-    inside, coefficients = products[: len(vectors)], products[len(vectors) :]
-    if known is not None and len(known):
-        of_known = known.coefficients(inside)
-        combine(vectors, -of_known, image)
-        square -= float(of_known @ inside)
-    combine(basis, -coefficients, image)
-    return coefficients, square - float(coefficients @ coefficients)
+    count = 0 if known is None else len(known)
+    vectors = bases if known is None else (known.vectors, *bases)
+    products, square = _projections(ranks, image, *vectors)
+    coefficients = products.copy()
+    if known is not None and count:
+        coefficients[:count] = known.coefficients(products[:count])
+    row = 0
+    for basis in vectors:
+        combine(basis, -coefficients[row : row + len(basis)], image)
+        row += len(basis)
+    return coefficients[count:], square - float(coefficients @ products)
 
 
 def _projections(
-    ranks: Ranks, known: NDArray[Any], basis: NDArray[Any], image: NDArray[np.float64]
+    ranks: Ranks, image: NDArray[np.float64], *bases: NDArray[Any]
 ) -> tuple[NDArray[np.float64], float]:
-    """Compute scalar products with known vectors and a basis, and the square. Collective."""
-    projections = local_projections(known, image), local_projections(basis, image)
-    total = ranks.sum(np.append(np.concatenate(projections), image @ image))
+    """Compute scalar products with bases, and the square of the image. Collective."""
+    inside = [local_projections(basis, image) for basis in bases]
+    total = ranks.sum(np.concatenate([*inside, np.array([image @ image])]))
     return total[:-1], float(total[-1])
 
 

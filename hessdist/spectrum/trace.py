@@ -29,8 +29,8 @@ from hessdist.spectrum.lanczos import KrylovSpace, derived_seed, lanczos_steps, 
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 
-FEWEST = 4
-"""The smallest number of random vectors, of which the standard error is one."""
+FEWEST = 5
+"""The smallest number of random vectors beside a Lanczos run; fewer make poor standard errors."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,16 @@ def _explored(
         The space.
     """
     ranks, products = shell.ranks, len(basis)
-    most = products - max(FEWEST, products // 6)
+    most = products - max(FEWEST, products // 5)
     if most < 1:
         return KrylovSpace(basis[:0], np.zeros(0))
     start = random_entries(derived_seed(seed, 4), *ranks.shard(shell.size))
-    _, square = orthogonalise(ranks, start, known)
-    basis[0] = start / np.sqrt(square)
+    basis[0] = start / orthogonalise(ranks, start, known)
     left = shell.size - (0 if known is None else len(known))
     worth = _Worth(left, products)
     for diagonal, below in lanczos_steps(shell, basis[:most], known):
         # One rank decides: rounding may differ between machines.
-        goes_on = ranks.broadcast(worth.goes_on(diagonal, below) if ranks.is_root else None)
+        goes_on = ranks.broadcast(worth.goes_on(diagonal, below))
         on_product(len(worth.diagonal))
         if not goes_on:
             break
@@ -152,10 +151,11 @@ def _explored(
 class _Worth:
     """Decides whether another Lanczos step removes more variance than another random vector.
 
-    The variance of the estimate is 2 F / n, F = ‖P A P‖_F², with n random vectors. A step makes F
-    smaller and n by one less, so it pays while it removes more than F / n of F. What m steps remove
-    is ‖T‖_F² + 2 β², with β below the last row of T. F itself is the sum of D wⱼ θⱼ² over the
-    nodes of the Gauss rule, with D wⱼ replaced by 1 where a node is an eigenvalue by now.
+    The variance of the estimate is 2 F / n with n random vectors, F = ‖P (A − μ) P‖_F² and μ the
+    mean eigenvalue of the rest. A step makes F smaller and n by one less, so it pays while it
+    removes more than F / n of F. What m steps remove is Σ (αⱼ − μ)² + 2 βⱼ², with α on the diagonal
+    of T and β below. F itself is the sum of D wⱼ (θⱼ − μ)² over the nodes of the Gauss rule, with
+    D wⱼ replaced by 1 where a node is an eigenvalue by now.
 
     Args:
         dimension: The dimension D before the first step.
@@ -166,28 +166,33 @@ class _Worth:
         self.diagonal: list[float] = []
         self._below: list[float] = []
         self._dimension, self._products = dimension, products
-        self._removed, self._idle = 0.0, 0
+        self._idle = 0
 
     def goes_on(self, diagonal: float, below: float) -> bool:
         """Take up a step, and return whether there should be another one."""
         self.diagonal.append(diagonal)
         self._below.append(below)
-        removed = float(np.square(self.diagonal).sum() + 2 * np.square(self._below).sum())
-        step, self._removed = removed - self._removed, removed
-        pays = step * (self._products - len(self.diagonal)) > self._left()
+        mean, left = self._left()
+        step = (diagonal - mean) ** 2 + 2 * below**2
+        pays = step * (self._products - len(self.diagonal)) > left
         self._idle = 0 if pays or len(self.diagonal) == 1 else self._idle + 1
         return self._idle < 3  # a step may find little by chance
 
-    def _left(self, converged: float = 0.1) -> float:
-        """Estimate F. A node with a relative residual below `converged` is an eigenvalue."""
+    def _left(self, converged: float = 0.1) -> tuple[float, float]:
+        """Estimate μ and F. A node whose residual is a tenth of |θ − μ| is an eigenvalue."""
         from scipy.linalg import eigh_tridiagonal
 
         nodes, vectors = eigh_tridiagonal(self.diagonal, self._below[:-1])
-        residuals = self._below[-1] * np.abs(vectors[-1])
-        known = residuals <= converged * np.abs(nodes)
-        rest = self._dimension * float((vectors[0, ~known] ** 2) @ (nodes[~known] ** 2))
-        whole = rest + float((nodes[known] ** 2).sum())
-        return max(whole - self._removed, 0.02 * rest)
+        weights, residuals = vectors[0] ** 2, self._below[-1] * np.abs(vectors[-1])
+        mean = self.diagonal[0]  # of all nodes
+        rest = residuals > converged * np.abs(nodes - mean)
+        if rest.any():
+            mean = float(weights[rest] @ nodes[rest] / weights[rest].sum())
+        squares = (nodes - mean) ** 2
+        unseen = self._dimension * float(weights[rest] @ squares[rest])
+        removed = np.square(np.subtract(self.diagonal, mean)).sum()
+        removed += 2 * np.square(self._below).sum()
+        return mean, max(unseen + float(squares[~rest].sum() - removed), 0.02 * unseen)
 
 
 def _quotient(
@@ -199,9 +204,7 @@ def _quotient(
 ) -> float:
     """Add a random unit vector u to the frame, as its last row, and return uᵀA u. Collective."""
     drawn = random_entries(seed, *shell.ranks.shard(shell.size))
-    for _ in range(2):
-        orthogonalise(shell.ranks, drawn, known, space.basis)
-        _, square = orthogonalise(shell.ranks, drawn, None, frame[:-1])
-    np.divide(drawn, np.sqrt(square), out=frame[-1], casting="same_kind")
+    norm = orthogonalise(shell.ranks, drawn, known, space.basis, frame[:-1])
+    np.divide(drawn, norm, out=frame[-1], casting="same_kind")
     image = shell.apply(frame[-1])
     return float(shell.ranks.sum(np.array([frame[-1].astype(np.float64) @ image]))[0])

@@ -106,7 +106,7 @@ def test_densities_against_dense_ones(studied: Path) -> None:
             scale = np.abs(values).max()
             for name, exact in (
                 ("trace", values.sum()),
-                ("xtrace", values.sum()),
+                ("direct_trace", values.sum()),
                 ("frobenius_norm", np.sqrt((values**2).sum())),
                 ("log_determinant", np.log(np.maximum(values + found["shift"][at], 1e-300)).sum()),
                 ("count", ((values > 0.1) & (values < 0.5)).sum()),
