@@ -132,7 +132,7 @@ def _explored(
         The space.
     """
     ranks, products = shell.ranks, len(basis)
-    most = products - max(FEWEST, products // 5)
+    most = products - max(FEWEST, 3 * products // 10)
     if most < 1:
         return KrylovSpace(basis[:0], np.zeros(0))
     start = random_entries(derived_seed(seed, 4), *ranks.shard(shell.size))

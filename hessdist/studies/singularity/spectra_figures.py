@@ -245,7 +245,7 @@ def _draw_density(
 def estimates(measured: Measurements, block: int, title: str) -> Figure:
     """Draw traces and ranks with their standard errors against the step, a colour an operator.
 
-    Hollow marks of the trace are estimates by XTrace.
+    Hollow marks of the trace are estimates by products of its own.
     """
     names = {
         "trace": "trace",
