@@ -107,5 +107,7 @@ def defect(shell: ShellMatrix, known: KnownPairs) -> float:
     left = shell.apply(x)
     combine(known.vectors, -signs * known.values, left)
     size = float(np.sqrt(shell.ranks.sum(np.array([left @ left]))[0]))
-    rounding = max(100 * shell.epsilon, shell.product_error) * np.abs(known.values).sum()
+    stored = float(np.finfo(known.vectors.dtype).eps)  # files have vectors in float32
+    error = max(100 * shell.epsilon, 100 * stored, shell.product_error)
+    rounding = error * np.abs(known.values).sum()
     return size / float(known.residuals.sum() + rounding)
