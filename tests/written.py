@@ -181,7 +181,7 @@ def density_section(
     }
     names = ["trace", "frobenius_norm", "effective_rank", "stable_rank", "participation_ratio"]
     estimates = {name: [getattr(one, name)() for one in seen.flat] for name in names}
-    estimates["xtrace"] = estimates["trace"]
+    estimates["direct_trace"] = estimates["trace"]
     estimates["log_determinant"] = [one.log_determinant(4.0) for one in seen.flat]
     if interval is not None:
         variables["interval"] = ("step bound", np.tile(interval, (len(steps), 1)))

@@ -553,13 +553,24 @@ class _Loop:
             if self._run is not None and step is not None and digests is not None:
                 if study.needs.eigenpairs == "required":
                     found = self._run[step]
-                elif study.needs.eigenpairs == "if there" and step in self._run.steps:
+                elif study.needs.eigenpairs != "none" and step in self._run.steps:
                     result = self._run[step]
                     good = result.converged_largest.all() and result.converged_smallest.all()
-                    same = result.checkpoint_digest == digests.checkpoint
-                    same = same and result.metric_digest == self._objective.metric.digest
-                    found = result if same and good and result.has_eigenvectors else None
+                    if good or study.needs.eigenpairs == "converged":
+                        found = result if self._fits(result, study, digests) else None
         return found
+
+    def _fits(self, result: CheckpointResult, study: Study, digests: Digests) -> bool:
+        """Whether stored eigenpairs are those of the matrix, with vectors. On rank 0 alone."""
+        try:
+            same = result.checkpoint_digest == digests.checkpoint
+            same = same and result.metric_digest == self._objective.metric.digest
+            return same and result.has_eigenvectors
+        except ResultError as error:
+            if study.needs.eigenpairs != "converged":
+                raise
+            self._console.line(f"no stored eigenpairs are used: {error.what}")
+            return False
 
     def _found_before(
         self, step: int | None, digests: Digests | None, name: str

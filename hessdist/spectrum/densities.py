@@ -45,6 +45,7 @@ class SpectralDensity:
     size: int  # the dimension d
     nodes: NDArray[np.float64]  # (probes, steps) ascending; NaN where the Krylov space had ended
     weights: NDArray[np.float64]  # (probes, steps) not negative, 0 where the node is NaN
+    known: NDArray[np.bool_] | None = None  # (probes, steps) nodes that are eigenvalues; None: none
 
     def range(self) -> tuple[float, float]:
         """Return the smallest and the largest node, which are within the spectrum."""
@@ -164,6 +165,7 @@ class SpectralDensity:
 
         These are the Chebyshev-Markov-Stieltjes inequalities for the mean measure of the probes.
         They account for the distance of the nodes, but not for the random vectors.
+        Known eigenvalues are counted as they are.
 
         Args:
             low: The lower bound of the interval.
@@ -174,12 +176,16 @@ class SpectralDensity:
             and the upper bound, the weight of all nodes inside and of the next one on either side.
         """
         counts = np.zeros((len(self.nodes), 2))
-        for row, (nodes, weights) in enumerate(zip(self.nodes, self.weights, strict=True)):
+        known = np.zeros(self.nodes.shape, bool) if self.known is None else self.known
+        for row, eigenvalue in enumerate(known):
+            nodes, weights = self.nodes[row, ~eigenvalue], self.weights[row, ~eigenvalue]
             first, last = np.searchsorted(nodes, low, "right"), np.searchsorted(nodes, high, "left")
             counts[row] = [
                 weights[first + 1 : last - 1].sum() if last - first > 2 else 0.0,
                 weights[max(first - 1, 0) : last + 1].sum(),
             ]
+            exact = self.nodes[row, eigenvalue]
+            counts[row] += ((exact > low) & (exact < high)).sum() / self.size
         fewest, most = self.size * counts.mean(axis=0)
         return float(fewest), float(most)
 

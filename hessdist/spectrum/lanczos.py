@@ -4,11 +4,17 @@ Lanczos from a unit vector v makes the tridiagonal matrix T of the Krylov space 
 eigenvalues are the nodes, and the squares of the first entries of its eigenvectors the weights, of
 the Gauss quadrature of f ↦ vᵀ f(A) v (Golub and Welsch 1969; Ubaru, Chen and Saad 2017,
 algorithm 1).
+
+Eigenpairs that are known are nodes of weight 1/d in every rule. Random vectors are then orthogonal
+to them and see the rest P A P alone, P = I − V Vᵀ, whose nodes share the weight 1 − k/d. A normal
+vector that is projected and normalised is uniform on the unit sphere of the complement, so that
+tr P f(P A P) P is estimated without bias for every f.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +24,18 @@ from hessdist.errors import InputError
 from hessdist.parallel.memory import available_bytes, total_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import SpectralDensity
+from hessdist.spectrum.known_pairs import KnownPairs
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
+from hessdist.spectrum.vectors import combine, local_projections
+
+
+@dataclass(frozen=True)
+class KrylovSpace:
+    """A space with an orthonormal basis q, and the diagonal qᵀA q of the matrix in it."""
+
+    basis: NDArray[Any]  # (n, d_local), in the product's dtype
+    diagonal: NDArray[np.float64]  # (n,)
 
 
 def lanczos_quadrature(
@@ -28,23 +44,54 @@ def lanczos_quadrature(
     probes: int,
     steps: int,
     seed: int = 0,
+    known: KnownPairs | None = None,
     on_probe: Callable[[int], None] = lambda done: None,
 ) -> SpectralDensity:
-    """Run Lanczos from random vectors, several in step where blocks of products pay. Collective.
+    """Run Lanczos from random vectors, one after the other. Collective.
 
     A probe takes `steps` products, or fewer if its Krylov space ends; its quadrature is exact then.
     The basis is fully orthogonalised, so that no eigenvalue has copies. It takes `basis_bytes`, and
-    probes share it that do not go in step.
+    all probes share it.
 
     Args:
         shell: The matrix A.
         probes: The number of random vectors. The first ones do not depend on it.
-        steps: The number of nodes of each probe; at most d are computed.
+        steps: The number of nodes of each probe; at most d − k are computed.
         seed: The seed of the random vectors.
+        known: The k eigenpairs that are known, which become nodes of all probes; None: none.
         on_probe: Called on every rank after each probe, with the number of finished probes.
 
     Returns:
-        Nodes and weights, the same on every rank; (probes, min(steps, d)).
+        Nodes and weights, the same on every rank; (probes, min(steps, d − k) + k).
+
+    Raises:
+        InputError: `probes` or `steps` is less than one; on every rank.
+    """
+    options = {"probes": probes, "steps": steps, "seed": seed}
+    return quadrature_and_space(shell, **options, known=known, on_probe=on_probe)[0]
+
+
+def quadrature_and_space(
+    shell: ShellMatrix,
+    *,
+    probes: int,
+    steps: int,
+    seed: int = 0,
+    known: KnownPairs | None = None,
+    on_probe: Callable[[int], None] = lambda done: None,
+) -> tuple[SpectralDensity, KrylovSpace]:
+    """Run `lanczos_quadrature`, and keep the space of the last probe. Collective.
+
+    Args:
+        shell: The matrix A.
+        probes: The number of random vectors.
+        steps: The number of nodes of each probe.
+        seed: The seed of the random vectors.
+        known: The eigenpairs that are known; None: none.
+        on_probe: Called on every rank after each probe, with the number of finished probes.
+
+    Returns:
+        The density, and the space of the last probe, which is orthogonal to the known pairs.
 
     Raises:
         InputError: `probes` or `steps` is less than one; on every rank.
@@ -54,22 +101,26 @@ def lanczos_quadrature(
             raise InputError(f"probes = {probes}: no probes, no density", "ask for 1 or more")
         if steps < 1:
             raise InputError(f"steps = {steps}: no steps, no nodes", "ask for 1 or more")
-    shape = probes, min(steps, shell.size)
-    nodes, weights = np.full(shape, np.nan), np.zeros(shape)
-    width = min(probes, _together(shell, shape[1]))
-    bases = np.empty((width, shape[1], shell.local_size), shell.dtype)
-    share = shell.ranks.shard(shell.size)
+    count = len(known) if known is not None else 0
+    steps = min(steps, shell.size - count)
+    shape = probes, steps + count
+    nodes, weights, is_known = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape, bool)
+    width = min(probes, _together(shell, steps))
+    bases = np.empty((width, steps, shell.local_size), shell.dtype)
+    space = KrylovSpace(bases[0, :0], np.zeros(0))
     for first in range(0, probes, width):
-        runs = []
-        for probe, basis in zip(range(first, min(first + width, probes)), bases, strict=False):
-            basis[0] = rademacher_entries(seed, probe, *share) / np.sqrt(shell.size)
-            runs.append(_Run(shell, basis))
-        _in_step(shell, runs)
-        for probe, run in enumerate(runs, first):
-            found = _gauss_rule(np.array(run.diagonal), np.array(run.off_diagonal))
-            nodes[probe, : len(found[0])], weights[probe, : len(found[0])] = found
+        numbers = range(first, min(first + width, probes))
+        runs = _runs_in_step(shell, bases, seed, numbers, known) if steps else []
+        for place, probe in enumerate(numbers):
+            rule = (np.zeros(0), np.zeros(0))
+            if runs:
+                diagonal = np.array(runs[place].diagonal)
+                rule = _gauss_rule(diagonal, np.array(runs[place].below[:-1]))
+                space = KrylovSpace(bases[place, : len(diagonal)], diagonal)
+            row = probe, slice(0, len(rule[0]) + count)
+            nodes[row], weights[row], is_known[row] = _with_known(*rule, shell.size, known)
             on_probe(probe + 1)
-    return SpectralDensity(shell.size, nodes, weights)
+    return SpectralDensity(shell.size, nodes, weights, is_known if count else None), space
 
 
 def _together(shell: ShellMatrix, steps: int) -> int:
@@ -80,12 +131,50 @@ def _together(shell: ShellMatrix, steps: int) -> int:
     return shell.block_width(int(memory // max(1, a_basis)))
 
 
-def _in_step(shell: ShellMatrix, runs: Sequence[_Run]) -> None:
-    """Advance Lanczos runs until all have ended, with one block of products a step. Collective."""
+def _runs_in_step(
+    shell: ShellMatrix,
+    bases: NDArray[Any],
+    seed: int,
+    probes: Iterable[int],
+    known: KnownPairs | None,
+) -> list[LanczosRun]:
+    """Run Lanczos from several probes, with one block of products a step. Collective."""
+    runs = []
+    for probe, basis in zip(probes, bases, strict=False):
+        basis[0] = _probe(shell, seed, probe, known)
+        runs.append(LanczosRun(shell, basis, known))
     while going := [run for run in runs if not run.has_ended]:
         images = shell.apply_block(np.stack([run.vector for run in going]))
         for run, image in zip(going, images, strict=True):
             run.advance(image)
+    return runs
+
+
+def _probe(
+    shell: ShellMatrix, seed: int, probe: int, known: KnownPairs | None
+) -> NDArray[np.float64]:
+    """Draw a unit vector, this rank's entries: of signs, or orthogonal to what is known."""
+    share = shell.ranks.shard(shell.size)
+    if known is None or not len(known):
+        return np.asarray(rademacher_entries(seed, probe, *share) / np.sqrt(shell.size))
+    drawn = random_entries(derived_seed(seed, 3, probe), *share)
+    return np.asarray(drawn / orthogonalise(shell.ranks, drawn, known))
+
+
+def _with_known(
+    nodes: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    size: int,
+    known: KnownPairs | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Merge a rule of the rest with the known eigenvalues, ascending."""
+    if known is None or not len(known):
+        return nodes, weights, np.zeros(len(nodes), bool)
+    count = len(known)
+    nodes = np.concatenate([nodes, known.values])
+    weights = np.concatenate([weights * (1 - count / size), np.full(count, 1 / size)])
+    order = np.argsort(nodes, kind="stable")
+    return nodes[order], weights[order], (order >= len(order) - count)
 
 
 def basis_bytes(local_size: int, steps: int, itemsize: int) -> int:
@@ -131,42 +220,55 @@ def rademacher_entries(seed: int, probe: int, begin: int, end: int) -> NDArray[n
     return np.where(random_entries(derived_seed(seed, 0, probe), begin, end) < 0, -1.0, 1.0)
 
 
-def local_projections(basis: NDArray[Any], image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute scalar products over this rank's entries in float64. Not collective.
+def orthogonalise(
+    ranks: Ranks,
+    vector: NDArray[np.float64],
+    known: KnownPairs | None,
+    *bases: NDArray[Any],
+) -> float:
+    """Make a vector orthogonal to known eigenvectors and to bases, in place. Collective.
+
+    Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005).
 
     Args:
-        basis: Vectors of any dtype, (n, d_local).
-        image: The vector that they are multiplied by, (d_local,).
+        ranks: The ranks.
+        vector: This rank's entries, (d_local,), which are changed.
+        known: The eigenpairs that are known; None: none.
+        bases: Orthonormal vectors, this rank's entries, (n, d_local); those of different bases are
+            orthogonal to each other as well.
 
     Returns:
-        The scalar products, (n,).
+        The norm of what is left.
     """
-    sums = np.zeros(len(basis))
-    for part, block in _blocks(basis):
-        sums += block @ image[part]
-    return sums
+    _remove(ranks, vector, known, *bases)
+    _, square = _remove(ranks, vector, known, *bases)
+    return float(np.sqrt(max(square, 0.0)))
 
 
-class _Run:
+class LanczosRun:
     """Lanczos from the unit vector `basis[0]`; the other rows are overwritten.
 
     Two passes of Gram-Schmidt are enough, one is not (Giraud et al. 2005). As A is symmetric, a
-    product has components along the last two vectors only; those along the others are rounding. The
-    first pass removes the former, the second pass everything that is left. The norm of the rest
-    follows from the second pass by Pythagoras, so that a step takes two reductions.
+    product has components along the last two vectors only; those along the others, and along known
+    eigenvectors, are small. The first pass removes the former, the second pass everything that is
+    left. The norm of the rest follows from the second pass by Pythagoras, so that a step takes two
+    reductions.
 
     Args:
         shell: The matrix A.
-        basis: The basis, this rank's entries, (n, d_local).
+        basis: The rows of the basis, this rank's entries, (n, d_local).
+        known: Eigenpairs that are known, to which the first row is orthogonal; None: none.
     """
 
-    def __init__(self, shell: ShellMatrix, basis: NDArray[Any]) -> None:
-        self._ranks, self._basis = shell.ranks, basis
+    def __init__(
+        self, shell: ShellMatrix, basis: NDArray[Any], known: KnownPairs | None = None
+    ) -> None:
+        self._ranks, self._basis, self._known = shell.ranks, basis, known
         self._negligible = 10.0 * shell.epsilon  # of the largest product: the space has ended
         self._largest = 0.0
-        self.diagonal: list[float] = []  # of T, (n,)
-        self.off_diagonal: list[float] = []  # (n − 1,)
-        self.has_ended = False
+        self.diagonal: list[float] = []  # of T
+        self.below: list[float] = []  # it, the last one included; zero where the space has ended
+        self.has_ended = not len(basis)
 
     @property
     def vector(self) -> NDArray[Any]:
@@ -175,45 +277,70 @@ class _Run:
         return row
 
     def advance(self, image: NDArray[np.float64]) -> None:
-        """Take the product with `vector`, which is overwritten. Collective."""
+        """Take the product with `vector`, (d_local,), which is overwritten. Collective."""
         step = len(self.diagonal)
-        known = self._basis[: step + 1]
-        first, square = _projections(self._ranks, known[-2:], image)
+        rows = self._basis[: step + 1]
+        products, square = _projections(self._ranks, image, rows[-2:])
         self._largest = max(self._largest, float(np.sqrt(square)))
-        _remove(known[-2:], first, image)
-        second, square = _projections(self._ranks, known, image)
-        _remove(known, second, image)
-        self.diagonal.append(float(first[-1] + second[-1]))
-        below = float(np.sqrt(max(square - float(second @ second), 0.0)))
-        if step + 1 == len(self._basis) or below <= self._negligible * self._largest:
-            self.has_ended = True
-            return
-        self.off_diagonal.append(below)
-        np.divide(image, below, out=self._basis[step + 1], casting="same_kind")
+        combine(rows[-2:], -products, image)
+        rest, square = _remove(self._ranks, image, self._known, rows)
+        below = float(np.sqrt(max(square, 0.0)))
+        space_ended = below <= self._negligible * self._largest
+        self.diagonal.append(float(products[-1] + rest[-1]))
+        self.below.append(0.0 if space_ended else below)
+        self.has_ended = space_ended or step + 1 == len(self._basis)
+        if not self.has_ended:
+            np.divide(image, below, out=self._basis[step + 1], casting="same_kind")
 
 
-def _projections(
-    ranks: Ranks, basis: NDArray[Any], image: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
-    """Compute scalar products with the basis, (n,), and the square of the image. Collective."""
-    total = ranks.sum(np.append(local_projections(basis, image), image @ image))
-    return total[:-1], float(total[-1])
+def lanczos_steps(
+    shell: ShellMatrix, basis: NDArray[Any], known: KnownPairs | None = None
+) -> Iterator[tuple[float, float]]:
+    """Run Lanczos as in `LanczosRun`, one product a step. Collective.
+
+    Args:
+        shell: The matrix A.
+        basis: The rows of the basis, this rank's entries, (n, d_local).
+        known: Eigenpairs that are known, to which the first row is orthogonal; None: none.
+
+    Yields:
+        After each product, the entry of T on the diagonal and the one below it, which is zero where
+        the space has ended.
+    """
+    run = LanczosRun(shell, basis, known)
+    while not run.has_ended:
+        run.advance(shell.apply(run.vector))
+        yield run.diagonal[-1], run.below[-1]
 
 
 def _remove(
-    basis: NDArray[Any], coefficients: NDArray[np.float64], image: NDArray[np.float64]
-) -> None:
-    """Subtract a combination of the basis, in place. Not collective."""
-    for part, block in _blocks(basis):
-        image[part] -= coefficients @ block
+    ranks: Ranks, image: NDArray[np.float64], known: KnownPairs | None, *bases: NDArray[Any]
+) -> tuple[NDArray[np.float64], float]:
+    """Remove known eigenvectors and bases by one pass, in place. Collective, one reduction.
+
+    Returns:
+        The coefficients in the bases, and the square of the norm of what is left.
+    """
+    count = 0 if known is None else len(known)
+    vectors = bases if known is None else (known.vectors, *bases)
+    products, square = _projections(ranks, image, *vectors)
+    coefficients = products.copy()
+    if known is not None and count:
+        coefficients[:count] = known.coefficients(products[:count])
+    row = 0
+    for basis in vectors:
+        combine(basis, -coefficients[row : row + len(basis)], image)
+        row += len(basis)
+    return coefficients[count:], square - float(coefficients @ products)
 
 
-def _blocks(basis: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Iterate over ranges of entries, with the basis there in float64."""
-    size = 1 << 13  # entries at a time: small enough for the cache
-    for begin in range(0, basis.shape[1], size):
-        part = slice(begin, begin + size)
-        yield part, basis[:, part].astype(np.float64, copy=False)
+def _projections(
+    ranks: Ranks, image: NDArray[np.float64], *bases: NDArray[Any]
+) -> tuple[NDArray[np.float64], float]:
+    """Compute scalar products with bases, and the square of the image. Collective."""
+    inside = [local_projections(basis, image) for basis in bases]
+    total = ranks.sum(np.concatenate([*inside, np.array([image @ image])]))
+    return total[:-1], float(total[-1])
 
 
 def _gauss_rule(

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from hessdist.spectrum.dense import Plan, choose_solver, exact_spectrum
 from hessdist.spectrum.densities import Estimate, SpectralDensity
-from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.spectrum.known_pairs import KnownPairs
+from hessdist.spectrum.lanczos import quadrature_and_space
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.spectrum.trace import xtrace
+from hessdist.spectrum.trace import estimate_trace
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Effort:
     """The effort for a matrix."""
 
     exact_below: int  # the number of parameters up to which the spectrum is exact
-    trace_products: int  # products of XTrace
+    trace_products: int  # products of the trace, beyond those of the probes
     probes: int  # probes of Lanczos quadrature
     lanczos_steps: int  # steps of each probe
     null: float  # share of the largest |λ| up to which an eigenvalue counts as zero
@@ -39,7 +40,12 @@ class MatrixSummary:
 
 
 def summarise(
-    shell: ShellMatrix, effort: Effort, *, shift: float = 0.0, rounding: float = 0.0
+    shell: ShellMatrix,
+    effort: Effort,
+    *,
+    shift: float = 0.0,
+    rounding: float = 0.0,
+    known: KnownPairs | None = None,
 ) -> MatrixSummary:
     """Compute the trace, the Frobenius norm, and the number of zero eigenvalues. Collective.
 
@@ -53,6 +59,7 @@ def summarise(
         shift: The l2 penalty. Zero eigenvalues are those of A − shift I; all other numbers are
             those of A.
         rounding: An |λ| up to which an eigenvalue counts as zero in any case.
+        known: Eigenpairs that are known, so that random vectors see the rest alone; None: none.
 
     Returns:
         The numbers.
@@ -62,12 +69,14 @@ def summarise(
     """
     if shell.size <= effort.exact_below:
         return _exact(shell, effort.null, shift, rounding)
-    trace = xtrace(shell, products=effort.trace_products, seed=effort.seed)
-    density = lanczos_quadrature(
-        shell, probes=effort.probes, steps=effort.lanczos_steps, seed=effort.seed
+    density, space = quadrature_and_space(
+        shell, probes=effort.probes, steps=effort.lanczos_steps, seed=effort.seed, known=known
+    )
+    trace = estimate_trace(
+        shell, products=effort.trace_products, seed=effort.seed, known=known, space=space
     )
     low, high = density.range()
-    moved = SpectralDensity(density.size, density.nodes - shift, density.weights)
+    moved = SpectralDensity(density.size, density.nodes - shift, density.weights, density.known)
     near = max(effort.null * float(np.nanmax(np.abs(moved.nodes))), rounding)
     null, bounds = float(shell.size), (float(shell.size), float(shell.size))
     if near:

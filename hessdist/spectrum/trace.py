@@ -1,52 +1,73 @@
-"""The trace by XTrace: every product serves both a basis and an unbiased estimate.
+"""The trace: exact within a space that products have explored, and random vectors for the rest.
 
-Epperly, Tropp and Webber (2024), SIAM J. Matrix Anal. Appl. 45(1). The trace is the sum of the
-trace within a space Q, which products with a basis of Q give exactly, and the trace in its
-complement, which a random vector estimates (Girard 1989, Hutchinson 1990). If Q holds images A ω of
-random vectors, little is left to estimate. Each of n test vectors in turn makes an estimate, with a
-Q from the other vectors, of which it is independent. The result is the mean of the n estimates.
+Let Q be an orthonormal basis of a space, P = I − Q Qᵀ the projection on its complement, and D the
+dimension there. Then tr A = tr(QᵀA Q) + tr(P A P). The space is that of the known eigenvectors and
+of Lanczos from a random vector, which needs no second product to know QᵀA Q, unlike the range of
+A Ω in Hutch++ (Meyer et al. 2021) and XTrace (Epperly, Tropp and Webber 2024). The rest is
+estimated by D times the mean of uᵀA u over unit vectors u in the complement (Girard 1989,
+Hutchinson 1990). They are a random orthonormal frame, so that the estimate is one from a sample
+without replacement: its variance is σ² / n · (1 − n / D), and D products are exact.
+
+The number of Lanczos steps follows from the variance that they remove (like Persson, Cortinovis and
+Kressner 2022 do for Hutch++). It depends on the Lanczos run alone and not on the vectors u, so that
+the estimate has no bias, whatever the spectrum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdist.errors import InputError
-from hessdist.parallel.ranks import Ranks
 from hessdist.spectrum.densities import Estimate
-from hessdist.spectrum.lanczos import derived_seed, local_projections
+from hessdist.spectrum.known_pairs import KnownPairs
+from hessdist.spectrum.lanczos import KrylovSpace, derived_seed, lanczos_steps, orthogonalise
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.start import random_entries
 
+FEWEST = 5
+"""The smallest number of random vectors beside a Lanczos run; fewer make poor standard errors."""
 
-def xtrace(
+
+@dataclass(frozen=True)
+class Trace(Estimate):
+    """The trace, and what it was found from."""
+
+    known: int  # eigenpairs that were known
+    krylov: int  # dimensions of the Krylov space
+    probes: int  # random vectors for the rest
+
+
+def estimate_trace(
     shell: ShellMatrix,
     *,
     products: int,
     seed: int = 0,
+    known: KnownPairs | None = None,
+    space: KrylovSpace | None = None,
     on_product: Callable[[int], None] = lambda done: None,
-) -> Estimate:
+) -> Trace:
     """Estimate tr A. Collective.
 
-    Half of the products are with test vectors, the other half with a basis of their images. If A
-    has a lower rank, the basis is smaller, and the trace is exact to rounding. If d products are
-    allowed, they compute the diagonal, whose sum is the trace. The memory is half as many vectors
-    as products, in the product's dtype.
+    If d products are allowed, they compute the diagonal, whose sum is the trace. The memory is as
+    many vectors as products, in the product's dtype.
 
     Args:
         shell: The matrix A.
         products: The maximum number of products.
-        seed: The seed of the test vectors.
+        seed: The seed of the random vectors.
+        known: The eigenpairs that are known; None: none.
+        space: A space from `quadrature_and_space` with the same pairs, which takes the place of a
+            Lanczos run; None: none.
         on_product: Called on every rank after each product, with the number of finished products.
 
     Returns:
-        The trace and its standard error, the same on every rank. As in the paper, the error is that
-        of independent estimates. They share most of their basis, so that the true error has been
-        found up to a third larger. It is NaN for one test vector.
+        The trace and its standard error, the same on every rank. The error is zero if no direction
+        is left to chance.
 
     Raises:
         InputError: `products` is less than two; on every rank.
@@ -54,34 +75,30 @@ def xtrace(
     with shell.ranks.agreeing():
         if products < 2:
             raise InputError(f"products = {products} are too few for a trace", "ask for 2 or more")
+    pairs = 0 if known is None else len(known)
+    inside = float(known.values.sum()) if known is not None else 0.0
+    left = shell.size - pairs
     if products >= shell.size:
-        return Estimate(_diagonal_sum(shell, on_product), 0.0)
-    count = products // 2
-    basis = np.empty((count, shell.local_size), shell.dtype)
-    for i, image in enumerate(shell.images(_test_vectors(shell, count, seed))):
-        basis[i] = image
-        on_product(i + 1)
-    negligible = 10.0 * shell.epsilon  # rounding, relative to the largest singular value
-    singular, right = _orthonormalise(basis, shell.ranks, negligible)
-    basis = basis[: len(singular)]
-    inner = np.empty((len(basis), len(basis)))
-    for j, image in enumerate(shell.images(basis)):
-        inner[:, j] = local_projections(basis, image)
-        on_product(count + j + 1)
-    overlaps, squares = np.empty((len(basis), count)), np.empty(count)
-    for i, vector in enumerate(_test_vectors(shell, count, seed)):
-        overlaps[:, i], squares[i] = local_projections(basis, vector), vector @ vector
-    inner, overlaps, squares = _summed(shell.ranks, inner, overlaps, squares)
-    defect = float(np.linalg.norm(inner - inner.T))
-    shell.require_symmetric(
-        defect, 2 * float(np.linalg.norm(inner)), f"‖QᵀAQ − (QᵀAQ)ᵀ‖ = {defect:.6g}"
-    )
-    # Normalise the test vectors to the sphere of radius √d.
-    scale = np.sqrt(shell.size / squares)
-    images = singular[:, None] * right.T * scale
-    estimates = _leave_one_out(shell.size, inner, overlaps * scale, images, _lost(singular, right))
-    spread = estimates.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-    return Estimate(float(estimates.mean()), float(spread))
+        return Trace(_diagonal_sum(shell, on_product), 0.0, 0, 0, shell.size)
+    basis = np.empty((min(products, left), shell.local_size), shell.dtype)
+    done = 0
+    if space is None:
+        space = _explored(shell, basis, seed, known, on_product)
+        done = len(space.diagonal)
+    left -= len(space.diagonal)
+    inside += float(space.diagonal.sum())
+    count = min(products - done, left)
+    frame = basis[done : done + count]
+    samples = np.empty(count)
+    for i in range(count):
+        samples[i] = _quotient(shell, frame[: i + 1], derived_seed(seed, 1, i), known, space)
+        on_product(done + i + 1)
+    if not left:
+        return Trace(inside, 0.0, pairs, len(space.diagonal), 0)
+    spread = samples.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+    error = left * spread * np.sqrt(1 - count / left) if count < left else 0.0
+    value = inside + left * float(samples.mean())
+    return Trace(value, float(error), pairs, len(space.diagonal), count)
 
 
 def _diagonal_sum(shell: ShellMatrix, on_product: Callable[[int], None]) -> float:
@@ -95,121 +112,99 @@ def _diagonal_sum(shell: ShellMatrix, on_product: Callable[[int], None]) -> floa
     return float(shell.ranks.sum(np.array([total]))[0])
 
 
-def _test_vectors(shell: ShellMatrix, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Draw normal vectors, (d_local,) on this rank, rounded to the product's dtype."""
-    share = shell.ranks.shard(shell.size)
-    for i in range(count):
-        drawn = random_entries(derived_seed(seed, 1, i), *share)
-        yield drawn.astype(shell.dtype).astype(np.float64)
-
-
-def _summed(ranks: Ranks, *arrays: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Sum arrays over the ranks by one reduction. Collective."""
-    total = ranks.sum(np.concatenate([array.ravel() for array in arrays]))
-    pieces = np.split(total, np.cumsum([array.size for array in arrays])[:-1])
-    return [piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
-
-
-# -- the basis -------------------------------------------------------------------------------
-
-
-def _orthonormalise(
-    columns: NDArray[Any], ranks: Ranks, tolerance: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor Y = U diag(σ) Vᵀ, and overwrite the first r columns of Y by U. Collective.
-
-    This is a tree of QR factorisations (Demmel et al. 2012): of blocks of entries, of the
-    triangular factors of a rank, and of those of all ranks, whose singular values come last. Unlike
-    a Gram matrix it does not square the condition number. Singular values below `tolerance` times
-    the largest one count as zero. `columns` has this rank's entries, (n, d_local), n < d.
-
-    Returns:
-        The singular values σ, (r,), descending, and V, (n, r), the same on every rank.
-    """
-    count = len(columns)
-    width = max(1 << 12, 4 * count)  # entries of a leaf, well more than columns
-    parts = [slice(begin, begin + width) for begin in range(0, columns.shape[1], width)]
-
-    def block(part: slice) -> NDArray[np.float64]:
-        return columns[:, part].T.astype(np.float64)
-
-    leaves = [np.linalg.qr(block(part), mode="r") for part in parts]
-    rotation, triangle = np.linalg.qr(np.concatenate([np.empty((0, count)), *leaves]))
-    triangles = ranks.collect(triangle)
-    # One rank factors it, so that all ranks have the same signs.
-    root = _singular(triangles, tolerance) if ranks.is_root else None
-    rotations, singular, right = ranks.broadcast(root)
-    rotation = rotation @ rotations[ranks.rank]
-    row = 0
-    for part, leaf in zip(parts, leaves, strict=True):
-        turned = np.linalg.qr(block(part))[0] @ rotation[row : row + len(leaf)]
-        columns[: len(singular), part] = turned.T
-        row += len(leaf)
-    return singular, right
-
-
-def _singular(
-    triangles: list[NDArray[np.float64]], tolerance: float
-) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
-    """Factor stacked triangles: U in the pieces of the stack, σ and V."""
-    left, singular, right = np.linalg.svd(np.concatenate(triangles), full_matrices=False)
-    rank = int(np.count_nonzero(singular > tolerance * singular[0]))
-    ends = np.cumsum([len(triangle) for triangle in triangles])[:-1]
-    return np.split(left[:, :rank], ends), singular[:rank], right[:rank].T
-
-
-# -- the estimates ---------------------------------------------------------------------------
-
-
-def _lost(singular: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the directions that the space loses without each of the n vectors that span it.
-
-    Without column i, Y = U Σ Vᵀ loses the direction U s if sᵀ Σ Vᵀ is a multiple of eᵢᵀ. As V has
-    orthonormal columns, this needs an eᵢ in their span, ‖Vᵀeᵢ‖ = 1, and then s ∝ Σ⁻¹ Vᵀ eᵢ. This
-    holds for every i if Y has full rank, and for hardly any i otherwise.
-
-    Returns:
-        Unit vectors in terms of U, or zero if nothing is lost, (r, n).
-    """
-    directions: NDArray[np.float64] = right.T / singular[:, None]
-    norms = np.linalg.norm(directions, axis=0)
-    is_lost = np.einsum("ir,ir->i", right, right) > 1 - 1e-8  # leverage one, up to rounding
-    directions[:, is_lost] /= norms[is_lost]
-    directions[:, ~is_lost] = 0
-    return directions
-
-
-def _leave_one_out(
-    size: int,
-    inner: NDArray[np.float64],
-    overlaps: NDArray[np.float64],
-    images: NDArray[np.float64],
-    lost: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Compute n estimates of the trace, each with a basis independent of its test vector.
-
-    With Qᵢ = Q (I − sᵢsᵢᵀ), Pᵢ the projection on the complement of Qᵢ and dᵢ the dimension there,
-    an estimate is tr(QᵢᵀA Qᵢ) + dᵢ / ‖Pᵢωᵢ‖² · (Pᵢωᵢ)ᵀA (Pᵢωᵢ). A projected vector of a sphere is
-    one of a smaller sphere, whose radius is known (the paper's normalisation of test vectors).
+def _explored(
+    shell: ShellMatrix,
+    basis: NDArray[Any],
+    seed: int,
+    known: KnownPairs | None,
+    on_product: Callable[[int], None],
+) -> KrylovSpace:
+    """Run Lanczos as long as it pays. Collective.
 
     Args:
-        size: The dimension d.
-        inner: The matrix QᵀA Q, (r, r).
-        overlaps: The matrix QᵀΩ, (r, n).
-        images: The matrix QᵀA Ω, (r, n); A Ω lies in Q.
-        lost: The vectors sᵢ in columns, zero if Qᵢ = Q, (r, n).
+        shell: The matrix A.
+        basis: Rows for all products, this rank's entries; the first ones become the basis.
+        seed: The seed of the starting vector.
+        known: The eigenpairs that are known.
+        on_product: Called after each product.
 
     Returns:
-        The estimates, (n,).
+        The space.
     """
-    inner = (inner + inner.T) / 2
-    within = np.trace(inner) - _columnwise(lost, inner @ lost)
-    kept = overlaps - lost * _columnwise(lost, overlaps)
-    outside = _columnwise(overlaps - 2 * kept, images) + _columnwise(kept, inner @ kept)
-    dimensions = size - len(inner) + _columnwise(lost, lost)
-    return np.asarray(within + dimensions / (size - _columnwise(kept, kept)) * outside)
+    ranks, products = shell.ranks, len(basis)
+    most = products - max(FEWEST, 3 * products // 10)
+    if most < 1:
+        return KrylovSpace(basis[:0], np.zeros(0))
+    start = random_entries(derived_seed(seed, 4), *ranks.shard(shell.size))
+    basis[0] = start / orthogonalise(ranks, start, known)
+    left = shell.size - (0 if known is None else len(known))
+    worth = _Worth(left, products)
+    for diagonal, below in lanczos_steps(shell, basis[:most], known):
+        # One rank decides: rounding may differ between machines.
+        goes_on = ranks.broadcast(worth.goes_on(diagonal, below))
+        on_product(len(worth.diagonal))
+        if not goes_on:
+            break
+    return KrylovSpace(basis[: len(worth.diagonal)], np.array(worth.diagonal))
 
 
-def _columnwise(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the scalar products of corresponding columns of two matrices."""
-    return np.asarray(np.einsum("ri,ri->i", one, other))
+class _Worth:
+    """Decides whether another Lanczos step removes more variance than another random vector.
+
+    The variance of the estimate is 2 F / n with n random vectors, F = ‖P (A − μ) P‖_F² and μ the
+    mean eigenvalue of the rest. A step makes F smaller and n by one less, so it pays while it
+    removes more than F / n of F. What m steps remove is Σ (αⱼ − μ)² + 2 βⱼ², with α on the diagonal
+    of T and β below. F itself is the sum of D wⱼ (θⱼ − μ)² over the nodes of the Gauss rule, with
+    D wⱼ replaced by 1 where a node is an eigenvalue by now.
+
+    Args:
+        dimension: The dimension D before the first step.
+        products: The products for Lanczos and random vectors together.
+    """
+
+    def __init__(self, dimension: int, products: int) -> None:
+        self.diagonal: list[float] = []
+        self._below: list[float] = []
+        self._dimension, self._products = dimension, products
+        self._idle = 0
+
+    def goes_on(self, diagonal: float, below: float) -> bool:
+        """Take up a step, and return whether there should be another one."""
+        self.diagonal.append(diagonal)
+        self._below.append(below)
+        mean, left = self._left()
+        step = (diagonal - mean) ** 2 + 2 * below**2
+        pays = step * (self._products - len(self.diagonal)) > left
+        self._idle = 0 if pays or len(self.diagonal) == 1 else self._idle + 1
+        return self._idle < 3  # a step may find little by chance
+
+    def _left(self, converged: float = 0.1) -> tuple[float, float]:
+        """Estimate μ and F. A node whose residual is a tenth of |θ − μ| is an eigenvalue."""
+        from scipy.linalg import eigh_tridiagonal
+
+        nodes, vectors = eigh_tridiagonal(self.diagonal, self._below[:-1])
+        weights, residuals = vectors[0] ** 2, self._below[-1] * np.abs(vectors[-1])
+        mean = self.diagonal[0]  # of all nodes
+        rest = residuals > converged * np.abs(nodes - mean)
+        if rest.any():
+            mean = float(weights[rest] @ nodes[rest] / weights[rest].sum())
+        squares = (nodes - mean) ** 2
+        unseen = self._dimension * float(weights[rest] @ squares[rest])
+        removed = np.square(np.subtract(self.diagonal, mean)).sum()
+        removed += 2 * np.square(self._below).sum()
+        return mean, max(unseen + float(squares[~rest].sum() - removed), 0.02 * unseen)
+
+
+def _quotient(
+    shell: ShellMatrix,
+    frame: NDArray[Any],
+    seed: int,
+    known: KnownPairs | None,
+    space: KrylovSpace,
+) -> float:
+    """Add a random unit vector u to the frame, as its last row, and return uᵀA u. Collective."""
+    drawn = random_entries(seed, *shell.ranks.shard(shell.size))
+    norm = orthogonalise(shell.ranks, drawn, known, space.basis, frame[:-1])
+    np.divide(drawn, norm, out=frame[-1], casting="same_kind")
+    image = shell.apply(frame[-1])
+    return float(shell.ranks.sum(np.array([frame[-1].astype(np.float64) @ image]))[0])

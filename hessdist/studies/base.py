@@ -30,8 +30,9 @@ class Needs:
 
     checkpoints: bool = False
     """There is a result for each checkpoint; otherwise there is one for the run."""
-    eigenpairs: Literal["none", "if there", "required"] = "none"
-    """Eigenpairs, with their eigenvectors, that the sweep has stored for the checkpoint."""
+    eigenpairs: Literal["none", "converged", "if there", "required"] = "none"
+    """Eigenpairs, with their eigenvectors, that the sweep has stored for the checkpoint: none are
+    used, those that converged, all if all have converged, or a result without them is an error."""
     hessian: bool = False
     """`spectrum.operator` is the Hessian."""
     all_layers: bool = False

@@ -35,6 +35,7 @@ class Pair:
     value: float  # λ; NaN if it was not found
     slope: float  # gᵀv of the unit vector v; NaN if it was not found
     converged: bool
+    residual: float = float("nan")  # ‖Av − λv‖ / |λ|
 
     @property
     def name(self) -> str:
@@ -96,7 +97,7 @@ class Context:
             if result is not None:
                 found = result.run.weight, float(result.gradient_norm), _pairs(result)
         self.gradient_norm: float
-        self._values: dict[str, tuple[float, bool]]
+        self._values: dict[str, tuple[float, bool, float]]
         self._weight: float | None
         self._weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
 
@@ -206,9 +207,17 @@ class Context:
                 if self._result is not None and not self.objective.metric.digest:
                     slope = float(self._row(name).astype(np.float64) @ self._result.gradient)
                 found.append(
-                    Pair(end, int(rank), self._values[name][0], slope, self._values[name][1])
+                    Pair(end, int(rank), self._values[name][0], slope, *self._values[name][1:])
                 )
         return list(self.ranks.broadcast(found))
+
+    def converged_pairs(self) -> list[Pair]:
+        """Return the converged eigenpairs of the sweep, without slopes. Not collective."""
+        return [
+            Pair(name.split()[0], int(name.split()[1]), value, float("nan"), good, residual)
+            for name, (value, good, residual) in self._values.items()
+            if good
+        ]
 
     def stored_edge(self) -> tuple[float, float]:
         """Return λ₁ of the sweep, and since when it is at the optimiser's bound. Collective.
@@ -339,15 +348,16 @@ def eigenpairs_as(wanted: SpectrumSection, shell: ShellMatrix, **options: Any) -
     return extreme_eigenpairs(shell, **settings | options)
 
 
-def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool]]:
-    """Return the values of all pairs, and whether they converged, by name."""
+def _pairs(result: CheckpointResult) -> dict[str, tuple[float, bool, float]]:
+    """Return of all pairs the value, whether it converged, and the residual, by name."""
     return {
-        f"{end} {rank}": (float(value), bool(good))
+        f"{end} {rank}": (float(value), bool(good), float(residual))
         for end in ENDS
-        for rank, (value, good) in enumerate(
+        for rank, (value, good, residual) in enumerate(
             zip(
                 getattr(result, f"eigenvalues_{end}"),
                 getattr(result, f"converged_{end}"),
+                getattr(result, f"residuals_{end}"),
                 strict=True,
             ),
             1,

@@ -16,7 +16,7 @@ from hessdist.parallel.ranks import Ranks, shard_bounds
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.shell import ShellMatrix
-from hessdist.spectrum.trace import xtrace
+from hessdist.spectrum.trace import estimate_trace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -91,7 +91,7 @@ def test_an_operator_that_is_not_symmetric_is_refused(dtype: torch.dtype) -> Non
     with pytest.raises(SymmetryError, match=r"beyond rounding: xᵀAy = .* and yᵀAx = "):
         extreme_eigenpairs(ShellMatrix(operator, Ranks()), 2, 1)
     with pytest.raises(SymmetryError, match="not symmetric"):
-        xtrace(ShellMatrix(operator, Ranks()), products=4)
+        estimate_trace(ShellMatrix(operator, Ranks()), products=4)
     dense_shell = ShellMatrix(operator, Ranks())
     with pytest.raises(SymmetryError, match=r"‖Ax − Aᵀx‖ / ‖Ax‖ = "):
         exact_spectrum(dense_shell, plan(dense_shell))

@@ -54,7 +54,7 @@ def decomposition(context: Context, settings: DecompositionSection) -> Measureme
     objective, ranks = context.objective, context.ranks
     require_basis_memory(
         objective,
-        max(settings.lanczos_steps, settings.trace_products // 2),
+        settings.lanczos_steps + settings.trace_products,
         "lower study.decomposition.lanczos_steps or trace_products, or use more nodes",
     )
     with ranks.agreeing():

@@ -15,7 +15,7 @@ class WholeMatrixSection(Section):
     exact_below: Count = 2000
     """Number of parameters up to which traces, norms and counts come from the exact spectrum."""
     trace_products: Annotated[int, Field(ge=4)] = 40
-    """For larger networks: products of XTrace for a trace."""
+    """For larger networks: products for a trace, beyond those of the probes."""
     probes: Annotated[int, Field(ge=2)] = 3
     """For larger networks: random vectors of Lanczos quadrature, for the Frobenius norm and for
     counts."""

@@ -1,5 +1,8 @@
 """Whole spectra of small and large networks: Sagun, Bottou and LeCun (2016)."""
 
+from typing import Literal
+
+from hessdist.config.base import Section
 from hessdist.studies.base import Needs, declare
 from hessdist.studies.singularity.settings import (
     ArchitecturesSection,
@@ -10,7 +13,10 @@ from hessdist.studies.singularity.settings import (
     SpreadsSection,
 )
 
-_SPECTRA = (("exact", ExactSection), ("density", DensitySection))
+_SPECTRA: tuple[tuple[str, type[Section], Literal["none", "converged"]], ...] = (
+    ("exact", ExactSection, "none"),
+    ("density", DensitySection, "converged"),
+)
 _TRAINED = (
     ("architectures", ArchitecturesSection, "remarks:trained"),
     ("initialisations", InitialisationsSection, "remarks:trained"),
@@ -24,11 +30,11 @@ STUDIES = (
             __name__,
             name,
             section,
-            Needs(checkpoints=True, spread=True, metric=True),
+            Needs(checkpoints=True, eigenpairs=pairs, spread=True, metric=True),
             prepare=f"{name}:prepare",
             figures=f"spectra_figures:draw_{name}",
         )
-        for name, section in _SPECTRA
+        for name, section, pairs in _SPECTRA
     ),
     *(
         declare(

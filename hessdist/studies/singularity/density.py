@@ -12,10 +12,12 @@ from hessdist.errors import InputError
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.basis_memory import require_basis_memory
 from hessdist.spectrum.densities import Estimate, SpectralDensity
-from hessdist.spectrum.lanczos import lanczos_quadrature
+from hessdist.spectrum.known_pairs import KnownPairs
+from hessdist.spectrum.lanczos import quadrature_and_space
 from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
-from hessdist.spectrum.trace import xtrace
+from hessdist.spectrum.trace import Trace, estimate_trace
 from hessdist.studies.context import Context
+from hessdist.studies.known_pairs import known_pairs_of
 from hessdist.studies.singularity.settings import DensitySection
 
 
@@ -24,7 +26,8 @@ class _Estimates:
     """The estimates for one matrix."""
 
     density: SpectralDensity
-    xtrace: Estimate
+    direct_trace: Trace
+    known: int  # eigenpairs of the sweep that were used
     shift: float
     products: int
     seconds: float
@@ -48,6 +51,7 @@ def prepare(context: Context, settings: DensitySection) -> None:
 def density(context: Context, settings: DensitySection) -> Measurements:
     """Estimate densities, traces, norms, ranks and log-determinants. Collective.
 
+    Eigenpairs that the sweep has stored of a matrix are exact, and random vectors see the rest.
     The dimensions are operator, block, probe, node and order.
 
     Raises:
@@ -61,39 +65,51 @@ def density(context: Context, settings: DensitySection) -> Measurements:
         part = context.objective.of_layers(block) if settings.blocks else context.objective
         require_basis_memory(
             part,
-            max(settings.lanczos_steps, settings.trace_products // 2),
+            settings.lanczos_steps + settings.trace_products + len(context.converged_pairs()),
             "lower study.density.lanczos_steps or trace_products, or use more nodes",
         )
         for row, operator in zip(rows, operators, strict=True):
             shell = curvature_matrix(part, operator, weight, context.on_product)
-            row.append(_estimate(shell, settings))
+            start, known = time.perf_counter(), None
+            if operator == context.job.spectrum.operator and block == context.job.spectrum.layers:
+                known = known_pairs_of(context, shell, "the density")
+            row.append(_estimate(shell, settings, known, start))
     names = [" + ".join(block) or "all" for block in blocks]
-    return _measurements(operators, names, rows, settings)
+    wanted = context.job.spectrum
+    width = settings.lanczos_steps + wanted.largest + wanted.smallest
+    return _measurements(operators, names, rows, settings, width)
 
 
-def _estimate(shell: ShellMatrix, settings: DensitySection) -> _Estimates:
+def _estimate(
+    shell: ShellMatrix, settings: DensitySection, known: KnownPairs | None, start: float
+) -> _Estimates:
     """Estimate all numbers of a matrix. Collective."""
-    start, before = time.perf_counter(), shell.products
-    found = lanczos_quadrature(
-        shell, probes=settings.probes, steps=settings.lanczos_steps, seed=settings.seed
+    found, space = quadrature_and_space(
+        shell, probes=settings.probes, steps=settings.lanczos_steps, seed=settings.seed, known=known
     )
-    by_xtrace = Estimate(np.nan, np.nan)
-    if settings.trace_products > 1:
-        by_xtrace = xtrace(shell, products=settings.trace_products, seed=settings.seed)
+    trace, count = Trace(np.nan, np.nan, 0, 0, 0), settings.trace_products
+    if count > 1:
+        trace = estimate_trace(shell, products=count, seed=settings.seed, known=known, space=space)
     shift = settings.shift
     if shift is None:
         smallest, largest = found.range()
         shift = 0.01 * max(-smallest, largest) - min(0.0, smallest)
     seconds = time.perf_counter() - start
-    return _Estimates(found, by_xtrace, shift, shell.products - before, seconds)
+    pairs = 0 if known is None else len(known)
+    return _Estimates(found, trace, pairs, shift, shell.products, seconds)
 
 
 # -- what is stored --------------------------------------------------------------------------
 
 
 def _measurements(
-    operators: Sequence[str], blocks: Sequence[str], rows: _Rows, settings: DensitySection
+    operators: Sequence[str],
+    blocks: Sequence[str],
+    rows: _Rows,
+    settings: DensitySection,
+    width: int,
 ) -> Measurements:
+    """Return all variables. No rule has more than `width` nodes."""
     of_each = ("operator", "block")
 
     def each(of: Callable[[_Estimates], object], long_name: str, units: str = "1") -> Variable:
@@ -104,8 +120,17 @@ def _measurements(
         "operator": Variable(("operator",), np.array(operators, dtype=object), "matrix"),
         "block": Variable(("block",), np.array(blocks, dtype=object), "parameters"),
         "size": each(lambda one: one.density.size, "number of parameters"),
-        "nodes": _padded(rows, "nodes", np.nan, "nodes of the Gauss quadrature of each probe"),
-        "weights": _padded(rows, "weights", 0.0, "weights of the nodes"),
+        "nodes": _padded(
+            rows, width, "nodes", np.nan, "nodes of the Gauss quadrature of each probe"
+        ),
+        "weights": _padded(rows, width, "weights", 0.0, "weights of the nodes"),
+        "known_pairs": each(lambda one: one.known, "eigenpairs of the sweep that were used"),
+        "trace_krylov": each(
+            lambda one: one.direct_trace.krylov, "dimensions of the Krylov space of the trace"
+        ),
+        "trace_probes": each(
+            lambda one: one.direct_trace.probes, "random vectors of the trace, beside that space"
+        ),
         "shift": each(lambda one: one.shift, "added to the diagonal for the log-determinant"),
         "products": each(lambda one: one.products, "matrix-vector products"),
         "seconds": each(lambda one: one.seconds, "time of them all", "s"),
@@ -131,7 +156,7 @@ def _estimated(
 ) -> Iterator[tuple[str, Callable[[_Estimates], Estimate], str]]:
     """Yield the name of each estimate, a function that returns it, and its long name."""
     yield "trace", lambda one: one.density.trace(), "trace by the probes"
-    yield "xtrace", lambda one: one.xtrace, "trace by XTrace"
+    yield "direct_trace", lambda one: one.direct_trace, "trace by a Krylov space and its rest"
     yield "frobenius_norm", lambda one: one.density.frobenius_norm(), "Frobenius norm"
     yield "log_determinant", _Estimates.log_determinant, "log-determinant of the shifted matrix"
     yield "effective_rank", lambda one: one.density.effective_rank(), "effective rank"
@@ -146,10 +171,13 @@ def _estimated(
         yield "count", lambda one: one.density.count(low, high), "eigenvalues in the interval"
 
 
-def _padded(rows: _Rows, name: str, padding: float, long_name: str) -> Variable:
-    """Return nodes or weights of all matrices, padded where a small block has fewer nodes."""
+def _padded(rows: _Rows, width: int, name: str, padding: float, long_name: str) -> Variable:
+    """Return nodes or weights of all matrices, padded where there are fewer nodes than `width`.
+
+    Checkpoints have the same number, whatever pairs are known, because they are stacked.
+    """
     tables = [[getattr(one.density, name) for one in row] for row in rows]
-    most = max(table.shape[1] for row in tables for table in row)
+    most = min(width, max(one.density.size for row in rows for one in row))
     widened = [
         [np.pad(t, ((0, 0), (0, most - t.shape[1])), constant_values=padding) for t in row]
         for row in tables

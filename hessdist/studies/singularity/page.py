@@ -37,6 +37,7 @@ from hessdist.present.panels import (
 from hessdist.present.style import BLUE, GREY, ORANGE, RED, of_end
 from hessdist.present.values import VIEW, evenly, hovered, is_wide, numbers, quantiles
 from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
+from hessdist.studies.singularity.traces import direct_trace
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -257,7 +258,8 @@ def _interval(measured: Measurements, row: int, grid: NDArray[np.float64]) -> li
 
 def _estimates(measured: Measurements, place: tuple[int, ...]) -> str:
     """Describe the better of the two traces, and the effective rank, with their standard errors."""
-    better = "xtrace" if np.isfinite(measured["xtrace"][place]) else "trace"
+    direct = direct_trace(measured)
+    better = direct if np.isfinite(measured[direct][place]) else "trace"
     parts = []
     for name, words in ((better, "trace"), ("effective_rank", "effective rank")):
         value, error = measured[name][place], measured[f"{name}_error"][place]

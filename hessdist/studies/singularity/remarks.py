@@ -8,6 +8,7 @@ import numpy as np
 
 from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import NEAR_ZERO, share_near_zero
+from hessdist.studies.singularity.traces import direct_trace
 
 
 def exact(measured: Measurements) -> Iterator[str]:
@@ -28,8 +29,11 @@ def density(measured: Measurements) -> Iterator[str]:
         def of(name: str, at: tuple[int, int] = (i, j)) -> str:
             return f"{measured[name][at]:.5g} ± {measured[f'{name}_error'][at]:.2g}"
 
-        yield f"{matrix}: trace {of('trace')} ({of('xtrace')} by XTrace), ‖·‖_F " + of(
-            "frobenius_norm"
+        better = direct_trace(measured)
+        better = better if np.isfinite(measured[better][i, j]) else "trace"
+        known = int(measured["known_pairs"][i, j]) if "known_pairs" in measured else 0
+        yield f"{matrix}: trace {of(better)}, ‖·‖_F {of('frobenius_norm')}" + (
+            f", with {known} eigenpairs of the sweep" if known else ""
         )
         smallest, largest = np.nanmin(measured["nodes"][i, j]), np.nanmax(measured["nodes"][i, j])
         if np.isnan(measured["log_determinant"][i, j]):

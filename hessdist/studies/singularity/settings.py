@@ -38,7 +38,8 @@ class DensitySection(Section):
     lanczos_steps: Positive = 100
     """Products for each random vector."""
     trace_products: Count = 40
-    """Products for the trace by XTrace; 0 for no XTrace."""
+    """Products for a trace of its own; 0 for none. Its random vectors are orthogonal to the last
+    Krylov space of the density, in which the trace is exact."""
     shift: Rate | None = None
     """Shift that is added to the diagonal for the log-determinant. By default it is a hundredth of
     the largest |λ|, and more by |λ| of the smallest eigenvalue if that is negative."""

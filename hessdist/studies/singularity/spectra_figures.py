@@ -48,6 +48,7 @@ from hessdist.present.style import BLUE, DARK, PALE, SERIES
 from hessdist.present.values import evenly
 from hessdist.spectrum.densities import SpectralDensity
 from hessdist.spectrum.outliers import NEAR_ZERO
+from hessdist.studies.singularity.traces import direct_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -244,7 +245,7 @@ def _draw_density(
 def estimates(measured: Measurements, block: int, title: str) -> Figure:
     """Draw traces and ranks with their standard errors against the step, a colour an operator.
 
-    Hollow marks of the trace are estimates by XTrace.
+    Hollow marks of the trace are estimates by products of its own.
     """
     names = {
         "trace": "trace",
@@ -268,14 +269,17 @@ def estimates(measured: Measurements, block: int, title: str) -> Figure:
         key(label(MATRICES, operator), colour, mark, "-")
         for operator, (colour, mark) in zip(measured["operator"], SERIES, strict=False)
     ]
-    legend_below(figure, [*keys, key("trace by XTrace", DARK, "o", markerfacecolor="white")])
+    legend_below(
+        figure, [*keys, key("trace by its own products", DARK, "o", markerfacecolor="white")]
+    )
     return figure
 
 
 def _draw_estimate(axes: Axes, measured: Measurements, block: int, name: str) -> None:
     """Draw one estimate of all operators; steps are places, operators side by side in each."""
     steps, count = measured["step"], len(measured["operator"])
-    drawn = [name, "xtrace"] if name == "trace" else [name]
+    direct = direct_trace(measured)
+    drawn = [name, direct] if name == "trace" else [name]
     for column, (colour, mark) in zip(range(count), SERIES, strict=False):
         places = np.arange(len(steps)) + 0.12 * (column - (count - 1) / 2)
         for method in drawn:
@@ -286,7 +290,7 @@ def _draw_estimate(axes: Axes, measured: Measurements, block: int, name: str) ->
                 np.where(np.isfinite(errors), errors, 0),
                 color=colour,
                 marker=mark,
-                markerfacecolor="white" if method == "xtrace" else colour,
+                markerfacecolor="white" if method == direct else colour,
                 markersize=3.5,
                 linewidth=0.8,
                 capsize=2,

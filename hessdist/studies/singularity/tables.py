@@ -11,6 +11,7 @@ from rich.table import Table
 from hessdist.present.cells import cut, estimate, median, new_table, outlier_cells, share, spaced
 from hessdist.present.outliers import outliers_sought
 from hessdist.spectrum.outliers import in_numbers
+from hessdist.studies.singularity.traces import direct_trace
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -45,7 +46,8 @@ def exact(run: Run) -> Iterator[Table]:
 def density(run: Run) -> Iterator[Table]:
     """Show traces and ranks by random vectors, each with its standard error."""
     measured = run.studies["density"]
-    names = {"trace": "trace", "xtrace": "by XTrace", "frobenius_norm": "‖·‖_F"}
+    direct = direct_trace(measured)
+    names = {"trace": "by probes", direct: "trace", "frobenius_norm": "‖·‖_F"}
     names["effective_rank"] = "eff. rank"
     if "count" in measured:
         names["count"] = "in interval"

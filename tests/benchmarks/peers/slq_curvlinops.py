@@ -47,7 +47,7 @@ class Curvlinops:
         return operator
 
     def density(
-        self, probes: int, steps: int, seed: int, products: Products
+        self, method: str, probes: int, steps: int, seed: int, products: Products
     ) -> tuple[list[list[float]], list[list[float]]]:
         torch.manual_seed(seed)
         operator = self._operator(products)

@@ -31,7 +31,7 @@ class HessianEigenthings:
         return operator
 
     def density(
-        self, probes: int, steps: int, seed: int, products: Products
+        self, method: str, probes: int, steps: int, seed: int, products: Products
     ) -> tuple[list[list[float]], list[list[float]]]:
         found = spectral_density(
             self._operator(products),

@@ -3,8 +3,9 @@
 A peer's module hands its estimator to `serve` and is run with the interpreter of the peer's
 environment. Commands:
 
-    {"do": "density", "probes": 2, "steps": 40, "seed": 0}     {"nodes": [...], "weights": ...}
+    {"do": "density", "method": "", "probes": 2, "steps": 40, "seed": 0}    {"nodes": [...], ...}
     {"do": "trace", "method": "xtrace", "products": 24, "seed": 0}    {"value": ..., ...}
+    {"do": "solve", "seed": 0}    {"seconds": ..., ...}, of estimators that have eigenpairs
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Estimator(Protocol):
     """What a peer's module makes of its library. Making it is not timed; the rest is."""
 
     def density(
-        self, probes: int, steps: int, seed: int, products: Products
+        self, method: str, probes: int, steps: int, seed: int, products: Products
     ) -> tuple[list[list[float]], list[list[float]]]:
         """Nodes and weights, from the model and the samples in memory, (probes, steps) each."""
 
@@ -69,8 +70,11 @@ def _carried_out(estimator: Estimator, command: dict[str, Any]) -> dict[str, Any
     seed, found = command["seed"], {}
     start = time.perf_counter()
     if command["do"] == "density":
-        nodes, weights = estimator.density(command["probes"], command["steps"], seed, products)
+        how = command["method"], command["probes"], command["steps"]
+        nodes, weights = estimator.density(*how, seed, products)
         found = {"nodes": nodes, "weights": weights}
+    elif command["do"] == "solve":
+        estimator.solve(products)  # type: ignore[attr-defined]
     else:
         value = estimator.trace(command["method"], command["products"], seed, products)
         found = {"value": value}

@@ -106,7 +106,7 @@ def test_densities_against_dense_ones(studied: Path) -> None:
             scale = np.abs(values).max()
             for name, exact in (
                 ("trace", values.sum()),
-                ("xtrace", values.sum()),
+                ("direct_trace", values.sum()),
                 ("frobenius_norm", np.sqrt((values**2).sum())),
                 ("log_determinant", np.log(np.maximum(values + found["shift"][at], 1e-300)).sum()),
                 ("count", ((values > 0.1) & (values < 0.5)).sum()),
@@ -120,6 +120,47 @@ def test_densities_against_dense_ones(studied: Path) -> None:
             assert nodes.max() <= values[-1] + 1e-12
             density = SpectralDensity(len(values), found["nodes"][at], found["weights"][at])
             assert density.trace().value == pytest.approx(found["trace"][at], abs=1e-12)
+
+
+def test_densities_use_the_stored_pairs_of_the_same_matrix(
+    studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(studied, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    words = ["study.density.blocks=[]", 'study.density.operators=["hessian", "gauss_newton"]']
+
+    def done(*more: str) -> tuple[Measurements, str]:
+        lines: list[str] = []
+        job = load_job(Path("job.toml"), [*words, *more])
+        with Console(enabled=False) as console:
+            monkeypatch.setattr(console, "line", lines.append)
+            study(*job, Ranks(), console, only=["density"], overwrite=True)
+        return section(folder, "density"), " ".join(lines)
+
+    found, said = done()
+    assert found["known_pairs"].tolist() == [[[7], [0]]]  # of H, and of G, which has none
+    assert "with 7 eigenpairs of the sweep" in said
+    values = np.linalg.eigvalsh(dense(at_step(folder, 20), "hessian").detach().numpy() / 60)
+    nodes, weights = found["nodes"][0, 0, 0], found["weights"][0, 0, 0]
+    for value in (*values[:3], *values[-4:]):
+        near = np.abs(nodes - value).argmin(1)
+        assert nodes[range(6), near] == pytest.approx(np.full(6, value), rel=1e-9)
+        assert weights[range(6), near] == pytest.approx(np.full(6, 1 / 53), rel=1e-9)
+    assert weights.sum(1) == pytest.approx(np.ones(6))
+    for name, exact in (("trace", values.sum()), ("frobenius_norm", np.linalg.norm(values))):
+        assert abs(found[name][0, 0, 0] - exact) <= 6 * found[f"{name}_error"][0, 0, 0]
+    # A vector that is none of the matrix: nothing is used, and that is said.
+    (part,) = (folder / "results" / "run.checkpoints").glob("step-00000020.*.h5")
+    monkeypatch.setattr("hessdist.studies.known_pairs.defect", lambda shell, known: 9.0)
+    found, said = done("study.density.seed=1")
+    assert not found["known_pairs"].any()
+    assert "uses no stored eigenpairs: a product differs from them by 9 times" in said
+    part.unlink()
+    found, said = done("study.density.seed=2")
+    assert not found["known_pairs"].any()
+    assert "no stored eigenpairs are used" in said
 
 
 # -- the experiments -------------------------------------------------------------------------
