@@ -84,16 +84,22 @@ copy_blas() {
 }
 
 build() {
-    local package
+    local package site
+    site=$("$prefix/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     export PATH=$prefix/env/bin:$PATH LD_LIBRARY_PATH=$prefix/lib MPICC=$prefix/env/bin/mpicc
     export LDFLAGS="-Wl,-rpath,$prefix/lib"
     export PETSC_CONFIGURE_OPTIONS="--with-fc=0 --with-cxx=0 --with-cudac=0 --with-debugging=0 --with-x=0 \
 --with-make-np=$jobs --with-blaslapack-lib=[-L$prefix/lib,-lopenblas]"
     unset PETSC_DIR PETSC_ARCH SLEPC_DIR PYTHONPATH
     for package in petsc petsc4py slepc slepc4py; do
-        if pip show -q "$package" 2>/dev/null; then continue; fi
-        echo "gpu_kit.sh: building $package $petsc"
-        pip install -q --no-deps "$package==$petsc"
+        if ! pip show -q "$package" 2>/dev/null; then
+            echo "gpu_kit.sh: building $package $petsc"
+            pip install -q --no-deps "$package==$petsc"
+        fi
+        case $package in # without these, pip builds each again, for itself
+            petsc) export PETSC_DIR=$site/petsc ;;
+            slepc) export SLEPC_DIR=$site/slepc ;;
+        esac
     done
 }
 

@@ -1,7 +1,7 @@
 """Seconds of a Hessian product on a GPU, the share of its peak, and its error.
 
     python tests/benchmarks/gpu.py [--device cuda] [--samples 60000] [--json figures.json]
-    python tests/benchmarks/gpu.py --numbers tf32      # or bfloat16: what a product would be in them
+    python tests/benchmarks/gpu.py --numbers tf32      # or bfloat16
 
 LeNet of 3,274,634 parameters over MNIST's training set, where HESSDIST_DATA has it, or over random
 images of its shape, which cost the same. Floating-point operations are those of matrix products
@@ -60,7 +60,7 @@ NUMBERS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bf
 
 @contextmanager
 def rounding(numbers: str) -> Iterator[None]:
-    """Kernels that repeat to the bit, as Objective has them, and TF32 only where it is asked for."""
+    """Kernels that repeat to the bit, as Objective has them, and TF32 only if asked for."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     cudnn.deterministic = True

@@ -89,7 +89,9 @@ class GPT(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return self.lm_head(self.norm(self.blocks(self.embedding(input_ids) + self.positions(places))))
+        return self.lm_head(
+            self.norm(self.blocks(self.embedding(input_ids) + self.positions(places)))
+        )
 
 
 def local_loss(
@@ -133,10 +135,8 @@ def measure(name: str, numbers: str, options: argparse.Namespace) -> dict[str, A
         gradient = seconds_of(local.loss_and_gradient, device)
         seconds = [seconds_of(lambda: product(on_device), device) for _ in range(options.repeat)]
         kept = product.kept_batches
-        del product
         few = local_loss(size, options.oracle_sequences, 1, device, dtype)
         found = product_of(few, options)(on_device).cpu()
-        del few
     figures: dict[str, Any] = {
         "size": name,
         "numbers": numbers,

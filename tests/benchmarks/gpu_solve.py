@@ -55,8 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     here = solve(copy.deepcopy(model), data, device.type, options)
     exact = solve(model.double(), data, "cpu", options)
     found, oracle = (
-        np.concatenate([one.eigenvalues_largest, one.eigenvalues_smallest])
-        for one in (here, exact)
+        np.concatenate([one.eigenvalues_largest, one.eigenvalues_smallest]) for one in (here, exact)
     )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
