@@ -52,7 +52,7 @@ value() { sed -n "s/^$1=//p" "$kit/kit.env"; }
 prefix=$(value prefix) version=$(value python) made=$(value made)
 here=$("$program" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || fail "there is no Python $program: name one by --python"
 [ "$here" = "$version" ] || fail "$program is Python $here, and the kit is built for $version: name another by --python"
-"$program" -c 'import torch, numpy, h5py' || fail "$program lacks PyTorch, NumPy or h5py: name another by --python"
+"$program" -c 'import torch, numpy, h5py' > /dev/null || fail "$program lacks PyTorch, NumPy or h5py: name another by --python"
 mkdir -p "$out" || fail "the folder $out cannot be made"
 out=$(cd "$out" && pwd)
 if [ "$(cat "$prefix/made" 2>/dev/null)" != "$made" ]; then
