@@ -138,7 +138,7 @@ def test_the_wheel_works_in_an_empty_environment(archives: Path, tmp_path: Path)
     for command in ("show", "plot", "report"):
         done = run(programs / "hessdist", command, "run.h5")
         assert done.returncode == 0, done.stderr
-    (page,) = tmp_path.rglob("*.html")
+    (page,) = (path for path in tmp_path.rglob("*.html") if "empty" not in path.parts)
     assert "</html>" in page.read_text(encoding="utf-8")
     done = run(programs / "hessdist", "spectrum", "run.h5")
     assert done.returncode != 0

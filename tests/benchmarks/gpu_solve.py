@@ -53,6 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data = Subset(whole, range(options.samples))
     model = trained(data, options.passes, device)
     here = solve(copy.deepcopy(model), data, device.type, options)
+    print(f"{device}: {here.products} products, {here.seconds:.2f} s", flush=True)
     exact = solve(model.double(), data, "cpu", options)
     found, oracle = (
         np.concatenate([one.eigenvalues_largest, one.eigenvalues_smallest]) for one in (here, exact)
