@@ -85,7 +85,7 @@ copy_blas() {
 }
 
 build() {
-    local package site flags
+    local package site
     site=$("$prefix/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     export PATH=$prefix/env/bin:$PATH LD_LIBRARY_PATH=$prefix/lib MPICC=$prefix/env/bin/mpicc
     export LDFLAGS="-Wl,-rpath,$prefix/lib"
@@ -93,13 +93,15 @@ build() {
 --with-make-np=$jobs --with-blaslapack-lib=[-L$prefix/lib,-lopenblas]"
     unset PETSC_DIR PETSC_ARCH SLEPC_DIR PYTHONPATH
     for package in petsc petsc4py slepc slepc4py; do
-        # The modules are single files of 700,000 lines, whose optimisation takes 2 GiB and minutes.
-        case $package in *4py) flags=-O0 ;; *) flags="" ;; esac
         if ! pip show -q "$package" 2>/dev/null; then
             echo "gpu_kit.sh: building $package $petsc"
-            CFLAGS=$flags pip install -q --no-deps "$package==$petsc"
+            case $package in
+                *4py) # single files of 700,000 lines, whose optimisation takes 2 GiB and minutes
+                    CFLAGS=-O0 pip install -q --no-deps --no-build-isolation "$package==$petsc" ;;
+                *) pip install -q --no-deps "$package==$petsc" ;;
+            esac
         fi
-        case $package in # without these, pip builds each again, for itself
+        case $package in # without these, and in isolation, pip builds each again, for itself
             petsc) export PETSC_DIR=$site/petsc ;;
             slepc) export SLEPC_DIR=$site/slepc ;;
         esac
@@ -108,6 +110,7 @@ build() {
 
 "$python" -m venv "$prefix/env"
 copy_blas
+pip install -q setuptools cython numpy # for the build alone
 pip install -q --no-deps mpich mpi4py # an MPI of its own, since the machine's mpi4py may be of any
 (build)
 pip install -q --only-binary :all: "${packages[@]}"
@@ -126,7 +129,7 @@ cp -a "$prefix/env/bin"/{mpirun,mpiexec,mpiexec.hydra} "$prefix/env/bin"/hydra_*
 packed=env/lib/python$version/site-packages
 mkdir -p "$stack/$packed"
 tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
-    --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' -cf - . |
+    --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' --exclude='[Cc]ython*' --exclude='pyximport' -cf - . |
     tar -C "$stack/$packed" -xf -
 find "$stack" -name '*.so*' -type f -exec strip --strip-unneeded {} +
 rm -rf "$kit"
