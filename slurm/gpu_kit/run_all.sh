@@ -65,6 +65,7 @@ cd "$prefix" || exit 2
 export PATH=$prefix/env/bin:$PATH
 export LD_LIBRARY_PATH=$prefix/lib:$prefix/env/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export PYTHONPATH=$prefix:$prefix/env/lib/python$version/site-packages
+export MPI4PY_LIBMPI=$prefix/env/lib/libmpi.so.12 # PETSc's, and not another of the machine
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HESSDIST_DATA=$kit
 [ -d "$kit/MNIST" ] || unset HESSDIST_DATA
 
