@@ -131,7 +131,7 @@ mkdir -p "$stack/$packed"
 tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
     --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' --exclude='[Cc]ython*' --exclude='pyximport' -cf - . |
     tar -C "$stack/$packed" -xf -
-find "$stack" -name '*.so*' -type f -exec strip --strip-unneeded {} +
+find "$stack" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true # some are texts for the linker
 rm -rf "$kit"
 mkdir -p "$kit"
 XZ_OPT="-6 -T0" tar -C "$stack" -cJf "$kit/stack.tar.xz" .

@@ -160,7 +160,7 @@ def _require_one_mpi(package: Path) -> None:
             raise DependencyError(
                 f"PETSc is linked with {other}, and mpi4py with {ours}: ranks of the one are not "
                 "known to the other",
-                "install both for one MPI; mpi4py's wheel takes the library that MPI4PY_LIBMPI names",
+                "install both for one MPI; mpi4py's wheel takes the one that MPI4PY_LIBMPI names",
             )
 
 
