@@ -57,7 +57,7 @@ library() { ldconfig -p | sed -n "s/^[[:space:]]*$1 .*=> //p" | head -n 1; }
 
 [ -f slurm/gpu_kit/run_all.sh ] || fail "start it from the repository's root"
 case $prefix in /*) ;; *) fail "PREFIX is $prefix: give a path from the root, which both machines have" ;; esac
-command -v "$python" >/dev/null || fail "there is no $python: name a Python of the machine's version in PYTHON"
+"$python" -c '' 2>/dev/null || fail "there is no $python: name a Python of the machine's version in PYTHON"
 for tool in cc make git tar xz strip; do
     command -v "$tool" >/dev/null || fail "$tool is missing: install it first"
 done
