@@ -68,7 +68,7 @@ if [ -n "$mnist" ] && [ ! -d "$mnist/MNIST/raw" ]; then fail "$mnist has no MNIS
 # -- the stack -------------------------------------------------------------------------------
 
 # Packages of Python that PyTorch does not bring.
-packages=(pydantic typer rich tomlkit threadpoolctl safetensors pytest pytest-timeout pytest-isolate-mpi)
+packages=(scipy pydantic typer rich tomlkit threadpoolctl safetensors pytest pytest-timeout pytest-isolate-mpi)
 
 pip() { env PIP_NO_CACHE_DIR=1 "$prefix/env/bin/python" -m pip --disable-pip-version-check "$@"; }
 
@@ -124,22 +124,22 @@ stack=$work/stack
 mkdir -p "$stack/env/bin" "$stack/env/lib"
 # At their own paths: PETSc knows where MPI lies, and petsc4py where PETSc does. No Python goes along.
 cp -a "$prefix/lib" "$stack/lib"
-cp -a "$prefix/env/lib"/libmpi* "$prefix/env/lib/mpich" "$stack/env/lib/"
+cp -a "$prefix/env/lib"/libmpi.so* "$prefix/env/lib/mpich" "$stack/env/lib/"
 cp -a "$prefix/env/bin"/{mpirun,mpiexec,mpiexec.hydra} "$prefix/env/bin"/hydra_* "$stack/env/bin/"
 packed=env/lib/python$version/site-packages
 mkdir -p "$stack/$packed"
-tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
+tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='tests' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
     --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' --exclude='[Cc]ython*' --exclude='pyximport' -cf - . |
     tar -C "$stack/$packed" -xf -
 find "$stack" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true # some are texts for the linker
 rm -rf "$kit"
 mkdir -p "$kit"
-XZ_OPT="-6 -T0" tar -C "$stack" -cJf "$kit/stack.tar.xz" .
+XZ_OPT="-4 -T0" tar -C "$stack" -cJf "$kit/stack.tar.xz" .
 git archive --format=tar.gz -o "$kit/hessdist.tar.gz" HEAD hessdist tests jobs pyproject.toml
 cp slurm/gpu_kit/run_all.sh "$kit/"
 if [ -n "$mnist" ]; then
     mkdir -p "$kit/MNIST/raw"
-    cp -L "$mnist"/MNIST/raw/*.gz "$kit/MNIST/raw/"
+    cp -L "$mnist"/MNIST/raw/train-*.gz "$kit/MNIST/raw/"
     chmod u+w "$kit/MNIST/raw"/*
 fi
 cat > "$kit/kit.env" <<TEXT
