@@ -131,7 +131,9 @@ mkdir -p "$stack/$packed"
 tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='tests' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
     --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' --exclude='[Cc]ython*' --exclude='pyximport' -cf - . |
     tar -C "$stack/$packed" -xf -
-find "$stack" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true # some are texts for the linker
+# Only what was built here, and MPI: libraries of wheels whose headers were edited do not survive it.
+find "$stack/lib" "$stack/env/lib"/libmpi.so.12 "$stack/$packed"/{petsc,slepc}* -name '*.so*' -type f \
+    -exec strip --strip-unneeded {} + 2>/dev/null || true # some are texts for the linker
 rm -rf "$kit"
 mkdir -p "$kit"
 XZ_OPT="-4 -T0" tar -C "$stack" -cJf "$kit/stack.tar.xz" .
