@@ -128,8 +128,12 @@ cp -a "$prefix/env/lib"/libmpi.so* "$prefix/env/lib/mpich" "$stack/env/lib/"
 cp -a "$prefix/env/bin"/{mpirun,mpiexec,mpiexec.hydra} "$prefix/env/bin"/hydra_* "$stack/env/bin/"
 packed=env/lib/python$version/site-packages
 mkdir -p "$stack/$packed"
-tar -C "$prefix/$packed" --exclude='__pycache__' --exclude='tests' --exclude='pip*' --exclude='setuptools*' --exclude='*.a' \
-    --exclude='include' --exclude='share' --exclude='src' --exclude='numpy*' --exclude='mpich*' --exclude='[Cc]ython*' --exclude='pyximport' -cf - . |
+unwanted=() # what the build alone takes, or the machine has
+for name in pip setuptools _distutils_hack distutils numpy cython Cython pyximport mpich {petsc,slepc}{,4py}/{include,share}; do
+    unwanted+=("--exclude=./$name" "--exclude=./$name[-.]*")
+done
+tar -C "$prefix/$packed" --anchored "${unwanted[@]}" \
+    --no-anchored --exclude='__pycache__' --exclude='tests' --exclude='*.a' -cf - . |
     tar -C "$stack/$packed" -xf -
 # Only what was built here, and MPI: libraries of wheels whose headers were edited do not survive it.
 find "$stack/lib" "$stack/env/lib"/libmpi.so.12 "$stack/$packed"/{petsc,slepc}* -name '*.so*' -type f \
