@@ -130,7 +130,7 @@ packed=env/lib/python$version/site-packages
 mkdir -p "$stack/$packed"
 unwanted=() # what the build alone takes, or the machine has
 for name in pip setuptools _distutils_hack distutils numpy cython Cython pyximport mpich {petsc,slepc}{,4py}/{include,share}; do
-    unwanted+=("--exclude=./$name" "--exclude=./$name[-.]*")
+    unwanted+=("--exclude=./$name" "--exclude=./${name}[-.]*")
 done
 tar -C "$prefix/$packed" --anchored "${unwanted[@]}" \
     --no-anchored --exclude='__pycache__' --exclude='tests' --exclude='*.a' -cf - . |
