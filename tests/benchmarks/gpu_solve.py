@@ -92,13 +92,13 @@ def main() -> None:
     figures = measure(options)
     print(f"{figures['device']}: LeNet, {figures['samples']} images ({figures['images']})")
     for name in ("loss", "gradient", "eigenvalue"):
-        print(f"{f'error of {name}':<22}{figures[f'{name}_error']:.1e} (relative)")
+        print(f"{f'error of {name}':<24}{figures[f'{name}_error']:.1e} (relative)")
     for i, where in enumerate(("here, in float32", "on the CPU, in float64")):
         print(
-            f"{where:<22}{figures['products'][i]} products, {figures['seconds'][i]:.2f} s"
+            f"{where:<24}{figures['products'][i]} products, {figures['seconds'][i]:.2f} s"
             f"{'' if figures['converged'][i] else ', NOT CONVERGED'}"
         )
-    print(f"{'largest residual':<22}{figures['residual']:.1e}")
+    print(f"{'largest residual':<24}{figures['residual']:.1e}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
