@@ -36,7 +36,9 @@ class OneStart:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Run the tests of several ranks, unless the user wants each by itself."""
         options = self._config.option
-        beside_others = options.tx or hasattr(self._config, "workerinput")  # pytest-xdist
+        beside_others = getattr(options, "tx", None) or hasattr(
+            self._config, "workerinput"
+        )  # pytest-xdist
         if options.collectonly or options.no_mpi_isolation or beside_others:
             return
         names = defaultdict(list)

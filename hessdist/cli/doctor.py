@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from hessdist.errors import DependencyError, InputError
-from hessdist.parallel.ranks import Ranks, check_launcher, import_mpi
+from hessdist.cli import mismatches
+from hessdist.errors import DependencyError, HessdistError, InputError
+from hessdist.parallel.ranks import Ranks, check_launcher, import_mpi, launched_rank
 from hessdist.spectrum import petsc
+
+_PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
+"""What a module's package is called where the names differ."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def examine() -> list[Component]:
         Component("hessdist", __version__),
         Component("Python", f"{sys.version.split()[0]} ({sys.executable})"),
     ]
-    for check in (_torch, _mpi, _petsc, _hdf5, _threads, _memory):
+    for check in (_torch, _mpi, _slurm, _gpus, _petsc, _hdf5, _threads, _memory):
         components += _guarded(check)
     libraries = (
         "numpy", "h5py", "scipy", "sklearn", "matplotlib", "xarray", "h5netcdf", "safetensors",
@@ -47,13 +51,20 @@ def examine() -> list[Component]:
 
 
 def _guarded(check: Callable[[], list[Component]]) -> list[Component]:
+    own = check.__name__.strip("_")
     try:
         return check()
-    except DependencyError as error:
-        return [Component(check.__name__.strip("_"), error.what, error.remedy)]
+    except HessdistError as error:
+        return [Component(own, error.what, mismatches.numpy_remedy(error.what) or error.remedy)]
     except ImportError as error:
-        name = error.name or check.__name__.strip("_")
-        return [Component(name, f"missing ({error})", f"pip install {name}")]
+        name = (error.name or own).split(".")[0]
+        remedy = mismatches.numpy_remedy(str(error)) or f"pip install {_PACKAGES.get(name, name)}"
+        return [Component(name, f"missing ({error})", remedy)]
+    except (AttributeError, RuntimeError, ValueError) as error:
+        remedy = mismatches.numpy_remedy(str(error))
+        if not remedy:
+            raise
+        return [Component(own, f"cannot be imported ({error})", remedy)]
 
 
 def _library(name: str) -> Component:
@@ -62,8 +73,10 @@ def _library(name: str) -> Component:
 
 
 def _torch() -> list[Component]:
+    import numpy as np
     import torch
 
+    torch.from_numpy(np.zeros(1))  # refused where PyTorch is built for another NumPy
     components = [Component("torch", torch.__version__)]
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -92,11 +105,41 @@ def _mpi() -> list[Component]:
     ]
 
 
+def _slurm() -> list[Component]:
+    """Say with which word srun starts ranks of this MPI, on the rank that speaks."""
+    if launched_rank() != 0:
+        return []
+    found = mismatches.slurm_launch(import_mpi().Get_library_version(), os.environ)
+    return [] if found is None else [Component("srun", *found)]
+
+
+def _gpus() -> list[Component]:
+    """Say what is doubtful where there is a GPU: memory in MPI, and TF32."""
+    import torch
+
+    from hessdist.parallel.gpu_aware import mpi_takes_device_memory
+    from hessdist.parallel.host import exact_kernels
+
+    remedy = mismatches.tf32_remedy(os.environ)
+    if not torch.cuda.is_available():
+        return [Component("TF32", "switched on by a variable", remedy)] if remedy else []
+    import_mpi()
+    moved = mismatches.gpu_memory_of_mpi(mpi_takes_device_memory(), os.environ)
+    with exact_kernels():
+        error = mismatches.product_error()
+    if error > 1e-5:
+        remedy = "hessdist cannot switch it off here: use float64 (compute.dtype), or the CPU"
+    found = f"off in products of hessdist, whose float32 has an error of {error:.0e}"
+    return [Component("GPU memory", *moved), Component("TF32", found, remedy)]
+
+
 def _petsc() -> list[Component]:
     petsc.require()
     import_mpi()  # reports an MPI that cannot start, before PETSc starts it
     import petsc4py
     import slepc4py
+
+    _require_one_mpi(Path(petsc4py.__file__).parent)
 
     PETSc, _ = petsc.initialise()  # noqa: N806 (the module's own name)
     types = f"{PETSc.ScalarType.__name__} scalars, {PETSc.IntType.__name__} integers"
@@ -120,17 +163,38 @@ def _single_precision() -> Component:
     )
 
 
+def _require_one_mpi(package: Path) -> None:
+    """Check, before PETSc starts, that it is linked with the MPI of mpi4py."""
+    for extension in sorted(package.glob("lib/**/PETSc*.so"))[:1]:
+        ours, other = mismatches.foreign_mpi(extension)
+        if other:
+            raise DependencyError(
+                f"PETSc is linked with {other}, and mpi4py with {ours}: ranks of the one are not "
+                "known to the other",
+                "install both for one MPI; mpi4py's wheel takes the one that MPI4PY_LIBMPI names",
+            )
+
+
 def _hdf5() -> list[Component]:
     import h5py
 
     parallel = "with MPI" if h5py.get_config().mpi else "serial"
-    return [Component("HDF5", f"{h5py.version.hdf5_version}, {parallel}")]
+    return [
+        Component("HDF5", f"{h5py.version.hdf5_version}, {parallel}"),
+        Component("HDF5 locks", *mismatches.file_locks(Path.cwd(), os.environ)),
+    ]
 
 
 def _threads() -> list[Component]:
     cores = len(os.sched_getaffinity(0))
     given = os.environ.get("OMP_NUM_THREADS")
-    return [Component("cores", f"{cores}, OMP_NUM_THREADS {given or 'not set'}")]
+    found = f"{cores}, OMP_NUM_THREADS {given or 'not set'}"
+    try:
+        _, here, share = Ranks().node()
+    except InputError:  # a launcher that MPI does not know, of which `_mpi` speaks
+        return [Component("cores", found)]
+    remedy = mismatches.thread_surplus(given, share, here, os.cpu_count() or cores)
+    return [Component("cores", found, remedy)]
 
 
 def _memory() -> list[Component]:

@@ -46,7 +46,7 @@ def prepared_process(ranks: Ranks, device: str = "auto") -> Iterator[None]:
         stack.enter_context(_same_start_method())
         stack.enter_context(torch.random.fork_rng([chosen] if on_gpu else []))
         stack.enter_context(_same_random_states())
-        stack.enter_context(_exact_kernels())
+        stack.enter_context(exact_kernels())
         if on_gpu:  # for pinned memory and MPI as well
             stack.enter_context(torch.cuda.device(chosen))
         if "OMP_NUM_THREADS" not in os.environ:
@@ -107,8 +107,12 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _exact_kernels() -> Iterator[None]:
-    """Use kernels that repeat a product to the bit, and that do not round float32 to TF32."""
+def exact_kernels() -> Iterator[None]:
+    """Use kernels that repeat a product to the bit, and that do not round float32 to TF32.
+
+    Yields:
+        Nothing.
+    """
     import torch
 
     cudnn, matmul, mha = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mha

@@ -1,6 +1,7 @@
 """Seconds of a Hessian product on a GPU, the share of its peak, and its error.
 
     python tests/benchmarks/gpu.py [--device cuda] [--samples 60000] [--json figures.json]
+    python tests/benchmarks/gpu.py --numbers tf32      # or bfloat16
 
 LeNet of 3,274,634 parameters over MNIST's training set, where HESSDIST_DATA has it, or over random
 images of its shape, which cost the same. Floating-point operations are those of matrix products
@@ -15,7 +16,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,24 @@ PEAKS = {
     "A40": 37.4,
     "T4": 8.1,
 }
+
+
+# Kinds of numbers, and the dtype of parameters and activations in each. hessdist itself has float32
+# and float64; the others show what they would cost in accuracy, and gain in time.
+NUMBERS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@contextmanager
+def rounding(numbers: str) -> Iterator[None]:
+    """Kernels that repeat to the bit, as Objective has them, and TF32 only if asked for."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.deterministic = True
+    cudnn.allow_tf32 = matmul.allow_tf32 = numbers == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def peak_of(device_name: str) -> float | None:
@@ -118,10 +138,8 @@ def spread(measured: list[float]) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is printed, by name."""
-    device = torch.device(options.device)
+    device, dtype = torch.device(options.device), NUMBERS[options.numbers]
     if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True  # as Objective has it
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         name = torch.cuda.get_device_name(device)
         free, _ = torch.cuda.mem_get_info(device)
         cache = 0.6 * free if options.cache_gib is None else options.cache_gib * 2**30
@@ -131,11 +149,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     dataset, which = images(options.samples)
     counted = operations_a_sample(dataset, options.samples, 64) * options.samples
 
-    local = local_loss(dataset, options.samples, options.batch_size, device, torch.float32)
+    local = local_loss(dataset, options.samples, options.batch_size, device, dtype)
     product = LocalProduct(local, "hessian", cache)
     v = torch.randn(product.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     v /= v.norm()
-    direction = v.to(device, torch.float32)
+    direction = v.to(device, dtype)
     seconds: dict[str, list[float]] = {"gradient": [], "product": []}
     found: Tensor = product(direction)  # warms up
     local.loss_and_gradient()
@@ -145,6 +163,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "device": name,
         "torch": str(torch.__version__),
+        "numbers": options.numbers,
         "images": which,
         "samples": options.samples,
         "batch_size": options.batch_size,
@@ -158,26 +177,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         figures["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     figures["tflop_a_second"] = counted / figures["seconds"]["product"]["median"] / 1e12
     peak = (options.peak or peak_of(name)) if device.type == "cuda" else None
-    if peak:
+    if peak and options.numbers == "float32":
         figures["peak_tflop_a_second"] = peak
         figures["share_of_peak"] = figures["tflop_a_second"] / peak
 
     samples = min(options.samples, options.oracle_samples or options.samples)
     if samples < options.samples:
-        part = local_loss(dataset, samples, options.batch_size, device, torch.float32)
+        part = local_loss(dataset, samples, options.batch_size, device, dtype)
         found = LocalProduct(part, "hessian", 0)(direction)
     exact_local = local_loss(dataset, samples, 256, torch.device("cpu"), torch.float64)
-    # The direction that float32 can hold: the product's error, and not the rounding of v.
+    # The direction that the dtype can hold: the product's error, and not the rounding of v.
     exact = LocalProduct(exact_local, "hessian", 0)(direction.cpu().double())
     figures["oracle_samples"] = samples
-    figures["relative_error"] = float((found.cpu() - exact).norm() / exact.norm())
+    figures["relative_error"] = float((found.cpu().double() - exact).norm() / exact.norm())
     return figures
 
 
 def report(figures: dict[str, Any]) -> None:
     """Print the figures as lines."""
     print(
-        f"{figures['device']}, PyTorch {figures['torch']}: LeNet, {figures['samples']} images "
+        f"{figures['device']}, PyTorch {figures['torch']}: LeNet in {figures['numbers']}, "
+        f"{figures['samples']} images "
         f"({figures['images']}), batches of {figures['batch_size']}"
     )
     print(
@@ -199,7 +219,7 @@ def report(figures: dict[str, Any]) -> None:
             f", {100 * figures['share_of_peak']:.1f} % of {figures['peak_tflop_a_second']:g} "
             "(float32 without tensor cores)"
         )
-    elif figures["device"] != "cpu":
+    elif figures["device"] != "cpu" and figures["numbers"] == "float32":
         rate += "; the peak of this device is not known: give --peak"
     print(rate)
     print(
@@ -215,6 +235,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--batch-size", type=int, default=1000)
+    parser.add_argument("--numbers", choices=tuple(NUMBERS), default="float32")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--cache-gib", type=float, help="kept graphs; default: 60 %% of the device")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device in float32")
@@ -223,7 +244,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here: give --device cpu --samples 512")
-    figures = measure(options)
+    with rounding(options.numbers):
+        figures = measure(options)
     report(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+SCRIPTS = sorted((ROOT / "slurm").rglob("*.sh"))
 BUILD = ROOT / "slurm" / "build_petsc_cuda.sh"
+KIT = ROOT / "slurm" / "gpu_kit.sh"
+RUN_ALL = ROOT / "slurm" / "gpu_kit" / "run_all.sh"
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 
 
 def bash(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run bash in the repository's root, with no variable of the build script's but these."""
     names = ("PETSC_ARCHIVE", "SLEPC_ARCHIVE", "PRECISION", "INDICES", "CUDA_ARCH", "PYTHON")
-    names += ("MPICC", "MPICXX", "MPIFC", "PETSC_CONFIGURE_OPTIONS")
+    names += ("MPICC", "MPICXX", "MPIFC", "PETSC_CONFIGURE_OPTIONS", "PREFIX", "PETSC", "BLAS")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         ["bash", *map(str, words)],
@@ -64,7 +66,7 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [path for path in SCRIPTS if path != BUILD], ids=lambda p: p.name
+    "script", [path for path in SCRIPTS if path.name.startswith("spectrum")], ids=lambda p: p.name
 )
 def test_spectrum_without_a_job_says_how(script: Path) -> None:
     done = bash(script)
@@ -166,3 +168,87 @@ def test_the_commands_of_a_build(tmp_path: Path, archives: Path) -> None:
     unchecked = bash(BUILD, "--dry-run", "--no-check", archives, prefix, CUDA_ARCH="90")
     assert "-m pytest" not in unchecked.stdout
     assert "--with-precision=double" in unchecked.stdout
+
+
+# -- the kit of a first GPU ------------------------------------------------------------------
+
+PARTS = ["doctor", "tests", "lenet", "solve", "gpt", "lenet-tf32", "lenet-bfloat16", "gpt-numbers"]
+
+
+def test_the_kits_scripts_have_help_and_refuse_wrong_words(tmp_path: Path) -> None:
+    for script in (KIT, RUN_ALL):
+        done = bash(script, "--help")
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"usage: {script.name}")
+        refused(bash(script, "--fast"), "--fast")
+    refused(bash(KIT), "give the folder of the kit")
+    kit = tmp_path / "kit"
+    refused(bash(KIT, kit, PREFIX="here"), "PREFIX is here")
+    refused(bash(KIT, kit, PYTHON="no-such-python"), "there is no no-such-python")
+    refused(bash(KIT, kit, PYTHON="bash", BLAS="/no/blas"), "name one in BLAS")
+    refused(bash(RUN_ALL), "there is no kit.env beside it")
+    refused(bash(RUN_ALL, "--device", "tpu"), "use cuda or cpu")
+    refused(bash(RUN_ALL, "--seconds", "soon"), "give a whole number")
+    refused(bash(RUN_ALL, "--out"), "--out wants a value")
+    assert not kit.exists()
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    """A kit whose stack is empty, and a Python that says what it is started with."""
+    folder, empty = tmp_path / "kit", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    for name, letter in (("stack.tar.xz", "J"), ("hessdist.tar.gz", "z")):
+        subprocess.run(["tar", f"-c{letter}f", folder / name, "-C", empty, "."], check=True)
+    shutil.copy(RUN_ALL, folder)
+    settings = f"prefix={tmp_path / 'prefix'}\npython=3.12\nmade=now\n"
+    (folder / "kit.env").write_text(settings, encoding="utf-8")
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\n"
+        'if [ "$1" = -c ]; then echo 3.12; exit; fi\n'
+        'echo "started with $*, $PYTHONPATH"\n'
+        'case "$*" in *gpu_solve.py*) exit 3 ;; *bfloat16\\ --json*lenet*) exit 124 ;; esac\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    return folder
+
+
+def test_a_part_that_fails_keeps_none_from_running(tmp_path: Path, kit: Path) -> None:
+    words = ("--device", "cpu", "--small", "--out", tmp_path / "figures")
+    done = bash(kit / "run_all.sh", *words, "--python", tmp_path / "python")
+    assert done.returncode == 1
+    summary = (tmp_path / "figures" / "summary.txt").read_text(encoding="utf-8")
+    found = [line for line in summary.splitlines() if line.startswith("== ")]
+    assert [line[3:].split(":")[0] for line in found] == PARTS
+    assert "== solve: FAILED with status 3" in summary
+    assert "== lenet-bfloat16: ENDED at its limit" in summary
+    assert sum(": done in" in line for line in found) == len(PARTS) - 2
+    lenet = (tmp_path / "figures" / "lenet.txt").read_text(encoding="utf-8")
+    assert "gpu.py --device cpu --samples 64" in lenet
+    assert f"{tmp_path}/prefix:{tmp_path}/prefix/env/lib/python3.12/site-packages" in lenet
+
+
+def test_nothing_starts_when_the_time_is_over(tmp_path: Path, kit: Path) -> None:
+    words = ("--seconds", "0", "--out", tmp_path / "figures", "--python", tmp_path / "python")
+    done = bash(kit / "run_all.sh", *words)
+    assert done.returncode == 1
+    summary = (tmp_path / "figures" / "summary.txt").read_text(encoding="utf-8")
+    assert summary.count("NOT RUN, the 0 seconds are over") == len(PARTS)
+
+
+def test_a_kit_for_another_python_is_refused(tmp_path: Path, kit: Path) -> None:
+    (kit / "kit.env").write_text("prefix=/nowhere\npython=3.13\nmade=now\n", encoding="utf-8")
+    done = bash(kit / "run_all.sh", "--python", tmp_path / "python")
+    refused(done, "is Python 3.12, and the kit is built for 3.13")
+    refused(bash(kit / "run_all.sh", "--python", "no-such"), "there is no Python no-such")
+
+
+def test_the_place_where_a_kit_was_built_is_left_alone(tmp_path: Path, kit: Path) -> None:
+    program = tmp_path / "prefix" / "env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    done = bash(kit / "run_all.sh", "--python", tmp_path / "python", "--out", tmp_path / "out")
+    refused(done, "the place in which a kit was built")
