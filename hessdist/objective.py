@@ -584,6 +584,17 @@ class Objective:
         (total,) = self.local.totals(mine)
         return total
 
+    def has_equal_rows(self) -> bool:
+        """Return whether two rows of a weight in use are equal, as where a layer starts at zero.
+
+        Then the loss has a symmetry, and eigenvalues may be repeated. Collective. Parameters that
+        are spread are not compared.
+        """
+        if self.spread is not None:
+            return False
+        weights = (p for p in self.local.parameters.tensors if p.ndim > 1)
+        return bool(self.ranks.broadcast(any(map(_has_equal_rows, weights))))
+
     def is_streamed(self) -> bool:
         """Return whether any rank reads its samples again at every pass. Collective."""
         shard = self.local.shard
@@ -646,6 +657,17 @@ class Objective:
             held = reserved if self.device.type == "cpu" else 0
             budget = min(self.compute.cache_gib * 2**30, max(0.0, 0.9 * free - held))
             return LocalProduct(self.local, operator, budget)
+
+
+def _has_equal_rows(weight: torch.Tensor) -> bool:
+    """Return whether two rows are equal, and not by chance, as those of two entries may be."""
+    rows = weight.detach().reshape(len(weight), -1).double()
+    if rows.shape[1] < 3 and not bool((rows == 0).all()):
+        return False
+    directions = torch.linspace(1, 2, rows.shape[1], dtype=rows.dtype, device=rows.device).sqrt()
+    projected = (rows @ directions).sort().values
+    rounding = 64 * torch.finfo(rows.dtype).eps * float(projected.abs().max())
+    return bool((projected.diff() <= rounding).any())
 
 
 def _first_samples(shard: Shard) -> Any:

@@ -97,6 +97,8 @@ def summary_line(step: int, here: Evaluation, pairs: Eigenpairs, replayed: int) 
     kept = f" ({replayed} from the journal)" if replayed else ""
     if pairs.reduced_products:
         kept += f" ({pairs.reduced_products} of reduced precision)"
+    if pairs.copies:
+        kept += f" (with further solves for {pairs.copies} copies of repeated eigenvalues)"
     text = (
         f"step {step}: loss {here.loss:.6g}, {', '.join(ends)}, {pairs.products} products{kept}, "
         f"residuals up to {worst:.1e}, {pairs.seconds:.1f} s"

@@ -110,6 +110,7 @@ class RunStore:
                         "restarts": pairs.restarts,
                         **_source_of_residuals(pairs),
                         **_reduced_precision(pairs, self._job),
+                        **_copies(pairs),
                         "replayed_products": replayed,
                         **metric.attributes(),
                     })
@@ -178,6 +179,11 @@ def _source_of_residuals(pairs: Eigenpairs) -> dict[str, object]:
         return {}
     error = pairs.residual_error
     return {"residuals": pairs.residuals_from, "residuals_standard_error": error}
+
+
+def _copies(pairs: Eigenpairs) -> dict[str, object]:
+    """Return an attribute about repeated eigenvalues, if further solves have found any."""
+    return {"copies": pairs.copies} if pairs.copies else {}
 
 
 def _reduced_precision(pairs: Eigenpairs, job: Job) -> dict[str, object]:

@@ -60,6 +60,7 @@ class Eigenpairs:
     residual_error: float = 0.0  # relative standard error of residuals from sketches
     product_error: float = 0.0  # relative, of products by finite differences
     basis: int = 0  # vectors that the Krylov basis came to; 0 if it is not known
+    copies: int = 0  # pairs of repeated eigenvalues that only further solves have found
     reduced_products: int = 0  # those of the products that were made in reduced precision
     reduced_error: float = 0.0  # their measured relative error; 0 without reduced precision
 

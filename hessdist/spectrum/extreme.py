@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hessdist.errors import InputError
 from hessdist.spectrum import petsc
+from hessdist.spectrum.copies import looks_repeated, with_copies
 from hessdist.spectrum.eigenpairs import Eigenpairs, End, Outcome, Residuals
 from hessdist.spectrum.krylov_schur import Progress, Solver
 from hessdist.spectrum.memory_plan import MemoryPlan, ResidualsWanted, plan_solve
@@ -31,10 +32,14 @@ def extreme_eigenpairs(
     residuals: ResidualsWanted = "auto",
     plan: MemoryPlan | None = None,
     guesses: NDArray[Any] | None = None,
+    deflated: NDArray[Any] | None = None,
     negligible: float = 0.0,
     on_restart: Callable[[Progress], None] = lambda progress: None,
 ) -> Eigenpairs:
     """Compute LA(k) and SA(m) of a symmetric matrix. Collective.
+
+    Where eigenvalues may be repeated, because weights are equal (`ShellMatrix.repeats`) or values
+    are, the complement of what was found is solved as well, until no copy is missing.
 
     Args:
         shell: The matrix.
@@ -53,6 +58,8 @@ def extreme_eigenpairs(
         plan: The plan of `plan_solve`, with its source of residuals; None: it is made here.
         guesses: Approximate eigenvectors, such as those of the previous checkpoint, this rank's
             entries, (n, d_local); the starting vector is close to their span.
+        deflated: Vectors to whose complement the matrix is restricted, this rank's entries,
+            (n, d_local); None: none.
         negligible: An eigenvalue below this share of the largest |λ| converges as if it were that
             large, so that no products are spent on the null space of a singular matrix.
         on_restart: Called with the progress after every restart, on every rank.
@@ -72,22 +79,39 @@ def extreme_eigenpairs(
     petsc.initialise()
     with shell.ranks.agreeing():
         petsc.check_dimension(shell.size)
+    solve = partial(
+        extreme_eigenpairs,
+        tolerance=tolerance,
+        seed=seed,
+        residuals=residuals if plan is None else plan.residuals,
+        negligible=negligible,
+        on_restart=_of_at_most(largest, smallest, on_restart),
+    )
     if shell.reduced is not None:
-        solve = partial(
-            extreme_eigenpairs,
-            tolerance=tolerance,
-            seed=seed,
-            residuals=residuals if plan is None else plan.residuals,
-            guesses=guesses,
-            negligible=negligible,
-            on_restart=_of_at_most(largest, smallest, on_restart),
+        start_from = partial(solve, guesses=guesses)
+        pairs = _with_reduced(shell, largest, smallest, start_from, negligible, seed)
+    else:
+        plan = plan_solve(shell, largest, smallest, residuals) if plan is None else plan
+        solver = Solver(
+            shell, largest, smallest, tolerance, seed, guesses, negligible, plan, deflated
         )
-        return _with_reduced(shell, largest, smallest, solve, negligible, seed)
-    start, products = time.perf_counter(), shell.products
-    plan = plan_solve(shell, largest, smallest, residuals) if plan is None else plan
-    with Solver(shell, largest, smallest, tolerance, seed, guesses, negligible, plan) as solver:
         solver.on_restart = on_restart
-        _solve(solver, plan.residuals, seed)
+        pairs = _solved(solver, plan.residuals, seed)
+    if deflated is not None or not (shell.repeats or looks_repeated(pairs)):
+        return pairs
+
+    def on_complement(known: NDArray[Any], k: int, m: int) -> Eigenpairs:
+        return solve(shell, k, m, deflated=known)
+
+    return with_copies(pairs, largest, smallest, shell.size, on_complement)
+
+
+def _solved(opened: Solver, residuals: Residuals, seed: int) -> Eigenpairs:
+    """Solve, and measure the pairs. Collective."""
+    shell, largest, smallest = opened.shell, opened.largest, opened.smallest
+    start, products = time.perf_counter(), shell.products
+    with opened as solver:
+        _solve(solver, residuals, seed)
         found, source, error = _measured(shell, solver)
     shell.forget()
     good = found.converged

@@ -52,6 +52,7 @@ class Solver:
         guesses: Approximate eigenvectors to start from, (n, d_local).
         negligible: An eigenvalue below this share of ‖A‖ converges as if it were that large.
         plan: The sizes of the basis; None: those of an ample memory.
+        deflated: Vectors to whose complement the matrix is restricted, (n, d_local).
 
     Raises:
         InputError: PETSc refuses an option of the command line.
@@ -67,6 +68,7 @@ class Solver:
         guesses: NDArray[Any] | None = None,
         negligible: float = 0.0,
         plan: MemoryPlan | None = None,
+        deflated: NDArray[Any] | None = None,
     ) -> None:
         from petsc4py import PETSc
         from slepc4py import SLEPc
@@ -103,6 +105,10 @@ class Solver:
         self.matrix = shell.create_petsc()
         self.start = self.matrix.createVecRight()
         set_entries(self.start, starting_vector(shell.ranks, shell.size, seed, guesses))
+        self._deflation = []
+        for entries in () if deflated is None else deflated:
+            self._deflation.append(self.matrix.createVecRight())
+            set_entries(self._deflation[-1], entries)
         self.eps = SLEPc.EPS().create(shell.ranks.comm)
         try:
             self._configure(min(largest + smallest, shell.size), tolerance)
@@ -138,6 +144,7 @@ class Solver:
         # where errors would grow, they remove more than 1 − 1/√6.
         basis.setOrthogonalization(refine=self._slepc.BV.OrthogRefineType.IFNEEDED, eta=0.5)
         eps.setInitialSpace([self.start])
+        eps.setDeflationSpace(self._deflation)
         with self._refusals():
             eps.setFromOptions()  # options override all of this
             # Except for the number of wanted pairs and the test for convergence.
@@ -195,13 +202,13 @@ class Solver:
         if self._broken or (kind is not None and issubclass(kind, self._petsc.Error)):
             # PETSc's objects cannot be destroyed now: that would hide the error, or crash the
             # program when PETSc finalises. An extra reference keeps them.
-            for thing in (self.eps, self.start, self.matrix):
+            for thing in (self.eps, self.start, *self._deflation, self.matrix):
                 thing.incRef()
             return
         self._destroy()
 
     def _destroy(self) -> None:
-        for thing in (self.eps, self.start, self.matrix):
+        for thing in (self.eps, self.start, *self._deflation, self.matrix):
             thing.destroy()
 
     def _run(self) -> None:

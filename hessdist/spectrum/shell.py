@@ -107,6 +107,7 @@ class ShellMatrix:
         self._placement = Replicated(ranks, local.size) if placement is None else placement
         self._journal = journal
         self.memory = memory
+        self.repeats = False  # whether eigenvalues may be repeated
         self.ranks = ranks
         self._scale, self._shift = scale, shift
         self._on_product = on_product
@@ -641,6 +642,7 @@ def curvature_matrix(
     )
     # Where the model is as good as linear, S is nothing but rounding.
     shell = made(local, asymmetry=math.inf if operator == "residual" else None)
+    shell.repeats = objective.has_equal_rows()
     precision = objective.compute.precision
     if precision != "float32" and isinstance(local, LocalProduct):
         with objective.ranks.agreeing():
