@@ -661,6 +661,8 @@ class Objective:
 
 def _has_equal_rows(weight: torch.Tensor) -> bool:
     """Return whether two rows are equal, and not by chance, as those of two entries may be."""
+    if not weight.numel():
+        return False
     rows = weight.detach().reshape(len(weight), -1).double()
     if rows.shape[1] < 3 and not bool((rows == 0).all()):
         return False

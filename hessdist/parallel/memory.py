@@ -102,11 +102,16 @@ def fresh_array(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def resident_bytes() -> int:
     """Return the memory that this process has at present. Not collective."""
+    return _status("VmRSS") or peak_bytes()
+
+
+def _status(name: str) -> int:
+    """Return a number of bytes that Linux reports about this process; 0 elsewhere."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith("VmRSS"))
+        line = next(line for line in lines if line.startswith(name))
         return int(line.split()[1]) * 1024
-    return peak_bytes()
+    return 0
 
 
 class _MallInfo(ctypes.Structure):
@@ -197,5 +202,6 @@ def require_room(needed: float, what: str, remedy: str) -> None:
 
 def peak_bytes() -> int:
     """Return the largest memory that this process has used so far. Not collective."""
+    # `getrusage` counts what the process had before it was replaced by this program.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)

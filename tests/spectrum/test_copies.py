@@ -133,4 +133,5 @@ def test_rows_that_are_equal() -> None:
     assert _has_equal_rows(weights)
     assert _has_equal_rows(torch.zeros(4, 1, 3, 3))
     assert not _has_equal_rows(torch.ones(3, 1))
+    assert not _has_equal_rows(torch.zeros(0, 5))
     assert not _has_equal_rows(torch.randn(50_000, 64))
