@@ -46,9 +46,15 @@ BENCHMARKS = {
         "--check $FOLDER/3.json --cores 2",
     ]),
     "memory": " && ".join(
-        f"mpirun -n {p} --oversubscribe python {HERE}/memory.py jobs/lenet_mnist.toml "
-        "--set data.fraction=0.0002"
-        for p in (1, 2, 4)
+        f"OMP_NUM_THREADS=1 mpirun -n {p} --oversubscribe python {HERE}/memory.py "
+        f"jobs/lenet_mnist.toml --set data.fraction=0.0002 {more}"
+        for p, more in (
+            (1, ""),
+            (2, ""),
+            (4, ""),
+            (1, "--set spectrum.residuals=recorded"),
+            (1, "--set compute.memory_gib=1.5"),
+        )
     ),
     "what-fits": f"python {HERE}/what_fits.py",
     "blocks": f"OMP_NUM_THREADS=1 python {HERE}/blocks.py",

@@ -1,4 +1,4 @@
-"""Memory that the Krylov basis takes on each rank, by what the process has before and after.
+"""The memory of a solve on each rank: what was planned, and the peak of the process.
 
 for p in 1 2 4; do mpirun -n $p --oversubscribe python tests/benchmarks/memory.py JOB; done
 """
@@ -9,11 +9,13 @@ import argparse
 from pathlib import Path
 
 from hessdist.config.loader import load_job
+from hessdist.parallel.memory import keep_freed_memory, peak_bytes
 from hessdist.parallel.ranks import Ranks
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
-from hessdist.spectrum.krylov_schur import Solver
+from hessdist.spectrum.memory_plan import gib, plan_solve, reserved_bytes
 from hessdist.spectrum.shell import curvature_matrix
+from hessdist.studies.context import eigenpairs_as
 
 
 def main() -> None:
@@ -22,28 +24,23 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     job, _ = load_job(options.job, options.overrides)
+    keep_freed_memory()
     petsc.initialise()
-    ranks, workload = Ranks(), workload_of(job)
+    ranks, workload, wanted = Ranks(), workload_of(job), job.spectrum
     objective = workload.on(ranks)
-    shell = curvature_matrix(objective, job.spectrum.operator, len(workload.indices))
-    before = _resident()
-    with Solver(shell, job.spectrum.largest, job.spectrum.smallest, 1e-3, 0) as solver:
-        solver.eps.setUp()
-        columns = solver.eps.getDimensions()[1] + 1
-        taken = ranks.collect(_resident() - before)
+    weight = objective.evaluate().weight
+    reserved = reserved_bytes(objective, wanted.largest + wanted.smallest)
+    shell = curvature_matrix(objective, wanted.operator, weight, reserved=reserved)
+    plan = plan_solve(shell, wanted.largest, wanted.smallest, wanted.residuals)
+    pairs = eigenpairs_as(wanted, shell, plan=plan)
+    peaks = ranks.collect(peak_bytes())
     if ranks.is_root:
-        share = objective.layout.size * petsc.scalar_bytes() * columns / ranks.size
+        vectors = f"{pairs.basis + 1} of {plan.most + 1} vectors, residuals {plan.residuals}"
         print(
-            f"{ranks.size} ranks: {columns} vectors, d (ncv + 1) / P scalars are "
-            f"{share / 2**20:.0f} MiB; the processes grew by "
-            f"{', '.join(f'{size / 2**20:.0f}' for size in taken)} MiB"
+            f"{ranks.size} ranks: {vectors}, {pairs.products} products; planned "
+            f"{gib(plan.total(pairs.basis))} GiB a rank, at most {gib(plan.total())}; "
+            f"peaks {', '.join(map(gib, peaks))} GiB"
         )
-
-
-def _resident() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
