@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,22 @@ class Format:
     write: Writer
     library: str = ""
     extra: str = ""  # of hessdist, which installs the library
+    environment: tuple[tuple[str, str], ...] = ()  # variables that the library reads, where unset
 
 
 FORMATS = {
     "csv": Format(write_csv),
     "parquet": Format(write_parquet, "pyarrow", "parquet"),
     "tensorboard": Format(write_tensorboard, "tensorboard", "tensorboard"),
-    "wandb": Format(write_wandb, "wandb"),
-    "mlflow": Format(write_mlflow, "mlflow"),
+    "wandb": Format(write_wandb, "wandb", environment=(("WANDB_ERROR_REPORTING", "false"),)),
+    "mlflow": Format(
+        write_mlflow,
+        "mlflow",
+        environment=(
+            ("MLFLOW_ALLOW_FILE_STORE", "true"),  # newer versions ask for it
+            ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ),
+    ),
 }
 """The formats by name."""
 
@@ -61,6 +70,8 @@ def export(
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"results have no format '{name}'", f"use {', '.join(FORMATS)}")
+        for variable, value in FORMATS[name].environment:
+            os.environ.setdefault(variable, value)
         if FORMATS[name].library:
             import_library(FORMATS[name].library, FORMATS[name].extra)
     if folder.exists() and not folder.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +82,6 @@ def write_mlflow(run: Run, job: Job, folder: Path, option: str) -> Iterator[Path
         DependencyError: The package mlflow cannot be imported.
         OutputError: mlflow cannot write the run.
     """
-    # Versions from 3.7 on ask for this before they write files.
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = import_library("mlflow", "")
     metric = import_library("mlflow.entities", "").Metric
     store = folder / "mlruns"

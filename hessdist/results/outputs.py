@@ -164,9 +164,9 @@ def _is_our_parquet(path: Path, most: int = 1 << 20) -> bool:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(max(0, size - 8 - min(length, most)))
-            return EXPORT_WRITER.encode() in file.read(most)
+            end = file.read(8)
+            file.seek(max(0, size - 8 - min(int.from_bytes(end[:4], "little"), most)))
+            return end[4:] == b"PAR1" and EXPORT_WRITER.encode() in file.read(most)
     except OSError:
         return False
 
