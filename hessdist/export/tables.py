@@ -6,6 +6,7 @@ can be put together, and a file of ours is known by them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def _of_study(name: str, measured: Measurements) -> Iterator[tuple[str, dict[str
             groups.setdefault(content.dimensions, []).append(variable)
     for dimensions, variables in groups.items():
         shape = measured[variables[0]].shape
-        grid = np.indices(shape).reshape(len(shape), -1)
+        grid = np.indices(shape).reshape(len(shape), math.prod(shape))
         columns = {
             dimension: measured[dimension][places] if dimension in measured else places + 1
             for dimension, places in zip(dimensions, grid, strict=True)

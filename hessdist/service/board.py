@@ -10,6 +10,7 @@ from hessdist.errors import HessdistError
 from hessdist.export.event_file import EventFile
 from hessdist.export.points import Point, folder_name, scalars_of
 from hessdist.present.labels import matrix_name
+from hessdist.results.files import unwritable
 from hessdist.results.parts import read_row
 from hessdist.results.writer import part_path, parts_of
 from hessdist.service import locks
@@ -29,7 +30,7 @@ class Board:
 
     Raises:
         DependencyError: The package tensorboard cannot be imported.
-        OutputError: Another file has the name of the event file.
+        OutputError: The folder cannot be made, or another file has the name of the event file.
     """
 
     def __init__(self, job: Job, line: Callable[[str], None]) -> None:
@@ -40,6 +41,11 @@ class Board:
         if (folder := job.service.tensorboard) is not None:
             place = folder / folder_name(self._path)
             self._file = EventFile(place, self._fingerprint, "--tensorboard")
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                failure = unwritable(place, error, "--tensorboard")
+                raise failure from error
             self._line(f"TensorBoard: {self._file.path}")
 
     def add(self, step: int) -> None:

@@ -14,6 +14,7 @@ from sweeps import parts, prepare, readable, started, until
 from written import write_run
 
 from hessdist.config.loader import load_job
+from hessdist.errors import OutputError
 from hessdist.service.board import Board
 from hessdist.service.follow import follow
 
@@ -114,6 +115,10 @@ def test_an_event_file_that_cannot_be_written_does_not_end_a_sweep(
     prepare(tmp_path, STEPS)
     job, _ = load_job(tmp_path / "job.toml", ['service.tensorboard="board"'])
     lines: list[str] = []
+    Path("board").write_text("a file", encoding="utf-8")
+    with pytest.raises(OutputError, match="board/run cannot be written"):
+        Board(job, lines.append)
+    Path("board").unlink()
     board = Board(job, lines.append)
     monkeypatch.setattr("hessdist.service.board.parts_of", lambda *_: [Path("part")])
     row = {"step": 0, "loss": 1.0, "gradient_norm": 1.0, "products": 1, "seconds": 1.0}
@@ -121,7 +126,6 @@ def test_an_event_file_that_cannot_be_written_does_not_end_a_sweep(
             for end in ("largest", "smallest")}  # fmt: skip
     monkeypatch.setattr("hessdist.service.board.read_row", lambda _: row)
     Path("part").touch()
-    Path("board/run").mkdir(parents=True)
     Path("board/run/events.out.tfevents.hessdist").write_text("mine", encoding="utf-8")
     board.update()
     board.update()
