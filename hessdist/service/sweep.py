@@ -152,11 +152,7 @@ def _serve(
     ):
         replaces, board = False, None
         with ranks.agreeing():
-            if groups > ranks.size:
-                raise OutputError(
-                    f"{groups} groups of {ranks.size} ranks cannot be made",
-                    "lower --groups (service.groups), or start more ranks",
-                )
+            _require_ranks(groups, ranks.size)
             petsc.require()
             if ranks.is_root:
                 require_petsc_files(options)
@@ -198,6 +194,15 @@ def _serve(
             console.line(f"set aside: {error}")
         _raise_unfinished(outcomes, ranks.broadcast(without_step), path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
+
+
+def _require_ranks(groups: int, size: int) -> None:
+    """Refuse more groups than there are ranks."""
+    if groups > size:
+        raise OutputError(
+            f"{groups} groups of {size} ranks cannot be made",
+            "lower --groups (service.groups), or start more ranks",
+        )
 
 
 def _begin_progress(console: Console, found: Sequence[Checkpoint], path: Path) -> None:
