@@ -9,7 +9,7 @@ from pathlib import Path
 import hessdist
 
 PACKAGE = Path(hessdist.__file__).parent
-SHOWS = ("settings", "figures", "tables", "page", "remarks")
+SHOWS = ("settings", "figures", "tables", "page", "remarks", "histograms")
 WITHOUT = """
 import importlib, sys
 class Missing:
@@ -43,7 +43,9 @@ def test_what_is_shown_needs_neither_torch_nor_mpi() -> None:
     """The job file, results, figures, tables and the page, of every study."""
     shows = [name for name in modules_of("studies") if name.split(".")[-1].endswith(SHOWS)]
     assert len(shows) > 15
-    rooms = modules_of("__init__", "config", "results", "present", "studies/base", "studies/shows")
+    rooms = modules_of(
+        "__init__", "config", "results", "present", "export", "studies/base", "studies/shows"
+    )
     declared = [
         f"hessdist.studies.{path.parent.name}" for path in PACKAGE.glob("studies/*/__init__.py")
     ]
@@ -67,7 +69,8 @@ def test_every_declared_function_is_there() -> None:
 
     from hessdist.config.studies import registry
 
-    hooks = ("compute", "check", "prepare", "determined_by", "remarks", "figures", "tables", "page")
+    hooks = ("compute", "check", "prepare", "determined_by", "remarks", "figures", "tables", "page",
+             "histograms")  # fmt: skip
     for study in registry().values():
         named = [getattr(study, hook) for hook in hooks] + [study.needs.options]
         for name in filter(None, named):

@@ -13,7 +13,7 @@ from hessdist.cli import STOPPABLE
 from hessdist.cli.cluster import bench, doctor, submit
 from hessdist.cli.ending import leave, leave_at_once, refuse_exits
 from hessdist.cli.options import split_petsc_options
-from hessdist.cli.results import compare, pack, plot, report, show, status
+from hessdist.cli.results import compare, export, pack, plot, report, show, status
 from hessdist.cli.solving import spectrum, train, watch
 from hessdist.cli.studies import diagnose, minimize, study
 from hessdist.errors import HessdistError, InputError, Interrupted
@@ -33,8 +33,8 @@ app = typer.Typer(
     "JOB[/bold]. Options of PETSc (-eps_ncv 60, -eps_monitor, -log_view) are passed on.",
 )
 for _command in (
-    train, spectrum, watch, study, diagnose, minimize, submit, status, bench, show, plot, report,
-    pack, compare, doctor,
+    train, spectrum, watch, study, diagnose, minimize, submit, status, bench, show, plot, export,
+    report, pack, compare, doctor,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -58,6 +58,14 @@ MetricsFile = Annotated[
         show_default=False,
     ),
 ]
+TensorBoardFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Write the numbers of each finished checkpoint to this folder, for TensorBoard.",
+        show_default=False,
+    ),
+]
 Steps = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +84,7 @@ def with_service_options(
     journal: bool | None,
     metrics: Path | None = None,
     shards: int | None = None,
+    tensorboard: Path | None = None,
 ) -> list[str]:
     """Add options that stand for keys of the job file to the overrides.
 
@@ -85,6 +94,7 @@ def with_service_options(
         journal: The value of --journal or --no-journal.
         metrics: The value of --metrics.
         shards: The value of --shards.
+        tensorboard: The value of --tensorboard.
 
     Returns:
         All overrides, each as "section.key=value".
@@ -98,6 +108,8 @@ def with_service_options(
         words.append(f"service.journal={str(journal).lower()}")
     if metrics is not None:
         words.append(f"service.metrics={json.dumps(str(metrics))}")
+    if tensorboard is not None:
+        words.append(f"service.tensorboard={json.dumps(str(tensorboard))}")
     return words
 
 

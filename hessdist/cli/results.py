@@ -1,7 +1,8 @@
-"""The commands that read results: status, show, plot, report, pack, compare."""
+"""The commands that read results: status, show, plot, export, report, pack, compare."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,9 +28,26 @@ def status(context: typer.Context, run: RunFile) -> None:
         _say(line)
 
 
-def show(context: typer.Context, run: RunFile) -> None:
+def show(
+    context: typer.Context,
+    run: RunFile,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Print a line for each checkpoint as it is finished, until all are, or Ctrl-C.",
+        ),
+    ] = False,
+) -> None:
     """Print tables of what is in a result, with its studies."""
     if not is_first_process(context):
+        return
+    if follow:
+        from hessdist.service.follow import follow as lines_of
+
+        with suppress(KeyboardInterrupt):  # the way to end it, so no error
+            for line in lines_of(run):
+                _say(line)
         return
     from hessdist.studies.shows import tables
 
@@ -90,6 +108,31 @@ def plot(
         for name, figure in figures(opened, name_of_run):
             for path in look.save(figure, folder, f"{run.stem}-{name}"):
                 _say(f"figure: {path}")
+
+
+def export(
+    context: typer.Context,
+    run: RunFile,
+    folder: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="The folder.", show_default=False)
+    ],
+    formats: Annotated[
+        str,
+        typer.Option("--format", help="Formats: csv, parquet, tensorboard, wandb, mlflow."),
+    ] = "csv",
+) -> None:
+    """Write a run for other programs: tables, TensorBoard, W&B, MLflow.
+
+    Several formats are separated by commas.
+    """
+    if not is_first_process(context):
+        return
+    from hessdist.export.formats import export as write
+
+    opened = open_run(run)
+    job = parse_job(opened.job, str(run))[0]
+    for path in write(opened, job, folder, formats.split(",")):
+        _say(f"exported: {path}")
 
 
 def report(

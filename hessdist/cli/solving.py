@@ -15,6 +15,7 @@ from hessdist.cli.options import (
     Overrides,
     Shards,
     Steps,
+    TensorBoardFolder,
     is_first_process,
     with_service_options,
 )
@@ -49,6 +50,7 @@ def spectrum(
     shards: Shards = None,
     journal: JournalChoice = None,
     metrics: MetricsFile = None,
+    tensorboard: TensorBoardFolder = None,
     share: Annotated[
         bool,
         typer.Option(
@@ -63,7 +65,7 @@ def spectrum(
     This is the main command, for one rank or many. Checkpoints that have a result are skipped.
     Options of PETSc and SLEPc are passed on: -eps_ncv 60, -eps_max_it 50, -eps_monitor.
     """
-    words = with_service_options(overrides, groups, journal, metrics, shards)
+    words = with_service_options(overrides, groups, journal, metrics, shards, tensorboard)
     with on_all_ranks("hessdist.service.sweep", context, job, words) as run:
         result = run.service.sweep(
             run.job,
@@ -101,6 +103,7 @@ def watch(
     shards: Shards = None,
     journal: JournalChoice = None,
     metrics: MetricsFile = None,
+    tensorboard: TensorBoardFolder = None,
 ) -> None:
     """Compute the extreme eigenpairs of checkpoints while a training run writes them.
 
@@ -111,7 +114,7 @@ def watch(
             raise InputError(f"{name} {seconds:g} is not a time", "give seconds, 0 or more")
     if last is not None and last < 0:
         raise InputError(f"--last {last} is no step", "give a step, 0 or more")
-    words = with_service_options(overrides, groups, journal, metrics, shards)
+    words = with_service_options(overrides, groups, journal, metrics, shards, tensorboard)
     with on_all_ranks("hessdist.service.sweep", context, job, words) as run:
         result = run.service.watch(
             run.job,

@@ -336,3 +336,5 @@ class ServiceSection(Section):
     """Largest size of a rank's journal, in GiB. Further products are not stored."""
     metrics: FilePath | None = None
     """File to which a line of JSON is written for every product."""
+    tensorboard: FilePath | None = None
+    """Folder of TensorBoard to which the numbers of each finished checkpoint are written."""

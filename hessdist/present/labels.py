@@ -46,6 +46,11 @@ def label(names: dict[str, str], name: object) -> str:
     return names.get(str(name), str(name))
 
 
+def matrix_name(operator: object, metric: str) -> str:
+    """Return the name of a matrix in exported files: with a metric, that of the scaled one."""
+    return str(operator) if metric == "none" else f"scaled_{operator}"
+
+
 def file_part(name: object) -> str:
     """Return a name as a part of a file name: letters, digits, points and hyphens."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", str(name)).strip("-.").lower()

@@ -139,11 +139,25 @@ def write_text(path: Path, text: str, option: str = "output.path") -> None:
     Raises:
         OutputError: The file cannot be written.
     """
+    write_bytes(path, text.encode(), option)
+
+
+def write_bytes(path: Path, content: bytes, option: str = "output.path") -> None:
+    """Write a small file so that a kill leaves it whole or as it was.
+
+    Args:
+        path: The path of the file; its folder is made if it is missing.
+        content: The content of the file.
+        option: The option that names the file, for messages.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     require_place(path, option)
     partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):

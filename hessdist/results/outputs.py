@@ -22,6 +22,12 @@ from hessdist.results.schema import SOFTWARE
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HEAD = 4096  # bytes that tell a text from a binary file
 
+TABLE_COLUMNS = ("job", "fingerprint")
+"""The first columns of every exported table, by which a table of ours is known."""
+
+EXPORT_WRITER = "hessdist.export"
+"""The writer that event files and Parquet files of ours name."""
+
 
 class Kind(Enum):
     """A kind of file that a command writes."""
@@ -36,6 +42,9 @@ class Kind(Enum):
     SVG = "SVG file"
     TEXT = "text file"
     PETSC = "binary file of PETSc"
+    CSV = "table of hessdist in CSV"
+    PARQUET = "table of hessdist in Parquet"
+    EVENTS = "event file of hessdist"
 
 
 def require_output(
@@ -121,7 +130,12 @@ def _is_of_kind(path: Path, kind: Kind) -> bool:
         Kind.PNG: b"\x89png",
         Kind.PDF: b"%pdf",
         Kind.SVG: b"<?xml",
+        Kind.CSV: ",".join(TABLE_COLUMNS).encode() + b",",
     }
+    if kind is Kind.PARQUET:
+        return head.startswith(b"PAR1") and _is_our_parquet(path)
+    if kind is Kind.EVENTS:
+        return b"brain.Event:2" in head[:64] and EXPORT_WRITER.encode() in head[:160]
     if kind in beginnings:
         return head.lower().startswith(beginnings[kind])
     if kind is Kind.RESULT:  # one that HDF5 cannot open may be a damaged result
@@ -141,6 +155,19 @@ def _is_metrics(head: bytes) -> bool:
     try:
         return "product" in json.loads(head.splitlines()[0])
     except (ValueError, TypeError, IndexError, RecursionError):
+        return False
+
+
+def _is_our_parquet(path: Path, most: int = 1 << 20) -> bool:
+    """Return whether the footer of a Parquet file names hessdist as the writer of the table."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 8))
+            end = file.read(8)
+            file.seek(max(0, size - 8 - min(int.from_bytes(end[:4], "little"), most)))
+            return end[4:] == b"PAR1" and EXPORT_WRITER.encode() in file.read(most)
+    except OSError:
         return False
 
 

@@ -33,6 +33,7 @@ from hessdist.results.files import parts_folder, write_text
 from hessdist.results.reader import PartState, part_state
 from hessdist.results.schema import group_name
 from hessdist.service import locks
+from hessdist.service.board import Board
 from hessdist.service.console import Console
 from hessdist.service.journal import ProductJournal, remove_journals
 from hessdist.service.metrics import Metrics
@@ -104,6 +105,7 @@ class Group:
         stop: The mark that a signal sets.
         keep_index: Whether the run's file is the index of another job. It stays until this job is
             complete.
+        board: The event file of TensorBoard, on rank 0 of all groups.
         max_failures: If so many checkpoints were set aside and none is done, the fault is not in a
             single checkpoint, and the work ends. A watch goes on.
         max_repeats: How often a checkpoint is solved again because its file changed meanwhile.
@@ -125,6 +127,7 @@ class Group:
         stop: Stop,
         keep_index: bool,
         *,
+        board: Board | None = None,
         max_failures: int = 3,
         max_repeats: int = 3,
         pause: float = 0.5,
@@ -139,6 +142,7 @@ class Group:
             for group in range(job.service.groups)
         ]
         self._elsewhere: set[int] = set()  # done by other groups of this run
+        self._board = board
         self._claim: locks.Lock | None = None
         self._metric: Metric | None = None  # of the claimed checkpoint, on rank 0
         self._repeats: dict[int, int] = {}
@@ -164,6 +168,8 @@ class Group:
             source: The source of the checkpoints.
         """
         self._gives_up, self._follows = source.gives_up, source.follows
+        if self._board is not None:
+            self._board.update()  # an earlier run may have left it behind
         try:
             while True:
                 task, over = self._next(source)
@@ -426,7 +432,7 @@ class Group:
         steps.add(step)
         self._when_done[step] = when_read
         self._post("done", (step, when_read))
-        self._advance()
+        self._advance(step)
 
     def _fail(self, checkpoint: Checkpoint, error: HessdistError) -> None:
         """Set a checkpoint aside and write down the reason; raise it if all of them fail."""
@@ -473,10 +479,13 @@ class Group:
             elif what == "done":
                 step, self._when_done[step] = value
                 self._elsewhere.add(step)
-                self._advance()
+                self._advance(step)
             else:
                 self._stop.request()
 
-    def _advance(self) -> None:
+    def _advance(self, step: int) -> None:
+        """Show that a checkpoint is done."""
+        if self._board is not None:
+            self._board.add(step)
         done = len(self._finished())
         self._console.advance(done, before=len(self.outcomes.skipped), total=self._known)

@@ -100,7 +100,7 @@ def status_of(path: Path, recent: int = 10) -> Status:
         ReadingError: The file of a checkpoint cannot be read now.
         ResultError: No run has begun there.
     """
-    job = _job(path)
+    job = job_of(path)
     there = scan_checkpoints(job.checkpoints.directory, job.checkpoints.pattern)
     steps = {checkpoint.step for checkpoint in there}
     solved: dict[int, tuple[float, bool, float]] = {}
@@ -118,7 +118,7 @@ def status_of(path: Path, recent: int = 10) -> Status:
     failed = {
         step: reason
         for step in sorted(steps - busy)
-        if (reason := _reason(parts_folder(path) / f"{group_name(step)}.failed"))
+        if (reason := failure(parts_folder(path) / f"{group_name(step)}.failed"))
     }
     done = sorted(set(solved) - busy - set(failed))
     latest = sorted(solved.values())[-recent:]
@@ -133,7 +133,18 @@ def status_of(path: Path, recent: int = 10) -> Status:
     )
 
 
-def _job(path: Path) -> Job:
+def job_of(path: Path) -> Job:
+    """Read the job of a run that has begun.
+
+    Args:
+        path: The HDF5 file of the run, which need not exist yet.
+
+    Returns:
+        The job.
+
+    Raises:
+        ResultError: No run has begun there.
+    """
     text = parts_folder(path) / "job.toml"
     if text.is_file():
         return load_job(text)[0]
@@ -163,7 +174,15 @@ def _where(claim: dict[str, Any]) -> str:
     return f"{words}, job {claim['job']}" if "job" in claim else words
 
 
-def _reason(note: Path) -> str:
+def failure(note: Path) -> str:
+    """Return why a checkpoint was set aside; "" if the note cannot be read.
+
+    Args:
+        note: The file `step-....failed` of the checkpoint.
+
+    Returns:
+        The reason, which may have any characters.
+    """
     try:
         require_regular(note)
         return str(json.loads(note.read_text(encoding="utf-8"))["reason"])

@@ -25,6 +25,7 @@ from hessdist.results.reader import Run, open_run
 from hessdist.results.schema import group_name
 from hessdist.results.writer import check_writable, parts_of, remove_partial_files
 from hessdist.service import locks
+from hessdist.service.board import Board
 from hessdist.service.console import Console
 from hessdist.service.group import Group, Outcomes
 from hessdist.service.journal import remove_folder
@@ -149,17 +150,14 @@ def _serve(
         _run_lock(ranks, console, path, share or groups > 1, share),
         Stop(job.service.signal) as stop,
     ):
-        replaces = False
+        replaces, board = False, None
         with ranks.agreeing():
-            if groups > ranks.size:
-                raise OutputError(
-                    f"{groups} groups of {ranks.size} ranks cannot be made",
-                    "lower --groups (service.groups), or start more ranks",
-                )
+            _require_ranks(groups, ranks.size)
             petsc.require()
             if ranks.is_root:
                 require_petsc_files(options)
                 replaces = _check_existing(job, path, overwrite)
+                board = Board(job, console.line)
                 if not share:
                     remove_partial_files(path)
                 write_text(parts_folder(path) / "job.toml", text)
@@ -184,8 +182,9 @@ def _serve(
         )
         _begin_progress(console, found, path)
         group = Group(
-            job, text, ranks, members, index, objective, console, stop, keep_index=replaces
-        )
+            job, text, ranks, members, index, objective, console, stop, keep_index=replaces,
+            board=board,
+        )  # fmt: skip
         outcomes = _run_groups(group, source, ranks, groups)
         unconverged = _finish(outcomes, group, ranks, replaces and not share)
         for word in petsc.unused_options(options):
@@ -195,6 +194,15 @@ def _serve(
             console.line(f"set aside: {error}")
         _raise_unfinished(outcomes, ranks.broadcast(without_step), path)
     return SweepResult(path, len(outcomes.solved), len(outcomes.skipped), unconverged)
+
+
+def _require_ranks(groups: int, size: int) -> None:
+    """Refuse more groups than there are ranks."""
+    if groups > size:
+        raise OutputError(
+            f"{groups} groups of {size} ranks cannot be made",
+            "lower --groups (service.groups), or start more ranks",
+        )
 
 
 def _begin_progress(console: Console, found: Sequence[Checkpoint], path: Path) -> None:

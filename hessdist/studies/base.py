@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hessdist.config.job import Job
     from hessdist.present.panels import View
+    from hessdist.present.spectrum_histogram import SpectrumHistogram
     from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
     from hessdist.studies.context import Context
@@ -86,6 +87,8 @@ class Study:
     """A function of a run that yields tables of rich."""
     page: str = ""
     """A function of a run that yields views of the page."""
+    histograms: str = ""
+    """A function of a run that yields histograms of whole spectra (`SpectrumHistogram`)."""
 
     def run_check(self, job: Job, settings: Any, options: Sequence[str]) -> None:
         """Call `check`, if there is one."""
@@ -125,6 +128,10 @@ class Study:
     def views_of(self, run: Run) -> Iterator[View]:
         """Make views of the page, if the run has results of this study."""
         yield from self._shown(self.page, run)
+
+    def histograms_of(self, run: Run) -> Iterator[SpectrumHistogram]:
+        """Make histograms of whole spectra, if the run has results of this study."""
+        yield from self._shown(self.histograms, run)
 
     def _shown(self, how: str, run: Run, *title: str) -> Iterator[Any]:
         """Whatever a function shows of a run, if the run has results of this study."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hessdist.present.panels import View
+    from hessdist.present.spectrum_histogram import SpectrumHistogram
     from hessdist.results.reader import Run
 
 
@@ -45,6 +46,12 @@ def views(run: Run) -> Iterator[View]:
     yield from run_views(run)
     for study in registry().values():
         yield from study.views_of(run)
+
+
+def histograms(run: Run) -> Iterator[SpectrumHistogram]:
+    """Make the histograms of all whole spectra of a run."""
+    for study in registry().values():
+        yield from study.histograms_of(run)
 
 
 def steps(run: Run) -> list[int]:

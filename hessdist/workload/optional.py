@@ -8,11 +8,12 @@ from types import ModuleType
 from hessdist.errors import DependencyError
 
 
-def import_library(name: str) -> ModuleType:
-    """Import a library that only some models and data sets need.
+def import_library(name: str, extra: str = "language") -> ModuleType:
+    """Import a library that only some models, data sets and formats of files need.
 
     Args:
         name: Its name.
+        extra: The extra of hessdist that installs it; "" if none does.
 
     Returns:
         The module.
@@ -25,5 +26,6 @@ def import_library(name: str) -> ModuleType:
     except ImportError as error:
         raise DependencyError(
             f"{name} cannot be imported ({error})",
-            f"install it: pip install {name}, or pip install 'hessdist[language]'",
+            f"install it: pip install {name.split('.')[0]}"
+            + (f", or pip install 'hessdist[{extra}]'" if extra else ""),
         ) from error

@@ -31,6 +31,9 @@ CONTENTS = {
     Kind.PDF: b"%PDF-1.4\n\0",
     Kind.SVG: b"<?xml version='1.0'?>\n",
     Kind.PETSC: bytes.fromhex("00127b4e00000002"),
+    Kind.CSV: b"job,fingerprint,step,loss\n",
+    Kind.PARQUET: b"PAR1...software hessdist.export\x20\0\0\0PAR1",
+    Kind.EVENTS: b"\x18" + bytes(22) + b"brain.Event:2" + bytes(22) + b"hessdist.export 0123",
 }
 OTHERS = ("result", "pack", "part", "torch", "safetensors", "job", "notes")
 
@@ -74,7 +77,7 @@ def allowed(kind: Kind, name: str) -> bool:
     }:
         return True
     # Text is all that is not binary and not a job file.
-    return kind is Kind.TEXT and name in {"notes", "PAGE", "JSON", "METRICS", "SVG"}
+    return kind is Kind.TEXT and name in {"notes", "PAGE", "JSON", "METRICS", "SVG", "CSV"}
 
 
 @settings(

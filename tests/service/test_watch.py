@@ -45,19 +45,6 @@ def come(folder: Path, step: int) -> None:
     (folder / "checkpoints" / ".new").rename(folder / "checkpoints" / name)
 
 
-def test_it_follows_a_run_to_its_last_step(folder: Path) -> None:
-    words = ("watch", "job.toml", "--last", "30", "--settle", "0.3")
-    with started(folder, *words, ranks=2) as process:
-        for count, step in enumerate(STEPS):
-            come(folder, step)
-            if step < STEPS[-1]:
-                until(lambda count=count: readable(folder) == count + 1)  # type: ignore[misc]
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "(4 solved, 0 done before)" in out
-    assert list(hessdist.open_run(folder / "results" / "run.h5").steps) == list(STEPS)
-
-
 @pytest.mark.slow
 def test_it_ends_after_an_idle_time_and_goes_on_from_there(folder: Path) -> None:
     come(folder, 0)

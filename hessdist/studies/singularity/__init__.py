@@ -33,6 +33,7 @@ STUDIES = (
             Needs(checkpoints=True, eigenpairs=pairs, spread=True, metric=True),
             prepare=f"{name}:prepare",
             figures=f"spectra_figures:draw_{name}",
+            histograms=f"histograms:{name}",
         )
         for name, section, pairs in _SPECTRA
     ),
