@@ -49,7 +49,6 @@ class Checkpoints:
             OutputError: The folder has checkpoints, and the training begins.
             WorkloadError: Parameters differ between processes, or none has whole ones.
         """
-
         require_replicas(crew, model)
 
         def check() -> None:

@@ -72,16 +72,19 @@ def _name_of(value: Any) -> str:
 
 def _settings_of(loss: object) -> dict[str, Any]:
     """Return the plain public attributes of a loss, and digests of its tensors, such as weights."""
-    settings: dict[str, Any] = {}
-    own = dict(vars(loss)) if hasattr(loss, "__dict__") and not _has_name(loss) else {}
+    own = {} if _has_name(loss) else dict(getattr(loss, "__dict__", {}))
     tensors = loss.state_dict() if isinstance(loss, nn.Module) else own
-    for name, value in own.items():
-        if isinstance(value, bool | int | float | str) and not name.startswith("_"):
-            settings[name] = value
-    for name, value in tensors.items():
-        if isinstance(value, Tensor):
-            settings[name] = fingerprint_of(value.detach().cpu().numpy())[:12]
-    return settings
+    plain = {
+        name: value
+        for name, value in own.items()
+        if isinstance(value, bool | int | float | str) and name != "training"
+    }
+    digests = {
+        name: fingerprint_of(value.detach().cpu().numpy())[:12]
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
+    return {name: value for name, value in (plain | digests).items() if name[0] != "_"}
 
 
 def _has_name(value: object) -> bool:

@@ -31,9 +31,19 @@ def claim_place(job: Job, step: int) -> locks.Lock | None:
         OutputError: The file cannot be written, another process works on it, or it has the results
             of another training.
     """
-    path = job.output.path
-    check_writable(path)
+    check_writable(job.output.path)
     lock = _locked(job)
+    try:
+        _make_room(job, step)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return lock
+
+
+def _make_room(job: Job, step: int) -> None:
+    path = job.output.path
     there = parts_of(path, job.fingerprint())
     remedy = f"choose another path, or remove {path} and {parts_folder(path)}"
     if step <= 1 and (there or path.exists()):
@@ -47,7 +57,6 @@ def claim_place(job: Job, step: int) -> locks.Lock | None:
             part.replace(aside)
             _log.warning("training resumes at step %d: set aside as %s", step, aside)
     remove_partial_files(path)
-    return lock
 
 
 def _locked(job: Job) -> locks.Lock | None:
