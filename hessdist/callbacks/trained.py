@@ -45,6 +45,8 @@ def plain_model(model: nn.Module) -> nn.Module:
     for name, parameter in inner.named_parameters():
         if type(parameter.data) is not Tensor:
             _refuse(f"the parameter {name} is a {type(parameter.data).__name__}")
+        if hasattr(parameter, "ds_id"):
+            _refuse(f"the parameter {name} is spread by DeepSpeed's ZeRO-3")
     attributes = vars(inner)
     if {"_original_forward", "_trainer", "_fabric"} & attributes.keys():
         inner = copy.copy(inner)  # has the same tensors

@@ -89,7 +89,9 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
 
 def test_the_trainer_of_transformers_in_bfloat16(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    model = fine_tuned(tmp_path, [Monitor(Solves(path, summed, samples(), **FEW), every=4)], bf16=True)
+    model = fine_tuned(
+        tmp_path, [Monitor(Solves(path, summed, samples(), **FEW), every=4)], bf16=True
+    )
     for wrapped in ("forward", "_original_forward"):
         vars(model).pop(wrapped, None)
     expected = hessdist.extreme_eigenpairs(model, summed, samples(), **FEW)
