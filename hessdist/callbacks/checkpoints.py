@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hessdist.callbacks.crew import Crew, writing_crew
+from hessdist.parallel.crew import Crew, writing_crew
 from hessdist.callbacks.trained import HasState, NamedOptimizer, plain_model, require_replicas
 from hessdist.errors import OutputError
 from hessdist.workload.checkpoints import checkpoint_name, write_checkpoint

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from hessdist.callbacks.budget import Budget
-from hessdist.callbacks.crew import Crew
+from hessdist.parallel.crew import Crew
 from hessdist.callbacks.trained import HasState
 from hessdist.errors import HessdistError, InputError
 

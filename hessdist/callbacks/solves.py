@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hessdist.api import borrowed_objective
-from hessdist.callbacks.crew import MpiCrew, TorchCrew, solving_crew
+from hessdist.parallel.crew import MpiCrew, TorchCrew, solving_crew
 from hessdist.callbacks.description import job_text
 from hessdist.callbacks.result_place import claim_place
 from hessdist.callbacks.trained import HasState, NamedOptimizer, plain_model, require_replicas

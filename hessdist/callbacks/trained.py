@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hessdist.callbacks.crew import Crew
+from hessdist.parallel.crew import Crew
 from hessdist.errors import WorkloadError
 from hessdist.workload.checkpoints import HasStateDict, state_digest
 from hessdist.workload.preparation import unwrapped

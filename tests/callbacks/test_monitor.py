@@ -44,7 +44,7 @@ class Counted:
         self.steps: list[int] = []
 
     def crew(self) -> Any:
-        from hessdist.callbacks.crew import Alone
+        from hessdist.parallel.crew import Alone
 
         return Alone()
 
