@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from hessdist.parallel.crew import Crew, writing_crew
 from hessdist.callbacks.trained import HasState, NamedOptimizer, plain_model, require_replicas
 from hessdist.errors import OutputError
+from hessdist.parallel.crew import Crew, writing_crew
 from hessdist.workload.checkpoints import checkpoint_name, write_checkpoint
 from hessdist.workload.steps import scan_checkpoints
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from hessdist.callbacks.budget import Budget
-from hessdist.parallel.crew import Crew
 from hessdist.callbacks.trained import HasState
 from hessdist.errors import HessdistError, InputError
+from hessdist.parallel.crew import Crew
 
 _log = logging.getLogger("hessdist")
 

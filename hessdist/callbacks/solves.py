@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from hessdist.api import borrowed_objective
-from hessdist.parallel.crew import MpiCrew, TorchCrew, solving_crew
 from hessdist.callbacks.description import job_text
 from hessdist.callbacks.result_place import claim_place
 from hessdist.callbacks.trained import HasState, NamedOptimizer, plain_model, require_replicas
 from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
 from hessdist.objective import Objective, Operator
+from hessdist.parallel.crew import MpiCrew, TorchCrew, solving_crew
 from hessdist.parallel.ranks import import_mpi
 from hessdist.service.locks import Lock
 from hessdist.service.samples import require_samples_of_before

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hessdist.parallel.crew import Crew
 from hessdist.errors import WorkloadError
+from hessdist.parallel.crew import Crew
 from hessdist.workload.checkpoints import HasStateDict, state_digest
 from hessdist.workload.preparation import unwrapped
 
