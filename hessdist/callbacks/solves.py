@@ -16,7 +16,13 @@ from torch import nn
 from hessdist.api import borrowed_objective
 from hessdist.callbacks.description import job_text
 from hessdist.callbacks.result_place import claim_place
-from hessdist.callbacks.trained import HasState, NamedOptimizer, plain_model, require_replicas
+from hessdist.callbacks.trained import (
+    HasState,
+    NamedOptimizer,
+    full_precision,
+    plain_model,
+    require_replicas,
+)
 from hessdist.config.job import Job
 from hessdist.config.loader import parse_job
 from hessdist.objective import Objective, Operator
@@ -50,7 +56,8 @@ class Solves:
     torch.distributed without MPI, as under torchrun, rank 0 solves alone, with the same result, and
     the others wait for it. Fields that `hessdist.extreme_eigenpairs` has as arguments are the same.
 
-    The network is evaluated in the precision of its parameters, without autocast.
+    The network is evaluated in the precision of its parameters, without autocast; those in half
+    precision are converted to float32.
     """
 
     path: str | os.PathLike[str]
@@ -161,9 +168,10 @@ class Solves:
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
+            full_precision(model) as precise,
             borrowed_objective(
                 comm,
-                model,
+                precise,
                 self.loss,
                 self.dataset,
                 compute,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hessdist.errors import WorkloadError
 from hessdist.parallel.crew import Crew
 from hessdist.workload.checkpoints import HasStateDict, state_digest
-from hessdist.workload.preparation import unwrapped
+from hessdist.workload.preparation import borrowed, converted, unwrapped
 
 _SHARDING = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
@@ -75,6 +77,25 @@ def _remove_autocast(module: nn.Module) -> None:
         own["forward"] = original
     elif function is not type(module).forward:
         own["forward"] = MethodType(function, module)
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[nn.Module]:
+    """Provide a copy in float32 of a model with parameters in half precision.
+
+    Args:
+        model: The model, which stays as it is.
+
+    Yields:
+        The copy; the model itself if no parameter is float16 or bfloat16.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if not dtypes & {torch.float16, torch.bfloat16}:
+        yield model
+        return
+    device = next(model.parameters()).device
+    with borrowed(model) as copied:
+        yield converted(copied, device, torch.float32)
 
 
 class NamedOptimizer:

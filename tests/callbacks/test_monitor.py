@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,20 @@ def test_settings_out_of_range_are_refused(wrong: Any) -> None:
 # -- training goes on as without it ----------------------------------------------------------
 
 
-def odd_network() -> nn.Module:
+def odd_network(copyable: bool) -> nn.Module:
     """One with dropout and batch norm, and a parameter that is frozen."""
     torch.manual_seed(3)
     layers = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 3)]
     network = nn.Sequential(*layers)
     network[0].bias.requires_grad_(False)
+    if not copyable:
+        network.lock = threading.Lock()  # type: ignore[assignment]
     return network
 
 
-def trained(samples: Samples, monitors: list[Monitor]) -> tuple[Any, ...]:
+def trained(samples: Samples, monitors: list[Monitor], copyable: bool = True) -> tuple[Any, ...]:
     """Train for six steps, and return everything that training depends on."""
-    network = odd_network()
+    network = odd_network(copyable)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.05)
     inputs, labels = samples.tensors
     random.seed(1)
@@ -154,7 +157,8 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copyable", [True, False])
+def test_training_is_the_same_to_the_bit(tmp_path: Path, copyable: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     samples = Samples(
         torch.randn(30, 6, generator=generator), torch.randint(0, 3, (30,), generator=generator)
@@ -163,7 +167,7 @@ def test_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
     solves = Solves(tmp_path / "run.h5", criterion, samples, largest=2, smallest=1)
     monitors = [Monitor(solves, every=2), Monitor(Checkpoints(tmp_path / "checkpoints"), every=3)]
     without = trained(samples, [])
-    assert same(trained(samples, monitors), without)
+    assert same(trained(samples, monitors, copyable), without)
     assert not same(trained(Samples(*(samples.tensors[0] + 1e-6, samples.tensors[1])), []), without)
     assert hessdist.open_run(tmp_path / "run.h5").steps.tolist() == [2, 4, 6]
     assert [one.step for one in find_checkpoints(tmp_path / "checkpoints")] == [3, 6]
@@ -281,6 +285,21 @@ def test_the_forward_of_accelerate_is_not_used(tmp_path: Path) -> None:
     assert vars(model) == before
     found = hessdist.open_run(tmp_path / "run.h5")[1]
     assert np.array_equal(found.eigenvalues_largest, plain.eigenvalues_largest)
+
+
+def test_a_network_in_half_precision_is_solved_in_float32(tmp_path: Path) -> None:
+    problem = mlp_problem("tanh", "cross_entropy", dtype=torch.float32)
+    model = problem.model.to(torch.bfloat16)
+    before = [p.clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    solves = Solves(tmp_path / "run.h5", problem.loss, problem.dataset, **FEW)
+    assert Monitor(solves, every=1).step(model, optimizer, 1)
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert all(map(torch.equal, before, model.parameters()))
+    exact = hessdist.extreme_eigenpairs(model.float(), problem.loss, problem.dataset, **FEW)
+    found = hessdist.open_run(tmp_path / "run.h5")[1]
+    assert np.array_equal(found.eigenvalues_largest, exact.eigenvalues_largest)
+    assert found.stability_bound == pytest.approx(20)
 
 
 def test_parameters_that_are_spread_are_refused(tmp_path: Path) -> None:
