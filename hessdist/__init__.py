@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hessdist import losses
+    from hessdist import callbacks, losses
     from hessdist.api import Spectrum, exact_spectrum, extreme_eigenpairs, spectral_density
     from hessdist.results.reader import Run, open_run
     from hessdist.spectrum.densities import SpectralDensity
@@ -20,6 +20,7 @@ __all__ = [
     "SpectralDensity",
     "Spectrum",
     "__version__",
+    "callbacks",
     "exact_spectrum",
     "extreme_eigenpairs",
     "losses",
@@ -41,8 +42,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "losses":
-        return import_module("hessdist.losses")
+    if name in {"callbacks", "losses"}:
+        return import_module(f"hessdist.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hessdist' has no attribute '{name}'")

@@ -177,7 +177,7 @@ def extreme_eigenpairs(
         "residuals": residuals,
         "eigenvectors": eigenvectors,
     }
-    with _objective_of(
+    with borrowed_objective(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
         ranks, here = objective.ranks, objective.evaluate()
@@ -257,7 +257,7 @@ def exact_spectrum(
     """
     compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
     settings = {"operator": operator, "eigenvectors": eigenvectors}
-    with _objective_of(
+    with borrowed_objective(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
         shell = curvature_matrix(objective, operator, objective.evaluate().weight)
@@ -312,7 +312,7 @@ def spectral_density(
     """
     compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
     settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
-    with _objective_of(
+    with borrowed_objective(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
     ) as objective:
         shell = curvature_matrix(objective, operator, objective.evaluate().weight)
@@ -320,7 +320,7 @@ def spectral_density(
 
 
 @contextmanager
-def _objective_of(
+def borrowed_objective(
     comm: MPI.Comm | None,
     model: nn.Module,
     loss: AnyLoss,
@@ -333,8 +333,23 @@ def _objective_of(
 ) -> Iterator[Objective]:
     """Make the loss of a copy of the model over all samples, the same on every rank. Collective.
 
+    Args:
+        comm: The communicator; None: `MPI.COMM_WORLD`.
+        model: The model.
+        loss: The loss, as `extreme_eigenpairs` takes it.
+        dataset: The samples.
+        compute: Fields of `Compute`, without the dtype, which is the model's.
+        l2: The factor of the penalty.
+        layers: The names of parameters or modules; empty: all.
+        collate: Makes a batch of a list of samples.
+        settings: Whatever else has to be the same on every rank.
+
     Yields:
         The training loss, at the parameters that the model has on rank 0.
+
+    Raises:
+        InputError: The arguments do not fit together, or differ between ranks.
+        DependencyError: mpi4py is missing or cannot be used.
     """
     ranks = Ranks(comm)
     with ranks.agreeing():

@@ -63,6 +63,12 @@ def test_results_need_h5py_and_numpy_alone() -> None:
     import_without(["hessdist", *results], *without, "scipy", "xarray", "pandas")
 
 
+def test_callbacks_import_a_trainer_or_mpi_when_they_are_used() -> None:
+    names = [name for name in modules_of("callbacks") if not name.endswith(("solves", "place"))]
+    import_without(names, "transformers", "accelerate", "lightning", "mpi4py", "petsc4py")
+    import_without(["hessdist.callbacks"], "torch", "pydantic")
+
+
 def test_every_declared_function_is_there() -> None:
     """Studies name their functions; each is imported when it is called."""
     from importlib import import_module

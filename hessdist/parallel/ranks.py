@@ -1,6 +1,7 @@
 """Who am I, which device, which samples are mine; every collective the program makes.
 
-No other module communicates. The collectives of the Krylov algebra are PETSc's own.
+No other module communicates, but for what a trainer without MPI agrees on (`crew.py`). The
+collectives of the Krylov algebra are PETSc's own.
 """
 
 from __future__ import annotations

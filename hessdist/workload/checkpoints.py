@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -197,12 +197,19 @@ def content_digest(content: Mapping[str, Any]) -> str:
     return state_digest(dict(flat(content, "")))
 
 
+class HasStateDict(Protocol):
+    """An optimiser, or what stands for one."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state, in the form of torch.optim's."""
+
+
 def write_checkpoint(
     directory: Path,
     step: int,
     model: nn.Module,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: HasStateDict | None = None,
     key: str | None = None,
     prefix: str | None = None,
 ) -> Path:
