@@ -45,7 +45,7 @@ def stability_of(measured: Measurements, end: str, title: str) -> Figure:
     symbol = "λ₁" if end == "largest" else "λ_d"
     lower.set_ylabel(f"vᵀAv of {first} there,\nand {symbol} here (black)")
     steps = measured["step"]
-    shown = list(evenly(len(steps), 10))
+    shown = list(evenly(len(steps), 14))
     lower.set_xticks(shown, [str(steps[row]) for row in shown])
     lower.set_xlabel("training step")
     keys = [
@@ -56,8 +56,11 @@ def stability_of(measured: Measurements, end: str, title: str) -> Figure:
 
 
 def _of(measured: Measurements) -> Iterator[tuple[int, str]]:
-    """Iterate over the comparisons, as columns and names."""
-    yield from enumerate(map(str, measured["against"]))
+    """Iterate over the comparisons, as columns and names; a single step is part of the name."""
+    for column, name in enumerate(map(str, measured["against"])):
+        steps = measured["compared_step"][:, column]
+        one = np.unique(steps[steps >= 0])
+        yield column, f"{name}, step {one[0]}" if len(one) == 1 else name
 
 
 def _angles(axes: Axes, measured: Measurements, end: str) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hessdist.present.panels import INK, Figure, View, line, panel
 from hessdist.present.style import COLOURS, MARKS
+from hessdist.present.values import VIEW, evenly
 from hessdist.results.schema import ENDS
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 def stability(run: Run) -> Iterator[View]:
     """Show angles, shares and Rayleigh quotients of other checkpoints' eigenvectors."""
     measured = run.studies["stability"]
-    steps = measured["step"].tolist()
+    kept = evenly(len(measured["step"]), VIEW // 100)
+    steps = measured["step"][kept].tolist()
     figures = [
         figure
         for end in ENDS
         if measured[f"angle_{end}"].shape[-1]
-        for figure in _figures(measured, end, steps)
+        for figure in _figures(measured, end, kept)
     ]
     yield View(
         "stability",
@@ -38,16 +40,22 @@ def stability(run: Run) -> Iterator[View]:
     )
 
 
-def _figures(measured: Measurements, end: str, steps: list[int]) -> Iterator[Figure]:
-    """Make the three figures of one end."""
+def _figures(measured: Measurements, end: str, kept: NDArray[np.int64]) -> Iterator[Figure]:
+    """Make the three figures of one end, at some of the steps."""
+    steps = measured["step"][kept].tolist()
     vector, value = ("v₁", "λ₁") if end == "largest" else ("v_d", "λ_d")
-    angle, worst = measured[f"angle_{end}"][..., 0], measured[f"principal_angle_{end}"][..., -1]
-    overlap, rayleigh = measured[f"overlap_{end}"], measured[f"rayleigh_{end}"][..., 0]
+    angle, worst, overlap, rayleigh = (
+        measured[f"{name}_{end}"][kept]
+        for name in ("angle", "principal_angle", "overlap", "rayleigh")
+    )
     parts: list[tuple[str, str, list[dict[str, Any]]]] = [
         (
             "angles",
             "degrees",
-            [*_lines(measured, vector, angle), *_lines(measured, "worst of spaces", worst, "dot")],
+            [
+                *_lines(measured, vector, angle[..., 0]),
+                *_lines(measured, "worst of spaces", worst[..., -1], "dot"),
+            ],
         ),
         (
             "shares in the space",
@@ -59,9 +67,9 @@ def _figures(measured: Measurements, end: str, steps: list[int]) -> Iterator[Fig
         ),
     ]
     if np.isfinite(rayleigh).any():
-        here = measured[f"eigenvalue_{end}"][:, 0]
+        here = measured[f"eigenvalue_{end}"][kept, 0]
         own = line(f"{value} here", np.arange(len(steps)), here, INK, dash="dash")
-        parts.append(("Rayleigh quotients", "", [own, *_lines(measured, vector, rayleigh)]))
+        parts.append(("Rayleigh quotients", "", [own, *_lines(measured, vector, rayleigh[..., 0])]))
     for name, y, lines in parts:
         yield panel(f"{end}: {name}", "training step", y, lines, steps=steps)
 
@@ -73,5 +81,5 @@ def _lines(
     places = np.arange(len(values))
     for column, name in enumerate(measured["against"]):
         colour, symbol = COLOURS[column % len(COLOURS)], MARKS[column % len(MARKS)]
-        marked = {"symbol": symbol} if dash == "solid" else {}
-        yield line(f"{what}, {name}", places, values[:, column], colour, dash=dash, **marked)
+        shown = symbol if dash == "solid" else ""
+        yield line(f"{what}, {name}", places, values[:, column], colour, dash=dash, symbol=shown)

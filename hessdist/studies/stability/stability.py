@@ -168,7 +168,7 @@ class _Matrix:
 
     def of_vectors(self, there: Mapping[str, _Space]) -> dict[str, NDArray[np.float64]]:
         """Compute Rayleigh quotients of converged vectors, and residuals. Collective."""
-        tables = {}
+        tables: dict[str, NDArray[np.float64]] = {}
         for end, space in there.items():
             quotients, residuals = np.full((2, space.count), np.nan)
             chosen = np.flatnonzero(space.good)

@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 def stability(run: Run) -> Iterator[Table]:
     """Show angles, shares and Rayleigh quotients of each comparison, a table for each end."""
     measured = run.studies["stability"]
-    columns = ["step", "against", "of step", "angle v₁", "± at most", "overlap", "worst angle"]
-    columns += ["± at most", "λ₁", "λ₁ there", "vᵀAv"]
-    for end in ENDS:
+    for end, place in zip(ENDS, ("₁", "_d"), strict=True):
+        columns = ["step", "against", "of step", f"angle v{place}", "± at most", "overlap"]
+        columns += ["worst angle", "± at most", f"λ{place}", f"λ{place} there", "vᵀAv"]
         if not measured[f"angle_{end}"].shape[-1]:
             continue
         table = new_table(columns, f"\n{end} end: eigenvectors of other steps; angles in degrees")
         for row, step in enumerate(measured["step"]):
             for column, name in enumerate(measured["against"]):
-                place = row, column
-                if measured["compared_step"][place] < 0:
+                at = row, column
+                if measured["compared_step"][at] < 0:
                     continue
-                overlap = measured[f"overlap_{end}"][place]
+                overlap = measured[f"overlap_{end}"][at]
                 whole = np.mean(overlap) if np.isfinite(overlap).all() else np.nan
                 table.add_row(
                     str(step),
                     name,
-                    str(int(measured["compared_step"][place])),
-                    number(measured[f"angle_{end}"][place][0]),
-                    number(measured[f"angle_error_{end}"][place][0]),
+                    str(int(measured["compared_step"][at])),
+                    number(measured[f"angle_{end}"][at][0]),
+                    number(measured[f"angle_error_{end}"][at][0]),
                     percent(whole),
-                    number(measured[f"principal_angle_{end}"][place][-1]),
-                    number(measured[f"space_error_{end}"][place]),
+                    number(measured[f"principal_angle_{end}"][at][-1]),
+                    number(measured[f"space_error_{end}"][at]),
                     number(measured[f"eigenvalue_{end}"][row, 0]),
-                    number(measured[f"compared_eigenvalue_{end}"][place][0]),
-                    number(measured[f"rayleigh_{end}"][place][0]),
+                    number(measured[f"compared_eigenvalue_{end}"][at][0]),
+                    number(measured[f"rayleigh_{end}"][at][0]),
                 )
         yield table
