@@ -95,6 +95,9 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """Weight decay of adamw, of all parameters. It is decoupled: it is no part of the loss, so not
     of its Hessian."""
+    negative_curvature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Learning rate of steps along a running estimate of the most negative curvature. They take the
+    place of every second step of the optimizer while the estimate is negative; 0: none."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up; with cosine it falls along half a period of a cosine, which
     ends with the last step."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hessdist.curvature.dependence import require_dependence
 from hessdist.errors import NumericalError
+from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.optimizers.noisy_sgd import NoisySGD
 from hessdist.optimizers.schedules import Schedule
 from hessdist.workload.checkpoints import write_checkpoint
@@ -62,7 +63,8 @@ def train(
 ) -> list[Path]:
     """Train on one process, and write the state at the given steps (0 is before the first one).
 
-    The optimiser's state is written beside that of the model.
+    The optimiser's state is written beside that of the model; of `NegativeCurvature`, that of the
+    optimiser that it is based on.
 
     Args:
         model: The model, on the shard's device; it is left at the last step.
@@ -89,15 +91,14 @@ def train(
     model.eval()
     summed = as_summed_loss(loss, model, shard.head(3))
     model.train()
-    scheduler = schedule.of(optimizer) if schedule else None
+    base = optimizer.base if isinstance(optimizer, NegativeCurvature) else optimizer
+    scheduler = schedule.of(base) if schedule else None
     draw = minibatches(shard.num_samples, batch_size, seed)
     written: list[Path] = []
     for step in range(checkpoint_steps[-1] + 1):
         if step in checkpoint_steps:
             written.append(
-                write_checkpoint(
-                    directory, step, model, optimizer=optimizer, key=key, prefix=prefix
-                )
+                write_checkpoint(directory, step, model, optimizer=base, key=key, prefix=prefix)
             )
         if step == checkpoint_steps[-1]:
             break
@@ -116,8 +117,11 @@ def _take_step(
 ) -> None:
     """Move the parameters down the gradient of a loss with its graph."""
     optimizer.zero_grad()
-    torch.autograd.backward(value)
-    optimizer.step()
+    if isinstance(optimizer, NegativeCurvature):
+        optimizer.step(lambda: value)
+    else:
+        torch.autograd.backward(value)
+        optimizer.step()
     if scheduler is not None:
         scheduler.step()
 

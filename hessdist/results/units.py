@@ -8,6 +8,7 @@ where those of single checkpoints are stacked along a dimension `step`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,14 +131,17 @@ def is_current(attributes: Mapping[str, Any], digests: Mapping[int, Digests]) ->
 
     Returns:
         True also for measurements of no checkpoint, and for measurements that depend only on a
-        checkpoint's parameters if the run has no eigenpairs of that step.
+        checkpoint's parameters if the run has no eigenpairs of that step. Measurements that compare
+        checkpoints belong to the eigenpairs of all of them.
     """
     if "step" not in attributes:
         return True
     known = digests.get(int(attributes["step"]))
     if "checkpoint_digest" in attributes:
         return known is None or known.checkpoint in ("", attributes["checkpoint_digest"])
-    return known is not None and attributes.get("pairs_digest") == known.pairs
+    others = json.loads(attributes.get("compared", "{}"))  # of other steps, read besides
+    there = {step: digests[int(step)].pairs for step in others if int(step) in digests}
+    return known is not None and attributes.get("pairs_digest") == known.pairs and others == there
 
 
 def pairs_digest(checkpoint_digest: str, table: Callable[[str], NDArray[Any]]) -> str:

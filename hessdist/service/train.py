@@ -8,6 +8,7 @@ from torch import nn
 from hessdist.config.job import Job
 from hessdist.config.sections import TrainingSection
 from hessdist.objective import DTYPES
+from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.optimizers.schedules import Schedule
 from hessdist.optimizers.training import build_optimizer, initialise, train
 from hessdist.parallel.ranks import choose_device
@@ -78,7 +79,7 @@ def train_job(job: Job, console: Console) -> None:
 
 def _optimizer_of(settings: TrainingSection, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser of the model's parameters."""
-    return build_optimizer(
+    base = build_optimizer(
         settings.optimizer,
         model,
         settings.learning_rate,
@@ -88,4 +89,12 @@ def _optimizer_of(settings: TrainingSection, model: nn.Module) -> torch.optim.Op
         seed=settings.seed,
         betas=(settings.betas[0], settings.betas[1]),
         weight_decay=settings.weight_decay,
+    )
+    if not settings.negative_curvature:
+        return base
+    return NegativeCurvature(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        base,
+        lr=settings.negative_curvature,
+        seed=settings.seed,
     )

@@ -81,6 +81,7 @@ class Unit:
     study: str
     step: int | None
     settings: str  # a hash of what determines its numbers
+    compared: tuple[int, ...] = ()  # other steps whose eigenpairs it reads
 
     @property
     def name(self) -> str:
@@ -299,10 +300,14 @@ class _Planner:
                 units.append(Unit(study.name, None, hashed))
                 continue
             for step in self._steps(study, settings, run, units):
+                compared: tuple[int, ...] = ()
                 if study.needs.eigenpairs == "required":
                     assert run is not None
-                    _require_vectors(run, step)
-                units.append(Unit(study.name, step, hashed))
+                    all_steps = [int(one) for one in run.steps]
+                    compared = tuple(study.run_compares(all_steps, step, settings))
+                    for needed in (step, *compared):
+                        _require_vectors(run, needed)
+                units.append(Unit(study.name, step, hashed, compared))
         if not self._overwrite:
             for unit in units:
                 self._refuse_other_settings(unit)
@@ -600,12 +605,16 @@ class _Loop:
         return found
 
     def _attributes(self, unit: Unit, digests: Digests | None) -> dict[str, str]:
-        """What the numbers of a unit depend on."""
+        """What the numbers of a unit depend on. On rank 0 alone."""
         if digests is None:
             return {"settings": unit.settings, "pairs_digest": ""}
         metric = self._objective.metric.digest
         depends = {"settings": unit.settings, **({"metric_digest": metric} if metric else {})}
         if self._studies[unit.study].needs.eigenpairs == "required":
+            if self._studies[unit.study].compares:
+                assert self._run is not None
+                others = {str(step): self._run[step].pairs_digest for step in unit.compared}
+                depends["compared"] = json.dumps(others)
             return {**depends, "pairs_digest": digests.pairs}
         return {**depends, "checkpoint_digest": digests.checkpoint}
 

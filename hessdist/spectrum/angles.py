@@ -76,6 +76,32 @@ def angles_between(
         return np.asarray(np.arccos(np.clip(np.abs(products) / np.sqrt(squares), 0, 1)))
 
 
+def shares_in_space(
+    vectors: NDArray[Any], space: NDArray[Any], over_ranks: Sum = _identity
+) -> NDArray[np.float64]:
+    """Compute the share of each vector that lies in the span of other vectors.
+
+    The share of v is ‖Qᵀv‖² / ‖v‖², with an orthonormal basis Q of the span: the squared cosine of
+    the angle between v and the span. Collective if `over_ranks` is.
+
+    Args:
+        vectors: The vectors, (n, d), or this rank's entries of them.
+        space: Nearly orthonormal vectors that span the space, (m, d).
+        over_ranks: Sums over ranks. By default the vectors are whole.
+
+    Returns:
+        The shares, (n,), from 0 to 1; NaN if the space is empty or an entry is not finite.
+    """
+    wrong = np.array([float(not (np.isfinite(vectors).all() and np.isfinite(space).all()))])
+    if over_ranks(wrong)[0] or not len(space):
+        return np.full(len(vectors), np.nan)
+    exact = vectors.astype(np.float64)
+    inside = over_ranks(exact @ _orthonormal(space, over_ranks).T)
+    squares = over_ranks(np.einsum("id,id->i", exact, exact))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.clip((inside**2).sum(axis=1) / squares, 0, 1))
+
+
 def _orthonormal(vectors: NDArray[Any], over_ranks: Sum) -> NDArray[np.float64]:
     """Compute the orthonormal basis of the same space that is nearest to the vectors."""
     exact = vectors.astype(np.float64)

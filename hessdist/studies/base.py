@@ -77,6 +77,9 @@ class Study:
     determined_by: str = ""
     """A function of (job, settings, PETSc's options) that returns everything that determines the
     numbers, where that is more than the settings and `Needs.keys`. Not collective."""
+    compares: str = ""
+    """A function of (steps of the run, step, settings) that returns other steps whose eigenpairs it
+    reads. Its result is outdated when those are computed anew. Not collective."""
     continues: bool = False
     """`compute` continues from its stored result, and stores the new one itself."""
     remarks: str = ""
@@ -103,6 +106,10 @@ class Study:
     def run_determined_by(self, job: Job, settings: Any, options: Sequence[str]) -> Any:
         """Call `determined_by`, which returns values of JSON's types."""
         return _load(self.determined_by)(job, settings, options)
+
+    def run_compares(self, steps: Sequence[int], step: int, settings: Any) -> list[int]:
+        """Call `compares`, if there is one, for the other steps whose eigenpairs are read."""
+        return list(_load(self.compares)(steps, step, settings)) if self.compares else []
 
     def selected_options(self, options: Sequence[str]) -> list[str]:
         """Return the options of PETSc that determine the numbers."""

@@ -92,14 +92,16 @@ class Context:
         self.was_done = False  # set by a study that continues, if nothing was left to do
         self._where = ""
         self._result = result
-        found: tuple[Any, ...] = (None, float("nan"), {})
+        found: tuple[Any, ...] = (None, float("nan"), {}, ())
         with self.ranks.agreeing():
             if result is not None:
-                found = result.run.weight, float(result.gradient_norm), _pairs(result)
+                steps = tuple(map(int, result.run.steps))
+                found = result.run.weight, float(result.gradient_norm), _pairs(result), steps
         self.gradient_norm: float
+        self.steps: tuple[int, ...]  # of all checkpoints with eigenpairs; empty if it uses none
         self._values: dict[str, tuple[float, bool, float]]
         self._weight: float | None
-        self._weight, self.gradient_norm, self._values = self.ranks.broadcast(found)
+        self._weight, self.gradient_norm, self._values, self.steps = self.ranks.broadcast(found)
 
     @property
     def num_samples(self) -> int:
@@ -213,11 +215,28 @@ class Context:
 
     def converged_pairs(self) -> list[Pair]:
         """Return the converged eigenpairs of the sweep, without slopes. Not collective."""
+        return [pair for pair in self.stored_pairs() if pair.converged]
+
+    def stored_pairs(self) -> list[Pair]:
+        """Return all eigenpairs of the sweep, without slopes. Not collective."""
         return [
             Pair(name.split()[0], int(name.split()[1]), value, float("nan"), good, residual)
             for name, (value, good, residual) in self._values.items()
-            if good
         ]
+
+    def pairs_of(self, step: int) -> Context:
+        """Return a context for the stored eigenpairs of another checkpoint. Collective.
+
+        The parameters in the model stay those of this checkpoint.
+
+        Args:
+            step: The other step, one of `steps`.
+
+        Raises:
+            ResultError: The eigenpairs cannot be read; on every rank.
+        """
+        other = None if self._result is None else self._result.run[step]
+        return Context(self.job, self.workload, self.objective, step=step, result=other)
 
     def stored_edge(self) -> tuple[float, float]:
         """Return λ₁ of the sweep, and since when it is at the optimiser's bound. Collective.

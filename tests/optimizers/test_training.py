@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hessdist.config.loader import load_job
 from hessdist.errors import DataError, NumericalError, WorkloadError
+from hessdist.optimizers.negative_curvature import NegativeCurvature
 from hessdist.optimizers.training import (
     OPTIMIZERS,
     build_optimizer,
@@ -19,7 +21,9 @@ from hessdist.optimizers.training import (
     minibatches,
     train,
 )
-from hessdist.workload.checkpoints import read_state
+from hessdist.service.console import Console
+from hessdist.service.train import train_job
+from hessdist.workload.checkpoints import optimizer_path, read_state
 from hessdist.workload.datasets import build_dataset
 from hessdist.workload.losses import mse
 from hessdist.workload.models import build_model
@@ -197,6 +201,58 @@ def test_a_label_out_of_range_in_a_later_minibatch_is_named(
             seed=0,
             directory=tmp_path,
         )
+
+
+def test_steps_along_negative_curvature(tmp_path: Path) -> None:
+    """A job with them is the loop of appendix E, and writes the state of its base optimiser."""
+    (tmp_path / "job.toml").write_text(NEGATIVE.format(tmp_path), encoding="utf-8")
+    with Console(enabled=False) as console:
+        train_job(load_job(tmp_path / "job.toml", [])[0], console)
+    written = find_checkpoints(tmp_path / "checkpoints")
+    initialise(3)
+    model = build_model("mlp", {"widths": [64, 4, 10], "activation": "tanh"}).double()
+    base = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    optimizer = NegativeCurvature(model.parameters(), base, lr=0.5, seed=3)
+    samples = build_dataset("digits", None, {})
+    draw = minibatches(len(samples), 32, 3)
+    for _ in range(30):
+        images, labels = zip(*(samples[row] for row in next(draw).tolist()), strict=True)
+        inputs, targets = torch.stack(images).double(), torch.tensor(labels)
+
+        def loss(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            return F.cross_entropy(model(inputs), targets)
+
+        optimizer.step(loss)
+    assert optimizer.steps_along > 5
+    assert flat(read_state(written[-1].path)) == pytest.approx(
+        flat(dict(model.state_dict())), abs=1e-12
+    )
+    state = torch.load(optimizer_path(written[-1].path), weights_only=True)["optimizer"]
+    assert float(state["state"][0]["step"]) == 30 - optimizer.steps_along
+
+
+NEGATIVE = """
+name = "negative"
+[model]
+factory = "mlp"
+arguments = {{ widths = [64, 4, 10], activation = "tanh" }}
+[data]
+dataset = "digits"
+[training]
+optimizer = "rmsprop"
+negative_curvature = 0.5
+batch_size = 32
+steps = 30
+checkpoint_steps = [30]
+seed = 3
+[checkpoints]
+directory = "{0}/checkpoints"
+[compute]
+dtype = "float64"
+device = "cpu"
+[output]
+path = "{0}/run.h5"
+"""
 
 
 # -- minibatches -----------------------------------------------------------------------------

@@ -332,6 +332,22 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "stability_digits",
+        commands=("train", "spectrum", "study"),
+        overrides=(
+            *_trained(20, [0, 10, 20], 40),
+            "model.arguments.widths=[64,4,10]",
+            "training.negative_curvature=0.5",
+            "spectrum.largest=4",
+            "spectrum.smallest=3",
+            "study.stability.largest=3",
+            "study.stability.smallest=2",
+            "study.stability.reference=20",
+        ),
+        # How wrong an angle can be depends on residuals.
+        unstable=("/(angle|space)_error_", "^/show"),
+    ),
+    Shortened(
         "subset_against_full_mnist",
         ("train", "spectrum", "study"),
         (
