@@ -344,6 +344,7 @@ JOBS = (
             "study.stability.smallest=2",
             "study.stability.reference=20",
         ),
+        slow=True,
         # How wrong an angle can be depends on residuals.
         unstable=("/(angle|space)_error_", "^/show"),
     ),

@@ -24,7 +24,7 @@ def draw_stability(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     """Draw angles, shares and Rayleigh quotients against training steps."""
     measured = run.studies["stability"]
     for end in ENDS:
-        if measured[f"angle_{end}"].shape[-1]:
+        if measured[f"angle_{end}"].shape[-1] and (measured["compared_step"] >= 0).any():
             yield f"stability-{end}", stability_of(measured, end, title)
 
 

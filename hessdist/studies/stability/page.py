@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def stability(run: Run) -> Iterator[View]:
     """Show angles, shares and Rayleigh quotients of other checkpoints' eigenvectors."""
     measured = run.studies["stability"]
+    if (measured["compared_step"] < 0).all():
+        return
     kept = evenly(len(measured["step"]), VIEW // 100)
     steps = measured["step"][kept].tolist()
     figures = [

@@ -21,7 +21,7 @@ def stability(run: Run) -> Iterator[Table]:
     for end, place in zip(ENDS, ("₁", "_d"), strict=True):
         columns = ["step", "against", "of step", f"angle v{place}", "± at most", "overlap"]
         columns += ["worst angle", "± at most", f"λ{place}", f"λ{place} there", "vᵀAv"]
-        if not measured[f"angle_{end}"].shape[-1]:
+        if not measured[f"angle_{end}"].shape[-1] or (measured["compared_step"] < 0).all():
             continue
         table = new_table(columns, f"\n{end} end: eigenvectors of other steps; angles in degrees")
         for row, step in enumerate(measured["step"]):
