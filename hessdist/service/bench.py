@@ -304,7 +304,7 @@ def _solve(
         algebra_share=algebra / seconds,
     )
     solve: Solve = objective.ranks.broadcast(mine)
-    return solve, objective.ranks.collect(_memory(plan, pairs.basis))
+    return solve, objective.ranks.collect(_memory(plan, pairs.basis, pairs.products))
 
 
 def _table(plan: MemoryPlan) -> list[str]:
@@ -316,10 +316,10 @@ def _table(plan: MemoryPlan) -> list[str]:
     ]
 
 
-def _memory(plan: MemoryPlan, basis: int) -> Memory:
+def _memory(plan: MemoryPlan, basis: int, products: int) -> Memory:
     count = basis or plan.most
-    parts = {name: size for name, size, _ in plan.rows(count)}
-    return Memory(peak_bytes(), plan.total(count), plan.budget, count, parts)
+    parts = {name: size for name, size, _ in plan.rows(count, products)}
+    return Memory(peak_bytes(), plan.total(count, products), plan.budget, count, parts)
 
 
 def _memory_line(memory: list[Memory]) -> str:

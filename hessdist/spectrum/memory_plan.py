@@ -99,32 +99,46 @@ class MemoryPlan:
         """Return the bytes of a basis of `count` vectors and its next one."""
         return (count + 1) * self.vectors.column
 
-    def records(self, count: int) -> int:
-        """Return the bytes of what is kept of the products, for a basis of `count` vectors."""
+    def records(self, count: int, products: int | None = None) -> int:
+        """Return the bytes of what is kept of the products.
+
+        Args:
+            count: The number of vectors of the basis.
+            products: The number of products; None: more than twice as many, which are combined.
+        """
+        kept = 2 * count if products is None else min(products, 2 * count)
         a_product = {
             "recorded": self.vectors.local * self.vectors.item,
             "sketched": 8 * Sketch.buckets,
         }
         signs = self.vectors.local if self.residuals == "sketched" else 0
-        return count * a_product.get(self.residuals, 0) + signs
+        return kept * a_product.get(self.residuals, 0) + signs
 
     @property
     def eigenvectors(self) -> int:
         """The bytes of the results, which take the place of the basis."""
         return self.wanted * self.vectors.local * self.vectors.item
 
-    def total(self, count: int | None = None) -> int:
-        """Return the bytes in all, with a basis of `count` vectors; None: as large as it gets."""
+    def total(self, count: int | None = None, products: int | None = None) -> int:
+        """Return the bytes in all.
+
+        Args:
+            count: The number of vectors of the basis; None: as many as it may have.
+            products: The number of products; None: as many as need the most memory.
+        """
         count = self.most if count is None else count
-        largest = max(self.basis(count), self.eigenvectors) + self.records(count)
+        largest = max(self.basis(count), self.eigenvectors) + self.records(count, products)
         blocks = max(self.freed, self.vectors.product + self.vectors.solver)
         return sum(self.held.values()) + blocks + largest
 
-    def rows(self, count: int | None = None) -> list[tuple[str, int, str]]:
+    def rows(
+        self, count: int | None = None, products: int | None = None
+    ) -> list[tuple[str, int, str]]:
         """Return the table: names, bytes and remarks.
 
         Args:
-            count: The number of vectors of the basis; None: as large as it gets.
+            count: The number of vectors of the basis; None: as many as it may have.
+            products: The number of products; None: as many as need the most memory.
         """
         size = self.most if count is None else count
         grows = count is None and self.first < self.most
@@ -135,7 +149,7 @@ class MemoryPlan:
             ("product", max(self.freed - self.vectors.solver, self.vectors.product), again),
             ("solver", self.vectors.solver, "besides the basis"),
             ("Krylov basis", self.basis(size), said),
-            ("products kept", self.records(size), self.residuals),
+            ("products kept", self.records(size, products), self.residuals),
             ("eigenvectors", self.eigenvectors, "in the place of the basis"),
         ]
 

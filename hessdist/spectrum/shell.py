@@ -521,16 +521,19 @@ class ShellMatrix:
         return self._free.pop()
 
     def recombine(self, coefficients: NDArray[np.float64]) -> None:
-        """Replace the recorded columns W by W C, which bounds their memory. Not collective.
+        """Replace the recorded columns W by W C in place: this bounds memory. Not collective.
 
         Args:
             coefficients: The matrix C, (recorded, columns).
         """
         assert self._recorded is not None
-        combined = np.empty((coefficients.shape[1], self._record_size), self._record_dtype)
-        for part, block in self._combinations(coefficients):
-            combined[:, part] = block
-        self._recorded = list(combined)
+        kept = coefficients.shape[1]
+        for part, block in self._combinations(coefficients):  # which has copied this part of W
+            for column, combined in zip(self._recorded, block, strict=False):
+                column[part] = combined
+        if self.sketch is None:
+            self._free += self._recorded[kept:]
+        del self._recorded[kept:]
 
     def products_of(
         self, coefficients: NDArray[np.float64], vectors: NDArray[Any]
@@ -567,10 +570,6 @@ class ShellMatrix:
     def _record_size(self) -> int:
         """The number of entries of a recorded product on this rank."""
         return self.local_size if self.sketch is None else self.sketch.buckets
-
-    @property
-    def _record_dtype(self) -> np.dtype[Any]:
-        return self.dtype if self.sketch is None else np.dtype(np.float64)
 
     def _combinations(
         self, coefficients: NDArray[np.float64]

@@ -28,6 +28,7 @@ def main() -> None:
     petsc.initialise()
     ranks, workload, wanted = Ranks(), workload_of(job), job.spectrum
     objective = workload.on(ranks)
+    objective.load(lambda model: None)  # the initial parameters of rank 0
     weight = objective.evaluate().weight
     reserved = reserved_bytes(objective, wanted.largest + wanted.smallest)
     shell = curvature_matrix(objective, wanted.operator, weight, reserved=reserved)
@@ -38,8 +39,8 @@ def main() -> None:
         vectors = f"{pairs.basis + 1} of {plan.most + 1} vectors, residuals {plan.residuals}"
         print(
             f"{ranks.size} ranks: {vectors}, {pairs.products} products; planned "
-            f"{gib(plan.total(pairs.basis))} GiB a rank, at most {gib(plan.total())}; "
-            f"peaks {', '.join(map(gib, peaks))} GiB"
+            f"{gib(plan.total(pairs.basis, pairs.products))} GiB a rank, at most "
+            f"{gib(plan.total())}; peaks {', '.join(map(gib, peaks))} GiB"
         )
 
 
