@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -134,6 +134,8 @@ def started(
         subprocess.Popen(
             command(*words, ranks=ranks), cwd=folder, env=env | {_PLACE: place}, text=True,
             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A shell's command in the background ignores Ctrl-C, and so would this one.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         ) as process,
     ):  # fmt: skip
         try:

@@ -29,11 +29,11 @@ from hessdist.workload.named_losses import LOSSES
 JOB = """
 name = "turned"
 [model]
-factory = "ours:Turned"
+factory = "turned:Turned"
 [loss]
-factory = "ours:signed"
+factory = "turned:signed"
 [data]
-dataset = "ours:samples"
+dataset = "turned:samples"
 [checkpoints]
 directory = "checkpoints"
 [spectrum]
@@ -80,7 +80,7 @@ D = np.array([5.0, 2.0, 1.0, 0.1, 0.05, -0.02, -0.5, -1.0, -3.0])
 
 
 def prepare(folder: Path) -> None:
-    (folder / "ours.py").write_text(MODULE, encoding="utf-8")
+    (folder / "turned.py").write_text(MODULE, encoding="utf-8")
     (folder / "job.toml").write_text(JOB, encoding="utf-8")
     (folder / "checkpoints").mkdir()
     for step, turn in TURNS.items():
