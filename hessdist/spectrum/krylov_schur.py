@@ -138,11 +138,8 @@ class Solver:
         eps.setKrylovSchurRestart(0.9)  # the share that a restart keeps; SLEPc allows no more
         basis = eps.getBV()
         basis.setType(self._slepc.BV.Type.MAT)  # one dense block: matrix-matrix algebra
-        # A vector is orthogonalised again if the first pass has removed more than 1 − eta of it.
-        # The two terms of the Lanczos recurrence remove 1 − 1/√2 if the spectrum is centred at
-        # zero, so that SLEPc's 0.7071 would nearly always repeat; if zero is outside the spectrum,
-        # where errors would grow, they remove more than 1 − 1/√6.
-        basis.setOrthogonalization(refine=self._slepc.BV.OrthogRefineType.IFNEEDED, eta=0.5)
+        refine = self._slepc.BV.OrthogRefineType.IFNEEDED
+        basis.setOrthogonalization(refine=refine, eta=self._share_to_keep(wanted))
         eps.setInitialSpace([self.start])
         eps.setDeflationSpace(self._deflation)
         with self._refusals():
@@ -151,6 +148,17 @@ class Solver:
             eps.setConvergenceTest(kinds.Conv.REL)
             self._set_dimensions(wanted)
         self._columns = max(0, eps.getDimensions()[1])
+
+    def _share_to_keep(self, wanted: int) -> float:
+        """Return SLEPc's eta: a vector that one pass shortens more is orthogonalised again.
+
+        The two terms of the Lanczos recurrence leave 1/√2 of a vector if the spectrum is centred at
+        zero, so that SLEPc's 0.7071 would nearly always repeat. With 0.5 this is rare; if zero is
+        outside the spectrum, they leave less than 1/√6. But errors grow by up to a half with each
+        vector of one pass, so that it is for small bases in float64 only.
+        """
+        most = basis_sizes(wanted, self.shell.size)[1] if self._plan is None else self._plan.most
+        return 0.5 if petsc.scalar_bytes() == 8 and most <= 80 else 0.7071
 
     def _set_dimensions(self, wanted: int) -> None:
         """Set the number of wanted pairs, and the size of the basis if no option sets it."""

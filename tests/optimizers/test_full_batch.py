@@ -13,6 +13,7 @@ import torch
 from networks import Problem as Workload
 from networks import mlp_problem
 from numpy.typing import NDArray
+from precision import petsc_epsilon, within
 from scipy import optimize
 from torch import Tensor
 
@@ -106,6 +107,11 @@ def solved(problem: Any, start: Any, **settings: Any) -> tuple[Ended, list[Itera
     return minimize(problem, mine, Settings(**settings), trace.append), trace
 
 
+def single() -> bool:
+    """Say whether PETSc, and so TAO's points, losses and gradients, is in single precision."""
+    return petsc_epsilon() > 1e-8
+
+
 @contextmanager
 def options(given: Mapping[str, Any]) -> Iterator[None]:
     """As on the command line."""
@@ -128,10 +134,10 @@ def options(given: Mapping[str, Any]) -> Iterator[None]:
 @pytest.mark.parametrize("method", ["lbfgs", "newton_cg"])
 def test_rosenbrocks_minimum(method: str, size: int) -> None:
     ended, trace = solved(rosenbrock(size), [-1.2, 1.0] * (size // 2) + [1.0] * (size % 2),
-                          method=method, iterations=200, tolerance=1e-8)  # fmt: skip
+                          method=method, iterations=200, tolerance=within(1e-8, 250))  # fmt: skip
     assert ended.converged
-    assert trace[-1].x == pytest.approx(np.ones(size), abs=1e-7)
-    assert trace[-1].gradient_norm <= 1e-8
+    assert trace[-1].x == pytest.approx(np.ones(size), abs=10 * within(1e-8, 250))
+    assert trace[-1].gradient_norm <= within(1e-8, 250)
     losses = np.array([one.loss for one in trace])
     assert (np.diff(losses) < 0).all()
     assert [one.number for one in trace] == list(range(len(trace)))
@@ -148,7 +154,7 @@ def test_every_step_is_the_first_power_of_the_factor_that_decreases_enough() -> 
             return problem.loss(here.x - alpha * g) <= here.loss - c * alpha * (g @ g)  # noqa: B023
 
         assert there.step == pytest.approx(rho ** (there.trials - 1))
-        assert there.x == pytest.approx(here.x - there.step * g, rel=1e-14)
+        assert there.x == pytest.approx(here.x - there.step * g, rel=within(1e-14))
         assert enough(there.step)
         assert not any(enough(rho**j) for j in range(there.trials - 1))
 
@@ -169,22 +175,22 @@ def test_gradient_descent_on_an_isotropic_quadratic_has_the_closed_rate() -> Non
 
 def test_newton_cg_takes_one_step_where_one_product_solves() -> None:
     slope = np.array([1.0, 2.0, -1.0])
-    ended, trace = solved(quadratic(3 * np.eye(3), slope), np.zeros(3), tolerance=1e-12)
+    ended, trace = solved(quadratic(3 * np.eye(3), slope), np.zeros(3), tolerance=within(1e-12))
     assert ended.converged
     assert len(trace) == 2
-    assert trace[1].x == pytest.approx(slope / 3, rel=1e-14)
+    assert trace[1].x == pytest.approx(slope / 3, rel=within(1e-14))
     assert (trace[1].step, trace[1].cg_iterations, trace[1].products) == (1.0, 1, 1)
 
 
 def test_newton_cg_keeps_the_forcing_term_and_is_superlinear() -> None:
     # On a quadratic the gradient after a full step is CG's residual.
-    ended, trace = solved(quadratic(*spd(30)), np.zeros(30), tolerance=1e-9)
+    ended, trace = solved(quadratic(*spd(30)), np.zeros(30), tolerance=within(1e-9))
     assert ended.converged
     norms = [one.gradient_norm for one in trace]
     for before, after, one in zip(norms, norms[1:], trace[1:], strict=False):
         assert one.step == 1
-        assert after <= 1.001 * min(0.5, np.sqrt(before)) * before + 1e-14
-    assert norms[-1] / norms[-2] < 1e-3
+        assert after <= 1.001 * min(0.5, np.sqrt(before)) * before + within(1e-14)
+    assert norms[-1] / norms[-2] < (2e-2 if single() else 1e-3)
     assert trace[-1].products == sum(one.cg_iterations for one in trace)
 
 
@@ -312,7 +318,7 @@ def test_the_minimum_that_scipy_finds(method: str, theirs: str) -> None:
         tol=1e-12,
         **(products if theirs == "Newton-CG" else {}),
     )
-    assert trace[-1].loss == pytest.approx(found.fun, abs=1e-10)
+    assert trace[-1].loss == pytest.approx(found.fun, abs=within(1e-10))
     assert trace[-1].x == pytest.approx(found.x, abs=1e-4)
 
 
@@ -382,7 +388,10 @@ def test_float32_ends_where_rounding_hides_the_decrease() -> None:
     problem = training(workload, l2=0.1, compute={"dtype": "float32"})
     ended, trace = solved(problem, problem.start(), method="lbfgs", tolerance=1e-12)
     assert not ended.converged
-    assert ended.reason.startswith("the line search found no decrease")
+    # With equal losses of seven digits, steps along the bottom go on.
+    assert ended.reason.startswith("the line search found no decrease") or (
+        single() and ended.limited
+    )
     points = [(one.loss, one.gradient_norm) for one in trace]
     assert len(set(points)) == len(points)  # none is a step that changes nothing
 
@@ -428,7 +437,10 @@ def test_a_line_search_that_finds_no_decrease_is_a_clear_end(method: str) -> Non
     wrong._gradient = lambda x: slope - matrix @ x  # points uphill
     ended, trace = solved(wrong, np.ones(4), method=method)
     assert not ended.converged
-    assert ended.reason == "the line search found no decrease in 34 trials"
+    said, trials = ended.reason.removesuffix(" trials").rsplit(" ", 1)
+    assert said == "the line search found no decrease in"
+    # In single precision a trial may end at the same point before.
+    assert (20 if single() else 34) <= int(trials) <= 34
     assert trace[-1].x == pytest.approx(np.ones(4))
 
 

@@ -253,3 +253,15 @@ def test_residuals_from_sketches_with_a_shift_and_a_metric() -> None:
     ):
         assert other.values == pytest.approx(one.values, rel=within(1e-6))
         assert other.residuals == pytest.approx(one.residuals, rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [12, 120])
+def test_a_spectrum_centred_at_zero_keeps_the_basis_orthonormal(wanted: int) -> None:
+    half = 5 * 1.5 ** -np.arange(300.0) + 0.1 * np.linspace(0, 1, 300)
+    exact = np.sort(np.concatenate([half, -half]))
+    shell = ShellMatrix(PrescribedSpectrum(exact), Ranks())
+    pairs = extreme_eigenpairs(shell, wanted, wanted)
+    assert pairs.converged
+    assert pairs.largest.values == pytest.approx(exact[::-1][:wanted], rel=1e-5)
+    vectors = np.concatenate([pairs.largest.vectors, pairs.smallest.vectors])
+    assert vectors @ vectors.T == pytest.approx(np.eye(2 * wanted), abs=1e-5)
