@@ -10,7 +10,7 @@ import h5py
 from hessdist.results.files import replacing
 from hessdist.results.outputs import Kind, require_output
 from hessdist.results.reader import CheckpointResult, Run
-from hessdist.results.schema import STEP, TABLES, VECTORS, group_name
+from hessdist.results.schema import TABLES, VECTORS, group_name
 from hessdist.results.units import COMPRESSION, copy_linked_arrays, write_studies
 from hessdist.results.untrusted import CheckedGroup
 from hessdist.results.writer import make_dimension, write_parameters, write_tables
@@ -63,14 +63,7 @@ def _copy(
 ) -> None:
     """Copy the arrays of a checkpoint, with the dimension scales of the packed file."""
     for name, value in source.attrs.items():
-        if name == STEP.name or name.startswith((
-            "checkpoint",
-            "tolerance",
-            "outcome",
-            "restarts",
-            "metric",
-            "stability",
-        )):
+        if name not in file.attrs and name != "complete":  # what describes the run is there once
             target.attrs[name] = value
     for field in (*TABLES, *(VECTORS if eigenvectors else ())):
         if field.name not in source:

@@ -26,43 +26,65 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def lenet(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
+def _activation(network: str, name: str) -> Callable[[], nn.Module]:
+    if name not in _ACTIVATIONS:
+        raise WorkloadError(
+            f"{network}: activation '{name}' is not known",
+            f"use one of {', '.join(_ACTIVATIONS)}",
+        )
+    return _ACTIVATIONS[name]
+
+
+def lenet(
+    in_channels: int = 1,
+    image_size: int = 28,
+    num_classes: int = 10,
+    activation: str = "relu",
+) -> nn.Module:
     """Build the LeNet of Alain, Le Roux and Manzagol: 3,274,634 parameters for 28 x 28 images.
 
-    Two 5 x 5 convolutions (`conv1`, 32 channels; `conv2`, 64; padding 2), each with ReLU and 2 x 2
-    max pooling, then `fc1` (1,024 units, ReLU) and `fc2`.
+    Two 5 x 5 convolutions (`conv1`, 32 channels; `conv2`, 64; padding 2), each with an activation
+    and 2 x 2 max pooling, then `fc1` (1,024 units and an activation) and `fc2`.
 
     Args:
         in_channels: The number of channels of the images.
         image_size: The height and width of the images in pixels, at least 4.
         num_classes: The number of outputs.
+        activation: The activation: relu, tanh, sigmoid, gelu, softplus or identity.
 
     Returns:
         The network from images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     Raises:
-        WorkloadError: `image_size` leaves no pixel after two poolings.
+        WorkloadError: `image_size` leaves no pixel after two poolings, or the activation is not
+            known.
     """
     pooled = image_size // 2 // 2
     if pooled < 1:
         raise WorkloadError(f"lenet cannot take images of {image_size} pixels", "use at least 4")
+    activate = _activation("lenet", activation)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 32, 5, padding=2),
-            relu1=nn.ReLU(),
+            activation1=activate(),
             pool1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(32, 64, 5, padding=2),
-            relu2=nn.ReLU(),
+            activation2=activate(),
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             fc1=nn.Linear(64 * pooled * pooled, 1024),
-            relu3=nn.ReLU(),
+            activation3=activate(),
             fc2=nn.Linear(1024, num_classes),
         )
     )
 
 
-def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) -> nn.Module:
+def lenet5(
+    in_channels: int = 1,
+    image_size: int = 28,
+    num_classes: int = 10,
+    activation: str = "relu",
+) -> nn.Module:
     """Build LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: 61,706 parameters for 28 x 28.
 
     Two 5 x 5 convolutions (`conv1`, 6 channels, padding 2; `conv2`, 16, no padding), each with
@@ -72,29 +94,32 @@ def lenet5(in_channels: int = 1, image_size: int = 28, num_classes: int = 10) ->
         in_channels: The number of channels of the images.
         image_size: The height and width of the images in pixels, at least 12.
         num_classes: The number of outputs.
+        activation: The activation: relu, tanh, sigmoid, gelu, softplus or identity.
 
     Returns:
         The network from images (B, in_channels, image_size, image_size) to logits (B, num_classes).
 
     Raises:
-        WorkloadError: `image_size` leaves no pixel for the second pooling.
+        WorkloadError: `image_size` leaves no pixel for the second pooling, or the activation is not
+            known.
     """
     pooled = (image_size // 2 - 4) // 2
     if pooled < 1:
         raise WorkloadError(f"lenet5 cannot take images of {image_size} pixels", "use at least 12")
+    activate = _activation("lenet5", activation)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 6, 5, padding=2),
-            relu1=nn.ReLU(),
+            activation1=activate(),
             pool1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(6, 16, 5),
-            relu2=nn.ReLU(),
+            activation2=activate(),
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             fc1=nn.Linear(16 * pooled * pooled, 120),
-            relu3=nn.ReLU(),
+            activation3=activate(),
             fc2=nn.Linear(120, 84),
-            relu4=nn.ReLU(),
+            activation4=activate(),
             fc3=nn.Linear(84, num_classes),
         )
     )
@@ -153,10 +178,7 @@ def mlp(
         raise WorkloadError(
             f"mlp: widths = {list(widths)} is no network", "give at least two, each 1 or more"
         )
-    if activation not in _ACTIVATIONS:
-        raise WorkloadError(
-            f"mlp: activation '{activation}' is not known", f"use one of {', '.join(_ACTIVATIONS)}"
-        )
+    activate = _activation("mlp", activation)
     if parametrization not in _LINEAR:
         raise WorkloadError(
             f"mlp: parametrization '{parametrization}' is not known",
@@ -167,7 +189,7 @@ def mlp(
     for index, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
         layers[f"fc{index}"] = _LINEAR[parametrization](fan_in, fan_out, bias=bias)
         if index < last:
-            layers[f"{activation}{index}"] = _ACTIVATIONS[activation]()
+            layers[f"{activation}{index}"] = activate()
     return nn.Sequential(layers)
 
 

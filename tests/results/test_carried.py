@@ -81,6 +81,29 @@ def test_studies_are_packed_and_packed_again(studied: Path, tmp_path: Path) -> N
     assert again[20].pairs_digest == run[20].pairs_digest
 
 
+@pytest.mark.parametrize("eigenvectors", [True, False])
+def test_what_a_checkpoint_says_of_its_numbers_is_packed(
+    path: Path, tmp_path: Path, eigenvectors: bool
+) -> None:
+    said = {
+        "residuals": "sketched",
+        "residuals_standard_error": 0.02,
+        "copies": 3,
+        "product_error": 1e-4,
+        "a later attribute": "x",
+    }
+    part = min(path.with_suffix(".checkpoints").glob("step-*.h5"))
+    with h5py.File(part, "r+") as file:
+        file.attrs.update(said)
+        step = int(file.attrs["step"])
+    pack(hessdist.open_run(path), tmp_path / "one.h5", eigenvectors)
+    pack(hessdist.open_run(tmp_path / "one.h5"), tmp_path / "two.h5", eigenvectors)
+    with hessdist.open_run(tmp_path / "two.h5")[step].opened() as packed:
+        assert {name: packed.attrs[name] for name in said} == said
+        assert "job" not in packed.attrs
+    assert hessdist.open_run(tmp_path / "two.h5")[step].product_error == 1e-4
+
+
 def test_xarray_reads_a_packed_run(path: Path, tmp_path: Path) -> None:
     xarray = pytest.importorskip("xarray")
     pack(hessdist.open_run(path), tmp_path / "one.h5")

@@ -122,6 +122,9 @@ def test_best_steps_against_a_search_by_hand(alone: Path) -> None:
     joint = -(vectors.T.astype(float) @ (steps["slope"][1] / np.abs(steps["eigenvalue"][1])))
     expected = loss_along(problem, joint) - start
     assert steps["joint_loss_change"][1, 1, 0] == pytest.approx(expected, rel=1e-6)
+    for scale, scaled in zip(steps["scale"], steps["scaled_joint_loss_change"][1], strict=True):
+        expected = loss_along(problem, scale * joint) - start
+        assert scaled[1, 0] == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 def test_blocks_against_dense_ones(alone: Path) -> None:
@@ -348,7 +351,10 @@ def test_the_tables_of_a_study(alone: Path, run: Run) -> None:
     (row,) = [line.split() for line in lines if line.split()[:3] == ["20", "3", "smallest"]]
     gains = [steps["loss_change"][1, rule, 4:].sum() for rule in range(3)]
     gains += list(steps["joint_loss_change"][1, :, 2])
-    assert [float(cell) for cell in row[3:]] == pytest.approx(gains, rel=1e-3)
+    assert [float(cell) for cell in row[3:9]] == pytest.approx(gains, rel=1e-3)
+    shares = steps["scaled_joint_loss_change"][1, :, 2, 2]
+    assert float(row[9]) == pytest.approx(shares.min(), rel=1e-3)
+    assert row[10] == f"({steps['scale'][shares.argmin()]:g})"
     assert any(line.split()[:2] == ["rmsprop", "+"] for line in lines)
     assert any(line.split()[:4] == ["20", "0.25", "4", "largest"] for line in lines)
 

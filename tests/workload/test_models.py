@@ -62,6 +62,7 @@ def count(model: nn.Module) -> int:
         ("lenet", {"in_channels": 3, "image_size": 32}, 2_432 + 51_264 + 4_195_328 + 10_250),
         ("lenet", {"num_classes": 7}, 3_274_634 - 3 * 1_025),
         ("lenet5", {}, 61_706),
+        ("lenet5", {"activation": "tanh"}, 61_706),
         (
             "lenet5",
             {"in_channels": 3, "image_size": 32},
@@ -167,6 +168,8 @@ def test_a_factory_of_the_users_is_found_in_the_working_directory_or_on_the_path
         ("mlp", {"widths": [3]}, ["widths", "[3]"]),
         ("mlp", {"widths": [3, 0]}, ["widths", "[3, 0]"]),
         ("mlp", {"widths": [3, 2], "activation": "swish"}, ["'swish'", "relu, tanh"]),
+        ("lenet", {"activation": "swish"}, ["lenet", "'swish'", "relu, tanh"]),
+        ("lenet5", {"activation": ""}, ["lenet5", "''", "relu, tanh"]),
         ("lenet", {"image_size": 3}, ["image", "at least 4"]),
         ("lenet5", {"image_size": 11}, ["image", "at least 12"]),
     ],

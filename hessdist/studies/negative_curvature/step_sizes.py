@@ -20,12 +20,14 @@ from hessdist.studies.negative_curvature.settings import StepSizesSection
 
 RULES = ("newton", "saddle_free", "measured")
 """The step sizes 1/λ, 1/|λ| (Dauphin et al. 2014) and α*."""
+SCALES = 2.0 ** -np.arange(7)
+"""The shares of a joint step that are tried."""
 
 
 def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
     """Compute α* and L(α*) − L(0) of every pair, and of the steps 1/λ and 1/|λ|. Collective.
 
-    The dimensions are pair, alpha, rule and directions.
+    The dimensions are pair, alpha, rule, directions and scale.
     """
     pairs = context.pairs()
     values = np.array([pair.value for pair in pairs])
@@ -33,6 +35,7 @@ def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
     grid = step_grid(settings.smallest, settings.largest, settings.count)
     start = _loss_at_start(context)
     best, by_rule, joint_steps = _search(context, pairs, grid, start)
+    joint = _joint_losses(context, joint_steps) - start
     found = np.where(np.isnan(values), Found.NO_PAIR, best.found).astype("i1")
     predicted = np.full(len(pairs), np.nan)
     predicted[values > 0] = -(slopes**2 / (2 * values))[values > 0]
@@ -54,8 +57,12 @@ def step_sizes(context: Context, settings: StepSizesSection) -> Measurements:
         "loss_change": Variable(("rule", "pair"), by_rule - start, "L(α) - L(0) by rule"),
         "joint_loss_change": Variable(
             ("rule", "directions"),
-            _joint_losses(context, joint_steps) - start,
+            joint[0],
             "change of the loss by the steps along several eigenvectors at once",
+        ),
+        "scale": Variable(("scale",), SCALES, "share of the joint step"),
+        "scaled_joint_loss_change": Variable(
+            ("scale", "rule", "directions"), joint, "the same by a share of the joint step"
         ),
         "scanned_loss": Variable(("pair", "alpha"), best.scanned, "loss of the scan"),
         "start": Variable((), np.array(start), "L(0)"),
@@ -113,8 +120,9 @@ def _coefficients(pairs: Sequence[Pair], steps: NDArray[np.float64]) -> NDArray[
 
 
 def _joint_losses(context: Context, joint_steps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Compute the loss after the joint steps, by rule, of all pairs and of each end."""
+    """Compute the loss after shares of the joint steps, (scales, rules, all pairs and each end)."""
     of_ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     points = np.kron(np.eye(len(RULES)), of_ends)  # (rules · 3, rules · ends)
+    scaled = np.concatenate([scale * points for scale in SCALES])
     span = LossInSpan(context.objective, joint_steps, context.weight(), context.on_evaluation)
-    return span.losses(points).reshape(len(RULES), len(of_ends))
+    return span.losses(scaled).reshape(len(SCALES), len(RULES), len(of_ends))

@@ -22,6 +22,8 @@ def gains(run: Run) -> Iterator[Table]:
     measured = run.studies["step_sizes"]
     rules = ("1/λ", "1/|λ|", "α*")
     columns = ["step", "pairs", *(f"Σ {rule}" for rule in rules), *(f"joint {r}" for r in rules)]
+    shares = "scale" in measured  # results of earlier versions have none
+    columns += ["best share of α*"] if shares else []
     table = new_table(columns, "\nchange of the loss along eigenvectors, by step size")
     ends = np.array([str(pair).split()[0] for pair in measured["pair"]])
     for row, step in enumerate(measured["step"]):
@@ -29,7 +31,11 @@ def gains(run: Run) -> Iterator[Table]:
             single = np.nansum(measured["loss_change"][row][:, ends == end], axis=1)
             column = list(measured["directions"]).index(end)
             joint = measured["joint_loss_change"][row][:, column]
-            numbers = (f"{number:.4g}" for number in (*single, *joint))
+            numbers = [f"{number:.4g}" for number in (*single, *joint)]
+            if shares:
+                scaled = measured["scaled_joint_loss_change"][row][:, -1, column]
+                best = int(np.argmin(np.nan_to_num(scaled, nan=np.inf)))
+                numbers.append(f"{scaled[best]:.4g} ({measured['scale'][best]:g})")
             table.add_row(str(step), f"{(ends == end).sum()} {end}", *numbers)
     yield table
 
