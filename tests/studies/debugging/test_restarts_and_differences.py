@@ -1,4 +1,4 @@
-"""The sections restarts and differences, against runs by hand and closed forms; on several ranks."""
+"""Restarts and differences against runs by hand and closed forms, and on several ranks."""
 
 from __future__ import annotations
 
