@@ -125,7 +125,6 @@ def test_minima_are_stored_beside_the_fit(points: Measurements) -> None:
         if lowest.any():
             mean = points["energy"][place][lowest].mean()
             assert points["minima_energy"][place] == pytest.approx(mean)
-    assert points["minima"].any()
     names = [name for name, _ in figures_of({"critical_points": points}, "points")]
     assert names == ["critical-points", "critical-points-energy", "critical-points-units"]
     assert [table.row_count for table in tables_of({"critical_points": points})] == [4, 8]
