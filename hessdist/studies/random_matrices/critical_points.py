@@ -166,7 +166,7 @@ def _search(
     negative, zero = _eigenvalue_counts(networks, points.theta, settings.null)
     energy = (points.value / settings.width).numpy()
     distance, closed = _closed_form(networks, energy)
-    first, second = points.theta.split([hidden * settings.width] * 2, dim=1)
+    first, second = torch.split(points.theta, hidden * settings.width, dim=1)
     scale = networks.gauss_newton_means(points.theta).numpy()
     used = (points.found & ~trivial).numpy()
     ratio = 2 * hidden / samples[row]
