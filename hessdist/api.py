@@ -226,6 +226,7 @@ def exact_spectrum(
     batch_size: int = 256,
     batch_tokens: int | None = 8192,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    product: Literal["exact", "finite_difference"] = "exact",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> ExactSpectrum:
@@ -244,6 +245,7 @@ def exact_spectrum(
         batch_size: The samples that are evaluated together.
         batch_tokens: The tokens that are evaluated together.
         device: The device.
+        product: "finite_difference" multiplies the Hessian by central differences of the gradient.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
 
@@ -252,10 +254,16 @@ def exact_spectrum(
 
     Raises:
         InputError: The arguments do not fit together, or the dense matrix does not fit into memory.
-        NumericalError: A loss or a gradient is not finite.
+        NumericalError: A loss or a gradient is not finite, or products by differences are too
+            inaccurate.
         DependencyError: mpi4py, petsc4py or slepc4py is missing or cannot be used.
     """
-    compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    compute = {
+        "device": device,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "product": product,
+    }
     settings = {"operator": operator, "eigenvectors": eigenvectors}
     with borrowed_objective(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings
@@ -278,6 +286,7 @@ def spectral_density(
     batch_size: int = 256,
     batch_tokens: int | None = 8192,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    product: Literal["exact", "finite_difference"] = "exact",
     collate: Collate | None = None,
     comm: MPI.Comm | None = None,
 ) -> SpectralDensity:
@@ -298,6 +307,7 @@ def spectral_density(
         batch_size: The samples that are evaluated together.
         batch_tokens: The tokens that are evaluated together.
         device: The device.
+        product: "finite_difference" multiplies the Hessian by central differences of the gradient.
         collate: Makes a batch of a list of samples.
         comm: The communicator.
 
@@ -307,10 +317,16 @@ def spectral_density(
 
     Raises:
         InputError: The arguments do not fit together, or there are no probes.
-        NumericalError: A loss or a gradient is not finite.
+        NumericalError: A loss or a gradient is not finite, or products by differences are too
+            inaccurate.
         DependencyError: mpi4py is missing or cannot be used.
     """
-    compute = {"device": device, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    compute = {
+        "device": device,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "product": product,
+    }
     settings = {"operator": operator, "probes": probes, "steps": steps, "seed": seed}
     with borrowed_objective(
         comm, model, loss, dataset, compute, l2, layers, collate, **settings

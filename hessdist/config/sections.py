@@ -322,6 +322,9 @@ class DiagnosisSection(Section):
     reach: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
     """Factor by which the rates along the negative gradient extend beyond three rates on either
     side: the job's, the best and the largest stable one."""
+    rates: list[Rate] = []
+    """Learning rates besides the job's at which the change of the loss by a gradient step is
+    predicted and measured, so that alarms can be counted."""
     distance: Rate = 10.0
     """Largest distance along the escape direction, in the Euclidean norm of the parameters."""
 

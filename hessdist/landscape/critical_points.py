@@ -53,6 +53,7 @@ def find(
     radius: float = 0.1,
     follow_steps: int = 200,
     steps: int = 200,
+    largest: float = float("inf"),
     on_step: Callable[[], None] = lambda: None,
 ) -> CriticalPoints:
     """Search for a critical point near each start.
@@ -68,6 +69,7 @@ def find(
         radius: The longest step of the first stage, as a share of ‖θ‖.
         follow_steps: The maximum number of steps of the first stage; 0 skips it.
         steps: The maximum number of steps of the second stage.
+        largest: The bound on |θ_i|. A search that goes beyond it ends there, and has found nothing.
         on_step: Called before every step of the batch. An exception in it ends the search.
 
     Returns:
@@ -76,11 +78,12 @@ def find(
     _, gradient = functions.losses_and_gradients(theta)
     start = gradient.norm(dim=1)
     wanted = torch.minimum(torch.full_like(start, tolerance), relative_tolerance * start)
-    near, followed = _follow(functions, theta, radius, wanted, follow_steps, on_step)
-    ended, taken = _reduce_gradient(functions, near, wanted, steps, on_step)
+    near, followed = _follow(functions, theta, radius, wanted, follow_steps, largest, on_step)
+    ended, taken = _reduce_gradient(functions, near, wanted, steps, largest, on_step)
     value, gradient = functions.losses_and_gradients(ended)
     norm = gradient.norm(dim=1)
-    return CriticalPoints(ended, value, norm, start, followed + taken, norm <= wanted)
+    found = (norm <= wanted) & (ended.abs().amax(1) <= largest)
+    return CriticalPoints(ended, value, norm, start, followed + taken, found)
 
 
 class _Active:
@@ -113,6 +116,7 @@ def _follow(
     radius: float,
     wanted: Tensor,
     most: int,
+    largest: float,
     on_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Run the first stage: points, and steps taken. A point that diverges stays at its start."""
@@ -126,7 +130,8 @@ def _follow(
         norm = gradient.norm(dim=1)
         lost = ~(active.theta.norm(dim=1) <= far[active.which]) | ~torch.isfinite(norm)
         active.theta[lost] = theta[active.which[lost]]
-        ended = lost | (norm <= near[active.which])
+        beyond = active.theta.abs().amax(1) > largest
+        ended = lost | beyond | (norm <= near[active.which])
         if bool(ended.any()):
             active.end(ended)
             gradient, norm = gradient[~ended], norm[~ended]
@@ -148,7 +153,12 @@ def _follow(
 
 
 def _reduce_gradient(
-    functions: Functions, theta: Tensor, wanted: Tensor, most: int, on_step: Callable[[], None]
+    functions: Functions,
+    theta: Tensor,
+    wanted: Tensor,
+    most: int,
+    largest: float,
+    on_step: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Run the second stage: steps −(H² + ν²)⁻¹ H g, if they reduce ‖g‖ about as expected.
 
@@ -167,6 +177,7 @@ def _reduce_gradient(
         on_step()
         norm = gradient.norm(dim=1)
         stuck = ~(damping < 1e12 * norm.clamp(min=1))
+        stuck |= active.theta.abs().amax(1) > largest
         ended = stuck | (norm <= wanted[active.which]) | ~torch.isfinite(norm)
         if bool(ended.any()):
             active.end(ended)

@@ -59,6 +59,78 @@ def mean_energies(index: NDArray[np.float64], energy: NDArray[np.float64]) -> Me
     return MeanEnergies(values, means, spread / np.sqrt(points), points)
 
 
+@dataclass(frozen=True)
+class Minima:
+    """The points of index 0, with their mean energy; NaN for what their number does not give."""
+
+    points: int
+    energy: float  # mean ε
+    error: float  # its standard error, from the spread of these points alone
+
+
+def minima(index: NDArray[np.float64], energy: NDArray[np.float64]) -> Minima:
+    """Average the energies of the critical points without a negative eigenvalue.
+
+    Args:
+        index: The index α of each point, (N,).
+        energy: The energy ε of each point, (N,).
+
+    Returns:
+        Their number and mean. There is no mean of none, and no error of fewer than two.
+    """
+    lowest = energy[(index == 0) & np.isfinite(energy)]
+    count, nan = len(lowest), float("nan")
+    mean = float(lowest.mean()) if count else nan
+    error = float(lowest.std(ddof=1) / np.sqrt(count)) if count > 1 else nan
+    return Minima(count, mean, error)
+
+
+@dataclass(frozen=True)
+class LawAgainstPoints:
+    """How the ε_c and the index of a law agree with critical points, in their own units."""
+
+    energy: float  # median of ε / σ²
+    minima: int  # points of index 0
+    minima_above: int  # those of them with ε above ε_c σ², which the law gives negative eigenvalues
+    saddles: int  # points with negative eigenvalues
+    saddles_below: int  # those of them with ε up to ε_c σ², which the law gives none
+    index: float  # mean α
+    predicted: float  # mean α of the law at the same points, where it is known
+
+
+def law_against_points(
+    index: NDArray[np.float64],
+    energy: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    critical: float,
+    predicted: NDArray[np.float64],
+) -> LawAgainstPoints:
+    """Compare a law with critical points.
+
+    Args:
+        index: The index α of each point, (N,).
+        energy: Its energy ε, (N,).
+        scale: Its σ, the mean eigenvalue of the Gauss-Newton matrix, (N,).
+        critical: ε_c of the law for σ = 1.
+        predicted: The index that the law gives the point, (N,); NaN where it is not known.
+
+    Returns:
+        The comparison; means are NaN if there are no points.
+    """
+    lowest, above = index == 0, energy > critical * scale**2
+    known = np.isfinite(predicted)
+    some = known.any()
+    return LawAgainstPoints(
+        float(np.median(energy / scale**2)) if len(index) else float("nan"),
+        int(lowest.sum()),
+        int((lowest & above).sum()),
+        int((~lowest).sum()),
+        int((~lowest & ~above).sum()),
+        float(index[known].mean()) if some else float("nan"),
+        float(predicted[known].mean()) if some else float("nan"),
+    )
+
+
 def fit_three_halves(
     index: NDArray[np.float64], energy: NDArray[np.float64], below: float
 ) -> ThreeHalvesFit:

@@ -33,12 +33,13 @@ class LossModel:
 
     H₀ is Marchenko-Pastur with ratio φ and mean σ (R = σ / (1 − σφg)). Without rectifier H₁ is the
     semicircle of variance 2ε (R = 2εg). With a rectifier half its entries are zero, and it has only
-    two off-diagonal blocks (R = εφg / (2 − εφ²g²)): it is the difference of two free Poisson laws
-    with rate 1/(2φ) and jump φ √(ε/2).
+    two off-diagonal blocks (R = εφg / (2 − εφ²g²)): it is the law of the difference of two free
+    Poisson variables with rate 1/(2φ) and jump φ √(ε/2). With `active` = 1 nothing is zero, and it
+    is the law of H₁ for independent residuals and linear units (`bilinear_residual`).
 
     Raises:
-        LawError: The energy is negative, the ratio or the scale is not above zero, or a number is
-            not finite.
+        LawError: The energy is negative, the ratio, the scale or the active share is not above
+            zero, or a number is not finite.
     """
 
     energy: float
@@ -49,9 +50,11 @@ class LossModel:
     """True for a network with ReLU."""
     scale: float = 1.0
     """σ, the mean eigenvalue of H₀."""
+    active: float = 0.5
+    """With a rectifier, the share of samples that pass a hidden unit."""
 
     def __post_init__(self) -> None:
-        check_positive(ratio=self.ratio, scale=self.scale)
+        check_positive(ratio=self.ratio, scale=self.scale, active=self.active)
         if not (np.isfinite(self.energy) and self.energy >= 0):
             raise LawError(f"energy = {self.energy:g} is out of range", "give 0 or more")
 
@@ -71,7 +74,7 @@ class LossModel:
             raise LawError("at energy zero H₁ is zero", "take a positive energy")
         if not self.rectified:
             return Semicircle(float(np.sqrt(2 * self.energy)))
-        return bilinear_residual(self.energy, self.ratio, active=0.5)
+        return bilinear_residual(self.energy, self.ratio, self.active)
 
     @cached_property
     def law(self) -> Law:
@@ -234,13 +237,17 @@ def critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0
     return float(4 * energy / ratio if rectified else energy)
 
 
-def located_critical_energy(ratio: float, *, rectified: bool = False, scale: float = 1.0) -> float:
+def located_critical_energy(
+    ratio: float, *, rectified: bool = False, scale: float = 1.0, active: float = 0.5
+) -> float:
     """Find ε_c by moving the lower edge of the spectrum to zero.
 
     Args:
         ratio: φ, below 1.
         rectified: True for a network with ReLU.
         scale: σ, the mean eigenvalue of H₀.
+        active: With a rectifier, the share of samples that pass a hidden unit; 1 is for independent
+            residuals and linear units, whose ε_c has no closed form here.
 
     Returns:
         ε_c, to a relative error of about 1e-8 at φ = 0.99 and less below.
@@ -253,7 +260,8 @@ def located_critical_energy(ratio: float, *, rectified: bool = False, scale: flo
     check_positive(scale=scale)
 
     def edge(logarithm: float) -> float:
-        model = LossModel(float(np.exp(logarithm)) * scale**2, ratio, rectified, scale)
+        energy = float(np.exp(logarithm)) * scale**2
+        model = LossModel(energy, ratio, rectified, scale, active)
         return model.law.ends[0] / scale
 
     high = 0.0

@@ -63,6 +63,22 @@ class TwoLayerNetworks:
         by_second = errors.mT @ z
         return losses, torch.cat([by_first.flatten(1), by_second.flatten(1)], 1) / m
 
+    def gauss_newton_means(self, theta: Tensor) -> Tensor:
+        """Compute the mean eigenvalue of each network's Gauss-Newton matrix, tr(J Jᵀ) / (m d).
+
+        Args:
+            theta: The parameters, (K, d).
+
+        Returns:
+            The means, (K,).
+        """
+        m, outputs = self.inputs.shape[1], self.targets.shape[2]
+        _, second, z, slope, _, _ = self._forward(theta)
+        of_units = (slope.square() * second.square().sum(1)[:, None, :]).sum(2)
+        by_first = (of_units * self.inputs.square().sum(2)).sum(1)
+        by_second = outputs * z.square().sum((1, 2))
+        return (by_first + by_second) / (m * self.size)
+
     def hessians(self, theta: Tensor) -> Tensor:
         """Compute the Hessian of each network's loss.
 

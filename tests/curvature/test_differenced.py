@@ -49,6 +49,18 @@ def test_eigenvalues_are_those_of_the_dense_matrix_and_the_error_is_said() -> No
     assert eigenpairs(given, product="exact").product_error == 0
 
 
+def test_whole_spectra_take_products_by_differences() -> None:
+    given = mlp_problem("tanh", "cross_entropy")
+    expected = np.linalg.eigvalsh(dense(given, "hessian").numpy() / 20)
+    data = given.model, given.loss, given.dataset
+    found = hessdist.exact_spectrum(*data, product="finite_difference")
+    assert np.abs(found.values - expected).max() <= 1e-7 * expected[-1]
+    assert not np.array_equal(found.values, hessdist.exact_spectrum(*data).values)
+    density = hessdist.spectral_density(*data, probes=1, steps=20, product="finite_difference")
+    exact = hessdist.spectral_density(*data, probes=1, steps=20)
+    assert density.trace().value == pytest.approx(exact.trace().value, rel=1e-5)
+
+
 def test_inaccurate_products_are_refused() -> None:
     given = mlp_problem("tanh", "cross_entropy", dtype=torch.float32)
     with pytest.raises(NumericalError, match=r"above 1e-07; use compute\.dtype = 'float64'"):

@@ -15,10 +15,12 @@ from hessdist.errors import Stopped, WorkloadError
 from hessdist.landscape.critical_points import counts, find
 from hessdist.landscape.index_energy import (
     fit_three_halves,
+    law_against_points,
     least_squares_energy,
     linear_critical_points,
     linear_energy,
     mean_energies,
+    minima,
     tanh_energy,
 )
 from hessdist.workload.models import mlp
@@ -65,6 +67,25 @@ def test_losses_gradients_and_hessians_against_autograd(activation: str) -> None
         torch.testing.assert_close(matrices[k], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "identity"])
+def test_the_mean_eigenvalue_of_gauss_newton(activation: str) -> None:
+    """tr(J Jᵀ) / (m d), with J row by row by autograd."""
+    many, theta = networks(activation)
+    model = mlp([3, 4, 2], activation, bias=False).double()
+
+    def outputs(row: Tensor, inputs: Tensor) -> Tensor:
+        pieces = {"fc1.weight": row[:12].view(4, 3), "fc2.weight": row[12:].view(2, 4)}
+        return functional_call(model, pieces, (inputs,)).flatten()
+
+    means = many.gauss_newton_means(theta)
+    for k in range(3):
+        row = theta[k].clone().requires_grad_()
+        found = outputs(row, many.inputs[k])
+        rows = [torch.autograd.grad(one, row, retain_graph=True)[0] for one in found]
+        expected = float(torch.stack(rows).square().sum()) / (7 * 20)
+        assert float(means[k]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_some_of_the_networks_are_as_before() -> None:
     many, theta = networks("tanh")
     some = torch.tensor([2, 0])
@@ -102,6 +123,20 @@ class Flat(Wells):
 
     def hessians(self, theta: Tensor) -> Tensor:
         return torch.diag_embed(2 * theta)
+
+
+@pytest.mark.parametrize("follow_steps", [0, 100])
+def test_searches_beyond_a_bound_are_given_up(follow_steps: int) -> None:
+    """Without a bound all are found; with one, those whose |θ| passes it are not."""
+    generator = torch.Generator().manual_seed(0)
+    start = 0.4 * torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    free = find(Wells(), start, follow_steps=follow_steps, **EXACT)
+    bound = find(Wells(), start, follow_steps=follow_steps, largest=0.9, **EXACT)
+    assert (free.theta[free.found].abs().amax(1) > 0.9).any()
+    assert bound.found.any()
+    assert (bound.theta[bound.found].abs().amax(1) <= 0.9).all()
+    assert not bound.found[bound.theta.abs().amax(1) > 0.9].any()
+    assert int(bound.steps.sum()) < int(free.steps.sum())
 
 
 @pytest.mark.parametrize("follow_steps", [0, 100])
@@ -296,3 +331,24 @@ def test_closed_forms_of_figure_6() -> None:
     assert tanh_energy(ratio).tolist() == [0.5, 0.125, 0.0, 0.0]
     assert linear_energy(ratio).tolist() == [0.5, 0.25, 0.0, 0.0]
     assert least_squares_energy(ratio, 3, 3).tolist() == [0.5, 0.375, 0.25, 0.0]
+
+
+def test_minima_are_averaged_by_themselves() -> None:
+    index = np.array([0.0, 0.0, 0.0, 0.5])
+    found = minima(index, np.array([1.0, 2.0, 3.0, 9.0]))
+    assert (found.points, found.energy) == (3, 2.0)
+    assert found.error == pytest.approx(1 / 3**0.5)
+    assert np.isnan(minima(index[3:], np.array([9.0])).energy)
+    assert np.isnan(minima(index[:1], np.array([9.0])).error)
+
+
+def test_a_law_against_points_in_their_own_units() -> None:
+    """ε_c = 0.1: in units of σ² = 4 the second point is below it, and in units of 1 above."""
+    index, energy = np.array([0.0, 0.0, 0.2, 0.3]), np.array([0.5, 0.3, 0.2, 0.8])
+    scale = np.array([2.0, 2.0, 2.0, 1.0])
+    found = law_against_points(index, energy, scale, 0.1, np.array([0.1, 0.0, 0.0, np.nan]))
+    assert (found.minima, found.minima_above) == (2, 1)
+    assert (found.saddles, found.saddles_below) == (2, 1)
+    assert found.energy == pytest.approx(np.median([0.125, 0.075, 0.05, 0.8]))
+    assert found.index == pytest.approx(0.2 / 3)
+    assert found.predicted == pytest.approx(0.1 / 3)

@@ -65,6 +65,18 @@ JOBS = (
         unstable=("/(gradient_norm|largest_weights|steps)/",),
     ),
     Shortened(
+        "critical_points_16",
+        overrides=(
+            "study.critical_points.width=3",
+            "study.critical_points.ratios=[0.5]",
+            "study.critical_points.networks=10",
+            "study.critical_points.descent_steps=100",
+            "study.critical_points.fit_below=0.3",
+        ),
+        unstable=("/(gradient_norm|largest_weights|steps)/",),
+        slow=True,
+    ),
+    Shortened(
         "curvature_optimizer_mnist",
         overrides=(
             *_DOUBLE,
@@ -76,6 +88,22 @@ JOBS = (
             "spectrum.smallest=2",
             "spectrum.tolerance=1e-2",
         ),
+        slow=True,
+    ),
+    Shortened(
+        "debugging_digits",
+        ("train", "study"),
+        (
+            "training.steps=5",
+            "training.checkpoint_steps=[0,5]",
+            "data.samples=100",
+            "compute.batch_size=100",
+            "study.restarts.seeds=[0,1]",
+            "study.restarts.iterations=20",
+            "study.differences.points=5",
+        ),
+        # Errors of differences are rounding at small lengths.
+        unstable=("/(forward|central)/", "^/figures/run-differences", "^/drawn/Products", "^/show"),
         slow=True,
     ),
     Shortened(

@@ -275,3 +275,18 @@ def test_the_closed_form_is_for_two_matrices() -> None:
         WishartWigner(RTransform(1.0))
     with pytest.raises(LawError, match="jump = -1 is out of range"):
         WishartWigner(RTransform(1.0, (1.0,), (-1.0,)))
+
+
+@pytest.mark.parametrize(("ratio", "scale"), [(0.125, 1.0), (0.5, 2.0), (0.75, 1.0)])
+def test_the_critical_energy_of_independent_residuals(ratio: float, scale: float) -> None:
+    """The search is checked by the ReLU's closed form, and its own edge is at zero."""
+    half = located_critical_energy(ratio, rectified=True, scale=scale)
+    assert half == pytest.approx(critical_energy(ratio, rectified=True, scale=scale), rel=1e-7)
+    whole = located_critical_energy(ratio, rectified=True, scale=scale, active=1.0)
+    assert whole < half  # twice the variance of H₁
+    for factor, sign in ((0.99, 1), (1.01, -1)):
+        law = LossModel(factor * whole, ratio, rectified=True, scale=scale, active=1.0).law
+        assert np.sign(law.ends[0]) == sign
+    drawn = LossModel(4 * whole, ratio, rectified=True, scale=scale, active=1.0)
+    shares = [(drawn.sample(300, np.random.default_rng(k)) < 0).mean() for k in range(4)]
+    assert np.mean(shares) == pytest.approx(drawn.index(), abs=0.01)

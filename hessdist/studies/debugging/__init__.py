@@ -1,7 +1,11 @@
 """Studies of the Hessian for a training run that goes wrong."""
 
 from hessdist.studies.base import TRAINING, Needs, declare
-from hessdist.studies.debugging.settings import SaddleSection
+from hessdist.studies.debugging.settings import (
+    DifferencesSection,
+    RestartsSection,
+    SaddleSection,
+)
 
 STUDIES = (
     declare(
@@ -12,4 +16,19 @@ STUDIES = (
         determined_by="diagnosis:determining",
     ),
     declare(__name__, "saddle", SaddleSection, Needs(all_layers=True, keys=TRAINING)),
+    declare(
+        __name__,
+        "restarts",
+        RestartsSection,
+        Needs(all_layers=True, keys=TRAINING),
+        figures="restart_figures:draw_restarts",
+    ),
+    declare(
+        __name__,
+        "differences",
+        DifferencesSection,
+        Needs(checkpoints=True, hessian=True),
+        check="differences:check",
+        figures="difference_figures:draw_differences",
+    ),
 )

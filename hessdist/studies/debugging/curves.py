@@ -1,4 +1,4 @@
-"""Curves that both the figures and the page draw."""
+"""Curves and numbers that figures, tables and the page share."""
 
 from __future__ import annotations
 
@@ -33,3 +33,33 @@ def from_saddle(measured: Measurements, kept: Any = slice(None)) -> Iterator[Fro
         stays = bool((losses == start).all())
         falls = np.where(falls > least, falls, np.nan)
         yield FromSaddle(f"{name} (stays)" if stays else str(name), losses, falls, model, stays)
+
+
+def kinds_of_end(measured: Measurements) -> list[tuple[str, list[int]]]:
+    """Group the runs of restarts: trained, trained further, and kicked by each length.
+
+    Returns:
+        The name of each group, and the columns of its runs.
+    """
+    groups: dict[str, list[int]] = {}
+    for column, (name, radius) in enumerate(zip(measured["run"], measured["radius"], strict=True)):
+        groups.setdefault(f"kicked by {radius:g}" if radius else str(name), []).append(column)
+    return list(groups.items())
+
+
+def least_error(lengths: NDArray[np.float64], errors: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the least of errors (n,), and its length; NaN if none is known."""
+    if not np.isfinite(errors).any():
+        return float("nan"), float("nan")
+    at = int(np.nanargmin(errors))
+    return float(errors[at]), float(lengths[at])
+
+
+def error_at(lengths: NDArray[np.float64], errors: NDArray[np.float64], length: float) -> float:
+    """Return the error at the measured length that is nearest to another, on a logarithmic scale.
+
+    It is NaN if the length is not within the measured ones.
+    """
+    if not lengths[0] <= length <= lengths[-1]:
+        return float("nan")
+    return float(errors[np.abs(np.log(lengths / length)).argmin()])

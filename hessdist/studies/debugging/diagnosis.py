@@ -194,6 +194,8 @@ def _descend(
     """Compute L(θ − εg) for rates ε around the job's, the best and the stable one. Collective."""
     rates = _rates(settings, point)
     losses = np.full(len(rates), np.nan)
+    checked = np.array(settings.rates, float)
+    checked_changes = np.full(len(checked), np.nan)
     if point.gradient_norm:
         gradient = np.empty(context.objective.placement.held)
         context.objective.placement.gather(evaluation.gradient, gradient)
@@ -204,12 +206,21 @@ def _descend(
             context.on_evaluation,
         )
         special = np.nan_to_num([0.0, point.learning_rate, point.best_rate])
-        found = down.losses(np.concatenate([special, rates])[:, None] * point.gradient_norm)
+        all_rates = np.concatenate([special, checked, rates])
+        found = down.losses(all_rates[:, None] * point.gradient_norm)
         # The loss at θ is computed again in the same way, so that a small change is not rounding.
-        changes, losses = found[1:3] - found[0], found[3:]
+        changes, losses = found[1:3] - found[0], found[3 + len(checked) :]
+        checked_changes = found[3 : 3 + len(checked)] - found[0]
         best = float(changes[1]) if np.isfinite(point.best_rate) else float("nan")
         point = replace(point, loss_change=float(changes[0]), best_loss_change=best)
     return point, {
+        "checked_rate": Variable(("checked_rate",), checked, "rates whose steps are checked"),
+        "checked_change": Variable(
+            ("checked_rate",), checked_changes, "L(θ - εg) - L(θ) at these rates, measured"
+        ),
+        "checked_prediction": Variable(
+            ("checked_rate",), point.model_along_gradient(checked), "-ε gᵀg + ε² gᵀHg / 2"
+        ),
         "rate": Variable(("point",), rates, "rates ε of gradient steps"),
         "loss_along_gradient": Variable(("point",), losses, "loss at θ - ε g over all samples"),
         "model_along_gradient": Variable(

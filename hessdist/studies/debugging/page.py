@@ -1,4 +1,4 @@
-"""The diagnosis of checkpoints, and optimisers that leave a saddle, for the page."""
+"""Diagnoses, ways from a saddle, restarts, and products by differences, for the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hessdist.landscape.diagnosis import Point, findings, note_of
 from hessdist.present.panels import INK, Figure, Note, View, by_step, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, PINK, RED
 from hessdist.present.values import VIEW, evenly, positive
-from hessdist.studies.debugging.curves import from_saddle
+from hessdist.studies.debugging.curves import from_saddle, kinds_of_end
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -179,4 +179,45 @@ def saddle(run: Run) -> Iterator[View]:
             panel("loss", "steps", title, losses),
             panel("fall of the loss", "steps", "fall of the loss", falls, logy=True),
         ],
+    )
+
+
+def restarts(run: Run) -> Iterator[View]:
+    """Show the ends of descent: test loss against loss."""
+    measured = run.studies["restarts"]
+    lines = []
+    for row, (name, columns) in enumerate(kinds_of_end(measured)):
+        x, y = (measured[key][:, columns].ravel() for key in ("loss", "test_loss"))
+        colour = COLOURS[row % len(COLOURS)]
+        lines.append(line(name, x, y, colour, symbol="circle", joined=False))
+    yield View(
+        "restarts",
+        "Restarts and kicks",
+        "A mark an end of descent, from several starts and after random kicks: the loss over the "
+        "samples that the job does not use against the loss that was minimised.",
+        [panel("ends of descent", "loss", "test loss", lines)],
+    )
+
+
+def differences(run: Run) -> Iterator[View]:
+    """Show errors of products by differences of gradients, by their length."""
+    measured = run.studies["differences"]
+    figures = []
+    for row, step in enumerate(measured["step"]):
+        lines = [
+            line(f"{kind}, {name}", measured["length"], measured[kind][row, column], colour, dash=d)
+            for kind, colour in (("forward", RED), ("central", BLUE))
+            for column, (name, d) in enumerate(
+                zip(measured["vector"], ("solid", "dash"), strict=True)
+            )
+        ]
+        where = f"length h, step {step}"
+        figures.append(panel("differences", where, "relative error", lines, logx=True, logy=True))
+    yield View(
+        "differences",
+        "Products by differences of gradients",
+        "Relative error of forward and central differences against exact products, along a random "
+        "unit vector and along its product with the Hessian.",
+        [by_step(figures)],
+        measured["step"].tolist(),
     )

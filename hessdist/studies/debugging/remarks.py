@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hessdist.results.units import Measurements
+from hessdist.studies.debugging.curves import kinds_of_end, least_error
 
 
 def saddle(measured: Measurements) -> Iterator[str]:
@@ -29,3 +30,26 @@ def saddle(measured: Measurements) -> Iterator[str]:
 def diagnosis(measured: Measurements) -> Iterator[str]:
     """Repeat the note of the diagnosis."""
     yield from str(measured["note"]).splitlines()
+
+
+def restarts(measured: Measurements) -> Iterator[str]:
+    """Describe the ends of descent."""
+    for name, columns in kinds_of_end(measured):
+        losses, tests = (measured[key][:, columns] for key in ("loss", "test_loss"))
+        if np.isfinite(losses).any():
+            yield (
+                f"{name}: loss {np.nanmin(losses):.4g} to {np.nanmax(losses):.4g}, test loss "
+                f"{np.nanmin(tests):.4g} to {np.nanmax(tests):.4g}"
+            )
+        else:
+            yield f"{name}: no loss is finite"
+
+
+def differences(measured: Measurements) -> Iterator[str]:
+    """Describe the least errors of differences."""
+    for row, name in enumerate(measured["vector"]):
+        words = []
+        for kind in ("forward", "central"):
+            error, length = least_error(measured["length"], measured[kind][row])
+            words.append(f"{kind} {error:.1e} at h = {length:.1e}")
+        yield f"least error along {name}: {', '.join(words)}"

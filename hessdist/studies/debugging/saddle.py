@@ -13,9 +13,7 @@ from itertools import product
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hessdist.curvature.parameters import Parameters
 from hessdist.errors import NumericalError, WorkloadError
 from hessdist.landscape.escape import expected_change, first_below, growth_factor
 from hessdist.landscape.growth import measured_growth
@@ -26,6 +24,7 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import exact_spectrum, plan
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context
+from hessdist.studies.debugging.full_batch import FullBatch
 from hessdist.studies.debugging.settings import SaddleSection
 from hessdist.studies.networks import Trainer, whole_on_rank
 from hessdist.studies.tasks import distribute
@@ -161,12 +160,11 @@ class _Descent:
     ) -> None:
         self._context, self._settings, self._name = context, settings, variant.name
         self._trainer = Trainer(context, seed, drawn)
-        self._parameters = Parameters(self._trainer.model)
-        self._loss = self._trainer.loss_over(evaluated)
-        size = self._parameters.layout.size
-        start = on_sphere([seed], size, variant.displacement, 0)[0]
-        self._parameters.assign(start.to(context.objective.device))
-        tensors, rate = self._parameters.tensors, context.job.training.learning_rate
+        self._loss = FullBatch(self._trainer, evaluated)
+        parameters = self._loss.parameters
+        start = on_sphere([seed], parameters.layout.size, variant.displacement, 0)[0]
+        parameters.assign(start.to(context.objective.device))
+        tensors, rate = parameters.tensors, context.job.training.learning_rate
         self._optimizer: torch.optim.Optimizer
         if variant.noise:
             self._optimizer = NoisySGD(
@@ -184,31 +182,19 @@ class _Descent:
             place, rest = divmod(iteration, settings.evaluate_every)
             try:
                 if settings.full_batch or not rest:
-                    loss, gradient = self._loss_and_gradient()
+                    loss, gradient = self._loss.loss_and_gradient()
                 if not rest:
                     self._context.local_progress(f"{self._name}, iteration {iteration}")
                     run.losses[place] = loss
                     run.gradient_norms[place] = float(gradient.norm())
                 if settings.full_batch:
-                    self._set_gradient(gradient)
+                    self._loss.set_gradient(gradient)
                 else:
                     self._trainer.backward()
             except NumericalError:
                 break
             self._optimizer.step()
         return run
-
-    def _loss_and_gradient(self) -> tuple[float, Tensor]:
-        """Compute loss and gradient over all samples of the job, with the penalty."""
-        sums, theta = self._loss.loss_and_gradient(), self._parameters.flat().double()
-        l2 = self._trainer.l2
-        loss = sums.loss / sums.weight + l2 / 2 * float(theta.square().sum())
-        return loss, sums.gradient / sums.weight + l2 * theta
-
-    def _set_gradient(self, gradient: Tensor) -> None:
-        layout = self._parameters.layout
-        for p, piece in zip(self._parameters.tensors, layout.split(gradient), strict=True):
-            p.grad = piece.to(p)
 
 
 # -- what is stored --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import Positive, Rate, Section, Seed
+from hessdist.config.base import Positive, Rate, Section, Seed, Steps, distinct
 
 
 class SaddleSection(Section):
@@ -33,4 +33,46 @@ class SaddleSection(Section):
     def _some(self) -> SaddleSection:
         if not (self.noise and self.seeds):
             raise ValueError("noise or seeds is empty")
+        return self
+
+
+class RestartsSection(Section):
+    """Restarts and kicks of networks of the job, tested on the samples that the job leaves out."""
+
+    seeds: list[Seed] = [0, 1, 2, 3, 4]
+    """Seeds of the starts."""
+    radii: list[Rate] = [1.0, 4.0]
+    """Lengths of the kicks: random vectors that are added to the trained parameters."""
+    draws: Positive = 2
+    """Number of kicks of each length."""
+    iterations: Positive = 1500
+    """Steps of each training, over all samples of the job. Learning rate and momentum are those of
+    [training]."""
+
+    @model_validator(mode="after")
+    def _some(self) -> RestartsSection:
+        if not self.seeds:
+            raise ValueError("seeds is empty")
+        distinct(self, "seeds", "radii")
+        return self
+
+
+class DifferencesSection(Section):
+    """Products by forward and central differences of gradients, against exact ones."""
+
+    smallest: Rate = 1e-9
+    """Smallest length h of a difference, in the Euclidean norm of the parameters."""
+    largest: Rate = 10.0
+    """Largest length."""
+    points: Annotated[int, Field(ge=2)] = 31
+    """Number of lengths, evenly spaced in their logarithm."""
+    seed: Seed = 0
+    """Seed of the random direction."""
+    steps: Steps = []
+    """Steps of the checkpoints; an empty list means all."""
+
+    @model_validator(mode="after")
+    def _some(self) -> DifferencesSection:
+        if self.smallest >= self.largest:
+            raise ValueError("smallest is not below largest")
         return self

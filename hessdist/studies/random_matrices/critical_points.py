@@ -3,6 +3,8 @@
 Inputs and targets are random, at several ratios φ = 2h/m of parameters to data points. Every
 network has a data set of its own, so that points are independent and none is found twice. Starts
 lie on paths of gradient descent from weights of several scales, so that there are many energies.
+Each point is kept with the scale σ of its Gauss-Newton matrix and the norms of its weights, because
+laws of random matrices give critical energies in units of σ².
 Networks are distributed over ranks in batches of a fixed size, so that the numbers do not depend on
 the number of ranks.
 """
@@ -20,13 +22,22 @@ from torch import Tensor
 from hessdist.errors import InputError
 from hessdist.landscape.critical_points import CriticalPoints, counts, find
 from hessdist.landscape.descent import descend
-from hessdist.landscape.index_energy import fit_three_halves, linear_critical_points
+from hessdist.landscape.index_energy import (
+    Minima,
+    fit_three_halves,
+    linear_critical_points,
+    minima,
+)
 from hessdist.parallel.memory import require_room
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
+from hessdist.studies.random_matrices.predictions import (
+    BY_LAW,
+    law_critical_energy,
+    predicted_indices,
+)
 from hessdist.studies.random_matrices.settings import CriticalPointsSection
 from hessdist.studies.tasks import distribute
-from hessdist.theory.loss_model import critical_energy
 from hessdist.workload.two_layer import TwoLayerNetworks
 
 _BATCH = 20  # networks that are searched together on one rank
@@ -108,6 +119,11 @@ class _Found:
     zero: NDArray[np.int64]
     steps: NDArray[np.int64]
     largest_weights: NDArray[np.float64]
+    norm_first: NDArray[np.float64]
+    norm_second: NDArray[np.float64]
+    mean_positive: NDArray[np.float64]
+    index_wigner: NDArray[np.float64]
+    index_bilinear: NDArray[np.float64]
     found: NDArray[np.bool_]
     trivial: NDArray[np.bool_]
     closed_distance: NDArray[np.float64]
@@ -143,11 +159,21 @@ def _search(
         relative_tolerance=settings.relative_tolerance,
         follow_steps=settings.follow_steps,
         steps=settings.steps,
+        largest=settings.largest_weight or float("inf"),
         on_step=on_step,
     )
+    trivial = _trivial(networks, points)
     negative, zero = _eigenvalue_counts(networks, points.theta, settings.null)
     energy = (points.value / settings.width).numpy()
     distance, closed = _closed_form(networks, energy)
+    first, second = torch.split(points.theta, hidden * settings.width, dim=1)
+    scale = networks.gauss_newton_means(points.theta).numpy()
+    used = (points.found & ~trivial).numpy()
+    ratio = 2 * hidden / samples[row]
+    by_law = {name: np.full(len(energy), np.nan) for name in BY_LAW}
+    for name, bilinear in BY_LAW.items():
+        on_step()
+        by_law[name][used] = predicted_indices(energy[used], scale[used], ratio, bilinear=bilinear)
     return _Found(
         energy,
         (networks.losses_and_gradients(start)[0] / settings.width).numpy(),
@@ -157,8 +183,13 @@ def _search(
         zero,
         points.steps.numpy(),
         points.theta.abs().amax(1).numpy(),
+        first.norm(dim=1).numpy(),
+        second.norm(dim=1).numpy(),
+        scale,
+        by_law["wigner"],
+        by_law["bilinear"],
         points.found.numpy(),
-        _trivial(networks, points).numpy(),
+        trivial.numpy(),
         distance,
         closed,
     )
@@ -232,6 +263,11 @@ _LONG_NAMES = {
     "zero": "eigenvalues within the tolerance of zero",
     "steps": "steps of the search",
     "largest_weights": "largest |weight|",
+    "norm_first": "norm of W₁",
+    "norm_second": "norm of W₂",
+    "mean_positive": "σ, mean eigenvalue of the Gauss-Newton matrix",
+    "index_wigner": "α of Wishart + Wigner with this ε and σ",
+    "index_bilinear": "α of Wishart + independent residuals with this ε and σ",
     "found": "whether the gradient norm is within both tolerances",
     "trivial": "whether it is θ = 0",
     "closed_distance": "distance to the nearest critical energy of the linear network",
@@ -259,10 +295,14 @@ def _measurements(
         for place in np.ndindex(index.shape[:2])
     ]
 
+    lowest = [
+        minima(index[place][used[place]], tables["energy"][place][used[place]])
+        for place in np.ndindex(index.shape[:2])
+    ]
+
     def fitted(name: str) -> NDArray[np.float64]:
         return np.array([getattr(fit, name) for fit in fits]).reshape(index.shape[:2])
 
-    theory = np.array([critical_energy(ratio) for ratio in ratios])
     variables = {
         "activation": Variable(
             ("activation",), np.array(settings.activations, dtype=object), "of the hidden units"
@@ -286,7 +326,34 @@ def _measurements(
         ("hidden", _hidden(settings), "hidden units h"),
     ):
         variables[name] = Variable((), np.array(value), long_name)
-    variables["wishart_wigner"] = Variable(
-        ("ratio",), theory, "ε_c of the Wishart and Wigner model"
-    )
-    return Measurements(variables)
+    return Measurements(variables | _of_minima(lowest, index.shape[:2]) | _of_laws(ratios))
+
+
+def _of_minima(lowest: list[Minima], shape: tuple[int, ...]) -> dict[str, Variable]:
+    """Return the energies of points without a negative eigenvalue."""
+
+    def table(name: str, long_name: str) -> Variable:
+        values = np.array([getattr(one, name) for one in lowest]).reshape(shape)
+        return Variable(("activation", "ratio"), values, long_name)
+
+    return {
+        "minima": table("points", "points of index 0"),
+        "minima_energy": table("energy", "mean energy ε of points of index 0"),
+        "minima_energy_error": table("error", "its standard error"),
+    }
+
+
+def _of_laws(ratios: NDArray[np.float64]) -> dict[str, Variable]:
+    """Return the critical energies of the laws, for σ = 1."""
+    found = {
+        name: np.array([law_critical_energy(float(phi), bilinear=bilinear) for phi in ratios])
+        for name, bilinear in BY_LAW.items()
+    }
+    return {
+        "wishart_wigner": Variable(
+            ("ratio",), found["wigner"], "ε_c / σ² of the Wishart and Wigner model"
+        ),
+        "wishart_bilinear": Variable(
+            ("ratio",), found["bilinear"], "ε_c / σ² of Wishart and independent residuals"
+        ),
+    }

@@ -11,6 +11,7 @@ from hessdist.landscape.index_energy import (
     least_squares_energy,
     linear_energy,
     mean_energies,
+    minima,
     tanh_energy,
     three_halves_energy,
 )
@@ -51,6 +52,8 @@ def draw_critical_points(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     measured = run.studies["critical_points"]
     yield "critical-points", index_against_energy(measured, title)
     yield "critical-points-energy", critical_energies(measured, title)
+    if "mean_positive" in measured:
+        yield "critical-points-units", index_in_units(measured, title)
 
 
 def draw_loss_model(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
@@ -184,7 +187,9 @@ def _draw_points(
 def critical_energies(measured: Measurements, title: str) -> Figure:
     """Draw ε_c against φ: figure 6b of Pennington and Bahri (2017).
 
-    Marks are the fits with their errors, and hollow ones the mean energy of minima.
+    Marks are the fits with their errors, and hollow ones the mean energy of minima with its
+    standard error. The model's ε_c is for σ = 1, a mean eigenvalue of H₀ that the points do not
+    have; `index_in_units` has their own.
     """
     figure, axes = new_figure(f"{title}: critical energy", height=5.2)
     ratios = measured["ratio"]
@@ -193,24 +198,61 @@ def critical_energies(measured: Measurements, title: str) -> Figure:
         fitted, errors = (measured[f"critical_energy{end}"][row] for end in ("", "_error"))
         look: dict[str, Any] = {"color": colour, "label": f"{text}: fitted ε_c"}
         axes.errorbar(ratios, fitted, np.nan_to_num(errors), fmt=mark, capsize=3, **look)
-        used = measured["found"][row] & ~measured["trivial"][row] & (measured["index"][row] == 0)
-        minima = [
-            own[some].mean() if some.any() else np.nan
-            for own, some in zip(measured["energy"][row], used, strict=True)
+        used = measured["found"][row] & ~measured["trivial"][row]
+        lowest = [
+            minima(index[some], own[some])
+            for index, own, some in zip(
+                measured["index"][row], measured["energy"][row], used, strict=True
+            )
         ]
         look = {"color": colour, "markerfacecolor": "none", "label": f"{text}: mean of index 0"}
-        axes.plot(ratios, minima, mark, markersize=9, **look)
+        means, errors = ([getattr(one, name) for one in lowest] for name in ("energy", "error"))
+        axes.errorbar(ratios, means, np.nan_to_num(errors), fmt=mark, markersize=9, **look)
     grid = np.linspace(0, max(1.0, float(ratios.max())), 400)
     least = least_squares_energy(grid, int(measured["width"]), int(measured["hidden"]))
     axes.plot(grid, tanh_energy(grid), "-", color=RED, linewidth=1, label="½ (1 − φ)²")
     axes.plot(grid, linear_energy(grid), "--", color=BLUE, linewidth=1, label="½ (1 − φ)")
     axes.plot(grid, least, "-.", color=BLUE, linewidth=1, label="½ (1 − n/m), least squares")
-    model: dict[str, Any] = {"color": DARK, "linewidth": 1.2, "label": "Wishart + Wigner"}
+    model: dict[str, Any] = {"color": DARK, "linewidth": 1.2, "label": "Wishart + Wigner, σ = 1"}
     axes.plot(ratios, measured["wishart_wigner"], ":", **model)
     axes.set_xlabel("φ, parameters over data points")
     axes.set_ylabel("energy ε")
     axes.set_ylim(bottom=0)
     legend_below(figure)
+    return figure
+
+
+def index_in_units(measured: Measurements, title: str) -> Figure:
+    """Draw the index of critical points against ε / σ², with what two laws give the same points.
+
+    A row is an activation and a column a ratio. The vertical lines are the laws' ε_c.
+    """
+    names, ratios = measured["activation"], measured["ratio"]
+    size = {"height": 1.4 + 2.4 * len(names), "width": 1.4 + 2.5 * len(ratios)}
+    text = f"{title}: index against energy in units of σ²"
+    figure, grid = panels(text, len(names), len(ratios), **size, sharey=True)
+    laws = (("wigner", RED), ("bilinear", GREEN))
+    for place in np.ndindex(len(names), len(ratios)):
+        axes = grid[place]
+        used = measured["found"][place] & ~measured["trivial"][place]
+        energy = measured["energy"][place][used] / measured["mean_positive"][place][used] ** 2
+        axes.plot(energy, measured["index"][place][used], "o", color=BLUE, markersize=2.5)
+        for law, colour in laws:
+            axes.plot(energy, measured[f"index_{law}"][place][used], ".", color=colour)
+            axes.axvline(measured[f"wishart_{law}"][place[1]], color=colour, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_ylim(-0.02, 0.55)
+        axes.tick_params(labelsize="x-small")
+        heading(axes, f"{label(ACTIVATIONS, names[place[0]])}, φ = {ratios[place[1]]:.3g}", 8)
+        axes.set_xlabel("ε / σ²", fontsize="small")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("index α")
+    keys = [
+        key("a critical point", BLUE, "o", markersize=4),
+        key("Wishart + Wigner at its ε and σ", RED, "."),
+        key("Wishart + independent residuals", GREEN, "."),
+    ]
+    legend_below(figure, keys, 3)
     return figure
 
 

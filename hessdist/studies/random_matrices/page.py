@@ -193,6 +193,6 @@ def _critical_energies(measured: Measurements) -> Figure:
     lines += [
         line("½ (1 − φ)²", phi, tanh_energy(phi), INK),
         line("½ (1 − φ)", phi, linear_energy(phi), INK, dash="dash"),
-        line("Wishart + Wigner", ratios, measured["wishart_wigner"], INK, dash="dot"),
+        line("Wishart + Wigner, σ = 1", ratios, measured["wishart_wigner"], INK, dash="dot"),
     ]
     return panel("critical energy", "φ, parameters over data points", "energy ε", lines)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hessdist.landscape.index_energy import minima
 from hessdist.results.units import Measurements
 from hessdist.theory.shortcomings import LAWS, parameters_of, where_it_fails
 
@@ -39,6 +40,12 @@ def critical_points(measured: Measurements) -> Iterator[str]:
             )
             if trivial.any():
                 searches += f", {trivial.sum()} of them θ = 0"
+            used = found & ~trivial
+            lowest = minima(measured["index"][place][used], measured["energy"][place][used])
+            if lowest.points:
+                searches += f"; index 0: {lowest.points} of mean ε = {lowest.energy:.4f}"
+                if lowest.points > 1:
+                    searches += f" ± {lowest.error:.4f}"
             if np.isnan(measured["critical_energy"][place]):
                 yield (
                     f"{searches}; too few for a fit: {measured['fitted_points'][place]} of "

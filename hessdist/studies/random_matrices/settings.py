@@ -82,6 +82,9 @@ class CriticalPointsSection(Section):
     relative_tolerance: Rate = 1e-4
     """Norm of the gradient at a critical point, as a share of the norm at the start of the search.
     Both tolerances must hold."""
+    largest_weight: Rate | None = None
+    """Bound on the |weights|; a search that goes beyond it is given up. By default there is none.
+    """
     null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     """Share of the largest |λ| up to which an eigenvalue counts as zero."""
     fit_below: Annotated[float, Field(gt=0, le=0.5)] = 0.1

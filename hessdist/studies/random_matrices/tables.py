@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from hessdist.landscape.index_energy import linear_energy, tanh_energy
+from hessdist.landscape.index_energy import (
+    law_against_points,
+    linear_energy,
+    minima,
+    tanh_energy,
+)
 from hessdist.present.cells import cut, new_list, new_table, number, percent
 from hessdist.theory.shortcomings import LAWS, is_measured, parameters_of, where_it_fails
 
@@ -57,9 +62,26 @@ def _fits(measured: Measurements) -> Iterator[tuple[int, ...]]:
 
 
 def critical_points(run: Run) -> Iterator[Table]:
+    """Show critical points of two-layer networks, the fitted 3/2 law, and the laws' own ε_c."""
+    yield from critical_energies(run)
+    yield from laws_of_points(run)
+
+
+def critical_energies(run: Run) -> Iterator[Table]:
     """Show critical points of two-layer networks, and the 3/2 law fitted to them."""
     measured = run.studies["critical_points"]
-    columns = ["units", "φ", "found", "θ = 0", "ε₀", "ε_c", "α₀", "exponent", "χ²/ν"]
+    columns = [
+        "units",
+        "φ",
+        "found",
+        "θ = 0",
+        "index 0",
+        "their ε",
+        "ε_c",
+        "α₀",
+        "exponent",
+        "χ²/ν",
+    ]
     columns += ["points", "½(1 − φ)²", "½(1 − φ)"]
     table = new_table(columns, "\ncritical points")
 
@@ -71,19 +93,53 @@ def critical_points(run: Run) -> Iterator[Table]:
         row, column = place
         ratio = measured["ratio"][column]
         found, trivial = measured["found"][place], measured["trivial"][place]
-        minima = measured["energy"][place][found & ~trivial & (measured["index"][place] == 0)]
+        used = found & ~trivial
+        lowest = minima(measured["index"][place][used], measured["energy"][place][used])
         table.add_row(
             str(measured["activation"][row]),
             f"{ratio:.4g}",
             f"{found.sum()}/{len(found)}",
             str(trivial.sum()),
-            f"{minima.mean():.3f}" if minima.size else "",
+            str(lowest.points),
+            f"{lowest.energy:.3f} ± {lowest.error:.1g}" if lowest.points else "",
             *(fitted(name, place) for name in ("critical_energy", "coefficient", "exponent")),
             f"{measured['misfit'][place]:.2g}",
             str(measured["fitted_points"][place]),
             f"{tanh_energy(ratio):.3f}",
             f"{linear_energy(ratio):.3f}",
         )
+    yield table
+
+
+def laws_of_points(run: Run) -> Iterator[Table]:
+    """Compare critical energies and indices of two laws with the points, in units of σ²."""
+    measured = run.studies["critical_points"]
+    if "mean_positive" not in measured:  # of an earlier version
+        return
+    columns = ["units", "φ", "law of H₁", "median σ", "ε / σ²", "ε_c / σ²", "index 0 above ε_c"]
+    columns += ["saddles below ε_c", "mean α", "by the law"]
+    table = new_table(columns, "\ncritical points in the units of their H₀, and the laws")
+    for place in np.ndindex(measured["critical_energy"].shape):
+        used = measured["found"][place] & ~measured["trivial"][place]
+        index, energy, scale = (
+            measured[name][place][used] for name in ("index", "energy", "mean_positive")
+        )
+        for law in ("wigner", "bilinear"):
+            critical = float(measured[f"wishart_{law}"][place[1]])
+            predicted = measured[f"index_{law}"][place][used]
+            found = law_against_points(index, energy, scale, critical, predicted)
+            table.add_row(
+                str(measured["activation"][place[0]]),
+                f"{measured['ratio'][place[1]]:.4g}",
+                "Wigner" if law == "wigner" else "independent",
+                number(float(np.median(scale))) if used.any() else "",
+                number(found.energy),
+                number(critical),
+                f"{found.minima_above}/{found.minima}",
+                f"{found.saddles_below}/{found.saddles}",
+                number(found.index),
+                number(found.predicted),
+            )
     yield table
 
 

@@ -138,6 +138,7 @@ def _compute(
     energy = float((outputs - targets).square().mean()) / 2
     name = f"two layers: {activation}, {n} units, ratio {ratio:g}, network {number}"
     positive, residual = _parts(context, model, inputs, targets, name)
+    gradient = _gradient(model, inputs, targets)
     rotated_residual = rotated(residual, rng)
     moments = np.array([mixed_moments(positive, one) for one in (residual, rotated_residual)])
     values = []
@@ -146,9 +147,12 @@ def _compute(
         values.append(without_rounding(np.linalg.eigvalsh(matrix), 1e-9))
     theory = LossModel(energy, ratio, rectified)
     exact = bilinear_residual(energy, ratio, 0.5 if rectified else 1.0)
+    mean_positive = float(values[0].mean())
     numbers = {
         "energy": energy,
-        "mean_positive": float(values[0].mean()),
+        "gradient_norm": float(np.linalg.norm(gradient)),
+        "gradient_norm_law": float(np.sqrt(2 * energy * ratio * n * mean_positive)),
+        "mean_positive": mean_positive,
         "variance_positive": float(values[0].var()),
         "variance_residual": float((values[1] ** 2).mean()),
         "variance_law": float(theory.residual.r_transform.second_cumulant),
@@ -204,6 +208,13 @@ def _parts(
     return found[0], found[1]
 
 
+def _gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Compute the gradient of the loss, (d,)."""
+    value = half_square(model(inputs), targets) / len(inputs)
+    pieces = torch.autograd.grad(value, list(model.parameters()))
+    return torch.cat([piece.reshape(-1) for piece in pieces]).numpy()
+
+
 def _distance(eigenvalues: NDArray[np.float64], law: Law) -> float:
     """Return the distance from a law; NaN if its distribution cannot be computed."""
     try:
@@ -231,6 +242,8 @@ def _between(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 _LONG_NAMES = {
     "energy": "energy ε, half the mean squared residual",
+    "gradient_norm": "norm of the gradient",
+    "gradient_norm_law": "√(2εφnσ), its root mean square for independent residuals",
     "mean_positive": "mean eigenvalue of H₀",
     "variance_positive": "variance of the eigenvalues of H₀; φ by Marchenko-Pastur",
     "variance_residual": "mean squared eigenvalue of H₁",

@@ -227,3 +227,16 @@ def check_against_the_dense_matrix(problem: Problem, l2: float) -> None:
     assert start + found["escape_loss_change"] <= min(found["loss_along_escape"]) + 1e-12
     assert found["escape_share"] == pytest.approx([u[:35] @ u[:35], u[35:] @ u[35:]], rel=1e-4)
     assert Point.of(found).can_escape
+
+
+def test_rises_of_the_loss_at_further_rates() -> None:
+    """On a quadratic the model is exact, so that every rise is predicted, from 2 gᵀg / gᵀHg on."""
+    problem = quadratic(VALUES)
+    found = examined(problem, diagnosis={"rates": [0.01, 0.1, 1.0, 10.0]})
+    assert found["checked_rate"].tolist() == [0.01, 0.1, 1.0, 10.0]
+    assert found["checked_change"] == pytest.approx(found["checked_prediction"], rel=1e-8)
+    rises = found["checked_rate"] > 2 * found["best_rate"]
+    assert ((found["checked_change"] > 0) == rises).all()
+    assert rises.any()
+    assert not rises.all()
+    assert examined(problem)["checked_rate"].size == 0

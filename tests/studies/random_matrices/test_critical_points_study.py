@@ -23,9 +23,11 @@ from hessdist.results.units import Measurements
 from hessdist.studies.context import Context
 from hessdist.studies.random_matrices import two_layer as of_two_layers
 from hessdist.studies.random_matrices.critical_points import critical_points
+from hessdist.studies.random_matrices.predictions import predicted_indices
 from hessdist.studies.random_matrices.settings import CriticalPointsSection, TwoLayerSection
 from hessdist.studies.random_matrices.two_layer import two_layer
 from hessdist.theory.laws import Semicircle
+from hessdist.theory.loss_model import LossModel
 from hessdist.workload.models import mlp
 
 
@@ -84,6 +86,50 @@ def test_linear_networks_against_the_closed_form(points: Measurements) -> None:
     assert (isolated & found).sum() <= points["trivial"][1].sum()  # else by GL(h), or idle units
 
 
+def test_scales_and_predictions_are_of_the_points(points: Measurements) -> None:
+    """σ, norms and the laws' indices, against the points' own θ where it is known."""
+    used = points["found"] & ~points["trivial"]
+    most = np.maximum(points["norm_first"], points["norm_second"])
+    assert (most >= points["largest_weights"] * (1 - 1e-12)).all()
+    assert (points["mean_positive"][used] > 0).all()
+    for law in ("wigner", "bilinear"):
+        predicted, critical = points[f"index_{law}"], points[f"wishart_{law}"][:1]
+        assert np.isnan(predicted[~used]).all()
+        half = used[:, 0]  # φ = ½: there is a critical energy
+        scaled = points["energy"][:, 0][half] / points["mean_positive"][:, 0][half] ** 2
+        below = scaled <= critical[0]
+        assert below.any()
+        assert not below.all()
+        assert (predicted[:, 0][half][below] == 0).all()
+        assert (np.nan_to_num(predicted[:, 0][half][~below], nan=1.0) > 0).all()
+    assert points["wishart_wigner"][1] == points["wishart_bilinear"][1] == 0  # φ = 1
+    one = np.flatnonzero(used[0, 0])[0]
+    law = LossModel(
+        float(points["energy"][0, 0, one]), 0.5, scale=float(points["mean_positive"][0, 0, one])
+    )
+    assert points["index_wigner"][0, 0, one] == pytest.approx(law.index(), abs=1e-3)
+
+
+def test_predictions_that_are_not_numbers() -> None:
+    """No energy, or no scale, is no prediction and no error."""
+    energies = np.array([np.nan, 0.3, 0.3])
+    found = predicted_indices(energies, np.array([1.0, 0.0, 1.0]), 0.5, bilinear=False)
+    assert np.isnan(found[:2]).all()
+    assert 0 < found[2] < 0.5
+
+
+def test_minima_are_stored_beside_the_fit(points: Measurements) -> None:
+    for place in np.ndindex(2, 2):
+        lowest = points["found"][place] & ~points["trivial"][place] & (points["index"][place] == 0)
+        assert points["minima"][place] == lowest.sum()
+        if lowest.any():
+            mean = points["energy"][place][lowest].mean()
+            assert points["minima_energy"][place] == pytest.approx(mean)
+    names = [name for name, _ in figures_of({"critical_points": points}, "points")]
+    assert names == ["critical-points", "critical-points-energy", "critical-points-units"]
+    assert [table.row_count for table in tables_of({"critical_points": points})] == [4, 8]
+
+
 def test_the_stored_fit_is_of_the_stored_points(points: Measurements) -> None:
     for place in np.ndindex(2, 2):
         used = points["found"][place] & ~points["trivial"][place]
@@ -102,8 +148,8 @@ def test_too_few_points_are_said() -> None:
     (line,) = registry()["critical_points"].remarks_on(section)
     assert "3 of 3 searches found a point" in line
     assert "too few for a fit" in line
-    (table,) = tables_of({"critical_points": section})
-    assert table.row_count == 1
+    table, in_units = tables_of({"critical_points": section})
+    assert (table.row_count, in_units.row_count) == (1, 2)
     for _, figure in figures_of({"critical_points": section}, "few"):
         assert figure.axes
 
@@ -242,6 +288,20 @@ def test_scales_in_the_mean_over_networks() -> None:
         "two-layer-distances",
         "two-layer-freeness",
     ]
+
+
+def test_the_gradient_of_independent_residuals() -> None:
+    """Its entries fall as 1/√n, its norm grows as √n: E ‖∇L‖² = 2εφnσ."""
+    settings = TwoLayerSection(
+        sizes=[4, 16], ratios=[0.5], activations=["identity"], residuals=["drawn"], networks=4
+    )
+    section = two_layer(experiment(), settings)
+    norms = section["gradient_norm"][0, 0, :, 0]
+    law = section["gradient_norm_law"][0, 0, :, 0]
+    assert (norms / law).mean(axis=1) == pytest.approx([1.0, 1.0], abs=0.25)
+    assert norms[1].mean() > 1.5 * norms[0].mean()
+    sizes = np.array([32, 512])[:, None] ** 0.5
+    assert (norms / sizes)[1].mean() < 0.7 * (norms / sizes)[0].mean()
 
 
 def test_a_law_that_cannot_be_computed_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""The table of claims at the beginning of a page, for tests that compare it with stored results."""
+
+from __future__ import annotations
+
+import re
+
+from conftest import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+_NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:e[−-]?\d+)?")
+
+
+def claims(page: str) -> list[list[str]]:
+    """Return the rows of the first table of docs/studies/PAGE.md, without its heading."""
+    lines = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| claim"))
+    rows = []
+    for line in lines[begin + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+        rows.append([cell.strip().replace("\\|", "|") for cell in cells])
+    return rows
+
+
+def claim(page: str, begin: str) -> str:
+    """Return the third cell, the numbers, of the only row whose claim begins with some words."""
+    (row,) = [row for row in claims(page) if row[0].startswith(begin)]
+    return row[2]
+
+
+def said(page: str, begin: str) -> list[str]:
+    """Return the numbers in that cell as they are printed, with a plain minus sign."""
+    return [one.replace("−", "-") for one in _NUMBER.findall(claim(page, begin))]
+
+
+def as_printed(values: list[float], printed: list[str]) -> list[str]:
+    """Print values with as many decimals as some numbers have, to compare them.
+
+    A number with an exponent has as many digits as it is printed with.
+    """
+    assert len(values) == len(printed), (values, printed)
+    return [_like(value, text) for value, text in zip(values, printed, strict=True)]
+
+
+def _like(value: float, text: str) -> str:
+    if "e" in text:
+        digits = len(text.split("e")[0].replace(".", "").replace("-", "")) - 1
+        mantissa, exponent = f"{value:.{digits}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{len(text.partition('.')[2])}f}"
