@@ -114,7 +114,8 @@ def _add_batch(local: LocalLoss, batch: Batch, sums: Tensor) -> Tensor:
             )
             local.require_finite(pieces, f"the gradient of output {label}")
             local.parameters.layout.add_to(sums[label], pieces)
-    return p.sum(0).cpu()
+    summed: Tensor = p.sum(0).cpu()
+    return summed
 
 
 def _cross_entropy(local: LocalLoss) -> CriterionLoss:

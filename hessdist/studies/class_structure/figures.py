@@ -56,6 +56,7 @@ def at_checkpoint(measured: Measurements, row: int, title: str) -> Figure:
     logarithmic_if_wide(upper, "y", positive(measured["eigenvalue"][row]))
     upper.set_ylabel("eigenvalue")
     _bars(lower, measured, row, places)
+    lower.set_xticks(places[evenly(count, 20)])
     lower.set_xlabel("number of the eigenvalue, from the largest")
     keys += [key(f"part {name}", colour, "s") for name, colour in _PARTS.values()]
     keys += [key("part G_within", PALE, "s"), key("share in the class means", RED, "x")]
