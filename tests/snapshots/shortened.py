@@ -54,6 +54,28 @@ def _trained(steps: int, at: list[int], samples: int, batch: int = 32) -> tuple[
 
 JOBS = (
     Shortened(
+        "class_structure_digits",
+        commands=("train", "spectrum", "study"),
+        overrides=(
+            *_trained(20, [0, 20], 40),
+            "model.arguments.widths=[64,4,10]",
+            "spectrum.largest=4",
+            "study.class_structure.trace_products=10",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "class_structure_mnist",
+        commands=("train", "spectrum", "study"),
+        overrides=(
+            *_DOUBLE,
+            *_trained(6, [0, 6], 20, 10),
+            "spectrum.largest=3",
+            "study.class_structure.trace_products=6",
+        ),
+        slow=True,
+    ),
+    Shortened(
         "critical_points",
         overrides=(
             "study.critical_points.width=3",
@@ -425,6 +447,7 @@ JOBS = (
             "study.widths.hidden=[[2],[4]]",
             "study.widths.networks=2",
             "study.widths.at=[0,20]",
+            "study.widths.starts=3",
             "study.widths.exact_below=200",
             "study.widths.trace_products=20",
             "study.widths.lanczos_steps=15",

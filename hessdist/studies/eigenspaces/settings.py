@@ -54,6 +54,9 @@ class WidthsSection(WholeMatrixSection):
     """Learning rate of full-batch gradient descent."""
     at: list[Count] = [0, 10, 100, 1000]
     """Iterations at which the matrices are computed."""
+    starts: Count = 0
+    """Number of starts of each architecture of which only tr S is computed, before training. The
+    first ones are those of `networks`."""
 
     @model_validator(mode="after")
     def _some(self) -> WidthsSection:

@@ -1,6 +1,6 @@
 """H, G and S in training, for networks from narrow to wide (Jacot, Gabriel and Hongler 2019).
 
-Each rank trains networks independently, on all samples.
+Each rank trains networks independently, on all samples. With one hidden layer tr S is exact.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -19,12 +19,14 @@ from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.output_residuals import OutputResiduals, output_residuals
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
+from hessdist.curvature.residual_trace import residual_trace
 from hessdist.errors import NumericalError
 from hessdist.objective import DTYPES
 from hessdist.optimizers.training import initialise
 from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements, Variable
+from hessdist.spectrum.densities import Estimate
 from hessdist.spectrum.shell import ShellMatrix
 from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
@@ -67,9 +69,24 @@ def widths(context: Context, settings: WidthsSection) -> Measurements:
         name = f"hidden widths {settings.hidden[width]}, network {number + 1}"
         return _Descent(context, settings, model, name).run()
 
+    def start(task: tuple[int, int]) -> float:
+        width, number = task
+        model = _network(job, settings, settings.hidden[width], settings.seed + number)
+        context.local_progress(f"hidden widths {settings.hidden[width]}, start {number + 1}")
+        trace = residual_trace(_loss_of(context, model))
+        return float("nan") if trace is None else trace / context.num_samples
+
     tasks = list(product(range(len(sizes)), range(settings.networks)))
     states = distribute(context, tasks, train, context.objective.device)
-    return _measurements(settings, sizes, states, context.num_samples)
+    measured = _measurements(settings, sizes, states, context.num_samples)
+    if not settings.starts:
+        return measured
+    tasks = list(product(range(len(sizes)), range(settings.starts)))
+    found = distribute(context, tasks, start, context.objective.device)
+    traces = np.array([found[task] for task in tasks]).reshape(len(sizes), settings.starts)
+    name = "tr S before training, exact; NaN: more than one hidden layer"
+    own = {"start_trace": Variable(("width", "start"), traces, name)}
+    return Measurements({**measured.variables, **own})
 
 
 def _network(job: Job, settings: WidthsSection, hidden: Sequence[int], seed: int) -> nn.Module:
@@ -121,6 +138,9 @@ class _Descent:
             shell = self._shell(operator)
             rounding = rounding_of(shell, summaries[H].largest) if operator == S else 0.0
             summary = summarise(shell, effort_of(self._settings), rounding=rounding)
+            if operator == S and (trace := residual_trace(self._loss)) is not None:
+                exact = Estimate(trace / self._context.num_samples, 0.0)
+                summary = replace(summary, trace=exact)
             summaries[operator] = summary
             extremes[operator] = (0.0, 0.0, True)
             if summary.largest > rounding:

@@ -1,0 +1,77 @@
+"""The first table of docs/studies/class-structure.md says what the kept results say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from numpy.typing import NDArray
+
+import hessdist
+from hessdist.results.units import Measurements
+
+OUTLIERS = 9
+PAGE = ROOT / "docs" / "studies" / "class-structure.md"
+
+
+def results(kind: str) -> list[Measurements]:
+    """The kept results of a job, by seed."""
+    paths = sorted((ROOT / "docs" / "results").glob(f"class-structure-{kind}-[0-9].h5"))
+    return [hessdist.open_run(path).studies["class_structure"] for path in paths]
+
+
+def rows(page: Path) -> list[list[str]]:
+    """The cells of the first table, without its head."""
+    lines = page.read_text(encoding="utf-8").split("\n\n")
+    table = next(block for block in lines if block.startswith("|"))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n")[2:]]
+
+
+def in_span(m: Measurements) -> NDArray[np.float64]:
+    return m["share_class"][:, :OUTLIERS].mean(axis=1)
+
+
+def of_class(m: Measurements) -> NDArray[np.float64]:
+    return m["eigenvalue_class"][:, 0] / m["eigenvalue"][:, 0]
+
+
+def of_means(m: Measurements) -> NDArray[np.float64]:
+    parts = sum(m[f"quotient_{name}"] for name in ("class", "cross", "true"))
+    return (parts / m["quotient"])[:, :OUTLIERS].mean(axis=1)
+
+
+def above_within(m: Measurements) -> NDArray[np.float64]:
+    return (m["quotient"] > m["eigenvalue_within"][:, :1]).sum(axis=1)
+
+
+CLAIMS = [
+    ("digits-g", in_span, ".2f"),
+    ("digits-g", of_class, ".2f"),
+    ("digits-g", of_means, ".2f"),
+    ("digits-g", above_within, ".0f"),
+    ("digits-h", in_span, ".2f"),
+    ("mnist-h", in_span, ".2f"),
+    ("mnist-h", of_means, ".2f"),
+]
+
+
+@pytest.mark.parametrize("row", range(len(CLAIMS)))
+def test_a_row(row: int) -> None:
+    kind, quantity, digits = CLAIMS[row]
+    found = results(kind)
+    _, _, number, seeds, _ = rows(PAGE)[row]
+    assert int(seeds) == len(found)
+    tables = np.array([quantity(m) for m in found])
+    printed = []
+    for column in (0, -1):
+        values = tables[:, column]
+        printed += [format(x, digits) for x in (np.median(values), values.min(), values.max())]
+    assert re.findall(r"[\d.]+", re.sub(r"step [\d,]+", "", number)) == printed
+
+
+def test_every_row_is_checked() -> None:
+    assert len(rows(PAGE)) == len(CLAIMS)
+    assert {m["converged_within"].all() for kind, *_ in CLAIMS for m in results(kind)} == {True}
