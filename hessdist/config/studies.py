@@ -17,6 +17,7 @@ from hessdist.errors import DependencyError
 BUILT_IN = (
     "hessdist.studies.negative_curvature",
     "hessdist.studies.stability",
+    "hessdist.studies.sharpness",
     "hessdist.studies.singularity",
     "hessdist.studies.eigenspaces",
     "hessdist.studies.debugging",
