@@ -1,10 +1,12 @@
 """Extreme eigenvalues of a matrix that changes a little at a time, by one or a few products.
 
-Each time the space starts from the Ritz vector of the time before, and grows by the residual
-Au − θu: with p products it is the Krylov space of p dimensions of that vector, as in p steps of
-Lanczos. θ is a Rayleigh quotient of the present matrix, so that it never lies beyond the extreme
-eigenvalue, and within ‖Au − θu‖ of it there is an eigenvalue. Full solves, every now and then and
-where that residual is too large, say how far θ was from the extreme one.
+Each time the space starts from the Ritz vector u of the time before, and grows by the residual
+Au − θu, as in a few steps of Lanczos. A residual alone would not see that another eigenvalue has
+overtaken the largest one, which is then still an eigenvalue. So the other vectors of the last full
+solve take turns: one of them is in the space as well. θ is a Rayleigh quotient of the present
+matrix, so that it never lies beyond the extreme eigenvalue, and within ‖Au − θu‖ of it there is an
+eigenvalue. Full solves, every now and then and where that residual is too large, say how far θ was
+from the extreme one.
 """
 
 from __future__ import annotations
@@ -34,10 +36,16 @@ class Tracked:
     residuals: NDArray[np.float64]  # (n,) ‖Au − θu‖
     vectors: NDArray[np.float64]  # (n, d_local)
     following: NDArray[np.float64]  # (n, d_local) the vectors to start from next time
+    other: NDArray[np.float64]  # (1, d_local) what became of the other vector; (0, d_local) else
     products: int
 
 
-def track(shell: ShellMatrix, starts: NDArray[np.float64], products: int) -> Tracked:
+def track(
+    shell: ShellMatrix,
+    starts: NDArray[np.float64],
+    products: int,
+    other: NDArray[np.float64] | None = None,
+) -> Tracked:
     """Improve extreme eigenpairs by a few products. Collective.
 
     Args:
@@ -46,21 +54,27 @@ def track(shell: ShellMatrix, starts: NDArray[np.float64], products: int) -> Tra
             this rank's entries, (n, d_local).
         products: The number of products for each vector. With one the value is the Rayleigh
             quotient of the vector itself, and the next vector a step of the power method.
+        other: A vector that may belong to the largest eigenvalue by now, (1, d_local). It takes the
+            place of one residual of each vector.
 
     Returns:
         The pairs.
     """
     before, count = shell.products, len(starts)
-    space = RitzSpace(shell, starts)
-    for _ in range(products - 1):
+    space = RitzSpace(shell, starts if other is None else np.concatenate([starts, other]))
+    for _ in range(products - (1 if other is None else 2)):
         if not space.extend(space.residuals(_ends(space, count)).vectors, keep=4 * products):
             break  # the space is invariant
     rows = _ends(space, count)
-    values, residuals, vectors = space.pairs(rows)
-    following = vectors
+    second = rows[:0] if other is None else np.array([max(0, len(space.values) - 2)])
+    values, residuals, vectors = space.pairs(np.concatenate([rows, second]))
+    following = vectors[:count]
     if products == 1:
-        following = vectors * values[:, None] + space.residuals(rows).vectors
-    return Tracked(values, residuals, vectors, following, shell.products - before)
+        following = following * values[:, None] + space.residuals(rows).vectors
+    made = shell.products - before
+    return Tracked(
+        values[:count], residuals[:count], vectors[:count], following, vectors[count:], made
+    )
 
 
 def _ends(space: RitzSpace, count: int) -> NDArray[np.int64]:
@@ -93,6 +107,8 @@ class Follower:
         self._limit, self._both = limit, both
         self._starts: NDArray[np.float64] | None = None
         self._guesses: NDArray[np.float64] | None = None
+        self._others = np.empty((0, 0))  # (k - 1, d_local) the vectors that take turns
+        self._turn = 0
 
     def at(self, shell: ShellMatrix, *, full: bool) -> Followed:
         """Find the extreme eigenpairs of the present matrix. Collective.
@@ -107,8 +123,7 @@ class Follower:
         """
         tracked = None
         if self._starts is not None and self._products:
-            tracked = track(shell, self._starts, self._products)
-            self._starts = tracked.following
+            tracked = self._track(shell, self._starts)
             if not full and self._is_near(tracked):
                 return Followed(tracked, None, tracked.vectors[0])
         solved = self._solve(shell, self._guesses)
@@ -118,7 +133,21 @@ class Follower:
         wrong = np.array([float(not np.isfinite(vectors).all())])  # of pairs that were not found
         known = not shell.ranks.sum(wrong)[0]
         self._starts, self._guesses = (firsts, vectors) if known else (None, None)
+        self._others = solved.largest.vectors[1:].astype(np.float64)
         return Followed(tracked, solved, firsts[0])
+
+    def _track(self, shell: ShellMatrix, starts: NDArray[np.float64]) -> Tracked:
+        """Track, with one of the other vectors if it is its turn. Collective."""
+        self._turn += 1
+        # Two products are for a residual and for another vector alternately.
+        has_turn = self._products > 2 or (self._products == 2 and self._turn % 2 == 0)
+        if not (has_turn and len(self._others)):
+            tracked = track(shell, starts, self._products)
+        else:
+            tracked = track(shell, starts, self._products, self._others[:1])
+            self._others = np.concatenate([self._others[1:], tracked.other])
+        self._starts = tracked.following
+        return tracked
 
     def _is_near(self, tracked: Tracked) -> bool:
         """Return whether no residual is above the limit; the same on every rank."""

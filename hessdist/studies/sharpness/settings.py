@@ -34,10 +34,12 @@ class SharpnessSection(Section):
     full_every: Positive = 20
     """Steps between two full solves, a multiple of `every`. Between them the eigenvalues are
     tracked."""
-    products_per_step: Count = 2
-    """Products with the matrix, for each end and matrix, that a tracked measurement takes. 0: every
-    measurement is a full solve. 1 is a step of the power method, which the smallest eigenvalue does
-    not have."""
+    products_per_step: Count = 3
+    """Products with the matrix, for each end and matrix, that a tracked measurement takes at most.
+    With 3 they are for the vector, for its residual, and for one of the other vectors, which take
+    turns, as another eigenvalue may overtake the largest one; with 2 for the two latter
+    alternately. 1 is a step of the power method, which sees no overtaking and which the smallest
+    eigenvalue does not have. 0: every measurement is a full solve."""
     residual: Rate = 0.3
     """Relative residual of a tracked pair above which a full solve is made at once."""
     matrices: Annotated[list[Literal["hessian", "scaled"]], Field(min_length=1)] = [
@@ -48,7 +50,7 @@ class SharpnessSection(Section):
     that the optimiser divides by. For sgd they are the same."""
     largest: Positive = 3
     """Number of largest eigenvalues of a full solve. The share of the gradient is that in the space
-    of their vectors."""
+    of their vectors. Those that may overtake the largest one are the others."""
     smallest: Count = 0
     """Number of smallest eigenvalues of a full solve. If it is not 0, the smallest one is tracked
     as well."""
