@@ -18,6 +18,7 @@ BUILT_IN = (
     "hessdist.studies.negative_curvature",
     "hessdist.studies.stability",
     "hessdist.studies.class_structure",
+    "hessdist.studies.sharpness",
     "hessdist.studies.singularity",
     "hessdist.studies.eigenspaces",
     "hessdist.studies.debugging",

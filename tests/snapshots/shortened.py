@@ -343,6 +343,17 @@ JOBS = (
         ),
     ),
     Shortened(
+        "sharpness_digits",
+        overrides=(
+            "model.arguments.widths=[64,4,10]",
+            "data.samples=60",
+            "study.sharpness.seeds=[0,1]",
+            "study.sharpness.iterations=12",
+            "study.sharpness.full_every=6",
+        ),
+        slow=True,
+    ),
+    Shortened(
         "singularity_blobs",
         overrides=(
             "data.arguments={samples=40,spread=0.3,seed=0}",
