@@ -18,6 +18,7 @@ BUILT_IN = (
     "hessdist.studies.negative_curvature",
     "hessdist.studies.stability",
     "hessdist.studies.singularity",
+    "hessdist.studies.paths",
     "hessdist.studies.eigenspaces",
     "hessdist.studies.debugging",
     "hessdist.studies.random_matrices",

@@ -268,6 +268,33 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "paths_digits",
+        overrides=(
+            "data.samples=60",
+            "study.paths.hidden=[[2],[3,2]]",
+            "study.paths.pairs=2",
+            "study.paths.steps=40",
+            "study.paths.every=20",
+            "study.paths.points=9",
+            "study.paths.path_steps=20",
+            "study.paths.walk_steps=3",
+            "study.paths.walk_below=190",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "paths_mnist",
+        overrides=(
+            "data.samples=60",
+            "study.paths.hidden=[[2],[3,2]]",
+            "study.paths.pairs=2",
+            "study.paths.steps=40",
+            "study.paths.every=20",
+            "study.paths.points=5",
+        ),
+        slow=True,
+    ),
+    Shortened(
         "progression_cifar10",
         ("train", "spectrum"),
         (
@@ -328,6 +355,18 @@ JOBS = (
             "study.architectures.hidden=[[2,2],[4,4]]",
             "study.architectures.picture=20",
             "study.architectures.max_steps=300",
+        ),
+        slow=True,
+    ),
+    Shortened(
+        "singularity_spreads",
+        overrides=(
+            "data.arguments={samples=40,spread=0.3,seed=0}",
+            "model.arguments={widths=[2,2,2],activation='tanh'}",
+            "study.spreads.values=[0.2,1.0]",
+            "study.spreads.networks=4",
+            "study.spreads.max_steps=100",
+            "study.spreads.newton_steps=5",
         ),
         slow=True,
     ),

@@ -266,8 +266,13 @@ def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
     assert [image.get_array().shape for image in images] == [(18, 18)] * 2 + [(40, 40)] * 2
     for image in images:
         assert np.abs(image.get_array()).max() == 1
-        assert image.get_extent()[3] == 0  # the first row is above
-    assert "upper left" in figure.get_suptitle()
+        assert image.get_extent()[2] == 0  # the first parameter is below
+    size = 18
+    shown = section["picture"][0, 1, :size, :size]
+    turned = images[1].get_array() * np.abs(shown).max()
+    assert turned[-1, 0] == pytest.approx(shown[0, 0])
+    assert turned == pytest.approx(shown[:, ::-1].T)
+    assert "lower left" in figure.get_suptitle()
 
 
 def test_bulk_and_outliers_against_the_size() -> None:
