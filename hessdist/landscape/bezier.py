@@ -62,7 +62,8 @@ def train_curve(
         first: The fixed first point, (d,).
         second: The fixed last point, (d,).
         gradients: The losses and gradients at points.
-        moves: The steps.
+        moves: The steps. The rate of a control point is divided by the mean of its squared weight,
+            so that a rate suits a curve as it suits a single point.
         bends: The number of control points that are trained; 1 for a quadratic curve.
         samples: The number of parameters t of a step.
         seed: The seed of the random places.
@@ -84,7 +85,8 @@ def train_curve(
         place = torch.rand(1, generator=generator, dtype=torch.float64).to(first.dtype)
         weights = bernstein(degree, ((parts + place) / samples).to(first.device))
         _, slopes = gradients(weights @ controls)
-        inner = weights[:, 1:-1].T @ slopes / samples
+        own = weights[:, 1:-1]
+        inner = own.T @ slopes / (own**2).sum(0)[:, None]
         velocity = moves.momentum * velocity - moves.rate(step) * inner
         controls[1:-1] += velocity
         require_finite(controls, "a control point of the curve", step + 1)

@@ -91,6 +91,8 @@ def inputs(measured: Measurements, title: str) -> Figure:
     """Draw two-dimensional inputs with their labels: figure 3."""
     figure, axes = new_figure(f"{title}: the data", width=5.0, height=5.0)
     points, labels = measured["inputs"], measured["label"]
+    if not np.isfinite(points).any():
+        note(axes, "no input is finite")
     for label, (colour, mark) in zip(np.unique(labels), SERIES, strict=False):
         some = points[labels == label]
         axes.plot(*some.T, mark, color=colour, markersize=4, alpha=0.7, label=f"class {label}")

@@ -275,6 +275,20 @@ def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
     assert "lower left" in figure.get_suptitle()
 
 
+def test_the_data_are_drawn_with_their_classes() -> None:
+    section = architectures_section()
+    figure = ensemble_figures.inputs(section, "a run")
+    (axes,) = figure.axes
+    for line, label in zip(axes.get_lines(), (0, 1), strict=True):
+        assert np.array_equal(line.get_xydata(), section["inputs"][section["label"] == label])
+    assert "class 1" in said(figure)
+    names = [name for name, _ in all_figures({"architectures": section})]
+    other = changed(section)
+    bare = {name: v for name, v in other.variables.items() if name not in {"inputs", "label"}}
+    without = [name for name, _ in all_figures({"architectures": Measurements(bare)})]
+    assert names == ["architectures-data", *without]
+
+
 def test_bulk_and_outliers_against_the_size() -> None:
     section = architectures_section()
     share, outliers = ensemble_figures.singularity(section, "a run", MOST).axes
@@ -362,6 +376,7 @@ NAMES = {
     "density-hessian-all-step-0",
     "density-gauss-newton-all-step-0-interval",
     "density-estimates-all",
+    "architectures-data",
     "architectures-profile",
     "architectures-spectra",
     "architectures-matrices",
