@@ -61,7 +61,7 @@ def along(corners: Tensor, fractions: Tensor) -> Tensor:
     places = fractions * ends[-1]
     number = (torch.searchsorted(ends, places, right=True) - 1).clamp(0, len(pieces) - 1)
     share = ((places - ends[number]) / pieces[number]).nan_to_num(nan=0.0).clamp(0, 1)
-    points = corners[number] + share[:, None] * (corners[number + 1] - corners[number])
+    points: Tensor = corners[number] + share[:, None] * (corners[number + 1] - corners[number])
     points[fractions == 1] = corners[-1]
     return points
 

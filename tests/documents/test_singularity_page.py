@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import hessdist
 from hessdist.results.units import Measurements
-from hessdist.spectrum.outliers import count_outliers, share_near_zero
+from hessdist.spectrum.outliers import in_numbers
 
 PAGE = ROOT / "docs" / "studies" / "singularity.md"
 
@@ -46,14 +46,14 @@ def isolated() -> str:
     counts = []
     for row, size in enumerate(found["parameters"]):
         ends = found["eigenvalues"][row, :, 1, :size]
-        counts.append(sum(count_outliers(values, 6) == 2 for values in ends))
+        counts.append(sum(in_numbers(values, 6).outliers == 2 for values in ends))
     return ", ".join(f"{count}" for count in counts) + f" of {len(ends)}"
 
 
 def bulk() -> str:
     found = study("singularity-blobs", "architectures")
     shares = [
-        np.median([share_near_zero(values[:size]) for values in found["eigenvalues"][row, :, 1]])
+        in_numbers(found["eigenvalues"][row, :, 1, :size], 6).near_zero
         for row, size in enumerate(found["parameters"])
     ]
     return f"{shares[0]:.0%} to {shares[-1]:.0%}".replace("%", " %")

@@ -325,6 +325,7 @@ JOBS = (
             "data.arguments={samples=40,spread=0.3,seed=0}",
             "study.architectures.hidden=[[2,2],[4,4]]",
             "study.architectures.networks=3",
+            "study.architectures.pictured=0",
             "study.architectures.picture=20",
             "study.architectures.max_steps=200",
             "study.initialisations.networks=20",

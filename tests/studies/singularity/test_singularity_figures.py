@@ -269,7 +269,7 @@ def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
         assert image.get_extent()[2] == 0  # the first parameter is below
     size = 18
     shown = section["picture"][0, 1, :size, :size]
-    turned = images[1].get_array() * np.abs(shown).max()
+    turned = np.asarray(images[1].get_array()) * np.abs(shown).max()
     assert turned[-1, 0] == pytest.approx(shown[0, 0])
     assert turned == pytest.approx(shown[:, ::-1].T)
     assert "lower left" in figure.get_suptitle()
