@@ -194,7 +194,7 @@ def density_section(
 
 
 def architectures_section(sizes: Sequence[int] = (18, 40)) -> Measurements:
-    """Three networks of each width, of which the last one has diverged."""
+    """Three networks of each width, of which the last one has diverged, on four points."""
     count, most = len(sizes), max(sizes)
     values = np.full((count, 3, 2, most), np.nan)
     pictures = np.full((count, 2, most, most), np.nan)
@@ -214,6 +214,8 @@ def architectures_section(sizes: Sequence[int] = (18, 40)) -> Measurements:
         gradient_norm=("architecture network stage", losses / 10),
         reached=("architecture network", reached),
         steps=("architecture network", np.full(reached.shape, 100)),
+        inputs=("sample coordinate", np.array([[1, 1.2], [-1, -0.8], [0.7, 1], [-1.3, -1]])),
+        label=("sample", np.arange(4) % 2),
     )
 
 

@@ -20,6 +20,7 @@ BUILT_IN = (
     "hessdist.studies.class_structure",
     "hessdist.studies.sharpness",
     "hessdist.studies.singularity",
+    "hessdist.studies.paths",
     "hessdist.studies.eigenspaces",
     "hessdist.studies.debugging",
     "hessdist.studies.random_matrices",

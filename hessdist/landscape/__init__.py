@@ -1,1 +1,1 @@
-"""The loss along directions, away from the present parameters."""
+"""The loss along directions away from the present parameters, and along paths between solutions."""

@@ -77,6 +77,11 @@ class Ensemble:
         cached = 1 << 19  # numbers that stay in a processor's cache
         self.chunk = chunk if chunk is not None else max(1, cached // self._kept)
 
+    @property
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """The inputs, (N, ...), and the targets, (N, ...)."""
+        return self._samples
+
     # -- evaluation --------------------------------------------------------------------------
 
     def losses(self, theta: Tensor) -> Tensor:

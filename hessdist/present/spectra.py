@@ -112,13 +112,20 @@ def sign_keys() -> list[Line2D]:
 # -- matrices --------------------------------------------------------------------------------
 
 
-def draw_matrix(axes: Axes, picture: NDArray[Any], size: int, norm: SymLogNorm) -> None:
-    """Draw entries or tiles of a d × d matrix in colours, its first parameter at the upper left."""
+def draw_matrix(
+    axes: Axes, picture: NDArray[Any], size: int, norm: SymLogNorm, *, turned: bool = False
+) -> None:
+    """Draw entries or tiles of a d × d matrix in colours, its first parameter at the upper left.
+
+    Turned by 90 degrees counter-clockwise it has that at the lower left, the row of an entry below
+    and its column at the side.
+    """
     axes.grid(False)
     if not np.isfinite(picture).any():
         note(axes, "the matrix is not finite")
-    extent = (0, size, size, 0)
-    axes.imshow(picture, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest")
+    extent = (0, size, 0, size) if turned else (0, size, size, 0)
+    shown = np.rot90(picture) if turned else picture
+    axes.imshow(shown, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from hessdist.optimizers.ensemble import Ensemble
 from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.spectrum.shell import curvature_matrix
@@ -44,16 +45,17 @@ def architectures(context: Context, settings: ArchitecturesSection) -> Measureme
     spectra, pictures = [], []
     for hidden, model, networks in zip(settings.hidden, models, trained, strict=True):
         context.note(f"exact spectra of hidden widths {hidden}")
-        values, drawn = _spectra(context, model, networks, settings.picture)
+        values, drawn = _spectra(context, model, networks, settings)
         spectra.append(values)
         pictures.append(drawn)
-    return _measurements(settings, trained, spectra, pictures)
+    measured = _measurements(settings, trained, spectra, pictures)
+    return replace(measured, variables={**measured.variables, **_data(ensembles[0])})
 
 
 def _spectra(
-    context: Context, model: nn.Module, networks: Trained, cells: int
+    context: Context, model: nn.Module, networks: Trained, settings: ArchitecturesSection
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute (networks, stages, d) eigenvalues, and pictures of the first network. Collective."""
+    """Compute (networks, stages, d) eigenvalues, and pictures of one network. Collective."""
     ranks = context.ranks
     objective = replace(context.workload, model=model, layers=()).on(ranks)
     number, size = networks.end.parameters.shape
@@ -67,9 +69,9 @@ def _spectra(
             planned = plan(shell)
             context.line(str(planned))
 
-        def draw(columns: NDArray[np.float64], shown: bool = network == 0 and cells > 0) -> None:
-            if shown:
-                drawn.append(picture(ranks, columns, cells))
+        def draw(columns: NDArray[np.float64], shown: bool = network == settings.pictured) -> None:
+            if shown and settings.picture:
+                drawn.append(picture(ranks, columns, settings.picture))
 
         values[network, stage] = exact_spectrum(shell, planned, on_matrix=draw).values
     return values, np.array(drawn)
@@ -104,9 +106,21 @@ def _measurements(
         variables["picture"] = Variable(
             ("architecture", "stage", "row", "column"),
             _padded(pictures).astype(np.float32),
-            "the first network's Hessian: the entry of largest magnitude in each tile",
+            f"Hessian of network {settings.pictured}: the entry of largest magnitude in each tile",
         )
     return Measurements(variables)
+
+
+def _data(ensemble: Ensemble) -> dict[str, Variable]:
+    """Return the samples, if they are labelled points of the plane; otherwise nothing."""
+    inputs, labels = ensemble.samples
+    if inputs.shape[1:] != (2,) or labels.ndim != 1 or labels.is_floating_point():
+        return {}
+    points = inputs.double().cpu().numpy()
+    return {
+        "inputs": Variable(("sample", "coordinate"), points, "inputs of the networks"),
+        "label": Variable(("sample",), labels.cpu().numpy(), "labels of the inputs"),
+    }
 
 
 def _padded(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

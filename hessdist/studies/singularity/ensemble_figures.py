@@ -18,6 +18,7 @@ from hessdist.present.axes import (
     key,
     legend_below,
     logarithmic_if_wide,
+    new_figure,
     note,
     panels,
 )
@@ -35,7 +36,7 @@ from hessdist.present.spectra import (
     label_profile,
     sign_keys,
 )
-from hessdist.present.style import BLUE, DARK, RED
+from hessdist.present.style import BLUE, DARK, RED, SERIES
 from hessdist.present.values import evenly, is_wide, median, quantiles
 from hessdist.spectrum.outliers import NEAR_ZERO, in_numbers
 
@@ -56,6 +57,8 @@ def draw_architectures(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     """Draw the spectra of networks of growing width."""
     measured = run.studies["architectures"]
     most = outliers_sought(run)
+    if "inputs" in measured:
+        yield "architectures-data", inputs(measured, title)
     yield "architectures-profile", profiles(measured, title)
     yield "architectures-spectra", spectra(measured, title, most)
     if "picture" in measured:
@@ -79,6 +82,25 @@ def draw_interpolation(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
     before_comma = [str(name).split(",", maxsplit=1)[0] for name in measured["comparison"]]
     for row, name in enumerate(file_parts(before_comma, "comparison")):
         yield f"interpolation-{name}", interpolation(measured, row, title)
+
+
+# -- the data: figure 3 ----------------------------------------------------------------------
+
+
+def inputs(measured: Measurements, title: str) -> Figure:
+    """Draw two-dimensional inputs with their labels: figure 3."""
+    figure, axes = new_figure(f"{title}: the data", width=5.0, height=5.0)
+    points, labels = measured["inputs"], measured["label"]
+    if not np.isfinite(points).any():
+        note(axes, "no input is finite")
+    for label, (colour, mark) in zip(np.unique(labels), SERIES, strict=False):
+        some = points[labels == label]
+        axes.plot(*some.T, mark, color=colour, markersize=4, alpha=0.7, label=f"class {label}")
+    axes.set_aspect("equal")
+    axes.set_xlabel("first input")
+    axes.set_ylabel("second input")
+    legend_below(figure)
+    return figure
 
 
 # -- networks of growing width: figures 1, 2, 4 and 5 ----------------------------------------
@@ -137,19 +159,19 @@ def spectra(measured: Measurements, title: str, most: int) -> Figure:
 
 
 def matrices(measured: Measurements, title: str) -> Figure:
-    """Draw the first network's Hessians in colours: figure 5, not rotated.
+    """Draw a network's Hessians in colours: figure 5, turned by 90 degrees as there.
 
     A row is an architecture, with the start on the left and the end on the right.
     """
     pictures, sizes = measured["picture"], measured["parameters"]
-    text = f"{title}: Hessians, the first parameter at the upper left"
+    text = f"{title}: Hessians, turned counter-clockwise: the first parameter at the lower left"
     figure, grid = panels(text, len(sizes), 2, height=1.6 + 2.8 * len(sizes))
     for row, size in enumerate(sizes):
         cells = min(int(size), pictures.shape[-1])  # NaN beyond them
         for stage, axes in enumerate(grid[row]):
             picture = pictures[row, stage, :cells, :cells]
             largest = largest_of(picture)
-            draw_matrix(axes, picture / largest, int(size), entry_norm(1.0))
+            draw_matrix(axes, picture / largest, int(size), entry_norm(1.0), turned=True)
             heading(axes, f"d = {size:,}, {STAGES[stage]}, largest entry {largest:.2g}", 8)
     text = f"entry / largest entry; linear below {NEAR_ZERO:g}"
     entry_bar(figure, grid, entry_norm(1.0), text, shrink=0.6, aspect=30)

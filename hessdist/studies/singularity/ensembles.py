@@ -21,6 +21,7 @@ from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import InputError, WorkloadError
 from hessdist.objective import DTYPES, Workload
 from hessdist.optimizers.ensemble import Descent, Ensemble, on_sphere
+from hessdist.optimizers.ensemble_newton import newton
 from hessdist.optimizers.ensemble_spectra import hessian_eigenvalues
 from hessdist.parallel.host import one_thread
 from hessdist.results.units import Variable
@@ -71,15 +72,22 @@ def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensem
 
 
 def train_all(
-    context: Context, tasks: Sequence[tuple[Ensemble, Sequence[int]]], settings: DescentSection
+    context: Context,
+    tasks: Sequence[tuple[Ensemble, Sequence[int]]],
+    settings: DescentSection,
+    newton_steps: int = 0,
 ) -> list[Trained]:
     """Train networks of one or several architectures, and order them by number. Collective.
 
     A task is an ensemble, the same on every rank, with the numbers of the networks of this rank.
+    At most `newton_steps` damped Newton steps follow on gradient descent.
     """
     ranks = context.ranks
     with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
-        mine = [_train(context, ensemble, networks, settings) for ensemble, networks in tasks]
+        mine = [
+            _train(context, ensemble, networks, settings, newton_steps)
+            for ensemble, networks in tasks
+        ]
     context.check_stop()
     everyone = []
     for (_, networks), trained in zip(tasks, mine, strict=True):
@@ -90,7 +98,11 @@ def train_all(
 
 
 def _train(
-    context: Context, ensemble: Ensemble, networks: Sequence[int], settings: DescentSection
+    context: Context,
+    ensemble: Ensemble,
+    networks: Sequence[int],
+    settings: DescentSection,
+    newton_steps: int,
 ) -> Trained:
     """Train networks on this rank. Not collective."""
     size = ensemble.layout.size
@@ -115,6 +127,14 @@ def _train(
             f"{size} parameters, {ended} of {len(networks)} networks trained, step {next(steps)}"
         ),
     )
+    if newton_steps:
+        end = newton(
+            ensemble,
+            end,
+            tolerance=settings.tolerance,
+            max_steps=newton_steps,
+            on_step=lambda left: context.local_progress(f"Newton steps of {left} networks"),
+        )
     return Trained(start, end)
 
 
@@ -133,7 +153,7 @@ def ending_variables(dimensions: tuple[str, ...], ends: Sequence[Descent]) -> di
     steps = np.stack([end.steps.numpy() for end in ends])
     reached = np.stack([end.reached.numpy() for end in ends])
     return {
-        "steps": Variable(dimensions, steps, "steps of gradient descent"),
+        "steps": Variable(dimensions, steps, "steps of training"),
         "reached": Variable(dimensions, reached, "whether the gradient norm was reached"),
     }
 
@@ -174,7 +194,8 @@ def train_from_many_starts(
             )
         ensemble = ensemble_of(context, model, workload)
     begin, end = ranks.shard(settings.networks)
-    (trained,) = train_all(context, [(ensemble, range(begin, end))], settings)
+    newton_steps = settings.newton_steps if isinstance(settings, SpreadsSection) else 0
+    (trained,) = train_all(context, [(ensemble, range(begin, end))], settings, newton_steps)
     mine: list[NDArray[np.float64]] = []
     with ranks.asleep_until_all_are_done(), one_thread(context.objective.device):
         parts = [one.parameters[begin:end].to(ensemble.device) for one in trained.stages]

@@ -82,12 +82,18 @@ class ArchitecturesSection(DescentSection):
     networks: Positive = 3
     """Number of starts of each architecture."""
     picture: Count = 200
-    """Number of cells on a side of the picture of the first network's matrix; 0 for no picture."""
+    """Number of cells on a side of the picture of one network's matrix; 0 for no picture."""
+    pictured: Count = 0
+    """Number of the network whose matrix is pictured, from 0: one that has learnt something."""
 
     @model_validator(mode="after")
     def _some(self) -> ArchitecturesSection:
         if not self.hidden or not all(self.hidden):
             raise ValueError("hidden is empty, or an architecture in it")
+        if self.pictured >= self.networks:
+            raise ValueError(
+                f"pictured = {self.pictured} is none of the {self.networks} networks, from 0"
+            )
         return self
 
 
@@ -109,6 +115,9 @@ class SpreadsSection(DescentSection):
     """Values of the argument."""
     networks: Positive = 50
     """Number of starts at each value."""
+    newton_steps: Count = 0
+    """Damped Newton steps after gradient descent, at most, of networks that have not reached the
+    tolerance. They need all eigenvectors of the Hessian, and a smooth activation."""
     top: Positive = 4
     """Number of eigenvalues that are kept, from the largest down."""
 

@@ -266,8 +266,27 @@ def test_matrices_of_architectures_have_their_own_size_and_scale() -> None:
     assert [image.get_array().shape for image in images] == [(18, 18)] * 2 + [(40, 40)] * 2
     for image in images:
         assert np.abs(image.get_array()).max() == 1
-        assert image.get_extent()[3] == 0  # the first row is above
-    assert "upper left" in figure.get_suptitle()
+        assert image.get_extent()[2] == 0  # the first parameter is below
+    size = 18
+    shown = section["picture"][0, 1, :size, :size]
+    turned = np.asarray(images[1].get_array()) * np.abs(shown).max()
+    assert turned[-1, 0] == pytest.approx(shown[0, 0])
+    assert turned == pytest.approx(shown[:, ::-1].T)
+    assert "lower left" in figure.get_suptitle()
+
+
+def test_the_data_are_drawn_with_their_classes() -> None:
+    section = architectures_section()
+    figure = ensemble_figures.inputs(section, "a run")
+    (axes,) = figure.axes
+    for line, label in zip(axes.get_lines(), (0, 1), strict=True):
+        assert np.array_equal(line.get_xydata(), section["inputs"][section["label"] == label])
+    assert "class 1" in said(figure)
+    names = [name for name, _ in all_figures({"architectures": section})]
+    other = changed(section)
+    bare = {name: v for name, v in other.variables.items() if name not in {"inputs", "label"}}
+    without = [name for name, _ in all_figures({"architectures": Measurements(bare)})]
+    assert names == ["architectures-data", *without]
 
 
 def test_bulk_and_outliers_against_the_size() -> None:
@@ -357,6 +376,7 @@ NAMES = {
     "density-hessian-all-step-0",
     "density-gauss-newton-all-step-0-interval",
     "density-estimates-all",
+    "architectures-data",
     "architectures-profile",
     "architectures-spectra",
     "architectures-matrices",

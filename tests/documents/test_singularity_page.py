@@ -1,0 +1,127 @@
+"""The first table of docs/studies/singularity.md against the results in docs/results."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import hessdist
+from hessdist.results.units import Measurements
+from hessdist.spectrum.outliers import in_numbers
+
+PAGE = ROOT / "docs" / "studies" / "singularity.md"
+
+
+@cache
+def study(job: str, name: str) -> Measurements:
+    return hessdist.open_run(ROOT / "docs" / "results" / f"{job}.h5").studies[name]
+
+
+@cache
+def table() -> dict[str, list[str]]:
+    """Cells of the first table by the claim."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| claim |"))
+    rows = {}
+    for line in lines[first + 2 :]:
+        if not line.startswith("|"):
+            break
+        claim, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[claim] = cells
+    return rows
+
+
+def medians(values: np.ndarray) -> str:
+    """A median with the least and the most."""
+    middle = np.median(values)
+    return f"{middle:.2g} ({values.min():.2g} to {values.max():.2g})"
+
+
+def isolated() -> str:
+    """Networks with two outliers, of each size from the smallest."""
+    found = study("singularity-blobs", "architectures")
+    counts = []
+    for row, size in enumerate(found["parameters"]):
+        ends = found["eigenvalues"][row, :, 1, :size]
+        counts.append(sum(in_numbers(values, 6).outliers == 2 for values in ends))
+    return ", ".join(f"{count}" for count in counts) + f" of {len(ends)}"
+
+
+def bulk() -> str:
+    found = study("singularity-blobs", "architectures")
+    shares = [
+        in_numbers(found["eigenvalues"][row, :, 1, :size], 6).near_zero
+        for row, size in enumerate(found["parameters"])
+    ]
+    return f"{shares[0]:.0%} to {shares[-1]:.0%}".replace("%", " %")
+
+
+def merging() -> str:
+    found = study("singularity-spreads", "spreads")
+    parts = []
+    for row, value in enumerate(found["value"]):
+        good = found["reached"][row]
+        if good.any():
+            parts.append(f"{value:g}: {medians(found['eigenvalues'][row, good, 0])}")
+    return "; ".join(parts)
+
+
+def halfway() -> str:
+    found = study("paths-mnist", "paths")
+    losses = found["training_loss"][:, :, -1, found["training_loss"].shape[-1] // 2]
+    names = [str(name).split("-")[0] for name in found["architecture"]]
+    return "; ".join(f"{h}: {medians(own)}" for h, own in zip(names, losses, strict=True))
+
+
+def barriers(kind: str) -> str:
+    found = study("paths-digits", "paths")
+    column = list(found["path"]).index(kind)
+    names = [str(name).split("-")[0] for name in found["architecture"]]
+    values = found["barrier"][:, :, column]
+    parts = [
+        f"{h}: {medians(own)}"
+        for h, own in zip(names, values, strict=True)
+        if np.isfinite(own).all()
+    ]
+    return "; ".join(parts)
+
+
+def covered() -> str:
+    found = study("paths-digits", "paths")
+    names = [str(name).split("-")[0] for name in found["architecture"]]
+    parts = []
+    for h, own, loss in zip(names, found["walk_covered"], found["walk_loss"], strict=True):
+        if np.isfinite(own).all():
+            share = f"{np.median(own[:, -1]):.0%}".replace("%", " %")
+            parts.append(f"{h}: {share} of the way, loss {medians(loss[:, -1])}")
+    return "; ".join(parts)
+
+
+NUMBERS = {
+    "two eigenvalues are isolated (blobs)": isolated,
+    "a larger network only adds to zero (blobs)": bulk,
+    "the top two grow as the blobs merge": merging,
+    "two starts: the loss on the line decreases too": halfway,
+    "the straight line has a barrier": lambda: barriers("line"),
+    "a quadratic curve has none": lambda: barriers("curve"),
+    "an elastic band has none": lambda: barriers("band"),
+    "the null space leads from one to the other": covered,
+}
+
+
+@pytest.mark.parametrize("claim", NUMBERS)
+def test_the_table_has_the_numbers_of_the_results(claim: str) -> None:
+    assert table()[claim][1] == NUMBERS[claim]()
+
+
+def test_every_claim_has_a_verdict_and_a_job() -> None:
+    for claim, cells in table().items():
+        verdict, number, seeds, job = cells
+        assert verdict.split(":")[0] in {"holds", "holds in part", "does not hold"}, claim
+        assert number
+        assert seeds.isdigit(), claim
+        for name in job.strip("`").split("`, `"):
+            assert (ROOT / "jobs" / f"{name}.toml").exists(), claim
