@@ -1,0 +1,88 @@
+"""The table of claims of docs/studies/negative-curvature.md, beside the stored results."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from documents.claims import RESULTS, as_printed, said
+
+import hessdist
+
+PAGE = "negative-curvature"
+
+
+@cache
+def runs() -> list[hessdist.Run]:
+    """Read the results of jobs/negative_curvature_lenet5.toml with seeds 0, 1 and 2."""
+    found = [hessdist.open_run(RESULTS / f"negative-curvature-{seed}.h5") for seed in range(3)]
+    for run in found:
+        assert run.converged_largest.all()
+        assert run.converged_smallest.all()
+        assert list(run.steps) == [0, 10, 20, 50, 100, 200, 500, 1000, 2000]
+    return found
+
+
+def step_sizes(name: str) -> np.ndarray:
+    """Join a table of the study over seeds and checkpoints, (27, ...)."""
+    return np.concatenate([run.studies["step_sizes"][name] for run in runs()])
+
+
+def ends() -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of LA(20) and of SA(3)."""
+    largest = np.array([str(pair).startswith("largest") for pair in step_sizes("pair")[:23]])
+    return np.flatnonzero(largest), np.flatnonzero(~largest)
+
+
+def error_of_the_model(alpha: float) -> float:
+    """Compute the median of |ΔL − ΔL_quadratic| / |ΔL_quadratic| along v_d at one α."""
+    errors = []
+    for run in runs():
+        lines = run.studies["lines"]
+        column = [str(pair) for pair in lines["pair"]].index("smallest 1")
+        at, zero = (int(np.argmin(np.abs(lines["alpha"] - one))) for one in (alpha, 0.0))
+        assert abs(lines["alpha"][at] - alpha) < 1e-12
+        loss, model = (lines[name][:, column] for name in ("loss", "quadratic_model"))
+        predicted = model[:, at] - model[:, zero]
+        errors.append(np.abs(loss[:, at] - loss[:, zero] - predicted) / np.abs(predicted))
+    return float(np.median(errors))
+
+
+def numbers() -> dict[str, list[float]]:
+    """Compute the numbers of each claim, by its first words."""
+    largest, smallest = ends()
+    gains, products = step_sizes("best_loss_change"), step_sizes("best_step") * step_sizes(
+        "eigenvalue"
+    )
+    ratio = gains[:, smallest].mean(axis=1) / gains[:, largest].mean(axis=1)
+    upper, lower = products[:, largest], products[:, smallest]
+    joint = step_sizes("scaled_joint_loss_change")[:, :, 2, 2]  # (27, scales), measured, smallest
+    first = [run.eigenvalues_largest[:, 0] for run in runs()]
+    last = [run.eigenvalues_smallest[:, 0] for run in runs()]
+    falls = [(one.max() / one[-1], two.min() / two[-1]) for one, two in zip(first, last, strict=True)]
+    magnitudes = np.concatenate([-one[2:] / two[2:] for one, two in zip(first, last, strict=True)])
+    return {
+        "Close to": [100 * error_of_the_model(0.01), 100 * error_of_the_model(1.0)],
+        "Directions of negative": [
+            float(np.median(ratio)), ratio.min(), ratio.max(), (ratio > 1).sum(), len(ratio)
+        ],
+        "1/α* ≈ λ": [float(np.median(upper)), *np.quantile(upper, [0.25, 0.75])],
+        "α* is much larger": [
+            float(np.median(np.abs(lower))), *np.quantile(np.abs(lower), [0.25, 0.75]),
+            (np.abs(lower) > 1).sum(), lower.size, (lower > 0).sum(),
+        ],
+        "All three": [
+            (joint[:, 0] > 0).sum(), len(joint), (joint[:, 1] < 0).sum(), len(joint)
+        ],
+        "Both ends stabilise": [
+            min(one for one, _ in falls), max(one for one, _ in falls),
+            min(two for _, two in falls), max(two for _, two in falls),
+        ],
+        "The largest eigenvalues": [magnitudes.min(), magnitudes.max()],
+    }  # fmt: skip
+
+
+def test_the_claims() -> None:
+    for begin, values in numbers().items():
+        printed = said(PAGE, begin)[: len(values)]
+        assert as_printed([float(one) for one in values], printed) == printed, begin
