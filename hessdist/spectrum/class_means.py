@@ -91,7 +91,7 @@ class ClassMeans:
         """The matrix of √w_{c,c'} (g_{c,c'} − g_c) with c' ≠ c, (C (C − 1), C²)."""
         parents = self._others // self.classes
         roots = self.of_classes[parents, self._others]  # √(w_{c,c'} / w_c)
-        return self.of_others - roots[:, None] * self.of_classes[parents]
+        return np.asarray(self.of_others - roots[:, None] * self.of_classes[parents])
 
     @cached_property
     def of_true(self) -> NDArray[np.float64]:

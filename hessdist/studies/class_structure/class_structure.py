@@ -44,7 +44,7 @@ class _Pairs:
     @property
     def found(self) -> NDArray[np.bool_]:
         """Which of them can be compared, (k,)."""
-        return self.converged & np.isfinite(self.values)
+        return np.asarray(self.converged & np.isfinite(self.values))
 
 
 def class_structure(context: Context, settings: ClassStructureSection) -> Measurements:

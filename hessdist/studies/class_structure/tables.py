@@ -22,10 +22,14 @@ def class_structure(run: Run) -> Iterator[Table]:
     measured = run.studies["class_structure"]
     count = len(measured["class"])
     outliers = min(count - 1, measured["eigenvalue"].shape[1])
-    names = ["step", "λ₁", "G_class", "+ G_cross", "+ G_true", "G_within"]
-    names += [f"in class span (of {outliers})", "in all means", "of vᵀGv: class", "cross", "true"]
-    names += ["of tr G: class", "cross", "true"]
-    table = new_table(names, "\nClass structure: largest eigenvalues, mean shares, traces")
+    names = ["step", "λ₁", "class", "+ cross", "+ true", "within", "in class", "in all"]
+    names += ["v: class", "cross", "true", "tr: class", "cross", "true"]
+    title = (
+        "\nClass structure: largest eigenvalues of parts of G; means over "
+        f"{outliers} eigenvectors v of shares in class means and all means, and of parts of vᵀGv; "
+        "parts of tr G"
+    )
+    table = new_table(names, title)
     for row, step in enumerate(measured["step"]):
         within = [measured["eigenvalue_within"][row, 0]] if "eigenvalue_within" in measured else []
         values = [measured["eigenvalue"][row, 0]]

@@ -210,7 +210,7 @@ def test_bad_input(folder: Path, setting: str, complaint: str, tmp_path: Path) -
 def test_tables_figures_and_page(folder: Path, run: Run, tmp_path: Path) -> None:
     path = str(folder / "run.h5")
     shown = run("show", path)
-    assert "Class structure: largest eigenvalues, mean shares, traces" in shown.stdout
+    assert "Class structure: largest eigenvalues of parts of G; means over 3" in shown.stdout
     assert run("plot", path, "--format", "png", "-o", str(tmp_path)).returncode == 0
     for name in ("class-structure", "class-structure-training"):
         assert (tmp_path / f"run-{name}.png").stat().st_size > 1000
