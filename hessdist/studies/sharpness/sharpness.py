@@ -100,7 +100,9 @@ class _Trajectory:
         self._training = SharedTraining(
             self._objective, self._optimizer, samples, settings.batch_size, seed
         )
-        self._followers = {name: self._follower() for name in settings.matrices}
+        self._followers: dict[str, Follower] = {
+            name: self._follower() for name in settings.matrices
+        }
 
     def _follower(self) -> Follower:
         settings, context = self._settings, self._context
