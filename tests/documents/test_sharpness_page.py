@@ -60,7 +60,7 @@ def rows() -> Iterator[tuple[str, str]]:
     for name, number in NUMBERS:
         found = [number(curve) for curve in curves if curve.run == name]
         assert len(found) == 3
-        yield f"{np.median(found):.2g}", f"{min(found):.2g} to {max(found):.2g}"
+        yield f"{np.median(found):.3g}", f"{min(found):.3g} to {max(found):.3g}"
 
 
 def test_the_table_is_that_of_the_result() -> None:

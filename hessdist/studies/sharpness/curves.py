@@ -41,17 +41,13 @@ class Curve:
     @property
     def late(self) -> NDArray[np.float64]:
         """λ₁ in units of the bound over the last third of the steps."""
-        return self.ratio[self.steps >= self.steps[-1] * 2 / 3]
+        inside: NDArray[np.float64] = self.ratio[self.steps >= self.steps[-1] * 2 / 3]
+        return inside
 
     @property
     def has_diverged(self) -> bool:
         """Whether a loss was not finite."""
         return not np.isfinite(self.loss[-1])
-
-    def rises(self) -> float:
-        """Return the share of measurements from step to step at which the loss rises."""
-        change = np.diff(self.loss[np.isfinite(self.loss)])
-        return float((change > 0).mean()) if len(change) else float("nan")
 
 
 def curves_of(measured: Measurements) -> list[Curve]:

@@ -20,7 +20,7 @@ from hessdist.curvature.metric import (
     bound_without_metric,
     optimizer_metric,
 )
-from hessdist.errors import NumericalError
+from hessdist.errors import NumericalError, SymmetryError
 from hessdist.optimizers.all_ranks import Descent, SharedTraining
 from hessdist.optimizers.schedules import Schedule
 from hessdist.optimizers.training import initialise
@@ -100,7 +100,9 @@ class _Trajectory:
         self._training = SharedTraining(
             self._objective, self._optimizer, samples, settings.batch_size, seed
         )
-        self._followers = {name: self._follower() for name in settings.matrices}
+        self._followers: dict[str, Follower] = {
+            name: self._follower() for name in settings.matrices
+        }
 
     def _follower(self) -> Follower:
         settings, context = self._settings, self._context
@@ -116,10 +118,10 @@ class _Trajectory:
         """Train, and put what is measured into the table; it ends early at a divergence."""
         iterations = self._settings.iterations
         at = {step: row for row, step in enumerate(measured_at(self._settings))}
-        training = self._training
+        training, name = self._training, f"{self._run.name}, seed {self._seed}"
         self._objective.evaluate()  # the proofs about the loss
         for step in range(iterations + 1):
-            self._context.progress(f"{self._run.name}, seed {self._seed}, step {step}")
+            self._context.progress(f"{name}, step {step}")
             try:
                 here = training.over_all() if training.full_batch or step in at else None
                 if here is not None and step in at:
@@ -127,8 +129,9 @@ class _Trajectory:
                 if step < iterations:
                     self._take_step(here)
             except NumericalError as error:
-                if not error.agreed:
+                if not error.agreed or isinstance(error, SymmetryError):
                     raise
+                self._context.line(f"{name} has ended at step {step}: {error.what}")
                 break
 
     def _take_step(self, here: Descent | None) -> None:
@@ -151,7 +154,8 @@ class _Trajectory:
         known = self._set_metric(step)
         table.steps["bound"][place] = self._objective.metric.bound.value if known else np.nan
         full = step % self._settings.full_every == 0 or step == self._settings.iterations
-        for column, name in enumerate(self._settings.matrices):
+        # H comes first, as it may be what is copied.
+        for column, name in sorted(enumerate(self._settings.matrices), key=lambda one: one[1]):
             if name == "scaled" and not self._run.is_adaptive:
                 table.copy_hessian((*place, column), self._settings.matrices.index("hessian"))
             elif name == "hessian" or known:
