@@ -80,4 +80,6 @@ def _steps(ensemble: Ensemble, theta: Tensor, damping: Tensor) -> Tensor:
     gradients = ensemble.losses_and_gradients(theta)[1]
     values, vectors = torch.linalg.eigh(ensemble.hessians(theta))
     along = (vectors.mT @ gradients[..., None])[..., 0]
-    return -(vectors @ (along / (values.abs() + damping[:, None]))[..., None])[..., 0]
+    scaled = along / (values.abs() + damping[:, None])
+    steps: Tensor = -(vectors @ scaled[..., None])[..., 0]
+    return steps

@@ -22,6 +22,7 @@ from hessdist.present.values import evenly, median
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from hessdist.results.reader import Run
     from hessdist.results.units import Measurements
@@ -139,7 +140,7 @@ def walks(measured: Measurements, title: str) -> Figure:
     return figure
 
 
-def _label_walks(left: Axes, right: Axes, steps: np.ndarray) -> None:
+def _label_walks(left: Axes, right: Axes, steps: NDArray[np.int64]) -> None:
     left.set_ylabel("loss")
     right.set_ylabel("share of the distance that is covered")
     for axes in (left, right):
