@@ -51,15 +51,18 @@ def error_of_the_model(alpha: float) -> float:
 def numbers() -> dict[str, list[float]]:
     """Compute the numbers of each claim, by its first words."""
     largest, smallest = ends()
-    gains, products = step_sizes("best_loss_change"), step_sizes("best_step") * step_sizes(
-        "eigenvalue"
+    gains, products = (
+        step_sizes("best_loss_change"),
+        step_sizes("best_step") * step_sizes("eigenvalue"),
     )
     ratio = gains[:, smallest].mean(axis=1) / gains[:, largest].mean(axis=1)
     upper, lower = products[:, largest], products[:, smallest]
     joint = step_sizes("scaled_joint_loss_change")[:, :, 2, 2]  # (27, scales), measured, smallest
     first = [run.eigenvalues_largest[:, 0] for run in runs()]
     last = [run.eigenvalues_smallest[:, 0] for run in runs()]
-    falls = [(one.max() / one[-1], two.min() / two[-1]) for one, two in zip(first, last, strict=True)]
+    falls = [
+        (one.max() / one[-1], two.min() / two[-1]) for one, two in zip(first, last, strict=True)
+    ]
     magnitudes = np.concatenate([-one[2:] / two[2:] for one, two in zip(first, last, strict=True)])
     return {
         "Close to": [100 * error_of_the_model(0.01), 100 * error_of_the_model(1.0)],
