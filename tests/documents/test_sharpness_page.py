@@ -9,32 +9,32 @@ import pytest
 from conftest import ROOT
 
 import hessdist
-from hessdist.studies.sharpness.curves import Curve, curves_of
+from hessdist.studies.sharpness.curves import FollowedTraining, curves_of
 
 RESULT = ROOT / "docs" / "results" / "sharpness-digits.h5"
 PAGE = ROOT / "docs" / "studies" / "sharpness.md"
 
 
-def late(curve: Curve) -> np.ndarray:
+def late(curve: FollowedTraining) -> np.ndarray:
     return curve.steps >= curve.steps[-1] * 2 / 3
 
 
-def rises(curve: Curve, where: np.ndarray) -> float:
+def rises(curve: FollowedTraining, where: np.ndarray) -> float:
     """The share of the loss's changes that are rises, from one measurement to the next."""
     return float((np.diff(curve.loss[where]) > 0).mean())
 
 
-def growth(curve: Curve) -> float:
+def growth(curve: FollowedTraining) -> float:
     """How many times the least λ₁ before the bound the bound is."""
     return float(curve.bound[-1] / np.nanmin(curve.largest[curve.steps < curve.reached]))
 
 
-def errors(curve: Curve) -> np.ndarray:
+def errors(curve: FollowedTraining) -> np.ndarray:
     return curve.error[np.isfinite(curve.error)]
 
 
 OF_GD, OF_MOMENTUM, OF_RMSPROP, OF_ADAM = "sgd 1.1", "momentum 1", "rmsprop 0.002", "adam 0.01"
-NUMBERS: list[tuple[str, Callable[[Curve], float]]] = [
+NUMBERS: list[tuple[str, Callable[[FollowedTraining], float]]] = [
     (OF_GD, growth),
     (OF_GD, lambda c: c.reached),
     (OF_GD, lambda c: float(np.median(c.late))),

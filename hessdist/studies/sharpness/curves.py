@@ -11,7 +11,7 @@ from hessdist.results.units import Measurements
 
 
 @dataclass(frozen=True)
-class Curve:
+class FollowedTraining:
     """One training run of one seed, with the matrix that its bound is about."""
 
     run: str
@@ -50,7 +50,7 @@ class Curve:
         return not np.isfinite(self.loss[-1])
 
 
-def curves_of(measured: Measurements) -> list[Curve]:
+def curves_of(measured: Measurements) -> list[FollowedTraining]:
     """Return all curves, run by run, and seed by seed."""
     return [
         _curve(measured, row, column)
@@ -59,7 +59,7 @@ def curves_of(measured: Measurements) -> list[Curve]:
     ]
 
 
-def _curve(measured: Measurements, row: int, column: int) -> Curve:
+def _curve(measured: Measurements, row: int, column: int) -> FollowedTraining:
     names = list(map(str, measured["matrix"]))
     own = {
         name: values[row, column]
@@ -75,7 +75,7 @@ def _curve(measured: Measurements, row: int, column: int) -> Curve:
     with np.errstate(invalid="ignore", divide="ignore"):
         error = (solved[:, at] - tracked[:, at]) / np.abs(solved[:, at])
         residual = own["tracked_residual_largest"][:, at] / np.abs(tracked[:, at])
-    return Curve(
+    return FollowedTraining(
         str(measured["run"][row]),
         int(measured["seed"][column]),
         measured["iteration"],

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from hessdist.present.axes import key, legend_below, panels
 from hessdist.present.style import DARK, SERIES
 from hessdist.present.values import is_wide, positive
-from hessdist.studies.sharpness.curves import Curve, curves_of
+from hessdist.studies.sharpness.curves import FollowedTraining, curves_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def draw_sharpness(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
         yield f"sharpness-{name.replace(' ', '-')}", sharpness_of(own, f"{title}: {name}")
 
 
-def sharpness_of(curves: Sequence[Curve], title: str) -> Figure:
+def sharpness_of(curves: Sequence[FollowedTraining], title: str) -> Figure:
     """Draw one training run, with a colour for each seed."""
     figure, grid = panels(title, 4, 1, height=9.6, sharex=True)
     first, second, third, fourth = grid[:, 0]
@@ -44,7 +44,7 @@ def sharpness_of(curves: Sequence[Curve], title: str) -> Figure:
     return figure
 
 
-def _eigenvalues(axes: Axes, curves: Sequence[Curve]) -> None:
+def _eigenvalues(axes: Axes, curves: Sequence[FollowedTraining]) -> None:
     """Draw λ₁ of the matrix that the bound is about, and in thin lines that of H in its units."""
     for number, curve in enumerate(curves):
         colour, _ = SERIES[number % len(SERIES)]
@@ -61,14 +61,14 @@ def _eigenvalues(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_ylabel("λ₁ (line: tracked,\ndots: full solves)")
 
 
-def _losses(axes: Axes, curves: Sequence[Curve]) -> None:
+def _losses(axes: Axes, curves: Sequence[FollowedTraining]) -> None:
     for number, curve in enumerate(curves):
         axes.plot(curve.steps, positive(curve.loss), "-", color=SERIES[number % len(SERIES)][0])
     axes.set_yscale("log")
     axes.set_ylabel("loss")
 
 
-def _shares(axes: Axes, curves: Sequence[Curve]) -> None:
+def _shares(axes: Axes, curves: Sequence[FollowedTraining]) -> None:
     """Draw the share of the gradient in the top space, and along its first vector."""
     for number, curve in enumerate(curves):
         colour, mark = SERIES[number % len(SERIES)]
@@ -78,7 +78,7 @@ def _shares(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_ylabel("share of the gradient:\nalong v₁ (line), in the\ntop space (marks)")
 
 
-def _errors(axes: Axes, curves: Sequence[Curve]) -> None:
+def _errors(axes: Axes, curves: Sequence[FollowedTraining]) -> None:
     """Draw what tracking missed at full solves, and the residual that it knows of itself."""
     for number, curve in enumerate(curves):
         colour, mark = SERIES[number % len(SERIES)]

@@ -10,7 +10,7 @@ import numpy as np
 from hessdist.present.panels import INK, Figure, View, line, panel
 from hessdist.present.style import COLOURS
 from hessdist.present.values import VIEW, evenly
-from hessdist.studies.sharpness.curves import Curve, curves_of
+from hessdist.studies.sharpness.curves import FollowedTraining, curves_of
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
@@ -34,7 +34,7 @@ def sharpness(run: Run) -> Iterator[View]:
     )
 
 
-def _figures(name: str, curves: list[Curve]) -> Iterator[Figure]:
+def _figures(name: str, curves: list[FollowedTraining]) -> Iterator[Figure]:
     """Make the two figures of a training run, at some of the steps."""
     kept = evenly(len(curves[0].steps), VIEW // (20 * len(curves)))
     steps = curves[0].steps[kept]
