@@ -295,6 +295,24 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "negative_curvature_lenet5",
+        ("train", "spectrum", "study"),
+        (
+            *_DOUBLE,
+            "training.steps=10",
+            "training.checkpoint_steps=[0,10]",
+            "data.samples=40",
+            "spectrum.largest=3",
+            "spectrum.smallest=2",
+            "spectrum.tolerance=1e-2",
+            "study.lines.points=7",
+            "study.lines.steps=[10]",
+            "study.step_sizes.count=8",
+            "study.step_sizes.steps=[10]",
+        ),
+        slow=True,
+    ),
+    Shortened(
         "negative_curvature_mnist",
         ("train", "spectrum", "study"),
         (

@@ -55,8 +55,10 @@ def written(folder: Path, *settings: str) -> Measurements:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("paths")
     prepare(folder)
-    with (folder / "ours.py").open("a", encoding="utf-8") as module:
-        module.write("def other():\n    return torch.nn.Linear(6, 3)\n")
+    # No module of one name is written by two files of tests: Python would find the older one.
+    (folder / "model_that_is_no_mlp.py").write_text(
+        "import torch\n\n\ndef linear():\n    return torch.nn.Linear(6, 3)\n", encoding="utf-8"
+    )
     (folder / "job.toml").write_text(JOB + LINES + PATHS, encoding="utf-8")
     return folder
 
@@ -135,7 +137,7 @@ def test_the_same_bits_on_ranks(
         ("study.paths.hidden=[[]]", "hidden is empty"),
         ("study.paths.path_momentum=1.0", "less than 1"),
         ("loss.l2=0.1", "study.paths"),
-        ("model.factory=ours:other", "model.factory is .ours:other"),
+        ("model.factory=model_that_is_no_mlp:linear", "model.factory is .model_that_is_no_mlp"),
     ],
 )
 def test_bad_input(
@@ -146,7 +148,7 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "job.toml").write_text(JOB + PATHS, encoding="utf-8")
-    more = ["model.arguments={}"] if "other" in setting else []
+    more = ["model.arguments={}"] if "model.factory" in setting else []
     with pytest.raises(HessdistError, match=complaint):
         written(tmp_path, setting, *more)
 
