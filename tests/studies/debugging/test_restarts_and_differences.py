@@ -53,6 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def section(text: str, name: str, comm: Any = None) -> Measurements:
     job, _ = parse_job(text, "job")
+    torch.manual_seed(0)  # no checkpoint is read, so these are the parameters of the model
     workload = workload_of(job)
     ranks = Ranks(import_mpi().COMM_SELF if comm is None else comm)
     study, settings = registry()[name], getattr(job.study, name)
