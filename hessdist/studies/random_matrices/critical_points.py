@@ -11,6 +11,7 @@ the number of ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -170,10 +171,7 @@ def _search(
     scale = networks.gauss_newton_means(points.theta).numpy()
     used = (points.found & ~trivial).numpy()
     ratio = 2 * hidden / samples[row]
-    by_law = {name: np.full(len(energy), np.nan) for name in BY_LAW}
-    for name, bilinear in BY_LAW.items():
-        on_step()
-        by_law[name][used] = predicted_indices(energy[used], scale[used], ratio, bilinear=bilinear)
+    by_law = _indices_by_law(energy, scale, used, ratio, on_step)
     return _Found(
         energy,
         (networks.losses_and_gradients(start)[0] / settings.width).numpy(),
@@ -193,6 +191,21 @@ def _search(
         distance,
         closed,
     )
+
+
+def _indices_by_law(
+    energy: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    used: NDArray[np.bool_],
+    ratio: float,
+    on_step: Callable[[], None],
+) -> dict[str, NDArray[np.float64]]:
+    """Compute the index that each law gives the used points at their energies, (K,), NaN else."""
+    by_law = {name: np.full(len(energy), np.nan) for name in BY_LAW}
+    for name, bilinear in BY_LAW.items():
+        on_step()
+        by_law[name][used] = predicted_indices(energy[used], scale[used], ratio, bilinear=bilinear)
+    return by_law
 
 
 def _trivial(networks: TwoLayerNetworks, points: CriticalPoints, factor: float = 10.0) -> Tensor:
