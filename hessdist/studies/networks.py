@@ -1,4 +1,4 @@
-"""Networks of a job that single ranks train, minibatch by minibatch. Nothing is collective."""
+"""Networks of a job that single ranks train, one or many at once. Nothing is collective."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hessdist.config.job import Job
+from hessdist.curvature.additivity import prove_additive
 from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.parameters import Parameters
+from hessdist.curvature.second_derivative import prove_product
 from hessdist.errors import NumericalError, WorkloadError
-from hessdist.objective import DTYPES
+from hessdist.objective import DTYPES, Workload
+from hessdist.optimizers.ensemble import Ensemble
 from hessdist.optimizers.training import initialise, mean_loss, minibatches
 from hessdist.studies.context import Context
 from hessdist.workload.datasets import MapDataset
@@ -56,6 +59,32 @@ def whole_on_rank(
         collate=context.workload.collate,
         quiet=True,  # the objective has read the job's samples, and logged its warnings
     )
+
+
+def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensemble:
+    """Prepare networks of an architecture, with all samples of a workload on this rank.
+
+    Returns:
+        Their losses, for many networks at once.
+
+    Raises:
+        WorkloadError: The loss is a callable of (model, batch).
+    """
+    device, dtype = context.objective.device, DTYPES[context.job.compute.dtype]
+    samples = len(workload.indices)
+    shard = whole_on_rank(context, workload.dataset, workload.indices, memory=0, batch_size=samples)
+    inputs, targets = shard.head(samples)
+    loss = as_summed_loss(workload.loss, model.to(device, dtype).eval(), shard.head(3))
+    if not isinstance(loss, CriterionLoss):
+        raise WorkloadError(
+            "networks trained many at once need a loss of (outputs, targets), and this one takes "
+            "(model, batch)",
+            "use a criterion, such as cross_entropy",
+        )
+    local = LocalLoss(model, loss, shard, Parameters(model))
+    prove_additive(local, None)
+    prove_product(local, "hessian")
+    return Ensemble(model, loss, inputs, targets)
 
 
 def build_network(job: Job) -> nn.Module:

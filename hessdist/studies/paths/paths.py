@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hessdist.curvature.parameters import Parameters
 from hessdist.landscape.bezier import bezier, train_curve
 from hessdist.landscape.elastic_band import relax_band
 from hessdist.landscape.null_walk import Walk, walk
@@ -25,9 +26,8 @@ from hessdist.optimizers.ensemble import Ensemble
 from hessdist.optimizers.training import initialise
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
-from hessdist.studies.networks import mlp_of_widths
+from hessdist.studies.networks import ensemble_of, mlp_of_widths
 from hessdist.studies.paths.settings import Kind, PathsSection
-from hessdist.studies.singularity.ensembles import ensemble_of
 from hessdist.studies.tasks import distribute
 
 Array = NDArray[np.float64]
@@ -114,7 +114,7 @@ def _train(
     say(f"training network {number}", 0)
     initialise(settings.seed + number)
     model = mlp_of_widths(context.job, settings.hidden[row], "paths")
-    start = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+    start = Parameters(model).flat()
     return ensemble.sgd_path(
         start.to(context.objective.device, DTYPES[context.job.compute.dtype]),
         batch_size=settings.batch_size,

@@ -18,8 +18,8 @@ from hessdist.results.units import Measurements, Variable
 from hessdist.spectrum.dense import Plan, exact_spectrum, picture, plan
 from hessdist.spectrum.shell import curvature_matrix
 from hessdist.studies.context import Context
-from hessdist.studies.networks import mlp_of_widths
-from hessdist.studies.singularity.ensembles import Trained, ending_variables, ensemble_of, train_all
+from hessdist.studies.networks import ensemble_of, mlp_of_widths
+from hessdist.studies.singularity.ensembles import Trained, ending_variables, train_all
 from hessdist.studies.singularity.settings import ArchitecturesSection
 
 _STAGES = ("start", "end")  # of training

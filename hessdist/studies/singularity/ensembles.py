@@ -12,27 +12,22 @@ from itertools import count
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from hessdist.curvature.additivity import prove_additive
-from hessdist.curvature.local_loss import LocalLoss
-from hessdist.curvature.parameters import Parameters
-from hessdist.curvature.second_derivative import prove_product
-from hessdist.errors import InputError, WorkloadError
-from hessdist.objective import DTYPES, Workload
+from hessdist.errors import InputError
+from hessdist.objective import Workload
 from hessdist.optimizers.ensemble import Descent, Ensemble, on_sphere
 from hessdist.optimizers.ensemble_newton import newton
 from hessdist.optimizers.ensemble_spectra import hessian_eigenvalues
 from hessdist.parallel.host import one_thread
 from hessdist.results.units import Variable
 from hessdist.studies.context import Context
-from hessdist.studies.networks import whole_on_rank
+from hessdist.studies.networks import ensemble_of
 from hessdist.studies.singularity.settings import (
     DescentSection,
     InitialisationsSection,
     SpreadsSection,
 )
-from hessdist.workload.losses import CriterionLoss, as_summed_loss
 
 
 @dataclass(frozen=True)
@@ -46,29 +41,6 @@ class Trained:
     def stages(self) -> tuple[Descent, Descent]:
         """The networks before and after training."""
         return self.start, self.end
-
-
-def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensemble:
-    """Prepare networks of an architecture, with all samples of a workload on this rank.
-
-    Raises:
-        WorkloadError: The loss is a callable of (model, batch).
-    """
-    device, dtype = context.objective.device, DTYPES[context.job.compute.dtype]
-    samples = len(workload.indices)
-    shard = whole_on_rank(context, workload.dataset, workload.indices, memory=0, batch_size=samples)
-    inputs, targets = shard.head(samples)
-    loss = as_summed_loss(workload.loss, model.to(device, dtype).eval(), shard.head(3))
-    if not isinstance(loss, CriterionLoss):
-        raise WorkloadError(
-            "networks trained many at once need a loss of (outputs, targets), and this one takes "
-            "(model, batch)",
-            "use a criterion, such as cross_entropy",
-        )
-    local = LocalLoss(model, loss, shard, Parameters(model))
-    prove_additive(local, None)
-    prove_product(local, "hessian")
-    return Ensemble(model, loss, inputs, targets)
 
 
 def train_all(

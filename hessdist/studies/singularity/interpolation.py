@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hessdist.curvature.parameters import Parameters
+from hessdist.landscape.paths import straight
 from hessdist.objective import DTYPES
 from hessdist.optimizers.ensemble import Ensemble, on_sphere
 from hessdist.optimizers.training import initialise
 from hessdist.results.units import Measurements, Variable
 from hessdist.studies.context import Context
-from hessdist.studies.networks import build_network
-from hessdist.studies.singularity.ensembles import ensemble_of
+from hessdist.studies.networks import build_network, ensemble_of
 from hessdist.studies.singularity.settings import InterpolationSection
 from hessdist.studies.tasks import distribute
 
@@ -72,7 +73,7 @@ def _train(
     context.local_progress(f"training by {optimizer} from start {variant.start}")
     initialise(settings.seed + variant.start)
     model = build_network(context.job)
-    start = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+    start = Parameters(model).flat()
     if settings.initial_scale is not None:
         radius = settings.initial_scale * len(start) ** 0.5
         start = on_sphere([variant.start], len(start), radius, settings.seed)[0]
@@ -99,8 +100,8 @@ def _losses_on_lines(
     device, dtype = context.objective.device, DTYPES[context.job.compute.dtype]
 
     def losses(line: int) -> NDArray[np.float64]:
-        points = first[line] + fractions[:, None] * (second[line] - first[line])
-        theta = torch.from_numpy(points).to(device).to(dtype)
+        one, other, where = map(torch.from_numpy, (first[line], second[line], fractions))
+        theta = straight(one, other, where).to(device).to(dtype)
         return np.asarray(ensemble.losses(theta).double().cpu().numpy())
 
     found = distribute(context, range(len(first)), losses, device)
