@@ -21,8 +21,12 @@ signal=USR1 threads=$SLURM_CPUS_PER_TASK this=$SLURM_JOB_ID
 program=("${HESSDIST:-.venv/bin/hessdist}" spectrum "$job" --journal)
 mpi=pmix # what Open MPI needs; MPICH wants pmi2 (see `srun --mpi=list`), and empty is the site's default
 
+export OMP_NUM_THREADS=$threads
+told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
+
 # Slurm signals this shell alone ahead of the time limit; srun hands the signal on to the ranks.
-named='' ended='' early='' woken='' ranks='' told=''
+# Bash 5.2 may abort when a signal comes while it reads a $(command): none is read until the end.
+named='' ended='' early='' woken='' ranks=''
 stop_ranks() {
     woken=yes
     if [ -s "$told" ]; then # all ranks listen: they stop at the next product
@@ -59,9 +63,8 @@ stopped_by_signal() {
         { [ "$status" -eq 75 ] && [ -z "$ended" ] && ! grep -qx SIGTERM "$told"; }
 }
 
-export OMP_NUM_THREADS=$threads
-told=$(mktemp) && export HESSDIST_SIGNAL_FILE=$told
-echo "$(date -Is) job $this, start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
+printf '%(%FT%T%z)T job %s, start %s on %s\n' \
+    -1 "$this" "$((${SLURM_RESTART_COUNT:-0} + 1))" "$SLURM_JOB_NODELIST"
 
 if [ -z "$named$ended" ]; then
     srun ${mpi:+"--mpi=$mpi"} --export=ALL --cpus-per-task="$threads" --kill-on-bad-exit=0 \
@@ -76,9 +79,10 @@ while [ -n "$woken" ] && [ -n "$ranks" ]; do # a signal ends the wait, and not t
     wait "$ranks"
     status=$?
 done
+trap '' "$signal" TERM # nothing is left to stop
 [ -z "$early" ] || status=75
 
-echo "$(date -Is) job $this ends with status $status"
+printf '%(%FT%T%z)T job %s ends with status %s\n' -1 "$this" "$status"
 if starts_again; then
     rm -f "$told"
     scontrol requeue "$this"

@@ -91,10 +91,10 @@ def test_the_script_is_sound_bash(name: str, tool: str) -> None:
 
 def test_the_scripts_of_the_repository_have_the_same_body() -> None:
     """`slurm/` shows the same to read."""
-    body = batch_script(BATCHES["one_node"]).partition("\n\n# Slurm signals")[2]
+    body = batch_script(BATCHES["one_node"]).partition("\n\nexport OMP")[2]
     for path in sorted((ROOT / "slurm").glob("spectrum*.sh")):
         text = path.read_text(encoding="utf-8")
-        assert text.partition("\n\n# Slurm signals")[2] == body, path
+        assert text.partition("\n\nexport OMP")[2] == body, path
         for word in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):
             assert f"#SBATCH {word}" in text, (path, word)
 
