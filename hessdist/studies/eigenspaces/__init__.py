@@ -2,6 +2,7 @@
 
 from hessdist.studies.base import TRAINING, Needs, declare
 from hessdist.studies.eigenspaces.settings import (
+    ConvergenceSection,
     DecompositionSection,
     EigenspaceSection,
     MinimizersSection,
@@ -48,5 +49,23 @@ STUDIES = (
             options="hessdist.optimizers.full_batch:tao_options",
         ),
         check="minimizers:check",
+    ),
+    declare(
+        __name__,
+        "convergence",
+        ConvergenceSection,
+        Needs(
+            all_layers=True,
+            keys=(
+                "minimize.sufficient_decrease",
+                "minimize.backtracking",
+                "minimize.cg_iterations",
+                "minimize.product",
+            ),
+            options="hessdist.optimizers.full_batch:tao_options",
+        ),
+        check="convergence:check",
+        figures="convergence_figures:draw_convergence",
+        page="convergence_page:convergence",
     ),
 )

@@ -70,3 +70,24 @@ def minimizers(measured: Measurements) -> Iterator[str]:
                 f"{measured['cost'][row, column, last]:.0f} gradients: "
                 f"{measured['ended'][row, column]}"
             )
+
+
+def convergence(measured: Measurements) -> Iterator[str]:
+    """Describe the constants, the bounds and the networks' minima."""
+    for row, penalty in enumerate(measured["penalty"]):
+        ends = measured["eigenvalue_largest"][row]
+        yield (
+            f"convex, l2 = {penalty:g}: C {measured['smoothness'][row]:.4g}, λ_1 from "
+            f"{ends[:, 0].max():.4g} to {ends[:, -1].max():.4g}, "
+            f"at most {np.max(measured['most_of_bound'][row]):.3g} of the bound"
+        )
+    if "network_smallest" in measured:
+        last = measured["network_smallest"][:, -1]
+        reached = int(measured["network_reached"].sum())
+        yield (
+            f"networks: λ_d {last.min():.3g} to {last.max():.3g} at the end, {reached} of "
+            f"{len(last)} within the tolerance"
+        )
+    yield (
+        f"quadratics: within {measured['quadratic_rounding'].max():.1e} of the closed forms"
+    )

@@ -140,3 +140,35 @@ class MinimizersSection(Section):
         if not (self.methods and self.seeds):
             raise ValueError("methods or seeds is empty")
         return self
+
+
+class ConvergenceSection(Section):
+    """Constants of convergence, and the bounds of gradient descent on convex losses."""
+
+    penalties: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = [0.0, 0.001, 0.01]
+    """Penalties (l2 / 2) ‖θ‖² of the convex loss, softmax regression on the samples of the job;
+    each is one problem."""
+    seeds: list[Seed] = [0, 1, 2]
+    """Seeds of the initial parameters."""
+    iterations: Positive = 10_000
+    """Iterations of gradient descent on the convex losses. The step is 1 / C, where C is a bound of
+    the Lipschitz constant in closed form."""
+    networks: Count = 3
+    """Number of seeds, the first ones, from which the job's own model is trained."""
+    network_iterations: Positive = 1000
+    """Iterations of gradient descent of these networks, with the line search of [minimize]. Then
+    newton_cg minimises the loss further."""
+    newton_iterations: Positive = 300
+    """Largest number of iterations of newton_cg."""
+    tolerance: Rate = 1e-8
+    """Norm of the gradient at which newton_cg ends."""
+    conditions: list[Annotated[float, Field(gt=1, allow_inf_nan=False)]] = [10.0, 100.0, 1000.0]
+    """Condition numbers κ of the quadratics ½ (x² + κ y²)."""
+    quadratic_iterations: Positive = 100_000
+    """Largest number of iterations on a quadratic."""
+
+    @model_validator(mode="after")
+    def _some(self) -> ConvergenceSection:
+        if not (self.penalties and self.seeds and self.conditions):
+            raise ValueError("penalties, seeds or conditions is empty")
+        return self
