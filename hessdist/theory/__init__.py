@@ -1,1 +1,4 @@
-"""Random-matrix laws of Hessians and their fits to measured spectra, with NumPy and SciPy only."""
+"""Laws, bounds and iterates in closed form: random matrices, convex losses, quadratics.
+
+With NumPy and SciPy only.
+"""

@@ -125,18 +125,16 @@ def proximal_point(
         matrix[np.diag_indices_from(matrix)] += weight
         step = -np.linalg.solve(matrix, gradient.ravel()).reshape(point.shape)
         slope, length = float(np.sum(step * gradient)), 1.0
-        while length > 1e-6:
+        while True:
             trial = point + length * step
             new_value, new_gradient = evaluate(trial)
-            if new_value <= value + 1e-4 * length * slope:
-                break
             # Close to the minimum rounding hides the decrease, and the gradient tells.
-            level = abs(new_value - value) <= 1e-13 * max(1.0, abs(value))
-            if level and float(np.linalg.norm(new_gradient)) < norm:
+            is_level = abs(new_value - value) <= 1e-13 * max(1.0, abs(value))
+            if is_level and float(np.linalg.norm(new_gradient)) >= norm:
+                return point
+            if is_level or new_value <= value + 1e-4 * length * slope:
                 break
             length /= 2
-        else:
-            return point
         point, value, gradient = trial, new_value, new_gradient
     raise NumericalError(
         f"Newton's method has not found the minimum of a softmax regression in {max_steps} steps",

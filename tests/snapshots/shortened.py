@@ -76,6 +76,22 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "convergence_digits",
+        overrides=(
+            "data.samples=150",
+            "model.arguments.widths=[64,3,10]",
+            "study.convergence.seeds=[0,1]",
+            "study.convergence.penalties=[0.0,0.01]",
+            "study.convergence.iterations=200",
+            "study.convergence.networks=1",
+            "study.convergence.network_iterations=20",
+            "study.convergence.newton_iterations=5",
+            "study.convergence.conditions=[10,30]",
+        ),
+        unstable=("/(quadratic_rounding|minimum_gradient)/", "^/show"),  # they are rounding
+        slow=True,
+    ),
+    Shortened(
         "critical_points",
         overrides=(
             "study.critical_points.width=3",

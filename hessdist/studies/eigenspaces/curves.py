@@ -32,3 +32,21 @@ def nonzero_eigenvalues(measured: Measurements, operator: str) -> NDArray[np.flo
     place = list(measured["operator"]).index(operator)
     least, most = (measured[f"null_count_{end}"][:, :, -1, place] for end in ("least", "most"))
     return np.where(least == most, measured["parameters"][:, None] - least, np.nan)
+
+
+def decades(measured: Measurements) -> NDArray[np.int64]:
+    """Return the places of the iterations 1, 10, 100 and so on in those of the convex losses."""
+    iterations = measured["iteration"]
+    powers = 10 ** np.arange(int(np.log10(iterations[-1])) + 1)
+    return np.searchsorted(iterations, powers)
+
+
+def exponents(measured: Measurements, rounding: float = 1e-12) -> NDArray[np.float64]:
+    """Return the exponent of k in f(x_k) − f* over each factor of ten, (penalties, seeds, n).
+
+    It is NaN where the excess is below `rounding`.
+    """
+    excess = measured["excess"][..., decades(measured)]
+    seen = np.where(excess > rounding, excess, np.nan)
+    slopes: NDArray[np.float64] = np.diff(np.log10(seen), axis=-1)
+    return slopes

@@ -10,9 +10,11 @@ from rich.table import Table
 
 from hessdist.present.cells import bounds, estimate, median, new_table, number, share, spaced
 from hessdist.results.schema import ENDS
+from hessdist.studies.eigenspaces.curves import exponents
 
 if TYPE_CHECKING:
     from hessdist.results.reader import Run
+    from hessdist.results.units import Measurements
 
 
 def eigenspace(run: Run) -> Iterator[Table]:
@@ -136,3 +138,65 @@ def widths(run: Run) -> Iterator[Table]:
                 *(bounds(*pair) for pair in counts),
             )
     yield table
+
+
+def convergence(run: Run) -> Iterator[Table]:
+    """Show constants and bounds on convex losses, networks' minima, and quadratics."""
+    measured = run.studies["convergence"]
+    yield _convex(measured)
+    if "network_smallest" in measured:
+        yield _networks(measured)
+    yield _quadratics(measured)
+
+
+def _convex(measured: Measurements) -> Table:
+    columns = ["l2", "C", "secant", "λ_1 at first", "at the end", "λ_d", "‖x_0 − x*‖", "f*"]
+    columns += ["of bound", "of linear bound", "exponents by decade"]
+    table = new_table(columns, "\ngradient descent on a convex loss; medians over starts")
+    slopes = exponents(measured)
+    for row, penalty in enumerate(measured["penalty"]):
+        largest, smallest = (measured[f"eigenvalue_{end}"][row] for end in ENDS)
+        numbers = [measured["secant"][row], largest[:, 0], largest[:, -1], smallest]
+        numbers += [measured["distance"][row], measured["infimum"][row]]
+        shares = (measured[f"most_of_{which}"][row] for which in ("bound", "linear_bound"))
+        table.add_row(
+            f"{penalty:g}",
+            f"{measured['smoothness'][row]:.4g}",
+            *(number(median(values)) for values in numbers),
+            *(number(np.max(values)) for values in shares),
+            ", ".join(f"{median(values):.2f}" for values in slopes[row].T),
+        )
+    return table
+
+
+def _networks(measured: Measurements) -> Table:
+    columns = ["iteration", "loss", "‖g‖", "λ_1", "λ_d", "least λ_d", "most λ_d"]
+    l2 = measured["network_penalty"]
+    table = new_table(columns, f"\nnetwork with l2 = {l2:g}; medians over starts")
+    for column, iteration in enumerate(measured["network_iteration"]):
+        names = ("loss", "gradient_norm", "largest", "smallest")
+        values = [measured[f"network_{name}"][:, column] for name in names]
+        known = values[-1][np.isfinite(values[-1])]
+        ends = (known.min(), known.max()) if len(known) else (np.nan, np.nan)
+        reached = share(measured["network_reached"])
+        table.add_row(
+            str(iteration) if iteration >= 0 else f"Newton-CG, {reached}",
+            *(number(median(value)) for value in values),
+            *(number(end) for end in ends),
+        )
+    return table
+
+
+def _quadratics(measured: Measurements) -> Table:
+    names = [f"κ = {condition:g}" for condition in measured["condition"]]
+    table = new_table(
+        ["optimiser", *names, "from the closed form"],
+        "\n½ (x² + κ y²): iterations to a millionth of the first value",
+    )
+    for column, name in enumerate(measured["optimizer"]):
+        table.add_row(
+            str(name),
+            *(f"{n:.0f}" if np.isfinite(n) else "" for n in measured["quadratic_needed"][:, column]),
+            f"{measured['quadratic_rounding'][:, column].max():.1e}",
+        )
+    return table
