@@ -2,8 +2,9 @@
 
 A Krylov space does not change when the matrix is shifted, so one Lanczos process with thick
 restarts (Wu and Simon 2000; in SLEPc's form, Stewart 2001) converges at both ends of the spectrum.
-Only the ranking of Ritz values has to be set: by |λ − c|, with c halfway between the k-th largest
-and the m-th smallest, so that the k + m wanted values are exactly the farthest from c.
+Only the ranking of Ritz values has to be set: the k + m wanted values first, then the others by
+|λ − c|, the farthest first, with c in the bulk of the spectrum. A restart keeps the first ones of this
+ranking, so it keeps the outliers of both ends, wanted or not.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ class Solver:
     # -- one space for both ends -------------------------------------------------------------
 
     def solve_both_ends(self) -> None:
-        """Run Krylov-Schur with the ranking by |λ − c|. Collective."""
+        """Run Krylov-Schur with the ranking of both ends. Collective."""
         self.eps.setWhichEigenpairs(self._slepc.EPS.Which.USER)
         self.eps.setEigenvalueComparison(self._compare)
         self.eps.setStoppingTest(self._stop)

@@ -22,34 +22,28 @@ class Ends:
     aim: float  # relative residual of a converged pair
     settled: float = 0.5  # relative residual at which the pair next to the wanted ones is settled
 
-    def center(self, ascending: NDArray[np.float64]) -> float:
-        """Compute the point c from which the wanted values are farthest.
+    @staticmethod
+    def bulk(values: NDArray[np.float64]) -> float:
+        """Compute the point c inside the bulk of the spectrum: the median of all Ritz values.
 
-        It is halfway between the k-th largest and the m-th smallest value. If only one end is
-        wanted, it is outside the spectrum, on the side of the other end.
+        A restart keeps the wanted values and then those that are farthest from c. So it also keeps
+        the outliers of an end that is not wanted. These are converged, and cost products again if a
+        restart drops them: with c outside the spectrum, SA(3) of a Hessian takes up to three times
+        as many products (docs/performance.md).
 
         Args:
-            ascending: The Ritz values in ascending order, (n,).
+            values: The Ritz values in any order, (n,).
 
         Returns:
             The point c.
         """
-        low, high, n = ascending[0], ascending[-1], len(ascending)
-        reach = 2 * (high - low) + 1
-        if self.smallest == 0:
-            return float(low - reach)
-        if self.largest == 0:
-            return float(high + reach)
-        if self.largest + self.smallest >= n:
-            return float((low + high) / 2)
-        return float((ascending[n - self.largest] + ascending[self.smallest - 1]) / 2)
+        return float(np.median(values))
 
     def ranking(self, values: NDArray[np.float64]) -> Callable[[float], tuple[int, float]]:
         """Rank Ritz values: the wanted ones first, then by distance from c, the farthest first.
 
-        A multiple value, such as the zero of a matrix of low rank, has copies that are as far from
-        c as a wanted value of the other end. So the wanted values come first, and among them those
-        of the end that has no exact copies.
+        Among the wanted values, those come first that belong to the end without exact copies. A
+        multiple value, such as the zero of a matrix of low rank, has copies.
 
         Args:
             values: All Ritz values, (n,).
@@ -58,7 +52,7 @@ class Ends:
             A function from a value to its sort key; a smaller key comes first.
         """
         ascending = np.sort(values)
-        n, center = len(ascending), self.center(ascending)
+        n, center = len(ascending), self.bulk(ascending)
         low = ascending[self.smallest - 1] if 0 < self.smallest <= n else -np.inf
         high = ascending[n - self.largest] if 0 < self.largest <= n else np.inf
         copies_above = int((ascending >= high).sum()) > self.largest
@@ -130,7 +124,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Ritz:
-    """The solution of the projected problem at the end of a cycle, farthest from c first."""
+    """The solution of the projected problem at the end of a cycle, in the order of the ranking."""
 
     values: NDArray[np.float64]  # (n,) Ritz values
     residuals: NDArray[np.float64]  # (n,) absolute, estimated

@@ -61,6 +61,7 @@ BENCHMARKS = {
     "clusters": f"python {HERE}/clusters.py --lenet5 64",
     "precision": f"OMP_NUM_THREADS=1 python {HERE}/precision.py --samples 128",
     "both-ends": f"python {HERE}/both_ends.py",
+    "one-end": f"python {HERE}/one_end.py jobs/negative_curvature_lenet5.toml",
     "late-training": f"python {HERE}/late_training.py jobs/lenet_mnist.toml",
     "warm-start": f"hessdist train jobs/demo.toml --set training.steps=300 --set "
     f"training.checkpoint_steps={TEN} --set checkpoints.directory=$FOLDER/ten > $FOLDER/log && "

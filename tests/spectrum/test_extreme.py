@@ -43,6 +43,29 @@ def test_no_pair_is_missed_and_products_stay_near_a_full_lanczos_run(negative: f
         assert pairs.products <= 1.3 * full_lanczos(operator, start, 20, 3, 1e-3)
 
 
+@pytest.mark.parametrize(("negative", "most"), [(1.0, 1.5), (0.1, 2.0), (0.03, 3.2)])
+@pytest.mark.parametrize(
+    ("smallest", "upside_down"), [(1, False), (3, False), (20, False), (3, True)]
+)
+def test_one_end_is_not_slowed_by_outliers_of_the_other(
+    negative: float, most: float, smallest: int, upside_down: bool
+) -> None:
+    # A restart keeps the outliers of the end that is not wanted. One that drops them takes up to
+    # ten times as many products here, because the space has to find them again each time.
+    eigenvalues = outliers_and_bulk(negative) * (-1 if upside_down else 1)
+    operator = PrescribedSpectrum(eigenvalues)
+    ends = (smallest, 0) if upside_down else (0, smallest)
+    for seed in range(3):
+        pairs = solve(operator, *ends, seed=seed)
+        start = random_entries(seed, 0, operator.size)
+        assert pairs.converged
+        for found, known in zip(
+            (pairs.largest.values, pairs.smallest.values), extremes(eigenvalues, *ends), strict=True
+        ):
+            assert found == pytest.approx(known, rel=1e-5)
+        assert pairs.products <= most * full_lanczos(operator, start, *ends, 1e-3)
+
+
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-4, 1e-8])
 def test_the_set_found_does_not_depend_on_the_starting_vector(tolerance: float) -> None:
     eigenvalues = outliers_and_bulk(0.1)
@@ -138,7 +161,7 @@ def test_recorded_products_cost_none_and_recomputed_ones_are_counted() -> None:
 
 
 def test_recorded_products_stay_bounded_over_many_restarts() -> None:
-    eigenvalues = outliers_and_bulk(0.003)  # a small negative end: slow
+    eigenvalues = outliers_and_bulk(0.001)  # a small negative end: slow
     shell = ShellMatrix(PrescribedSpectrum(eigenvalues), Ranks())
     most = 0
 
@@ -245,7 +268,7 @@ def test_residuals_from_sketches_with_a_shift_and_a_metric() -> None:
     found = {}
     for residuals in ("recorded", "sketched"):
         shell = ShellMatrix(PrescribedSpectrum(eigenvalues), Ranks(), shift=0.3, metric=metric)
-        found[residuals] = extreme_eigenpairs(shell, 5, 3, tolerance=1e-3, residuals=residuals)
+        found[residuals] = extreme_eigenpairs(shell, 5, 3, tolerance=2e-3, residuals=residuals)
     for one, other in zip(
         (found["recorded"].largest, found["recorded"].smallest),
         (found["sketched"].largest, found["sketched"].smallest),

@@ -18,14 +18,26 @@ def ritz_after(steps: int, operator: PrescribedSpectrum, start: np.ndarray) -> R
     return Ritz(values, np.abs(below * rotation[-1]), rotation)
 
 
-def test_the_wanted_values_are_the_farthest_from_the_center() -> None:
-    values = np.sort(np.random.default_rng(0).standard_normal(40))
-    for largest, smallest in ((5, 3), (0, 4), (4, 0), (1, 1), (30, 9)):
+@pytest.mark.parametrize("seed", range(5))
+def test_the_wanted_values_come_first_and_then_the_farthest_from_the_bulk(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bulk, outliers = rng.standard_normal(31), [40.0, 50.0, 60.0, -8.0]
+    values = rng.permutation(np.concatenate([bulk, outliers]))
+    ascending = np.sort(values)
+    for largest, smallest in ((5, 3), (0, 2), (4, 0), (1, 1), (30, 5), (0, 0)):
         ends = Ends(largest, smallest, 1e-3)
-        order = np.argsort(-np.abs(values - ends.center(values)))
-        expected = set(range(smallest)) | set(range(40 - largest, 40))
-        assert set(order[: largest + smallest].tolist()) == expected
-        assert set(ends.chosen(np.arange(40)).tolist()) == expected
+        ranked = np.array(sorted(values, key=ends.ranking(values)))
+        wanted = largest + smallest
+        expected = np.concatenate([ascending[:smallest], ascending[35 - largest :]])
+        assert np.sort(ranked[:wanted]) == pytest.approx(np.sort(expected))
+        distances = np.abs(ranked[wanted:] - np.median(values))
+        assert (np.diff(distances) <= 0).all()
+        # A restart that keeps a third has all outliers, whichever end is wanted.
+        assert set(outliers) <= set(ranked[: max(12, wanted + 4)].tolist())
+        assert set(ends.chosen(np.arange(35)).tolist()) == {
+            *range(smallest),
+            *range(35 - largest, 35),
+        }
 
 
 def test_the_excess_is_one_when_the_last_pair_arrives() -> None:
