@@ -3,8 +3,8 @@
 A Krylov space does not change when the matrix is shifted, so one Lanczos process with thick
 restarts (Wu and Simon 2000; in SLEPc's form, Stewart 2001) converges at both ends of the spectrum.
 Only the ranking of Ritz values has to be set: the k + m wanted values first, then the others by
-|λ − c|, the farthest first, with c in the bulk of the spectrum. A restart keeps the first ones of this
-ranking, so it keeps the outliers of both ends, wanted or not.
+|λ − c|, the farthest first, with c in the bulk of the spectrum. A restart keeps the first ones of
+this ranking, so it keeps the outliers of both ends, wanted or not.
 """
 
 from __future__ import annotations
