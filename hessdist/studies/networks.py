@@ -61,6 +61,23 @@ def whole_on_rank(
     )
 
 
+def loss_over_job(context: Context, model: nn.Module) -> LocalLoss:
+    """Prepare the loss of a network over all samples of the job, on this rank.
+
+    Args:
+        context: The job, its loss and samples, and the device.
+        model: The network, which is moved to the device.
+
+    Returns:
+        The loss, in all parameters of the network.
+    """
+    workload = context.workload
+    model = model.to(context.objective.device, DTYPES[context.job.compute.dtype]).eval()
+    shard = whole_on_rank(context, workload.dataset, workload.indices)
+    loss = as_summed_loss(workload.loss, model, shard.head(3))
+    return LocalLoss(model, loss, shard, Parameters(model), context.ranks.rank)
+
+
 def ensemble_of(context: Context, model: nn.Module, workload: Workload) -> Ensemble:
     """Prepare networks of an architecture, with all samples of a workload on this rank.
 

@@ -6,6 +6,7 @@ from hessdist.studies.eigenspaces.settings import (
     DecompositionSection,
     EigenspaceSection,
     MinimizersSection,
+    PosteriorSection,
     WidthsSection,
 )
 
@@ -23,6 +24,14 @@ STUDIES = (
         WidthsSection,
         Needs(all_layers=True, no_penalty=True),
         figures="decomposition_figures:draw_widths",
+    ),
+    declare(
+        __name__,
+        "posterior",
+        PosteriorSection,
+        Needs(all_layers=True, no_penalty=True),
+        figures="posterior_figures:draw_posterior",
+        page="posterior_page:posterior",
     ),
     declare(__name__, "eigenspace", EigenspaceSection, Needs(all_layers=True, keys=TRAINING)),
     declare(

@@ -325,9 +325,7 @@ def _train(context: Context, settings: ConvergenceSection, seed: int) -> _Networ
             states[iterate.number] = replace(iterate, x=iterate.x.copy())
 
     limits = replace(settings_of(job.minimize), tolerance=settings.tolerance)
-    descent = replace(
-        limits, method="gradient_descent", iterations=settings.network_iterations
-    )
+    descent = replace(limits, method="gradient_descent", iterations=settings.network_iterations)
     minimize(problem, problem.start(), descent, on_descent)
     newton = replace(limits, method="newton_cg", iterations=settings.newton_iterations)
     ended: Ended = minimize(

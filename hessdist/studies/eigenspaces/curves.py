@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hessdist.present.histograms import spectral_norm
 from hessdist.present.labels import RESIDUALS
+from hessdist.theory.laplace import range_variances
 
 if TYPE_CHECKING:
     from hessdist.results.units import Measurements
@@ -50,3 +51,25 @@ def exponents(measured: Measurements, rounding: float = 1e-12) -> NDArray[np.flo
     seen = np.where(excess > rounding, excess, np.nan)
     slopes: NDArray[np.float64] = np.diff(np.log10(seen), axis=-1)
     return slopes
+
+
+def laplace_variances(measured: Measurements, row: int) -> NDArray[np.float64]:
+    """Return Laplace's variances over the prior's, τ / (κ_j + τ), (networks, directions).
+
+    The directions are those of the range of G at most; there are no more of them than parameters.
+    """
+    count = min(int(measured["parameters"][row]), measured["eigenvalue"].shape[-1])
+    variances = range_variances(measured["eigenvalue"][row, :, :count], measured["prior_precision"])
+    return np.asarray(variances * measured["prior_precision"])
+
+
+def outside_the_range(measured: Measurements) -> dict[str, NDArray[Any]]:
+    """Return shares of SWAG's covariance outside of the range of G, (widths, networks), by label.
+
+    The last is that of a direction drawn at random: 1 − rank / p.
+    """
+    return {
+        "collected weights": 1 - measured["swag_share"],
+        "SWAG's diagonal": 1 - measured["swag_diagonal_share"],
+        "by chance": 1 - measured["average_rank"] / measured["parameters"][:, None],
+    }

@@ -41,6 +41,25 @@ def widths(measured: Measurements) -> Iterator[str]:
             yield f"hidden {name}: |tr S| {first:.4g} at first, {last:.4g} at the end (medians)"
 
 
+def posterior(measured: Measurements) -> Iterator[str]:
+    """Describe the two covariances and the change of the tangent kernel, by width."""
+    for row, name in enumerate(measured["width"]):
+        known = np.isfinite(measured["swag_share"][row])
+        if not known.all():
+            yield f"hidden {name}: {int((~known).sum())} of {len(known)} networks diverged"
+        if known.any():
+            shares = [
+                np.median(measured[f"swag_{of}share"][row][known]) for of in ("", "diagonal_")
+            ]
+            rank = np.median(measured["rank"][row][known])
+            yield (
+                f"hidden {name}: rank of G {rank:g} of {measured['parameters'][row]} parameters; "
+                f"{shares[0]:.4%} of the trace of SWAG's deviations lies in its range, and "
+                f"{shares[1]:.1%} of that of its diagonal; the tangent kernel changed by "
+                f"{np.median(measured['kernel_change'][row, known, -1]):.3g} (medians)"
+            )
+
+
 def eigenspace(measured: Measurements) -> Iterator[str]:
     """Describe the losses at the end of the budget."""
     losses, averages = measured["loss"][..., -1], list(measured["average"])
@@ -88,6 +107,4 @@ def convergence(measured: Measurements) -> Iterator[str]:
             f"networks: λ_d {last.min():.3g} to {last.max():.3g} at the end, {reached} of "
             f"{len(last)} within the tolerance"
         )
-    yield (
-        f"quadratics: within {measured['quadratic_rounding'].max():.1e} of the closed forms"
-    )
+    yield (f"quadratics: within {measured['quadratic_rounding'].max():.1e} of the closed forms")

@@ -67,6 +67,46 @@ class WidthsSection(WholeMatrixSection):
         return self
 
 
+class PosteriorSection(Section):
+    """The posterior covariance in the range of G and outside of it, and the tangent kernel."""
+
+    hidden: list[list[Positive]] = [[4], [16], [64], [256]]
+    """Widths of the hidden layers of each network. Inputs and outputs are those of the job's model,
+    an mlp."""
+    networks: Positive = 3
+    """Number of starts of each architecture."""
+    parametrization: Literal["standard", "ntk"] = "ntk"
+    """That of PyTorch (standard), or weights of unit variance divided by the square root of the
+    fan-in (ntk)."""
+    learning_rate: Rate = 0.1
+    """Learning rate of full-batch gradient descent."""
+    at: list[Count] = [0, 10, 100, 1000]
+    """Iterations at which the tangent kernel is compared with that of the start, 0 among them. The
+    descent ends at the last one, and Laplace's covariance is computed there."""
+    prior_precision: Rate = 1e-2
+    """Precision of the Gaussian prior of every parameter, for a loss summed over the samples."""
+    batch_size: Positive = 10
+    """Samples of a minibatch of stochastic gradient descent, which follows for SWAG."""
+    swag_learning_rate: Rate = 0.1
+    """Learning rate of that descent."""
+    swag_every: Positive = 10
+    """Minibatches between two weights that SWAG collects."""
+    rank: Annotated[int, Field(ge=2)] = 100
+    """Number of weights that SWAG collects; all their deviations are kept."""
+    null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """Share of the largest eigenvalue of G up to which an eigenvalue counts as zero."""
+    seed: Seed = 0
+    """Seed of the first start of each architecture."""
+
+    @model_validator(mode="after")
+    def _some(self) -> PosteriorSection:
+        if not self.hidden or not all(self.hidden):
+            raise ValueError("hidden is empty, or an architecture in hidden")
+        if not self.at or self.at[0] or sorted(set(self.at)) != self.at:
+            raise ValueError(f"at = {self.at} does not begin with 0 and increase")
+        return self
+
+
 class EigenspaceSection(Section):
     """Weight averages and an optimiser that uses known eigenpairs, on one budget of gradients."""
 

@@ -196,7 +196,33 @@ def _quadratics(measured: Measurements) -> Table:
     for column, name in enumerate(measured["optimizer"]):
         table.add_row(
             str(name),
-            *(f"{n:.0f}" if np.isfinite(n) else "" for n in measured["quadratic_needed"][:, column]),
+            *(
+                f"{n:.0f}" if np.isfinite(n) else ""
+                for n in measured["quadratic_needed"][:, column]
+            ),
             f"{measured['quadratic_rounding'][:, column].max():.1e}",
         )
     return table
+
+
+def posterior(run: Run) -> Iterator[Table]:
+    """Show both covariances and the change of the tangent kernel, for networks of growing width."""
+    measured = run.studies["posterior"]
+    columns = ["hidden", "p", "loss", "kernel's change", "rank of G", "p − rank", "determined"]
+    columns += ["tr, weights", "outside", "outside, diagonal", "by chance"]
+    table = new_table(columns, "\nposterior covariances and the range of G; medians over starts")
+    for row, name in enumerate(measured["width"]):
+        size, rank = measured["parameters"][row], median(measured["average_rank"][row])
+        table.add_row(
+            str(name),
+            str(size),
+            f"{median(measured['loss'][row, :, -1]):.4g}",
+            number(median(measured["kernel_change"][row, :, -1])),
+            number(median(measured["rank"][row])),
+            f"{size - median(measured['rank'][row]):g}",
+            f"{median(measured['determined'][row]):.1f}",
+            number(median(measured["swag_variance"][row])),
+            *(number(1 - median(measured[f"swag_{of}share"][row])) for of in ("", "diagonal_")),
+            number(1 - rank / size),
+        )
+    yield table

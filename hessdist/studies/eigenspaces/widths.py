@@ -15,13 +15,11 @@ import numpy as np
 from torch import nn
 
 from hessdist.config.job import Job
-from hessdist.curvature.local_loss import LocalLoss
 from hessdist.curvature.output_residuals import OutputResiduals, output_residuals
 from hessdist.curvature.parameters import Parameters
 from hessdist.curvature.products import LocalProduct
 from hessdist.curvature.residual_trace import residual_trace
 from hessdist.errors import NumericalError
-from hessdist.objective import DTYPES
 from hessdist.optimizers.training import initialise
 from hessdist.parallel.ranks import Ranks, import_mpi
 from hessdist.results.schema import ENDS
@@ -32,9 +30,8 @@ from hessdist.spectrum.summary import MatrixSummary, summarise
 from hessdist.studies.context import Context
 from hessdist.studies.eigenspaces.parts import G, H, S, effort_of, rounding_of, summary_variables
 from hessdist.studies.eigenspaces.settings import WidthsSection
-from hessdist.studies.networks import mlp_of_widths, whole_on_rank
+from hessdist.studies.networks import loss_over_job, mlp_of_widths
 from hessdist.studies.tasks import distribute
-from hessdist.workload.losses import as_summed_loss
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def widths(context: Context, settings: WidthsSection) -> Measurements:
     with context.ranks.agreeing():
         models = [_network(job, settings, hidden, settings.seed) for hidden in settings.hidden]
         sizes = [Parameters(model).layout.size for model in models]
-        output_residuals(_loss_of(context, models[0]))
+        output_residuals(loss_over_job(context, models[0]))
 
     def train(task: tuple[int, int]) -> list[_State]:
         width, number = task
@@ -73,7 +70,7 @@ def widths(context: Context, settings: WidthsSection) -> Measurements:
         width, number = task
         model = _network(job, settings, settings.hidden[width], settings.seed + number)
         context.local_progress(f"hidden widths {settings.hidden[width]}, start {number + 1}")
-        trace = residual_trace(_loss_of(context, model))
+        trace = residual_trace(loss_over_job(context, model))
         return float("nan") if trace is None else trace / context.num_samples
 
     tasks = list(product(range(len(sizes)), range(settings.networks)))
@@ -94,15 +91,6 @@ def _network(job: Job, settings: WidthsSection, hidden: Sequence[int], seed: int
     return mlp_of_widths(job, hidden, "widths", parametrization=settings.parametrization)
 
 
-def _loss_of(context: Context, model: nn.Module) -> LocalLoss:
-    """Return the loss of a network over all samples of the job, on this rank."""
-    workload = context.workload
-    model = model.to(context.objective.device, DTYPES[context.job.compute.dtype]).eval()
-    shard = whole_on_rank(context, workload.dataset, workload.indices)
-    loss = as_summed_loss(workload.loss, model, shard.head(3))
-    return LocalLoss(model, loss, shard, Parameters(model), context.ranks.rank)
-
-
 class _Descent:
     """Gradient descent of one network on this rank. Not collective."""
 
@@ -111,7 +99,7 @@ class _Descent:
     ) -> None:
         self._context, self._settings, self._name = context, settings, name
         self._this_rank = Ranks(import_mpi().COMM_SELF)
-        self._loss = _loss_of(context, model)
+        self._loss = loss_over_job(context, model)
 
     def run(self) -> list[_State]:
         """Descend, and return the states; there are fewer if the network diverges."""
