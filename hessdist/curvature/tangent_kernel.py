@@ -32,12 +32,13 @@ class OutputJacobian:
     def kernel(self) -> Tensor:
         """Compute the empirical neural tangent kernel J Jᵀ, (n C, n C) float64."""
         rows = self.jacobian.double()
-        return rows @ rows.T
+        kernel: Tensor = rows @ rows.T
+        return kernel
 
     def weighted(self) -> Tensor:
         """Compute A = (∇²_z ℓ)^½ J, (n C, d) float64; Aᵀ A is G, summed over the samples."""
         values, vectors = torch.linalg.eigh(self.curvature.double())
-        root = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+        root: Tensor = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
         samples, outputs = self.curvature.shape[:2]
         rows = self.jacobian.double().view(samples, outputs, -1)
         return (root @ rows).reshape(samples * outputs, -1)

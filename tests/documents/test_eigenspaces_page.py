@@ -57,3 +57,59 @@ def test_the_trace_of_s_in_training() -> None:
     )):
         listed = cells(f"| {name}")[3]
         assert [float(x) for x in listed.split(", ")] == np.round(traces[width, :, 0], 3).tolist()
+
+
+def of_posterior(name: str) -> np.ndarray:
+    """A table of the study of posterior covariances, (width, network)."""
+    measured = hessdist.open_run(ROOT / "docs/results/posterior-digits.h5").studies["posterior"]
+    return np.asarray(measured[name])
+
+
+def test_the_posterior_covariance() -> None:
+    outside = 1 - of_posterior("swag_share")
+    diagonal = 1 - of_posterior("swag_diagonal_share")
+    sizes, rank = of_posterior("parameters"), of_posterior("rank")
+    chance = 1 - np.median(of_posterior("average_rank"), axis=1) / sizes
+    change = of_posterior("kernel_change")[..., -1]
+    _, _, number, seeds, _ = cells("| The posterior covariance has that null space")
+    last = outside[-1]
+    printed = [f"{x:.1e}".replace("e-0", "e-") for x in (np.median(last), last.min(), last.max())]
+    assert re.findall(r"[\d.]+e-\d", number) == printed
+    ends = re.search(r"diagonal has ([\d.]+) and chance ([\d.]+)", number)
+    assert ends is not None
+    assert ends.groups() == (f"{np.median(diagonal[-1]):.3f}", f"{chance[-1]:.3f}")
+    assert int(seeds) == outside.shape[1]
+    _, _, number, _, _ = cells("| The dynamics are those of the NTK")
+    wanted = [f"{f(change[0]):.2f}" for f in (np.median, np.min, np.max)]
+    wanted += [f"{f(change[-1]):.3f}" for f in (np.median, np.min, np.max)]
+    assert re.findall(r"0\.\d+", number) == wanted
+    assert (np.diff(np.median(outside, axis=1)) < 0).all()
+    assert (outside < 1e-4).all()
+    for row, size in enumerate(sizes):
+        middle = [np.median(table[row]) for table in (of_posterior("loss")[..., -1], rank)]
+        middle += [size - middle[1], np.median(of_posterior("determined")[row])]
+        middle += [np.median(outside[row]), np.median(diagonal[row]), chance[row]]
+        middle += [np.median(change[row])]
+        listed = [
+            line.strip("|").split("|")[1:]
+            for line in PAGE.split("\n")
+            if re.match(rf"\| [\d,]+ \({size:,}\) \|", line) and line.count("|") == 10
+        ]
+        (row_cells,) = listed
+        for cell, value in zip(row_cells, middle, strict=True):
+            said = cell.strip().replace(",", "")
+            if "e" in said:
+                assert said == f"{value:.1e}"
+            else:
+                digits = len(said.partition(".")[2])
+                assert said == f"{value:.{digits}f}"
+
+
+def test_the_power_of_the_kernels_change() -> None:
+    change = of_posterior("kernel_change")[1:, :, -1]
+    widths = np.array([16, 64, 256, 1024.0])
+    powers = [np.polyfit(np.log(widths), np.log(one), 1)[0] for one in change.T]
+    said = re.search(r"a power of (-[\d.]+) \((-[\d.]+) to\n(-[\d.]+)\)", PAGE)
+    assert said is not None
+    wanted = (np.median(powers), min(powers), max(powers))
+    assert said.groups() == tuple(f"{x:.2f}" for x in wanted)

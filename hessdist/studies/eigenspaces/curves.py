@@ -59,8 +59,8 @@ def laplace_variances(measured: Measurements, row: int) -> NDArray[np.float64]:
     The directions are those of the range of G at most; there are no more of them than parameters.
     """
     count = min(int(measured["parameters"][row]), measured["eigenvalue"].shape[-1])
-    variances = range_variances(measured["eigenvalue"][row, :, :count], measured["prior_precision"])
-    return np.asarray(variances * measured["prior_precision"])
+    precision = float(measured["prior_precision"])
+    return range_variances(measured["eigenvalue"][row, :, :count], precision) * precision
 
 
 def outside_the_range(measured: Measurements) -> dict[str, NDArray[Any]]:

@@ -188,7 +188,8 @@ def range_basis(rows: Tensor, null: float) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     seen = values > null * values[-1]
-    return (vectors[:, seen] / values[seen].sqrt()).T @ rows
+    basis: Tensor = (vectors[:, seen] / values[seen].sqrt()).T @ rows
+    return basis
 
 
 def share_in_range(basis: Tensor, deviations: Tensor) -> float:
@@ -221,7 +222,8 @@ def _measurements(
     shape = (len(sizes), settings.networks)
 
     def of_networks(name: str) -> NDArray[np.float64]:
-        values = np.array([getattr(kept[place], name) for place in np.ndindex(shape)])
+        places = product(range(shape[0]), range(shape[1]))
+        values = np.array([getattr(kept[place], name) for place in places])
         return values.reshape(*shape, *values.shape[1:]).astype(np.float64)
 
     def number(name: str, long_name: str, *more: str) -> Variable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from hessdist.present.axes import (
     heading,
     key,
     legend_below,
-    logarithmic_if_wide,
+    note,
     panels,
 )
 from hessdist.present.style import DARK, SERIES
@@ -46,24 +46,30 @@ def posterior(measured: Measurements, title: str) -> Figure:
         size = measured["parameters"][row]
         if size > len(places):
             laplace.plot([len(places), size], [1, 1], "-", color=colour, linewidth=1.4)
-        draw_medians(
-            kernel, measured["iteration"], measured["kernel_change"][row], colour,
-            marker="o", markersize=3, linewidth=1.2,
-        )  # fmt: skip
     laplace.set(xscale="log", yscale="log", xlabel="eigenvector of G")
     heading(laplace, "Laplace: variance over the prior's")
     _draw_swag(swag, measured)
-    linear = max(1, measured["iteration"][measured["iteration"] > 0].min(initial=1))
-    kernel.set_xscale("symlog", linthresh=linear)
-    logarithmic_if_wide(kernel, "y", measured["kernel_change"][measured["kernel_change"] > 0])
-    kernel.set_xlabel("iterations")
-    heading(kernel, "tangent kernel: ‖K − K₀‖ / ‖K₀‖")
+    _draw_kernel(kernel, measured, colours)
     keys = [
         key(f"hidden: {name}", colour, "o", "-", markersize=4)
         for name, colour in zip(measured["width"], colours, strict=True)
     ]
     legend_below(figure, keys, min(6, len(keys)))
     return figure
+
+
+def _draw_kernel(axes: Axes, measured: Measurements, colours: list[Any]) -> None:
+    """Draw the change of the tangent kernel against the iteration; it is zero at the start."""
+    seen = measured["iteration"] > 0
+    for changes, colour in zip(measured["kernel_change"][..., seen], colours, strict=True):
+        look: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2}
+        draw_medians(axes, measured["iteration"][seen], changes, colour, **look)
+    if seen.any():
+        axes.set(xscale="log", yscale="log")
+    else:
+        note(axes, "study.posterior.at has the start alone")
+    axes.set_xlabel("iterations")
+    heading(axes, "tangent kernel: ‖K − K₀‖ / ‖K₀‖")
 
 
 def _draw_swag(axes: Axes, measured: Measurements) -> None:

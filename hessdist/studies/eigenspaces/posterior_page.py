@@ -58,8 +58,9 @@ def _swag(measured: Measurements) -> Figure:
 
 def _kernel(measured: Measurements) -> Figure:
     lines, count = list[dict[str, Any]](), len(measured["width"])
-    kept = evenly(len(measured["iteration"]), VIEW // (40 * count))
-    at = np.maximum(measured["iteration"][kept], 0.5)
+    seen = np.flatnonzero(measured["iteration"] > 0)
+    kept = seen[evenly(len(seen), VIEW // (40 * count))]
+    at = measured["iteration"][kept]
     for row, colour in enumerate(sequence(count)):
         name = f"hidden {measured['width'][row]}"
         lines += seeds(name, at, measured["kernel_change"][row][:, kept], colour)
