@@ -7,6 +7,7 @@ from hessdist.studies.eigenspaces.settings import (
     EigenspaceSection,
     MinimizersSection,
     PosteriorSection,
+    TailsSection,
     WidthsSection,
 )
 
@@ -17,6 +18,14 @@ STUDIES = (
         DecompositionSection,
         Needs(checkpoints=True),
         figures="decomposition_figures:draw_decomposition",
+    ),
+    declare(
+        __name__,
+        "tails",
+        TailsSection,
+        Needs(checkpoints=True, after=("exact",), spread=True, metric=True),
+        figures="tails_figures:draw_tails",
+        page="tails_page:tails",
     ),
     declare(
         __name__,

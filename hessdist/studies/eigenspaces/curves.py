@@ -73,3 +73,23 @@ def outside_the_range(measured: Measurements) -> dict[str, NDArray[Any]]:
         "SWAG's diagonal": 1 - measured["swag_diagonal_share"],
         "by chance": 1 - measured["average_rank"] / measured["parameters"][:, None],
     }
+
+
+def law_of_ranks(
+    measured: Measurements, step: int, operator: int, end: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ranks of a tail and the fitted law there; empty without a law.
+
+    Of n values beyond the bound b, the i-th largest is about b (n / i)^(1 / (α − 1)).
+    """
+    place = (step, operator, end)
+    exponent, count = measured["exponent"][place], measured["tail"][place]
+    if not np.isfinite(exponent):
+        return np.empty(0), np.empty(0)
+    ranks = np.arange(1.0, count + 1)
+    return ranks, measured["bound"][place] * (count / ranks) ** (1 / (exponent - 1))
+
+
+def is_plausible(shares: Any) -> Any:
+    """Tell which power laws are not ruled out, by 0.1 of Clauset and others; NaN is not known."""
+    return ~(np.asarray(shares) < 0.1)

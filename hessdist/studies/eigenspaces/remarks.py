@@ -27,6 +27,20 @@ def decomposition(measured: Measurements) -> Iterator[str]:
     )
 
 
+def tails(measured: Measurements) -> Iterator[str]:
+    """Describe the tails of both signs, and how concentrated the spectrum is."""
+    for row, operator in enumerate(measured["operator"]):
+        parts = [f"kurtosis {measured['kurtosis'][row]:.4g}"]
+        for end, sign in enumerate(("positive", "negative")):
+            if np.isfinite(measured["exponent"][row, end]):
+                parts.append(
+                    f"α of the {sign} tail {measured['exponent'][row, end]:.3g} ± "
+                    f"{measured['exponent_spread'][row, end]:.2g} ({measured['tail'][row, end]:g} "
+                    f"eigenvalues, plausibility {measured['plausibility'][row, end]:.2g})"
+                )
+        yield f"{operator}: " + ", ".join(parts)
+
+
 def widths(measured: Measurements) -> Iterator[str]:
     """Describe the residual matrix by width."""
     diverged = int((~np.isfinite(measured["loss"][..., -1])).sum())

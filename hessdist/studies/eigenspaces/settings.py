@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hessdist.config.base import Count, Positive, Rate, Section, Seed, Steps
+from hessdist.config.base import Count, Operator, Positive, Rate, Section, Seed, Steps
 
 
 class WholeMatrixSection(Section):
@@ -35,6 +35,24 @@ class DecompositionSection(WholeMatrixSection):
     are counted among them."""
     smallest: Positive = 3
     """Number of smallest eigenvalues of H and S. The other matrices have no negative eigenvalue."""
+    steps: Steps = []
+    """Steps of the checkpoints; an empty list means all."""
+
+
+class TailsSection(Section):
+    """Power laws fitted to the tails of the exact spectra of [study.exact]."""
+
+    operators: list[Operator] = []
+    """Matrices; an empty list means all that there are."""
+    least: Annotated[int, Field(ge=5)] = 20
+    """Smallest number of eigenvalues in a tail."""
+    draws: Count = 200
+    """Number of resamples for the error of the exponent, and of data sets from the law for its
+    plausibility."""
+    null: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """Share of the largest |λ| up to which an eigenvalue counts as zero."""
+    seed: Seed = 0
+    """Seed of the resamples."""
     steps: Steps = []
     """Steps of the checkpoints; an empty list means all."""
 

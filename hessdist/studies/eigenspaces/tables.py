@@ -226,3 +226,32 @@ def posterior(run: Run) -> Iterator[Table]:
             number(1 - rank / size),
         )
     yield table
+
+
+def tails(run: Run) -> Iterator[Table]:
+    """Show the power laws of the tails, and how concentrated the spectra are."""
+    measured = run.studies["tails"]
+    columns = ["step", "matrix", "sign", "α", "λ from", "in the tail", "of", "plausibility"]
+    columns += ["over exponential", "over lognormal", "effective", "kurtosis"]
+    table = new_table(columns, "\npower laws of the tails of the spectra")
+    for row, step in enumerate(measured["step"]):
+        for column, operator in enumerate(measured["operator"]):
+            for end, sign in enumerate("+−"):
+                at = (row, column, end)
+                if not measured["count"][at]:
+                    continue
+                table.add_row(
+                    str(step),
+                    spaced(operator),
+                    sign,
+                    estimate(measured["exponent"][at], measured["exponent_spread"][at]),
+                    *(number(measured[name][at]) for name in ("bound", "tail")),
+                    f"{measured['count'][at]:g}",
+                    *(
+                        number(measured[name][at])
+                        for name in ("plausibility", "against_exponential", "against_lognormal")
+                    ),
+                    f"{measured['effective'][at]:.3g}",
+                    number(measured["kurtosis"][row, column]),
+                )
+    yield table
