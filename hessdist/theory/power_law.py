@@ -57,7 +57,7 @@ def fit_power_law(values: Values, least: int = 20, candidates: int = 200) -> Pow
     for size in sizes:
         bound = logarithms[n - size]
         excess = sums[size - 1] - size * bound
-        if excess <= 0:
+        if excess <= 1e-12 * size:  # all are equal
             continue
         slope = size / excess  # α − 1
         tail = 1 - np.exp(-slope * (logarithms[n - size :] - bound))

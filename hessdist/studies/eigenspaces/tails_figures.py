@@ -88,6 +88,7 @@ def _draw_exponents(axes: Axes, measured: Measurements) -> list[Line2D]:
             keys.append(key(name, colour, mark, style, markersize=4))
     axes.set_xticks(np.arange(len(steps)), [str(step) for step in steps], fontsize="small")
     axes.set_xlabel("training step")
-    logarithmic_if_wide(axes, "y", measured["exponent"])
+    known = measured["exponent"][np.isfinite(measured["exponent"])]
+    logarithmic_if_wide(axes, "y", known)
     heading(axes, "exponent α; hollow: law not plausible")
     return keys

@@ -36,7 +36,8 @@ def tails(run: Run) -> Iterator[View]:
         "tails",
         "Tails of the spectra",
         "Power laws of the tails, with the density λ^(−α): the exponents during training, with the "
-        "deviation over resamples as bars, and the eigenvalues by rank, with the laws dashed that the data do not rule out.",
+        "deviation over resamples as bars, and the eigenvalues by rank; dashed are the laws that "
+        "the data do not rule out.",
         figures,
         steps,
     )
