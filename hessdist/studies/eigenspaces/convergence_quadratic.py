@@ -64,7 +64,7 @@ def quadratics(settings: ConvergenceSection) -> dict[str, Variable]:
             (*of_each, "quadratic_iteration", "coordinate"), paths, "points x and y"
         ),
         "quadratic_needed": Variable(of_each, needed, share),
-        "quadratic_predicted": Variable(of_each, predicted, f"the same in closed form: {share}"),
+        "quadratic_predicted": Variable(of_each, predicted, f"in closed form, {share}"),
         "quadratic_rounding": Variable(
             of_each, away, "largest distance from the closed form, of the larger norm"
         ),

@@ -88,6 +88,4 @@ def convergence(measured: Measurements) -> Iterator[str]:
             f"networks: λ_d {last.min():.3g} to {last.max():.3g} at the end, {reached} of "
             f"{len(last)} within the tolerance"
         )
-    yield (
-        f"quadratics: within {measured['quadratic_rounding'].max():.1e} of the closed forms"
-    )
+    yield (f"quadratics: within {measured['quadratic_rounding'].max():.1e} of the closed forms")

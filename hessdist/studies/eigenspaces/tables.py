@@ -196,7 +196,10 @@ def _quadratics(measured: Measurements) -> Table:
     for column, name in enumerate(measured["optimizer"]):
         table.add_row(
             str(name),
-            *(f"{n:.0f}" if np.isfinite(n) else "" for n in measured["quadratic_needed"][:, column]),
+            *(
+                f"{n:.0f}" if np.isfinite(n) else ""
+                for n in measured["quadratic_needed"][:, column]
+            ),
             f"{measured['quadratic_rounding'][:, column].max():.1e}",
         )
     return table
