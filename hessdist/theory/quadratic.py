@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ConstantRule:
     """An optimiser with constant coefficients."""
 
     step: float  # η, or α of Newton's method
@@ -37,14 +37,16 @@ def best_step(smallest: float, largest: float) -> float:
     return 2 / (smallest + largest)
 
 
-def best_momentum(smallest: float, largest: float) -> Rule:
+def best_momentum(smallest: float, largest: float) -> ConstantRule:
     """Return the fastest heavy ball: step 4 / (√μ + √C)², momentum ((√κ − 1) / (√κ + 1))²."""
     root = np.sqrt(largest / smallest)
     step = 4 / (np.sqrt(smallest) + np.sqrt(largest)) ** 2
-    return Rule(float(step), float(((root - 1) / (root + 1)) ** 2))
+    return ConstantRule(float(step), float(((root - 1) / (root + 1)) ** 2))
 
 
-def iterates(rule: Rule, curvatures: ArrayLike, start: ArrayLike, steps: ArrayLike) -> Vector:
+def iterates(
+    rule: ConstantRule, curvatures: ArrayLike, start: ArrayLike, steps: ArrayLike
+) -> Vector:
     """Compute the iterates of a rule after given numbers of steps.
 
     Args:

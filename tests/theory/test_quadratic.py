@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hessdist.theory.quadratic import Rule, best_momentum, best_step, iterates
+from hessdist.theory.quadratic import ConstantRule, best_momentum, best_step, iterates
 
 
-def one_by_one(rule: Rule, curvatures: list[float], start: list[float], steps: int) -> np.ndarray:
+def one_by_one(
+    rule: ConstantRule, curvatures: list[float], start: list[float], steps: int
+) -> np.ndarray:
     """The iterates of torch.optim.SGD, or of Newton's method."""
     scales, point = (torch.tensor(x, dtype=torch.float64) for x in (curvatures, start))
     optimizer = torch.optim.SGD([point], lr=rule.step, momentum=rule.momentum)
@@ -24,20 +26,20 @@ def one_by_one(rule: Rule, curvatures: list[float], start: list[float], steps: i
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule(0.01),
-        Rule(0.1),
-        Rule(best_step(1, 10)),
-        Rule(0.21),  # diverges
+        ConstantRule(0.01),
+        ConstantRule(0.1),
+        ConstantRule(best_step(1, 10)),
+        ConstantRule(0.21),  # diverges
         best_momentum(1, 10),  # both roots are double
-        Rule(0.05, 0.5),  # real roots along one axis, complex ones along the other
-        Rule(0.05, 0.95),
-        Rule(0.3, 0.9),  # c is negative along the steep axis
-        Rule(0.39, 0.95),  # 1 + β − ηλ is −s 2 nearly: at the edge of stability
-        Rule(0.5, newton=True),
-        Rule(1.0, newton=True),
+        ConstantRule(0.05, 0.5),  # real roots along one axis, complex ones along the other
+        ConstantRule(0.05, 0.95),
+        ConstantRule(0.3, 0.9),  # c is negative along the steep axis
+        ConstantRule(0.39, 0.95),  # 1 + β − ηλ is −s 2 nearly: at the edge of stability
+        ConstantRule(0.5, newton=True),
+        ConstantRule(1.0, newton=True),
     ],
 )
-def test_closed_forms_are_the_iterates(rule: Rule) -> None:
+def test_closed_forms_are_the_iterates(rule: ConstantRule) -> None:
     curvatures, start = [1.0, 10.0], [10.0, -1.0]
     ran = one_by_one(rule, curvatures, start, 300)
     closed = iterates(rule, curvatures, start, np.arange(301))
@@ -51,7 +53,7 @@ def test_double_roots(sign: int) -> None:
     """With c = ±1 exactly the iterates are (±s)^k [x_0 + k (x_1 / ±s − x_0)]."""
     momentum = 0.25
     move = 1 + momentum - sign * 2 * 0.5  # ηλ with c = ±1
-    closed = iterates(Rule(move, momentum), [1.0], [3.0], np.arange(40))[:, 0]
+    closed = iterates(ConstantRule(move, momentum), [1.0], [3.0], np.arange(40))[:, 0]
     root, k = sign * 0.5, np.arange(40)
     first = (1 - move) * 3.0
     assert closed == pytest.approx(root**k * (3 + k * (first / root - 3)), rel=1e-12)
@@ -61,7 +63,9 @@ def test_rates() -> None:
     """(κ − 1) / (κ + 1) a step with the best step, from (κ, 1) exactly; momentum like √κ."""
     for condition in (10.0, 100.0):
         q = (condition - 1) / (condition + 1)
-        best = iterates(Rule(best_step(1, condition)), [1, condition], [condition, 1], [7])[0]
+        best = iterates(ConstantRule(best_step(1, condition)), [1, condition], [condition, 1], [7])[
+            0
+        ]
         assert best == pytest.approx([condition * q**7, -(q**7)], rel=1e-12)
         fast = best_momentum(1, condition)
         root = (condition**0.5 - 1) / (condition**0.5 + 1)
@@ -76,10 +80,10 @@ def test_exact_line_search_takes_the_best_step_from_the_worst_start() -> None:
     for _ in range(5):
         gradient = scales * point
         point = point - (gradient @ gradient) / (gradient @ (scales * gradient)) * gradient
-    rule = Rule(best_step(1, condition))
+    rule = ConstantRule(best_step(1, condition))
     assert point == pytest.approx(iterates(rule, scales, [10.0, 1.0], [5])[0], rel=1e-12)
 
 
 def test_newton_takes_one_step() -> None:
-    rule = Rule(1.0, newton=True)
+    rule = ConstantRule(1.0, newton=True)
     assert iterates(rule, [1, 1000], [3, 4], [0, 1, 2]).tolist() == [[3, 4], [0, 0], [0, 0]]

@@ -138,7 +138,7 @@ def quadratic(measured: Measurements, title: str) -> Figure:
         needed = measured["quadratic_needed"][0, column]
         took = "never there"
         if np.isfinite(needed):
-            took = f"{needed:.0f} iteration{'s' * (needed != 1)}"
+            took = "1 iteration" if needed == 1 else f"{needed:.0f} iterations"
         heading(axes, f"{name}: {took}")
     for axes in grid.flat[len(names) :]:
         axes.remove()

@@ -77,8 +77,7 @@ def _networks(measured: Measurements) -> Iterator[Figure]:
     ):
         x = measured[f"network_{end}"][kept].ravel()
         known = np.isfinite(x)
-        own = {"symbol": mark, "joined": False}
-        lines.append(line(symbol, x[known], heights[known], colour, **own))
+        lines.append(line(symbol, x[known], heights[known], colour, symbol=mark, joined=False))
     name = f"network, l2 = {measured['network_penalty']:g}"
     yield panel(name, "eigenvalue", "", lines, rows=rows)
 

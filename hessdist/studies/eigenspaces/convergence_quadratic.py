@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hessdist.results.units import Variable
 from hessdist.studies.eigenspaces.settings import ConvergenceSection
-from hessdist.theory.quadratic import Rule, best_momentum, best_step, iterates
+from hessdist.theory.quadratic import ConstantRule, best_momentum, best_step, iterates
 
 SHOWN = 60
 """Iterations whose points are stored."""
@@ -20,15 +20,15 @@ REDUCTION = 1e-6
 """Share of the first value at which an optimiser is done."""
 
 
-def rules(condition: float) -> dict[str, Rule]:
+def rules(condition: float) -> dict[str, ConstantRule]:
     """Return the optimisers by name, for the curvatures 1 and κ."""
     return {
-        "small step, 0.1 / κ": Rule(0.1 / condition),
-        "step 1 / κ": Rule(1 / condition),
-        "best step, 2 / (1 + κ)": Rule(best_step(1, condition)),
-        "large step, 2.05 / κ": Rule(2.05 / condition),
+        "small step, 0.1 / κ": ConstantRule(0.1 / condition),
+        "step 1 / κ": ConstantRule(1 / condition),
+        "best step, 2 / (1 + κ)": ConstantRule(best_step(1, condition)),
+        "large step, 2.05 / κ": ConstantRule(2.05 / condition),
         "best momentum": best_momentum(1, condition),
-        "Newton": Rule(1.0, newton=True),
+        "Newton": ConstantRule(1.0, newton=True),
     }
 
 
@@ -64,14 +64,14 @@ def quadratics(settings: ConvergenceSection) -> dict[str, Variable]:
             (*of_each, "quadratic_iteration", "coordinate"), paths, "points x and y"
         ),
         "quadratic_needed": Variable(of_each, needed, share),
-        "quadratic_predicted": Variable(of_each, predicted, f"the same in closed form: {share}"),
+        "quadratic_predicted": Variable(of_each, predicted, f"in closed form, {share}"),
         "quadratic_rounding": Variable(
             of_each, away, "largest distance from the closed form, of the larger norm"
         ),
     }
 
 
-def run(rule: Rule, condition: float, most: int, least: int) -> NDArray[np.float64]:
+def run(rule: ConstantRule, condition: float, most: int, least: int) -> NDArray[np.float64]:
     """Run an optimiser from (κ, 1), until the value is small, or large, or iterations are done.
 
     Args:

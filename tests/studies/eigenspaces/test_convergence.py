@@ -213,6 +213,21 @@ def test_the_minimum_is_where_lbfgs_ends(found: Measurements) -> None:
         assert found["distance"][1, column] == pytest.approx(distance, rel=1e-6)
 
 
+def test_single_precision_is_that_of_the_network_alone(
+    job: Path, found: Measurements, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(job, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "results", ignore_errors=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("compute.dtype=float32", "study.convergence.networks=0")
+    other = written(tmp_path, *settings, "model.arguments.parametrization=ntk")
+    assert not any(name.startswith("network") for name in other)
+    assert other["smoothness"] == pytest.approx(found["smoothness"], rel=1e-6)
+    assert other["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert (other["minimum_gradient"][1] < 1e-12).all()
+
+
 # -- networks and quadratics -----------------------------------------------------------------
 
 
