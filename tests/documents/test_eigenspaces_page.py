@@ -113,3 +113,48 @@ def test_the_power_of_the_kernels_change() -> None:
     assert said is not None
     wanted = (np.median(powers), min(powers), max(powers))
     assert said.groups() == tuple(f"{x:.2f}" for x in wanted)
+
+
+def of_tails(name: str) -> np.ndarray:
+    """A table of the study of tails, (seed, step, operator, ...)."""
+    names = [ROOT / f"docs/results/tails-digits-{seed}.h5" for seed in range(3)]
+    return np.array([hessdist.open_run(one).studies["tails"][name] for one in names])
+
+
+def test_the_tails() -> None:
+    steps = of_tails("step")[0]
+    _, _, number, seeds, _ = cells("| Spectra concentrate and become heavy-tailed")
+    assert seeds == "3"
+
+    def stated(values: np.ndarray, digits: int) -> str:
+        found = [f"{one:.{digits}f}" for one in (np.median(values), values.min(), values.max())]
+        return f"{found[0]} ({found[1]} to {found[2]})"
+
+    exponent, kurtosis = of_tails("exponent"), of_tails("kurtosis")
+    ends = [exponent[:, -1, operator, 0] for operator in (0, 1)]
+    assert number == (
+        f"α = {stated(ends[0], 2)} at step 10,000, of G {stated(ends[1], 2)}; kurtosis of H from "
+        f"{stated(kurtosis[:, 0, 0], 0)} to {stated(kurtosis[:, -1, 0], 0)}"
+    )
+    spread, plausible = of_tails("exponent_spread"), of_tails("plausibility")
+    tail, effective = of_tails("tail"), of_tails("effective")
+    listed = [line for line in PAGE.split("\n") if line.count("|") == 12 and "±" in line]
+    for row, step in enumerate(steps):
+        (line,) = [one for one in listed if one.startswith(f"| {step:,} | ")]
+
+        def middle(values: np.ndarray, row: int = row, digits: int = 2) -> str:
+            return f"{np.median(values[:, row]):.{digits}f}"
+
+        def ranged(values: np.ndarray, row: int = row) -> str:
+            return f"{values[:, row].min():.2f} to {values[:, row].max():.2f}"
+
+        def fitted(*place: int) -> str:
+            own = exponent[:, :, *place], spread[:, :, *place]
+            return f"{middle(own[0])} ± {middle(own[1])}"
+
+        assert [cell.strip() for cell in line.strip("|").split("|")[1:]] == [
+            fitted(0, 0), ranged(plausible[..., 0, 0]), middle(tail[..., 0, 0], digits=0),
+            fitted(0, 1), fitted(1, 0), ranged(plausible[..., 1, 0]),
+            *(middle(kurtosis[..., operator], digits=0) for operator in (0, 1)),
+            *(middle(effective[..., operator, 0], digits=0) for operator in (0, 1)),
+        ]  # fmt: skip
