@@ -10,17 +10,23 @@ from documents.claims import RESULTS, as_printed, said
 import hessdist
 
 PAGE = "negative-curvature"
+STEPS = [0, 10, 20, 50, 100, 200, 500, 1000, 2000]
+OTHERS = ("sgd", "adam", "tanh")
 
 
 @cache
 def runs() -> list[hessdist.Run]:
     """Read the results of jobs/negative_curvature_lenet5.toml with seeds 0, 1 and 2."""
-    found = [hessdist.open_run(RESULTS / f"negative-curvature-{seed}.h5") for seed in range(3)]
-    for run in found:
-        assert run.converged_largest.all()
-        assert run.converged_smallest.all()
-        assert list(run.steps) == [0, 10, 20, 50, 100, 200, 500, 1000, 2000]
-    return found
+    return [stored(str(seed)) for seed in range(3)]
+
+
+@cache
+def stored(name: str) -> hessdist.Run:
+    """Read one result of jobs/negative_curvature_lenet5.toml, all of whose pairs converged."""
+    run = hessdist.open_run(RESULTS / f"negative-curvature-{name}.h5")
+    assert run.converged_largest.all()
+    assert run.converged_smallest.all()
+    return run
 
 
 def step_sizes(name: str) -> np.ndarray:
