@@ -34,10 +34,30 @@ def step_sizes(name: str) -> np.ndarray:
     return np.concatenate([run.studies["step_sizes"][name] for run in runs()])
 
 
+def share(run: hessdist.Run) -> np.ndarray:
+    """Compute λ_d in percent of λ₁ at every checkpoint; λ_d is negative."""
+    return 100 * run.eigenvalues_smallest[:, 0] / run.eigenvalues_largest[:, 0]
+
+
 def ends() -> tuple[np.ndarray, np.ndarray]:
     """Return the columns of LA(20) and of SA(3)."""
     largest = np.array([str(pair).startswith("largest") for pair in step_sizes("pair")[:23]])
     return np.flatnonzero(largest), np.flatnonzero(~largest)
+
+
+def scaled_steps(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Compute α* λ of one result along LA(20) and along SA(3), (9, 20) and (9, 3)."""
+    table = stored(name).studies["step_sizes"]
+    products = table["best_step"] * table["eigenvalue"]
+    largest, smallest = ends()
+    return products[:, largest], products[:, smallest]
+
+
+def gain_of_the_small_end(name: str) -> np.ndarray:
+    """Compute how many times the mean gain along LA(20) that along SA(3) is, (9,)."""
+    gains = stored(name).studies["step_sizes"]["best_loss_change"]
+    largest, smallest = ends()
+    return np.asarray(gains[:, smallest].mean(axis=1) / gains[:, largest].mean(axis=1))
 
 
 def error_of_the_model(alpha: float) -> float:
