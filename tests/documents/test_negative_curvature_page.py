@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from documents.claims import RESULTS, as_printed, said
+from documents.claims import RESULTS, as_printed, cells_of, numbers_in, said
 
 import hessdist
 
 PAGE = "negative-curvature"
-STEPS = [0, 10, 20, 50, 100, 200, 500, 1000, 2000]
 OTHERS = ("sgd", "adam", "tanh")
+SETTINGS = ("0", *OTHERS)  # columns of the table of settings
 
 
 @cache
@@ -26,6 +26,7 @@ def stored(name: str) -> hessdist.Run:
     run = hessdist.open_run(RESULTS / f"negative-curvature-{name}.h5")
     assert run.converged_largest.all()
     assert run.converged_smallest.all()
+    assert list(run.steps) == [0, 10, 20, 50, 100, 200, 500, 1000, 2000]
     return run
 
 
@@ -37,6 +38,11 @@ def step_sizes(name: str) -> np.ndarray:
 def share(run: hessdist.Run) -> np.ndarray:
     """Compute λ_d in percent of λ₁ at every checkpoint; λ_d is negative."""
     return 100 * run.eigenvalues_smallest[:, 0] / run.eigenvalues_largest[:, 0]
+
+
+def last_beyond(run: hessdist.Run, percent: float) -> int:
+    """Return the last checkpoint at which λ_d is beyond a share of λ₁."""
+    return int(np.asarray(run.steps)[share(run) < percent].max())
 
 
 def ends() -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +114,60 @@ def numbers() -> dict[str, list[float]]:
             min(two for _, two in falls), max(two for _, two in falls),
         ],
         "The largest eigenvalues": [magnitudes.min(), magnitudes.max()],
+        "Trained for long enough": [
+            -10, *(last_beyond(run, -10) for run in runs()),
+            2000, *(share(run)[-1] for run in runs()),
+        ],
+        "The same with SGD": other_settings(),
     }  # fmt: skip
+
+
+def other_settings() -> list[float]:
+    """Compute |α* λ| along SA(3) and α* λ along LA(20) for each of the other settings."""
+    upper, lower = zip(*(scaled_steps(name) for name in OTHERS), strict=True)
+    medians = [float(np.median(np.abs(one))) for one in lower]
+    longer = [float((np.abs(one) > 1).sum()) for one in lower]
+    threshold, pairs = 1.0, float(lower[0].size)
+    return [3, *medians, threshold, *longer, pairs, 20, *(float(np.median(one)) for one in upper)]
+
+
+def settings_table() -> dict[str, list[list[float]]]:
+    """Compute the rows of the table of settings by their first words, a list for each setting."""
+    rows: dict[str, list[list[float]]] = {}
+    for name in SETTINGS:
+        run, gains = stored(name), gain_of_the_small_end(name)
+        upper, lower = scaled_steps(name)
+        joint = run.studies["step_sizes"]["scaled_joint_loss_change"][:, :, 2, 2]
+        at = [list(run.steps).index(step) for step in (0, 50, 2000)]
+        for begin, values in {
+            "loss at": [run.loss[-1]],
+            "α* \\|λ\\| along": np.quantile(np.abs(lower), [0.5, 0.25, 0.75]),
+            "pairs for which it is above": [(np.abs(lower) > 1).sum(), lower.size],
+            "pairs whose": [(lower > 0).sum()],
+            "α* λ along": np.quantile(upper, [0.5, 0.25, 0.75]),
+            "pairs for which it is between": [100 * (np.abs(upper - 1) < 0.1).mean()],
+            "gain of": [np.median(gains), gains.min(), gains.max()],
+            "λ_d / λ₁": share(run)[at],
+            "last checkpoint": [last_beyond(run, -10)],
+            "checkpoints at": [(joint[:, 0] > 0).sum(), (joint[:, 1] < 0).sum(), len(joint)],
+        }.items():
+            rows.setdefault(begin, []).append([float(one) for one in values])
+    return rows
+
+
+def test_the_settings() -> None:
+    for begin, columns in settings_table().items():
+        cells = cells_of(PAGE, begin)[1:]
+        for values, cell in zip(columns, cells, strict=True):
+            printed = numbers_in(cell.replace(",", ""))
+            assert as_printed(values, printed) == printed, (begin, cell)
+
+
+def test_the_shares() -> None:
+    for seed, run in enumerate(runs()):
+        assert (run.eigenvalues_smallest < 0).all()
+        printed = [numbers_in(cell)[0] for cell in cells_of(PAGE, f"seed {seed}")[1:]]
+        assert as_printed([float(one) for one in share(run)], printed) == printed
 
 
 def test_the_claims() -> None:
