@@ -12,6 +12,7 @@ import hessdist
 PAGE = "negative-curvature"
 OTHERS = ("sgd", "adam", "tanh")
 SETTINGS = ("0", *OTHERS)  # columns of the table of settings
+PENALTIES = ("relu-0", "relu-0-l2", "tanh-0", "tanh-0-l2")
 
 
 @cache
@@ -119,7 +120,25 @@ def numbers() -> dict[str, list[float]]:
             2000, *(share(run)[-1] for run in runs()),
         ],
         "The same with SGD": other_settings(),
+        "With an L2 penalty": [*(one for name in PENALTIES for one in powers(name))],
     }  # fmt: skip
+
+
+def powers(name: str) -> tuple[float, float]:
+    """Compute the least and the largest exponent of the loss between α = 1e5 and 1e6.
+
+    Both pairs, both checkpoints, both sides, in a result of jobs/penalty_lines_mnist.toml.
+    """
+    run = hessdist.open_run(RESULTS / f"penalty-lines-{name}.h5")
+    assert run.converged_largest.all()
+    assert run.converged_smallest.all()
+    lines = run.studies["lines"]
+    found = []
+    for side in (1, -1):
+        near, far = (int(np.argmin(np.abs(lines["alpha"] - side * one))) for one in (1e5, 1e6))
+        assert abs(lines["alpha"][far] / lines["alpha"][near] - 10) < 1e-9
+        found.append(np.log10(lines["loss"][:, :, far] / lines["loss"][:, :, near]))
+    return float(np.min(found)), float(np.max(found))
 
 
 def other_settings() -> list[float]:
