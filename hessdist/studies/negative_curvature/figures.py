@@ -33,18 +33,15 @@ if TYPE_CHECKING:
 
 
 def draw_lines(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
-    """Draw the loss along the eigenvectors, one figure a pair and span.
-
-    Where spans differ by a factor of 1,000 or more, there is one of all lengths besides.
-    """
+    """Draw the loss along the eigenvectors, one figure a pair and span, and one of wide spans."""
     measured = run.studies["lines"]
-    many = measured["span"].max() >= 1000 * measured["span"].min()
+    wide = measured["span"].max() >= 1000 * measured["span"].min()  # too much for linear axes
     for row, step in enumerate(measured["step"]):
         for column, pair in enumerate(measured["pair"]):
             for span in measured["span"]:
                 name = f"line-step-{step}-{pair.replace(' ', '-')}-{span:g}"
                 yield name, along_eigenvector(measured, row, column, span, title)
-            if many:
+            if wide:
                 name = f"line-step-{step}-{pair.replace(' ', '-')}-far"
                 yield name, far_out(measured, row, column, title)
 
