@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import pytest
 from documents.claims import RESULTS, as_printed, cells_of, numbers_in, said
 
 import hessdist
@@ -19,6 +20,15 @@ PENALTIES = ("relu-0", "relu-0-l2", "tanh-0", "tanh-0-l2")
 def runs() -> list[hessdist.Run]:
     """Read the results of jobs/negative_curvature_lenet5.toml with seeds 0, 1 and 2."""
     return [stored(str(seed)) for seed in range(3)]
+
+
+def trained_on() -> hessdist.Run:
+    """Read the spectra of seed 0 up to step 20,000."""
+    run = hessdist.open_run(RESULTS / "negative-curvature-long.h5")
+    assert run.converged_largest.all()
+    assert run.converged_smallest.all()
+    assert list(run.steps) == [2000, 5000, 10000, 20000]
+    return run
 
 
 @cache
@@ -117,7 +127,7 @@ def numbers() -> dict[str, list[float]]:
         "The largest eigenvalues": [magnitudes.min(), magnitudes.max()],
         "Trained for long enough": [
             -10, *(last_beyond(run, -10) for run in runs()),
-            2000, *(share(run)[-1] for run in runs()),
+            2000, *(share(run)[-1] for run in runs()), 20000, 0, share(trained_on())[-1],
         ],
         "The same with SGD": other_settings(),
         "With an L2 penalty": [*(one for name in PENALTIES for one in powers(name))],
@@ -187,6 +197,20 @@ def test_the_shares() -> None:
         assert (run.eigenvalues_smallest < 0).all()
         printed = [numbers_in(cell)[0] for cell in cells_of(PAGE, f"seed {seed}")[1:]]
         assert as_printed([float(one) for one in share(run)], printed) == printed
+
+
+def test_the_long_training() -> None:
+    run, first = trained_on(), runs()[0]
+    assert run.eigenvalues_largest[0, 0] == pytest.approx(first.eigenvalues_largest[-1, 0])
+    assert (run.eigenvalues_smallest < 0).all()
+    for begin, values in {
+        "loss | 0": run.loss,
+        "λ₁ | 9": run.eigenvalues_largest[:, 0],
+        "λ_d | −0": run.eigenvalues_smallest[:, 0],
+        "share of λ₁": share(run),
+    }.items():
+        printed = [numbers_in(cell)[0] for cell in cells_of(PAGE, begin)[1:]]
+        assert as_printed([float(one) for one in values], printed) == printed, begin
 
 
 def test_the_claims() -> None:
