@@ -13,7 +13,6 @@ import hessdist
 PAGE = "negative-curvature"
 OTHERS = ("sgd", "adam", "tanh")
 SETTINGS = ("0", *OTHERS)  # columns of the table of settings
-PENALTIES = ("relu-0", "relu-0-l2", "tanh-0", "tanh-0-l2")
 
 
 @cache
@@ -130,15 +129,26 @@ def numbers() -> dict[str, list[float]]:
             2000, *(share(run)[-1] for run in runs()), 20000, 0, share(trained_on())[-1],
         ],
         "The same with SGD": other_settings(),
-        "With an L2 penalty": [*(one for name in PENALTIES for one in powers(name))],
+        "With an L2 penalty": [
+            one for activation in ("relu", "tanh") for penalty in (False, True)
+            for one in powers(activation, penalty)
+        ],
     }  # fmt: skip
 
 
-def powers(name: str) -> tuple[float, float]:
+def powers(activation: str, penalty: bool) -> tuple[float, float]:
     """Compute the least and the largest exponent of the loss between α = 1e5 and 1e6.
 
-    Both pairs, both checkpoints, both sides, in a result of jobs/penalty_lines_mnist.toml.
+    Both pairs, both checkpoints, both sides, in results of jobs/penalty_lines_mnist.toml: three
+    seeds without a penalty, one with it.
     """
+    names = [f"{activation}-0-l2"] if penalty else [f"{activation}-{seed}" for seed in range(3)]
+    found = np.stack([exponents(name) for name in names])
+    return float(found.min()), float(found.max())
+
+
+def exponents(name: str) -> np.ndarray:
+    """Compute the exponents of one result, (2 sides, 2 checkpoints, 2 pairs)."""
     run = hessdist.open_run(RESULTS / f"penalty-lines-{name}.h5")
     assert run.converged_largest.all()
     assert run.converged_smallest.all()
@@ -148,7 +158,7 @@ def powers(name: str) -> tuple[float, float]:
         near, far = (int(np.argmin(np.abs(lines["alpha"] - side * one))) for one in (1e5, 1e6))
         assert abs(lines["alpha"][far] / lines["alpha"][near] - 10) < 1e-9
         found.append(np.log10(lines["loss"][:, :, far] / lines["loss"][:, :, near]))
-    return float(np.min(found)), float(np.max(found))
+    return np.stack(found)
 
 
 def other_settings() -> list[float]:
