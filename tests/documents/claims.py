@@ -18,9 +18,25 @@ def claims(page: str) -> list[list[str]]:
     for line in lines[begin + 2 :]:
         if not line.startswith("|"):
             break
-        cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-        rows.append([cell.strip().replace("\\|", "|") for cell in cells])
+        rows.append(_cells(line))
     return rows
+
+
+def cells_of(page: str, begin: str) -> list[str]:
+    """Return the cells of the only row of any table of the page that begins with some words."""
+    text = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {begin}")]
+    return _cells(row)
+
+
+def numbers_in(text: str) -> list[str]:
+    """Return the numbers in a text as they are printed, with a plain minus sign."""
+    return [one.replace("−", "-") for one in _NUMBER.findall(text)]
+
+
+def _cells(line: str) -> list[str]:
+    cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+    return [cell.strip().replace("\\|", "|") for cell in cells]
 
 
 def claim(page: str, begin: str) -> str:
@@ -31,7 +47,7 @@ def claim(page: str, begin: str) -> str:
 
 def said(page: str, begin: str) -> list[str]:
     """Return the numbers in that cell as they are printed, with a plain minus sign."""
-    return [one.replace("−", "-") for one in _NUMBER.findall(claim(page, begin))]
+    return numbers_in(claim(page, begin))
 
 
 def as_printed(values: list[float], printed: list[str]) -> list[str]:

@@ -379,6 +379,19 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "penalty_lines_mnist",
+        ("train", "spectrum", "study"),
+        (
+            *_DOUBLE,
+            "training.steps=10",
+            "training.checkpoint_steps=[10]",
+            "data.samples=40",
+            "loss.l2=1e-3",
+            "spectrum.tolerance=1e-2",
+            "study.lines.points=5",
+        ),
+    ),
+    Shortened(
         "posterior_digits",
         overrides=(
             "data.samples=12",

@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 
 
 def draw_lines(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
-    """Draw the loss along the eigenvectors, one figure a pair and span."""
+    """Draw the loss along the eigenvectors, one figure a pair and span, and one of wide spans."""
     measured = run.studies["lines"]
+    wide = measured["span"].max() >= 1000 * measured["span"].min()  # too much for linear axes
     for row, step in enumerate(measured["step"]):
         for column, pair in enumerate(measured["pair"]):
             for span in measured["span"]:
                 name = f"line-step-{step}-{pair.replace(' ', '-')}-{span:g}"
                 yield name, along_eigenvector(measured, row, column, span, title)
+            if wide:
+                name = f"line-step-{step}-{pair.replace(' ', '-')}-far"
+                yield name, far_out(measured, row, column, title)
 
 
 def draw_step_sizes(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
@@ -103,6 +107,33 @@ def along_eigenvector(
     axes.axvline(0, color=DARK, linewidth=0.6)
     axes.set_xlabel("step size α of θ − α (gᵀv) v")
     axes.set_ylabel("loss")
+    axes.legend(frameon=False)
+    return figure
+
+
+def far_out(measured: Measurements, row: int, column: int, title: str) -> Figure:
+    """Draw the loss against the length of the step, |α gᵀv|, on logarithmic axes.
+
+    Each side of θ has a line; a power of the length is a straight one, with the exponent as its
+    slope. The exponent between the last two steps is in the legend. A loss that is not positive and
+    finite is a gap.
+    """
+    pair, value = measured["pair"][column], measured["eigenvalue"][row, column]
+    alpha, losses = measured["alpha"], measured["loss"][row, column]
+    figure, axes = new_figure(
+        f"{title}: loss far out along {pair}, λ = {value:.4g}, step {measured['step'][row]}"
+    )
+    for sign, colour, text in ((1, BLUE, "down the slope"), (-1, RED, "up the slope")):
+        side = np.flatnonzero(sign * alpha > 0)[::sign]  # from θ outwards
+        length = np.abs(alpha[side] * measured["slope"][row, column])
+        loss = np.where(np.isfinite(losses[side]) & (losses[side] > 0), losses[side], np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a pair that was not found
+            power = np.log(loss[-1] / loss[-2]) / np.log(length[-1] / length[-2])
+        axes.loglog(
+            length, loss, "o-", color=colour, markersize=3, label=f"{text}: power {power:.2f}"
+        )
+    axes.set_xlabel("length of the step, |α gᵀv|")
+    axes.set_ylabel("loss over all samples")
     axes.legend(frameon=False)
     return figure
 
