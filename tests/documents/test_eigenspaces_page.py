@@ -138,7 +138,7 @@ def test_the_tails() -> None:
     )
     spread, plausible = of_tails("exponent_spread"), of_tails("plausibility")
     tail, effective = of_tails("tail"), of_tails("effective")
-    listed = [line for line in PAGE.split("\n") if line.count("|") == 12 and "±" in line]
+    listed = [line for line in PAGE.split("\n") if line.count("|") == 12 and " to " in line]
     for row, step in enumerate(steps):
         (line,) = [one for one in listed if one.startswith(f"| {step:,} | ")]
 

@@ -534,7 +534,13 @@ JOBS = (
             "study.tails.draws=10",
         ),
         # Eigenvalues near zero are rounding, and a tail may begin at another one.
-        unstable=("^/hdf5/studies/(tails|exact)/", "^/show", "^/figures/run-tails", "^/drawn/", "^/page"),
+        unstable=(
+            "^/hdf5/studies/(tails|exact)/",
+            "^/show",
+            "^/figures/run-tails",
+            "^/drawn/",
+            "^/page",
+        ),
     ),
     Shortened(
         "two_layer",

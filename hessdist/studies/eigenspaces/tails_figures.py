@@ -6,16 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from hessdist.present.axes import (
-    colours_of,
-    heading,
-    key,
-    legend_below,
-    logarithmic_if_wide,
-    panels,
-    step_bar,
-)
+from hessdist.present.axes import colours_of, heading, key, legend_below, panels, step_bar
 from hessdist.present.labels import SYMBOLS, label
 from hessdist.present.style import DARK, SERIES
 from hessdist.studies.eigenspaces.curves import is_plausible, law_of_ranks
@@ -88,7 +81,9 @@ def _draw_exponents(axes: Axes, measured: Measurements) -> list[Line2D]:
             keys.append(key(name, colour, mark, style, markersize=4))
     axes.set_xticks(np.arange(len(steps)), [str(step) for step in steps], fontsize="small")
     axes.set_xlabel("training step")
-    known = measured["exponent"][np.isfinite(measured["exponent"])]
-    logarithmic_if_wide(axes, "y", known)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     heading(axes, "exponent α; hollow: law not plausible")
     return keys
