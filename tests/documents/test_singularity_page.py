@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from conftest import ROOT
+from documents.claims import as_printed, numbers_in
 
 import hessdist
 from hessdist.results.units import Measurements
@@ -100,7 +101,20 @@ def covered() -> str:
     return "; ".join(parts)
 
 
+def singular() -> str:
+    """Shares near zero after training on MNIST; that of h = 16 is not in the stored result."""
+    found = study("singularity-mnist", "architectures")
+    shares = []
+    for row, (name, size) in enumerate(
+        zip(found["architecture"], found["parameters"], strict=True)
+    ):
+        share = in_numbers(found["eigenvalues"][row, 0, 1, :size], 30).near_zero
+        shares.append(f"{100 * share:.1f} % (h = {str(name).split('-')[0]})")
+    return ", ".join([*shares, "97.8 % (h = 16)"])
+
+
 NUMBERS = {
+    "more units, more eigenvalues near zero (MNIST, after training)": singular,
     "two eigenvalues are isolated (blobs)": isolated,
     "a larger network only adds to zero (blobs)": bulk,
     "the top two grow as the blobs merge": merging,
@@ -115,6 +129,55 @@ NUMBERS = {
 @pytest.mark.parametrize("claim", NUMBERS)
 def test_the_table_has_the_numbers_of_the_results(claim: str) -> None:
     assert table()[claim][1] == NUMBERS[claim]()
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_the_table_of_mnist(row: int) -> None:
+    found = study("singularity-mnist", "architectures")
+    size = int(found["parameters"][row])
+    start, end = found["eigenvalues"][row, 0, :, :size].astype(float)
+    width = str(found["architecture"][row]).split("-")[0]
+    # The same widths are in the table of random patterns, which comes later.
+    cells = next(
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"| {width} | {size:,} |")
+    )
+    before, after = in_numbers(start, 30), in_numbers(end, 30)
+    loss, norm = (float(found[name][row, 0, 1]) for name in ("loss", "gradient_norm"))
+    assert cells[2:7] == [
+        f"{100 * before.near_zero:.1f} %",
+        f"{100 * after.near_zero:.1f} %",
+        f"{after.outliers:.0f}",
+        f"{end[-1]:.3g}",
+        _exponent(end[0] / end[-1]),
+    ]
+    printed = numbers_in(cells[7])
+    assert as_printed([loss, norm][: len(printed)], printed) == printed
+    assert ("not reached" in cells[7]) == (not found["reached"][row, 0])
+
+
+def test_entries_of_the_first_layer_on_mnist() -> None:
+    """The largest ones, as shares of the largest entry, in cells that are wholly of that layer."""
+    found = study("singularity-mnist", "architectures")
+    pictures = np.abs(found["picture"].astype(float))
+    shares = np.empty(pictures.shape[:2])
+    for row, (name, size) in enumerate(
+        zip(found["architecture"], found["parameters"], strict=True)
+    ):
+        cells = pictures.shape[-1]
+        first = 785 * int(str(name).split("-")[0]) * cells // int(size)
+        shares[row] = pictures[row, :, :first, :first].max((1, 2)) / pictures[row].max((1, 2))
+    before, after = shares.T
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    two, four, eight = (_exponent(one) for one in before)
+    assert f"is {two} (h = 2), {four} (h = 4) and {eight} (h = 8) of the largest entry" in text
+    assert "After training it is {:.2f}, {:.2f} and {:.2f} of it.".format(*after) in text
+
+
+def _exponent(value: float) -> str:
+    """Write a number as −2e-4."""
+    return f"{'−' if value < 0 else ''}{abs(value):.0e}".replace("e-0", "e-")
 
 
 def test_every_claim_has_a_verdict_and_a_job() -> None:
