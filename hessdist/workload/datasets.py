@@ -225,19 +225,32 @@ def cifar10(root: Path | None = None, split: str = "train") -> ImageDataset:
     return ImageDataset(whole[:, 1:].reshape(-1, 3, 32, 32), whole[:, 0])
 
 
-def digits(split: str = "train") -> ImageDataset:
+def digits(split: str = "train", random_share: float = 0.0, seed: int = 0) -> ImageDataset:
     """Open scikit-learn's digits, 1,797 images of 1 x 8 x 8 pixels.
+
+    Images can be replaced by random patterns, as in section 2.1 of Sagun, Bottou and LeCun (2016).
+    Labels are kept, so that those of patterns are random too, and as frequent as those of images.
 
     Args:
         split: "train", which is all images; there is no test set.
+        random_share: The share of images that are replaced by patterns of uniform pixels, in
+            [0, 1]. With another share the same images are replaced in the same order.
+        seed: The seed of the patterns and of the choice, 0 or more.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: scikit-learn is missing, or a test set is requested.
+        DataError: scikit-learn is missing, a test set is requested, or an argument is out of its
+            range.
     """
     _check_no_test_set("digits", split)
+    _check(
+        0 <= random_share <= 1,
+        f"digits: random_share = {random_share}",
+        "give a number from 0 to 1",
+    )
+    _check(seed >= 0, f"digits: seed = {seed}", "give 0 or more")
     package = find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
         raise DataError("the data set 'digits' needs scikit-learn", "pip install scikit-learn")
@@ -250,7 +263,20 @@ def digits(split: str = "train") -> ImageDataset:
 
         table = np.column_stack(load_digits(return_X_y=True)).astype(np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
+    images = _partly_random(images, 16, random_share, seed) if random_share else images
     return ImageDataset(images, labels, white=16)
+
+
+def _partly_random(
+    images: NDArray[np.uint8], white: int, share: float, seed: int
+) -> NDArray[np.uint8]:
+    """Replace a share of images by patterns of uniform pixels, 0 ... white."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, white, images.shape, dtype=np.uint8, endpoint=True)
+    replaced = rng.permutation(len(images))[: round(share * len(images))]
+    changed = images.copy()
+    changed[replaced] = patterns[replaced]
+    return changed
 
 
 def _check_no_test_set(name: str, split: str) -> None:

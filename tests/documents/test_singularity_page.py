@@ -7,10 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 from conftest import ROOT
+from documents.claims import as_printed, cells_of, numbers_in
 
 import hessdist
 from hessdist.results.units import Measurements
 from hessdist.spectrum.outliers import in_numbers
+from hessdist.workload.datasets import build_dataset, choose_samples
 
 PAGE = ROOT / "docs" / "studies" / "singularity.md"
 
@@ -100,7 +102,38 @@ def covered() -> str:
     return "; ".join(parts)
 
 
+def singular() -> str:
+    """Shares near zero after training on MNIST; that of h = 16 is not in the stored result."""
+    found = study("singularity-mnist", "architectures")
+    shares = []
+    for row, (name, size) in enumerate(
+        zip(found["architecture"], found["parameters"], strict=True)
+    ):
+        share = in_numbers(found["eigenvalues"][row, 0, 1, :size], 30).near_zero
+        shares.append(f"{100 * share:.1f} % (h = {str(name).split('-')[0]})")
+    return ", ".join([*shares, "97.8 % (h = 16)"])
+
+
+def near_zero(spectra: np.ndarray) -> str:
+    """Shares near zero of several spectra: a median with the least and the most."""
+    shares = [in_numbers(values, 30).near_zero for values in spectra]
+    cells = [f"{100 * f(shares):.0f} %" for f in (np.median, np.min, np.max)]
+    return f"{cells[0]} ({cells[1]} to {cells[2]})"
+
+
+def patterns() -> str:
+    """The bulk at the start and the top at the end, of images and of patterns."""
+    found = study("singularity-patterns", "spreads")
+    start, end = found["eigenvalues_start"], found["eigenvalues"][..., 0]
+    return (
+        f"near zero at the start: {near_zero(start[0])}, with patterns {near_zero(start[-1])}; "
+        f"λ₁ at the end: {medians(end[0])}, with patterns {medians(end[-1])}"
+    )
+
+
 NUMBERS = {
+    "random patterns have other profiles (one network on digits, all runs converged)": patterns,
+    "more units, more eigenvalues near zero (MNIST, after training)": singular,
     "two eigenvalues are isolated (blobs)": isolated,
     "a larger network only adds to zero (blobs)": bulk,
     "the top two grow as the blobs merge": merging,
@@ -115,6 +148,89 @@ NUMBERS = {
 @pytest.mark.parametrize("claim", NUMBERS)
 def test_the_table_has_the_numbers_of_the_results(claim: str) -> None:
     assert table()[claim][1] == NUMBERS[claim]()
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_the_table_of_mnist(row: int) -> None:
+    found = study("singularity-mnist", "architectures")
+    size = int(found["parameters"][row])
+    start, end = found["eigenvalues"][row, 0, :, :size].astype(float)
+    width = str(found["architecture"][row]).split("-")[0]
+    # The same widths are in the table of random patterns, which comes later.
+    cells = next(
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"| {width} | {size:,} |")
+    )
+    before, after = in_numbers(start, 30), in_numbers(end, 30)
+    loss, norm = (float(found[name][row, 0, 1]) for name in ("loss", "gradient_norm"))
+    assert cells[2:7] == [
+        f"{100 * before.near_zero:.1f} %",
+        f"{100 * after.near_zero:.1f} %",
+        f"{after.outliers:.0f}",
+        f"{end[-1]:.3g}",
+        _exponent(end[0] / end[-1]),
+    ]
+    printed = numbers_in(cells[7])
+    assert as_printed([loss, norm][: len(printed)], printed) == printed
+    assert ("not reached" in cells[7]) == (not found["reached"][row, 0])
+
+
+def test_entries_of_the_first_layer_on_mnist() -> None:
+    """The largest ones, as shares of the largest entry, in cells that are wholly of that layer."""
+    found = study("singularity-mnist", "architectures")
+    pictures = np.abs(found["picture"].astype(float))
+    shares = np.empty(pictures.shape[:2])
+    for row, (name, size) in enumerate(
+        zip(found["architecture"], found["parameters"], strict=True)
+    ):
+        cells = pictures.shape[-1]
+        first = 785 * int(str(name).split("-")[0]) * cells // int(size)
+        shares[row] = pictures[row, :, :first, :first].max((1, 2)) / pictures[row].max((1, 2))
+    before, after = shares.T
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    two, four, eight = (_exponent(one) for one in before)
+    assert f"is {two} (h = 2), {four} (h = 4) and {eight} (h = 8) of the largest entry" in text
+    assert "After training it is {:.2f}, {:.2f} and {:.2f} of it.".format(*after) in text
+
+
+def _exponent(value: float) -> str:
+    """Write a number as −2e-4."""
+    return f"{'−' if value < 0 else ''}{abs(value):.0e}".replace("e-0", "e-")
+
+
+@pytest.mark.parametrize(("row", "name"), [(0, "none"), (1, "half of them"), (2, "all")])
+def test_the_table_of_patterns(row: int, name: str) -> None:
+    found = study("singularity-patterns", "spreads")
+    assert found["reached"].all()
+    start, end = (found[key][row] for key in ("eigenvalues_start", "eigenvalues"))
+    outliers = np.array([in_numbers(values, 30).outliers for values in end])
+    steps = found["steps"][row]
+    assert cells_of("singularity", f"{name} | ")[1:] == [
+        near_zero(start),
+        near_zero(end),
+        medians(start[:, 0]),
+        medians(end[:, 0]),
+        medians(outliers),
+        medians(found["loss"][row]),
+        f"{np.median(steps):,.0f} ({steps.min():,} to {steps.max():,})",
+    ]
+
+
+def test_what_is_said_of_patterns() -> None:
+    found = study("singularity-patterns", "spreads")
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    start, top = found["eigenvalues_start"], found["eigenvalues"][..., 0]
+    zero = (np.abs(start) < 1e-12).sum(axis=-1)
+    assert (zero[0] == 73).all()
+    assert (zero[-1] == 9).all()
+    assert "73 of 682 eigenvalues are zero to rounding with digits, and 9 with patterns" in text
+    assert top[-1].min() > top[0].max()
+    assert f"{np.median(top[-1]) / np.median(top[0]):.1f} times in the median" in text
+    digits = build_dataset("digits", None, {})
+    chosen = choose_samples(len(digits), None, 200, "random", 0)
+    rank = np.linalg.matrix_rank(np.stack([digits[int(i)][0].numpy().ravel() for i in chosen]))
+    assert f"which span {rank} of 64 dimensions" in text
 
 
 def test_every_claim_has_a_verdict_and_a_job() -> None:

@@ -469,6 +469,18 @@ JOBS = (
         slow=True,
     ),
     Shortened(
+        "singularity_patterns",
+        overrides=(
+            "data.samples=40",
+            "model.arguments={widths=[64,2,2,10],activation='tanh'}",
+            "study.spreads.values=[0.0,1.0]",
+            "study.spreads.networks=2",
+            "study.spreads.top=166",
+            "study.spreads.max_steps=100",
+        ),
+        slow=True,
+    ),
+    Shortened(
         "singularity_random",
         overrides=(
             "data.arguments={samples=60,shape=[1,8,8],num_classes=4,seed=0}",

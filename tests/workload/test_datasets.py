@@ -225,6 +225,33 @@ def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch: pytest.MonkeyPatc
         assert one[1] == other[1]
 
 
+def test_a_share_of_the_digits_is_random_patterns_with_the_same_labels() -> None:
+    usual = build_dataset("digits", None, {})
+    half, whole = (
+        build_dataset("digits", None, {"random_share": share, "seed": 3}) for share in (0.5, 1.0)
+    )
+    replaced = [not torch.equal(usual[i][0], half[i][0]) for i in range(1797)]
+    assert sum(replaced) == round(0.5 * 1797)
+    for i in range(1797):
+        assert usual[i][1] == half[i][1] == whole[i][1]
+        if replaced[i]:
+            assert torch.equal(half[i][0], whole[i][0])
+    pixels = torch.stack([16 * whole[i][0] for i in range(1797)])
+    counts = torch.bincount(pixels.long().flatten())
+    assert torch.equal(pixels, pixels.round())
+    assert counts.shape == (17,)
+    # Each count is binomial, with a standard deviation of 80.
+    assert (counts - pixels.numel() / 17).abs().max() < 5 * 80
+    again = build_dataset("digits", None, {"random_share": 1.0, "seed": 3})
+    assert all(torch.equal(again[i][0], whole[i][0]) for i in range(1797))
+
+
+@pytest.mark.parametrize("arguments", [{"random_share": 1.5}, {"random_share": -0.1}, {"seed": -1}])
+def test_a_share_of_the_digits_out_of_range_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"digits: {next(iter(arguments))}"):
+        build_dataset("digits", None, arguments)
+
+
 def test_digits_have_no_test_set() -> None:
     with pytest.raises(DataError, match="no test set"):
         build_dataset("digits", None, {}, "test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,8 +72,11 @@ def draw_initialisations(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
 
 
 def draw_spreads(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
-    """Draw the largest eigenvalues against the argument of the data set."""
-    yield "spreads", spreads(run.studies["spreads"], title)
+    """Draw the largest eigenvalues against the argument of the data set, and whole spectra."""
+    measured = run.studies["spreads"]
+    yield "spreads", spreads(measured, title)
+    if has_whole_spectra(measured):
+        yield "spreads-spectra", spectra_by_value(measured, title, outliers_sought(run))
 
 
 def draw_interpolation(run: Run, title: str) -> Iterator[tuple[str, Figure]]:
@@ -137,17 +140,30 @@ def spectra(measured: Measurements, title: str, most: int) -> Figure:
     A row is an architecture, over all its networks, with the start on the left and the end on the
     right.
     """
-    values, sizes = measured["eigenvalues"], measured["parameters"]
-    text, height = f"{title}: all eigenvalues before and after training", 1.5 + 1.7 * len(sizes)
-    figure, grid = panels(text, len(sizes), 2, height=height, sharex="col", sharey="row")
-    heights = np.ones((len(sizes), 2))
+    text = f"{title}: all eigenvalues before and after training"
+    sizes = measured["parameters"]
+    rows = [
+        values[:, :, :size] for values, size in zip(measured["eigenvalues"], sizes, strict=True)
+    ]
+    return _spectra(text, rows, [f"d = {size:,}" for size in sizes], most)
+
+
+def _spectra(
+    text: str, rows: Sequence[NDArray[np.float64]], names: Sequence[str], most: int
+) -> Figure:
+    """Draw histograms of rows of spectra, each (networks, stages, d), before and after training."""
+    figure, grid = panels(
+        text, len(rows), 2, height=1.5 + 1.7 * len(rows), sharex="col", sharey="row"
+    )
+    heights = np.ones((len(rows), 2))
     for stage, column in enumerate(grid.T):
-        largest = largest_of(values[:, :, stage])
-        edges = bin_edges(values[:, :, stage], NEAR_ZERO * largest)
-        for row, (size, axes) in enumerate(zip(sizes, column, strict=True)):
+        every = np.concatenate([values[:, stage].ravel() for values in rows])
+        largest = largest_of(every)
+        edges = bin_edges(every, NEAR_ZERO * largest)
+        for row, (values, name, axes) in enumerate(zip(rows, names, column, strict=True)):
             asinh_axis(axes, NEAR_ZERO * largest, largest)
-            numbers = draw_histogram(axes, values[row, :, stage, :size], edges, most)
-            heading(axes, f"d = {size:,}, {STAGES[stage]}:\n{numbers}", 8)
+            numbers = draw_histogram(axes, values[:, stage], edges, most)
+            heading(axes, f"{name}, {STAGES[stage]}:\n{numbers}", 8)
             heights[row, stage] = axes.get_ylim()[1]
         column[-1].set_xlabel("eigenvalue λ")
         column[-1].tick_params(axis="x", labelsize="x-small")
@@ -359,6 +375,35 @@ def _draw_spread(axes: Axes, measured: Measurements, top: int, room: float) -> N
         capsize=3,
     )
     logarithmic_if_wide(axes, "y", found)
+
+
+def has_whole_spectra(measured: Measurements) -> bool:
+    """Return whether all eigenvalues are stored: the last one is the smallest."""
+    last = measured["eigenvalues"][..., -1]
+    return bool(np.array_equal(last, measured["smallest"], equal_nan=True))
+
+
+def spectra_by_value(measured: Measurements, title: str, most: int) -> Figure:
+    """Draw histograms of all eigenvalues for values of an argument of the data set: figure 2.
+
+    A row is a value, over all networks that reached the gradient norm, or over all if none did,
+    with the start on the left and the end on the right.
+    """
+    argument = measured.variables["value"].long_name.split()[0]
+    rows, names = [], []
+    for value, start, end, reached in zip(
+        measured["value"],
+        measured["eigenvalues_start"],
+        measured["eigenvalues"],
+        measured["reached"],
+        strict=True,
+    ):
+        kept = reached if reached.any() else np.ones_like(reached)
+        rows.append(np.stack([start[kept], end[kept]], axis=1))
+        count = f"{reached.sum()} of {len(reached)} reached"
+        names.append(f"{argument} = {value:g}, {count}")
+    text = f"{title}: all eigenvalues before and after training"
+    return _spectra(text, rows, names, most)
 
 
 # -- between two networks: figure 8 ----------------------------------------------------------

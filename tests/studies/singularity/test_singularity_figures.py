@@ -343,6 +343,23 @@ def test_spreads_have_medians_and_quartiles_over_starts() -> None:
     assert figure.axes[-1].get_xlabel() == "spread of the data set"
 
 
+def test_whole_spectra_are_drawn_by_value_of_networks_that_reached_the_gradient_norm() -> None:
+    section = spreads_section()
+    assert not ensemble_figures.has_whole_spectra(section)
+    whole = changed(section, smallest=section["eigenvalues"][..., -1])
+    assert ensemble_figures.has_whole_spectra(whole)
+    assert [name for name, _ in all_figures({"spreads": whole})] == ["spreads", "spreads-spectra"]
+    figure = ensemble_figures.spectra_by_value(whole, "a run", MOST)
+    bars = [axes.containers[0].patches for axes in figure.axes]
+    counts = [sum(bar.get_height() for bar in own) for own in bars]
+    assert counts == [15, 15, 15, 15, 9, 9]
+    headings = [axes.get_title(loc="left") for axes in figure.axes]
+    assert headings[0].startswith("spread = 0.2, 5 of 5 reached, before training:")
+    assert headings[5].startswith("spread = 1.6, 3 of 5 reached, after training:")
+    largest = section["eigenvalues"][2, :3, 0].max()
+    assert max(marked(figure.axes[5], "|")[:, 0]) == largest
+
+
 @pytest.mark.parametrize("row", [0, 1])
 def test_losses_between_networks_are_those_that_were_measured(row: int) -> None:
     section = interpolation_section()
