@@ -129,3 +129,13 @@ def lenet_rows() -> list[list[str]]:
 
 def test_the_table_of_lenet() -> None:
     assert table_after(PAGE, "## LeNet-5 on MNIST") == lenet_rows()
+
+
+def test_what_is_said_of_lenet_at_its_end() -> None:
+    found = results("mnist-h")
+    assert [above_within(m)[-1] for m in found] == [5, 5, 5]
+    assert np.round([100 - 100 * of_means(m)[-1] for m in found]).tolist() == [40, 38, 46]
+    shares = [sum(part_of_trace(m, name)[-1] for name in ("class", "cross", "true")) for m in found]
+    assert np.round([100 - 100 * share for share in shares]).tolist() == [54, 52, 55]
+    quotients = [(m["quotient"] / m["eigenvalue"])[0, :OUTLIERS].mean() for m in found]
+    assert np.round([100 * one for one in quotients]).tolist() == [29, 5, 31]
