@@ -1,4 +1,4 @@
-"""The first table of docs/studies/class-structure.md says what the kept results say."""
+"""Two tables of docs/studies/class-structure.md say what the kept results say: claims, LeNet-5."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def rows(page: Path) -> list[list[str]]:
     """The cells of the first table, without its head."""
     lines = page.read_text(encoding="utf-8").split("\n\n")
     table = next(block for block in lines if block.startswith("|"))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n")[2:]]
+
+
+def table_after(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    _, _, text = page.read_text(encoding="utf-8").partition(f"\n{heading}\n")
+    table = next(block for block in text.split("\n\n") if block.startswith("|"))
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n")[2:]]
 
 
@@ -76,3 +83,59 @@ def test_a_row(row: int) -> None:
 def test_every_row_is_checked() -> None:
     assert len(rows(PAGE)) == len(CLAIMS)
     assert {m["converged_within"].all() for kind, *_ in CLAIMS for m in results(kind)} == {True}
+
+
+def over_seeds(values: NDArray[np.float64], digits: str) -> str:
+    """The median with the smallest and the largest; one number if all round to it."""
+    median, *ends = (format(x, digits) for x in (np.median(values), values.min(), values.max()))
+    return median if {median} == set(ends) else f"{median} ({ends[0]} to {ends[1]})"
+
+
+def part_of_trace(m: Measurements, name: str) -> NDArray[np.float64]:
+    return m[f"trace_{name}"] / m["trace"]
+
+
+def part_of_quotient(m: Measurements, name: str) -> NDArray[np.float64]:
+    return (m[f"quotient_{name}"] / m["quotient"])[:, :OUTLIERS].mean(axis=1)
+
+
+def columns(m: Measurements) -> list[tuple[NDArray[np.float64], str]]:
+    """The columns of the table of LeNet-5 after step and loss, and how they are printed."""
+    parts = ("class", "cross", "true")
+    return [
+        (m["eigenvalue"][:, 0], ".3g"),
+        *((m[f"eigenvalue_{name}"][:, 0], ".3g") for name in ("class", "means", "within")),
+        *((part_of_quotient(m, name), ".2f") for name in parts),
+        (in_span(m), ".2f"),
+        (m["share_means"][:, :OUTLIERS].mean(axis=1), ".3f"),
+        *((part_of_trace(m, name), ".2f") for name in parts),
+    ]
+
+
+def lenet_rows() -> list[list[str]]:
+    """The rows of the table of LeNet-5, as the page prints them."""
+    paths = sorted((ROOT / "docs" / "results").glob("class-structure-mnist-h-[0-9].h5"))
+    runs = [hessdist.open_run(path) for path in paths]
+    found = [columns(m) for m in results("mnist-h")]
+    printed = []
+    for row, step in enumerate(runs[0].steps):
+        cells = [str(step), over_seeds(np.array([run.loss[row] for run in runs]), ".3f")]
+        for column, (_, digits) in enumerate(found[0]):
+            values = np.array([one[column][0][row] for one in found])
+            cells.append(over_seeds(values, digits))
+        printed.append(cells)
+    return printed
+
+
+def test_the_table_of_lenet() -> None:
+    assert table_after(PAGE, "## LeNet-5 on MNIST") == lenet_rows()
+
+
+def test_what_is_said_of_lenet_at_its_end() -> None:
+    found = results("mnist-h")
+    assert [above_within(m)[-1] for m in found] == [5, 5, 5]
+    assert np.round([100 - 100 * of_means(m)[-1] for m in found]).tolist() == [40, 38, 46]
+    shares = [sum(part_of_trace(m, name)[-1] for name in ("class", "cross", "true")) for m in found]
+    assert np.round([100 - 100 * share for share in shares]).tolist() == [54, 52, 55]
+    quotients = [(m["quotient"] / m["eigenvalue"])[0, :OUTLIERS].mean() for m in found]
+    assert np.round([100 * one for one in quotients]).tolist() == [29, 5, 31]

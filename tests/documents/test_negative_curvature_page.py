@@ -9,6 +9,8 @@ import pytest
 from documents.claims import RESULTS, as_printed, cells_of, numbers_in, said
 
 import hessdist
+from hessdist.results.schema import ENDS
+from hessdist.results.units import Measurements
 
 PAGE = "negative-curvature"
 OTHERS = ("sgd", "adam", "tanh")
@@ -129,11 +131,51 @@ def numbers() -> dict[str, list[float]]:
             2000, *(share(run)[-1] for run in runs()), 20000, 0, share(trained_on())[-1],
         ],
         "The same with SGD": other_settings(),
+        "5 % of the samples": subsets_claimed(),
         "With an L2 penalty": [
             one for activation in ("relu", "tanh") for penalty in (False, True)
             for one in powers(activation, penalty)
         ],
     }  # fmt: skip
+
+
+def subsets_of_all() -> Measurements:
+    """Read the subsets of all 60,000 images at step 2,000, all of whose pairs converged."""
+    run = hessdist.open_run(RESULTS / "subsets-mnist-60000.h5")
+    assert run.converged_largest.all()
+    assert run.converged_smallest.all()
+    measured = run.studies["subsets"]
+    assert list(measured["step"]) == [2000]
+    assert list(measured["fraction"]) == [0.05, 0.01]
+    assert list(measured["seed"]) == [0, 1, 2]
+    for end in ENDS:
+        assert measured[f"converged_{end}"].all()
+    return measured
+
+
+def of_subsets(row: int, end: str) -> list[float]:
+    """Compute the numbers of a row of the table of subsets, for one fraction and end.
+
+    They are the median and the largest of the differences of eigenvalues in percent and of the
+    angles to matched vectors, and the mean over the draws of the largest principal angle.
+    """
+    measured = subsets_of_all()
+    difference = 100 * np.abs(measured[f"relative_difference_{end}"][0, row])
+    angle = measured[f"matched_angle_{end}"][0, row]
+    principal = measured[f"principal_angle_{end}"][0, row].max(axis=1).mean()
+    values = [np.median(difference), difference.max(), np.median(angle), angle.max(), principal]
+    return [float(one) for one in values]
+
+
+def subsets_claimed() -> list[float]:
+    """Compute what is said of 5 %: LA(10) and SA(3), eigenvalues, their sign, and vectors."""
+    largest, smallest = of_subsets(0, "largest"), of_subsets(0, "smallest")
+    differences = subsets_of_all()["relative_difference_smallest"][0, 0]
+    return [
+        *(10, *largest[:2]),
+        *(3, *smallest[:2], (differences < 0).sum(), differences.size),
+        *(largest[2], smallest[2]),
+    ]
 
 
 def powers(activation: str, penalty: bool) -> tuple[float, float]:
@@ -207,6 +249,25 @@ def test_the_shares() -> None:
         assert (run.eigenvalues_smallest < 0).all()
         printed = [numbers_in(cell)[0] for cell in cells_of(PAGE, f"seed {seed}")[1:]]
         assert as_printed([float(one) for one in share(run)], printed) == printed
+
+
+def test_the_subsets() -> None:
+    for row, size in enumerate(("3,000 (5 %)", "600 (1 %)")):
+        for end, pairs in (("largest", "LA(10)"), ("smallest", "SA(3)")):
+            cells = cells_of(PAGE, f"{size} | {pairs}")[2:]
+            printed = [numbers_in(cell)[0] for cell in cells]
+            assert as_printed(of_subsets(row, end), printed) == printed, (size, pairs)
+
+
+def test_what_is_said_of_the_subsets() -> None:
+    measured = subsets_of_all()
+    largest, smallest = (measured[f"relative_difference_{end}"][0, 0] for end in ENDS)
+    assert as_printed(list(100 * np.sort(largest[:, 0]))[::2], ["-2.5", "15.4"]) == ["-2.5", "15.4"]
+    assert sorted((np.sign(largest).sum(axis=1) / 8).tolist())[::2] == [-1, 1]
+    assert (measured["matched_angle_largest"][0, 0, :, 0] < 5.5).all()
+    assert (measured["principal_angle_largest"][0, 0, :, :6] < 11).all()
+    assert (measured["matched_angle_smallest"][0, 0, :, :2] < 20).all()
+    assert as_printed(list(-100 * np.sort(smallest.ravel()))[::8], ["39", "12"]) == ["39", "12"]
 
 
 def test_the_long_training() -> None:
