@@ -30,10 +30,10 @@ def explicit(given: Problem, classes: int) -> Explicit:
     p = np.zeros((count, classes))
     for i in range(count):
         logs = given.model(inputs[i : i + 1]).log_softmax(1)[0]
-        p[i] = logs.exp().detach()
+        p[i] = logs.exp().detach().numpy()
         for c in range(classes):
             pieces = torch.autograd.grad(logs[c], parameters, retain_graph=True)
-            gradients[i, c] = torch.cat([piece.reshape(-1) for piece in pieces])
+            gradients[i, c] = torch.cat([piece.reshape(-1) for piece in pieces]).numpy()
     weights, means = np.zeros((classes, classes)), np.zeros((classes, classes, size))
     class_weights, centres = np.zeros(classes), np.zeros((classes, size))
     parts = {name: np.zeros((size, size)) for name in ("class", "cross", "true", "within")}
