@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from hessdist.landscape.found import Found
 from hessdist.present.axes import (
@@ -240,6 +241,7 @@ def subset_against_full(measured: Measurements, row: int, end: str, title: str) 
     lower.set_ylabel("angle to the matched vector, degrees")
     lower.set_ylim(0, 92)
     lower.set_xlabel(f"rank from the {end} eigenvalue")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     keys = [
         key(f"{fraction:.3g} of samples", colour, "o")
         for colour, fraction in zip(colours, fractions, strict=True)
