@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hessdist
+from hessdist.config.loader import load_job
+from hessdist.parallel.ranks import Ranks
+from hessdist.results.reader import Run
+from hessdist.service.console import Console
+from hessdist.service.study import study
+
 JOB = """
 name = "study"
 [model]
@@ -148,3 +155,11 @@ def samples(spread=1.0):
 def prepare(folder: Path) -> None:
     (folder / "ours.py").write_text(MODULE, encoding="utf-8")
     (folder / "job.toml").write_text(JOB + STUDY, encoding="utf-8")
+
+
+def run_study(folder: Path, *settings: str) -> Run:
+    """Run the studies of the job in a folder, on this process, and open the result."""
+    job = load_job(folder / "job.toml", list(settings))
+    with Console(enabled=False) as console:
+        study(*job, Ranks(), console)
+    return hessdist.open_run(folder / "results" / "run.h5")

@@ -56,6 +56,15 @@ def evenly(count: int, most: int) -> NDArray[np.int64]:
     return np.asarray(np.unique(places.astype(np.int64)))
 
 
+def early(count: int, most: int) -> NDArray[np.int64]:
+    """Return some of `count` indices for a logarithmic axis: half of them evenly on it."""
+    if not count:
+        return np.empty(0, np.int64)
+    half = max(1, most // 2)
+    first = np.geomspace(1, count, min(count, half)).round().astype(np.int64) - 1
+    return np.union1d(evenly(count, half), first)
+
+
 def is_wide(values: ArrayLike) -> bool:
     """Return whether all finite values are positive and span more than a decade or so."""
     array = np.asarray(values, float)

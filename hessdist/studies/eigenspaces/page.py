@@ -12,7 +12,7 @@ from hessdist.present.histograms import spectral_norm
 from hessdist.present.labels import MINIMIZERS, RESIDUALS, SYMBOLS, WORK, label
 from hessdist.present.panels import INK, Figure, View, line, panel, seeds
 from hessdist.present.style import BLUE, COLOURS, GREEN, MARKS, sequence
-from hessdist.present.values import VIEW, evenly, median, positive
+from hessdist.present.values import VIEW, early, evenly, median, positive
 from hessdist.studies.eigenspaces.curves import TRACE, nonzero_eigenvalues, sizes_of_residual
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def minimizers(run: Run) -> Iterator[View]:
             known = np.flatnonzero(np.isfinite(measured["loss"][i, j]))
             if not len(known):
                 continue
-            kept = known[_early(len(known), most)]
+            kept = known[early(len(known), most)]
             x = measured[across][kept] if across == "iteration" else measured[across][i, j, kept]
             x, y = positive(x), positive(measured[what][i, j, kept])
             name = label(MINIMIZERS, measured["method"][i])
@@ -218,13 +218,6 @@ def minimizers(run: Run) -> Iterator[View]:
         "Loss and gradient norm of every start, by work in gradients and by iteration.",
         _progress(draw, logx=True),
     )
-
-
-def _early(count: int, most: int) -> NDArray[np.int64]:
-    """Return some of `count` places for a logarithmic axis: half of them evenly on it."""
-    half = max(1, most // 2)
-    early = np.geomspace(1, count, min(count, half)).round().astype(np.int64) - 1
-    return np.union1d(evenly(count, half), early)
 
 
 def _progress(draw: Callable[[str, str], list[dict[str, Any]]], logx: bool) -> list[Figure]:

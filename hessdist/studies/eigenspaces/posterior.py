@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hessdist.config.job import Job
 from hessdist.curvature.output_residuals import output_residuals
 from hessdist.curvature.parameters import Parameters
-from hessdist.curvature.tangent_kernel import output_jacobian
+from hessdist.curvature.tangent_kernel import OutputJacobian, output_jacobian
 from hessdist.errors import NumericalError
 from hessdist.optimizers.swag import SWAG
 from hessdist.optimizers.training import initialise, mean_loss, minibatches
@@ -110,33 +110,31 @@ class _Network:
         losses, changes, values = unknown.copy(), unknown.copy(), np.full(self._rows, np.nan)
         ends = [float("nan")] * 5
         with suppress(NumericalError):
-            self._descend(losses, changes)
-            values = self._eigenvalues()
+            values = gram_eigenvalues(self._descend(losses, changes).weighted())
             ends = self._collect(seed)
         return _Kept(losses, changes, values, *ends)
 
-    def _descend(self, losses: NDArray[np.float64], changes: NDArray[np.float64]) -> None:
-        """Descend by full-batch gradients, and fill in losses and changes of the kernel."""
+    def _descend(self, losses: NDArray[np.float64], changes: NDArray[np.float64]) -> OutputJacobian:
+        """Descend by full-batch gradients, and fill in losses and changes of the kernel.
+
+        Returns:
+            The Jacobian at the last iteration.
+        """
         loss, settings = self._loss, self._settings
-        theta, first = loss.parameters.flat().double(), None
+        theta, jacobian = loss.parameters.flat().double(), output_jacobian(loss)
+        first = jacobian.kernel()
         for iteration in range(settings.at[-1] + 1):
             self._context.local_progress(f"{self._name}, iteration {iteration}")
             sums = loss.loss_and_gradient()
             if iteration in settings.at:
                 place = settings.at.index(iteration)
                 losses[place] = sums.loss / sums.weight
-                kernel = output_jacobian(loss).kernel()
-                first = kernel if first is None else first
-                changes[place] = float((kernel - first).norm() / first.norm())
+                jacobian = output_jacobian(loss) if iteration else jacobian
+                changes[place] = float((jacobian.kernel() - first).norm() / first.norm())
             if iteration < settings.at[-1]:
                 theta = theta - settings.learning_rate * sums.gradient / sums.weight
                 loss.parameters.assign(theta.to(loss.dtype))
-
-    def _eigenvalues(self) -> NDArray[np.float64]:
-        """Compute the eigenvalues of A Aᵀ, (N C,) descending."""
-        rows = output_jacobian(self._loss).weighted()
-        values = torch.linalg.eigvalsh(rows @ rows.T).flip(0)
-        return np.asarray(values.cpu().numpy())
+        return jacobian
 
     def _collect(self, seed: int) -> list[float]:
         """Descend by minibatches and collect weights; measure at their mean."""
@@ -174,6 +172,12 @@ class _Network:
 
 
 # -- shares of the range ---------------------------------------------------------------------
+
+
+def gram_eigenvalues(rows: Tensor) -> NDArray[np.float64]:
+    """Compute the eigenvalues of A Aᵀ, (m,) descending, of A in rows, (m, d)."""
+    values = torch.linalg.eigvalsh(rows @ rows.T).flip(0)
+    return np.asarray(values.cpu().numpy())
 
 
 def range_basis(rows: Tensor, null: float) -> Tensor:

@@ -57,8 +57,8 @@ class TailsSection(Section):
     """Steps of the checkpoints; an empty list means all."""
 
 
-class WidthsSection(WholeMatrixSection):
-    """H = G + S in training, for networks from narrow to wide."""
+class NetworksSection(Section):
+    """Networks from narrow to wide, which the study trains by full-batch gradient descent."""
 
     hidden: list[list[Positive]] = [[8], [32], [128], [512]]
     """Widths of the hidden layers of each network. Inputs and outputs are those of the job's model,
@@ -70,6 +70,11 @@ class WidthsSection(WholeMatrixSection):
     fan-in (ntk)."""
     learning_rate: Rate = 0.1
     """Learning rate of full-batch gradient descent."""
+
+
+class WidthsSection(NetworksSection, WholeMatrixSection):
+    """H = G + S in training, for networks from narrow to wide."""
+
     at: list[Count] = [0, 10, 100, 1000]
     """Iterations at which the matrices are computed."""
     starts: Count = 0
@@ -85,19 +90,12 @@ class WidthsSection(WholeMatrixSection):
         return self
 
 
-class PosteriorSection(Section):
+class PosteriorSection(NetworksSection):
     """The posterior covariance in the range of G and outside of it, and the tangent kernel."""
 
     hidden: list[list[Positive]] = [[4], [16], [64], [256]]
     """Widths of the hidden layers of each network. Inputs and outputs are those of the job's model,
     an mlp."""
-    networks: Positive = 3
-    """Number of starts of each architecture."""
-    parametrization: Literal["standard", "ntk"] = "ntk"
-    """That of PyTorch (standard), or weights of unit variance divided by the square root of the
-    fan-in (ntk)."""
-    learning_rate: Rate = 0.1
-    """Learning rate of full-batch gradient descent."""
     at: list[Count] = [0, 10, 100, 1000]
     """Iterations at which the tangent kernel is compared with that of the start, 0 among them. The
     descent ends at the last one, and Laplace's covariance is computed there."""

@@ -10,7 +10,7 @@ import numpy as np
 from hessdist.present.labels import SYMBOLS, label
 from hessdist.present.panels import INK, Figure, View, line, panel
 from hessdist.present.style import COLOURS, MARKS, sequence
-from hessdist.present.values import VIEW, evenly
+from hessdist.present.values import VIEW, early, evenly
 from hessdist.results.schema import ENDS
 from hessdist.studies.eigenspaces.curves import is_plausible, law_of_ranks
 
@@ -63,17 +63,10 @@ def _ranked(measured: Measurements, kept: Any, place: tuple[int, int], name: str
     for row, colour in zip(kept, sequence(len(kept)), strict=True):
         ranked = measured["ranked"][(row, *place)]
         known = np.flatnonzero(np.isfinite(ranked))
-        shown = known[_early(len(known), VIEW // (30 * len(kept)))]
+        shown = known[early(len(known), VIEW // (30 * len(kept)))]
         lines.append(line(f"step {measured['step'][row]}", shown + 1, ranked[shown], colour))
         at, law = law_of_ranks(measured, row, *place)
         if len(at) and is_plausible(measured["plausibility"][(row, *place)]):
             ends = [0, len(at) - 1]
             lines.append(line("plausible laws", at[ends], law[ends], INK, dash="dash"))
     return panel(name, "rank", "|λ|", lines, logx=True, logy=True)
-
-
-def _early(count: int, most: int) -> Any:
-    """Return some of `count` places, even on a logarithmic axis."""
-    if not count:
-        return np.arange(0)
-    return np.unique(np.geomspace(1, count, min(count, max(2, most))).round().astype(int) - 1)

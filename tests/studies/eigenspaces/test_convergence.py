@@ -11,7 +11,7 @@ import torch
 from conftest import Run
 from numpy.typing import NDArray
 from shown import figures_of, printed, run_of
-from studied import JOB, prepare
+from studied import JOB, prepare, run_study
 from torch import Tensor, nn
 
 import hessdist
@@ -19,10 +19,7 @@ from hessdist.config.job import Job
 from hessdist.config.loader import load_job
 from hessdist.config.studies import registry
 from hessdist.errors import HessdistError, JobError
-from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
-from hessdist.service.console import Console
-from hessdist.service.study import study
 from hessdist.studies.eigenspaces.convergence import check
 from hessdist.studies.eigenspaces.convergence_quadratic import rules
 from hessdist.studies.eigenspaces.settings import ConvergenceSection
@@ -45,10 +42,7 @@ PENALTY = "loss.l2=0.02"
 
 
 def written(folder: Path, *settings: str) -> Measurements:
-    job = load_job(folder / "job.toml", list(settings))
-    with Console(enabled=False) as console:
-        study(*job, Ranks(), console)
-    return hessdist.open_run(folder / "results" / "run.h5").studies["convergence"]
+    return run_study(folder, *settings).studies["convergence"]
 
 
 @pytest.fixture(scope="module")

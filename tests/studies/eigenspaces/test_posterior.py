@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Run
 from shown import figures_of, printed, run_of
-from studied import JOB, prepare
+from studied import JOB, prepare, run_study
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
@@ -20,10 +20,7 @@ from hessdist.config.loader import load_job
 from hessdist.config.studies import registry
 from hessdist.errors import HessdistError
 from hessdist.optimizers.training import minibatches
-from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
-from hessdist.service.console import Console
-from hessdist.service.study import study
 from hessdist.studies.eigenspaces.posterior import (
     diagonal_share_in_range,
     range_basis,
@@ -48,10 +45,7 @@ SAMPLES = "data.samples=20"
 
 
 def written(folder: Path, *settings: str) -> Measurements:
-    job = load_job(folder / "job.toml", [SAMPLES, *settings])
-    with Console(enabled=False) as console:
-        study(*job, Ranks(), console)
-    return hessdist.open_run(folder / "results" / "run.h5").studies["posterior"]
+    return run_study(folder, SAMPLES, *settings).studies["posterior"]
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 from conftest import Run
 from shown import figures_of, printed, run_of
-from studied import JOB, prepare
+from studied import JOB, prepare, run_study
 
 import hessdist
 from hessdist.config.loader import load_job
 from hessdist.config.studies import registry
 from hessdist.errors import HessdistError
-from hessdist.parallel.ranks import Ranks
-from hessdist.results.reader import Run as Result
 from hessdist.results.units import Measurements
 from hessdist.service.console import Console
-from hessdist.service.study import study
 from hessdist.service.train import train_job
 from hessdist.theory.power_law import fit_power_law, resampled_error
 
@@ -33,13 +30,6 @@ seed = 3
 """
 
 
-def written(folder: Path, *settings: str) -> Result:
-    job = load_job(folder / "job.toml", list(settings))
-    with Console(enabled=False) as console:
-        study(*job, Ranks(), console)
-    return hessdist.open_run(folder / "results" / "run.h5")
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tails")
@@ -50,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.syspath_prepend(folder)
         with Console(enabled=False) as console:
             train_job(load_job(folder / "job.toml", [])[0], console)
-        written(folder)
+        run_study(folder)
     return folder
 
 
@@ -119,7 +109,7 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(HessdistError, match=complaint):
-        written(tmp_path, *settings)
+        run_study(tmp_path, *settings)
 
 
 def test_without_draws_errors_are_unknown(
@@ -129,7 +119,7 @@ def test_without_draws_errors_are_unknown(
     shutil.rmtree(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    measured = written(tmp_path, "study.tails.draws=0").studies["tails"]
+    measured = run_study(tmp_path, "study.tails.draws=0").studies["tails"]
     assert np.isfinite(measured["exponent"][:, :, 0]).all()
     assert np.isnan(measured["exponent_spread"]).all()
     assert np.isnan(measured["plausibility"]).all()

@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 from conftest import Run
 from shown import figures_of, printed, run_of
-from studied import JOB, prepare
+from studied import JOB, prepare, run_study
 
 import hessdist
-from hessdist.config.loader import load_job
 from hessdist.config.studies import registry
 from hessdist.errors import HessdistError
 from hessdist.landscape.paths import barrier
-from hessdist.parallel.ranks import Ranks
 from hessdist.results.units import Measurements
-from hessdist.service.console import Console
-from hessdist.service.study import study
 
 LINES = """
 [study.interpolation]
@@ -45,10 +41,7 @@ walk_below = 50
 
 
 def written(folder: Path, *settings: str) -> Measurements:
-    job = load_job(folder / "job.toml", list(settings))
-    with Console(enabled=False) as console:
-        study(*job, Ranks(), console)
-    return hessdist.open_run(folder / "results" / "run.h5").studies["paths"]
+    return run_study(folder, *settings).studies["paths"]
 
 
 @pytest.fixture(scope="module")
