@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from checkpoint_matrices import checkpoint_matrices
 from oracles import full_lanczos
 
 from hessdist.config.loader import load_job
@@ -24,10 +25,7 @@ from hessdist.parallel.ranks import Ranks
 from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
-from hessdist.spectrum.shell import curvature_matrix
 from hessdist.spectrum.start import random_entries
-from hessdist.workload.checkpoints import load_into, read_state
-from hessdist.workload.steps import find_checkpoints
 
 
 def main() -> None:
@@ -42,19 +40,12 @@ def main() -> None:
     workload = workload_of(job)
     indices = workload.indices[: options.samples or None]
     objective = workload.on(Ranks(), indices)
-    chosen = [int(step) for step in options.steps.split(",")] if options.steps else None
     print(
         f"{job.name}, {len(indices)} samples, LA({wanted.largest}) and SA({wanted.smallest}) to "
         f"{wanted.tolerance:g}\n    step | products | full Lanczos | ratio | restarts",
         flush=True,
     )
-    for checkpoint in find_checkpoints(job.checkpoints.directory):
-        if chosen is not None and checkpoint.step not in chosen:
-            continue
-        state = read_state(checkpoint.path)
-        objective.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
-        objective.evaluate()
-        shell = curvature_matrix(objective, wanted.operator, len(indices))
+    for step, shell in checkpoint_matrices(job, objective, len(indices), options.steps):
         ends = (wanted.largest, wanted.smallest)
         pairs = extreme_eigenpairs(shell, *ends, tolerance=wanted.tolerance, seed=wanted.seed)
         full = full_lanczos(
@@ -65,7 +56,7 @@ def main() -> None:
         )
         short = "" if pairs.converged else "   not converged"
         print(
-            f"{checkpoint.step:8} | {pairs.products:8} | {full:12} | {pairs.products / full:5.2f}"
+            f"{step:8} | {pairs.products:8} | {full:12} | {pairs.products / full:5.2f}"
             f" | {pairs.restarts:8}{short}",
             flush=True,
         )

@@ -17,6 +17,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from checkpoint_matrices import checkpoint_matrices
 from numpy.typing import NDArray
 
 from hessdist.config.loader import load_job
@@ -25,9 +26,7 @@ from hessdist.service.workload import workload_of
 from hessdist.spectrum import petsc
 from hessdist.spectrum.extreme import extreme_eigenpairs
 from hessdist.spectrum.ritz import Ends
-from hessdist.spectrum.shell import ShellMatrix, curvature_matrix
-from hessdist.workload.checkpoints import load_into, read_state
-from hessdist.workload.steps import find_checkpoints
+from hessdist.spectrum.shell import ShellMatrix
 
 WANTED = ((0, 1), (0, 3), (0, 20), (1, 1), (3, 3), (3, 0), (20, 0), (20, 3))
 
@@ -60,23 +59,16 @@ def main() -> None:
     petsc.initialise()
     workload = workload_of(job)
     objective = workload.on(Ranks(), workload.indices)
-    chosen = [int(step) for step in options.steps.split(",")] if options.steps else None
     titles = [f"({k}, {m})" for k, m in WANTED]
     print(
         f"{job.name}: products to LA(k) and SA(m), (k, m); c in the bulk / outside\n    step",
         end="",
     )
     print("".join(f" | {title:>10}" for title in titles), flush=True)
-    for checkpoint in find_checkpoints(job.checkpoints.directory):
-        if chosen is not None and checkpoint.step not in chosen:
-            continue
-        state = read_state(checkpoint.path)
-        objective.load(lambda model, state=state, at=checkpoint: load_into(model, state, at.path))
-        objective.evaluate()
-        shell = curvature_matrix(objective, job.spectrum.operator, len(workload.indices))
+    for step, shell in checkpoint_matrices(job, objective, len(workload.indices), options.steps):
         counts = [products(shell, wanted, job.spectrum.tolerance) for wanted in WANTED]
         cells = "".join(f" | {f'{one} / {two}':>10}" for one, two in counts)
-        print(f"{checkpoint.step:8d}{cells}", flush=True)
+        print(f"{step:8d}{cells}", flush=True)
 
 
 if __name__ == "__main__":
