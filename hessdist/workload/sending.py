@@ -1,9 +1,12 @@
-"""Checks that an object can be sent to another process, before the process is started."""
+"""Processes that read ahead: what can be sent to one, how one starts, and when one ends."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
@@ -51,6 +54,23 @@ def without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def end_with_parent() -> None:
+    """End this process when the process that started it is gone, in whatever way that ended.
+
+    A process of the fork server is no child of the one that asked for it, so it is not told of the
+    end of that process. It would wait for work for ever, and keep the fork server alive.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()  # a pipe, which the kernel closes if the process is killed
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="hessdist parent watch").start()
 
 
 class _NotSentError(Exception):

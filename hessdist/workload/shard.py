@@ -26,7 +26,7 @@ from hessdist.workload.datasets import MapDataset, read_sample
 from hessdist.workload.factories import one_line
 from hessdist.workload.grouping import by_number, by_tokens, lengths_of
 from hessdist.workload.nestings import Batch, count_bytes, map_tensors, place
-from hessdist.workload.sending import why_not_sent, without_main_module
+from hessdist.workload.sending import end_with_parent, why_not_sent, without_main_module
 
 _log = logging.getLogger("hessdist")
 
@@ -223,6 +223,7 @@ class Shard:
                     batch_sampler=[self._indices[number] for number in numbers],
                     collate_fn=_unchanged,
                     num_workers=self._workers,
+                    worker_init_fn=_begin,
                     pin_memory=self._device.type == "cuda",
                     # Forked copies of a process that runs MPI are not safe.
                     multiprocessing_context="forkserver",
@@ -267,6 +268,11 @@ class _Samples(Dataset[Any]):
 
 def _unchanged(sent: Any) -> Any:
     return sent
+
+
+def _begin(_: int) -> None:
+    """Prepare a process that reads ahead; PyTorch calls it with the number of the process."""
+    end_with_parent()
 
 
 def _next(stream: Iterator[_Sent], numbers: list[int]) -> _Sent:

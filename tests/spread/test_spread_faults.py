@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
+from left_behind import Traces
 
 MODULE = """
 import os, signal, time
@@ -90,7 +91,9 @@ def test_a_product_that_fails_on_one_of_two_ranks(run: Run, tmp_path: Path, acti
     (tmp_path / "failing_spread.py").write_text(module, encoding="utf-8")
     (tmp_path / "job.toml").write_text(JOB, encoding="utf-8")
     assert run("train", "job.toml").returncode == 0
-    done = run("spectrum", "job.toml", ranks=2, timeout=60)
+    traces = Traces()
+    done = run("spectrum", "job.toml", ranks=2, timeout=60, env=traces.env)
+    assert traces.all_gone(), "processes that read samples ahead are left"
     status, message = ACTIONS[action]
     lines = [line for line in done.stderr.splitlines() if line.startswith("hessdist: ")]
     if status is None:
