@@ -131,7 +131,23 @@ def patterns() -> str:
     )
 
 
+def flat() -> str:
+    """The loss on lines between two trainings from one start, above the chord and the higher end."""
+    chords, ends = [], []
+    for seed in range(3):
+        found = study(f"singularity-lines-{seed}", "interpolation")
+        lines, along = found["loss"][0], found["fraction"]
+        chord = lines[:, :1] * (1 - along) + lines[:, -1:] * along
+        chords.append((lines - chord).max())
+        ends.append((lines - np.maximum(lines[:, :1], lines[:, -1:])).max())
+    return (
+        f"{medians(np.array(chords))} above the chord at most, "
+        f"{medians(np.array(ends))} above the higher end"
+    )
+
+
 NUMBERS = {
+    "one start: the line is flat": flat,
     "random patterns have other profiles (one network on digits, all runs converged)": patterns,
     "more units, more eigenvalues near zero (MNIST, after training)": singular,
     "two eigenvalues are isolated (blobs)": isolated,
