@@ -132,7 +132,7 @@ def patterns() -> str:
 
 
 def flat() -> str:
-    """The loss on lines between two trainings from one start, above the chord and the higher end."""
+    """Loss on lines between trainings from one start, above the chord and the higher end."""
     chords, ends = [], []
     for seed in range(3):
         found = study(f"singularity-lines-{seed}", "interpolation")
