@@ -9,6 +9,8 @@ from conftest import ROOT
 RESULTS = ROOT / "docs" / "results"
 _NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:e[−-]?\d+)?")
 
+_GROUPS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+
 
 def claims(page: str) -> list[list[str]]:
     """Return the rows of the first table of docs/studies/PAGE.md, without its heading."""
@@ -32,6 +34,18 @@ def cells_of(page: str, begin: str) -> list[str]:
 def numbers_in(text: str) -> list[str]:
     """Return the numbers in a text as they are printed, with a plain minus sign."""
     return [one.replace("−", "-") for one in _NUMBER.findall(text)]
+
+
+def numbers_after(page: str, words: str, count: int) -> list[str]:
+    """Return the first numbers after the only place of a page at which some words stand.
+
+    Lines are joined, and commas that group digits are left out, in the words as well.
+    """
+    text = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8")
+    before, *rest = _GROUPS.sub("", " ".join(text.split())).split(_GROUPS.sub("", words))
+    assert before, page
+    assert len(rest) == 1, (words, len(rest))
+    return numbers_in(rest[0])[:count]
 
 
 def _cells(line: str) -> list[str]:

@@ -146,8 +146,23 @@ def flat() -> str:
     )
 
 
+def separate() -> str:
+    """The loss of averaged weights at SGD's best rate, without and with steps in the eigenspace."""
+    found = study("eigenspace-mnist", "eigenspace")
+    average = list(found["average"]).index("SWA")
+    ends = dict(zip(found["run"], found["loss"][:, average, :, -1], strict=True))
+    plain, scaled, newton = (
+        medians(ends[f"sgd 0.5{extra}"]) for extra in ("", " + eigenspace 0.2", " + eigenspace 1")
+    )
+    return (
+        f"loss of averaged weights by SGD {plain}; with scaled Newton steps along the top ten "
+        f"eigenvectors {scaled}, with Newton's own {newton}"
+    )
+
+
 NUMBERS = {
     "one start: the line is flat": flat,
+    "a separate method for the top directions": separate,
     "random patterns have other profiles (one network on digits, all runs converged)": patterns,
     "more units, more eigenvalues near zero (MNIST, after training)": singular,
     "two eigenvalues are isolated (blobs)": isolated,

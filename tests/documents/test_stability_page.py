@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, claim, claims, numbers_in
+from documents.claims import RESULTS, as_printed, claim, claims, numbers_after, numbers_in
 from numpy.typing import NDArray
 
 import hessdist
+from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
 
 PAGE = "stability"
 PATH = ROOT / "docs" / "studies" / "stability.md"
-SEEDS = {"RMSProp": (0, 1, 2), "RMSProp + ṽ": (0,)}  # of the results that are kept
-PLAIN, FOLLOWING = SEEDS
+FILES = {
+    "SGD": "sgd",
+    "SGD + ṽ": "sgd-v",
+    "RMSProp": "rmsprop",
+    "RMSProp + ṽ": "rmsprop-v",
+    "Adam": "adam",
+    "Adam + ṽ": "adam-v",
+}
+"""The settings of the tables, and their part of the names of the results."""
+SEEDS = (0, 1, 2)
+PLAIN, FOLLOWING = "RMSProp", "RMSProp + ṽ"  # of the claims
 EARLY, MIDDLE, LATE = (10, 50), (100, 300), (400, 2000)
 Numbers = NDArray[np.float64]
 
@@ -23,9 +35,9 @@ Numbers = NDArray[np.float64]
 @cache
 def runs(setting: str) -> list[hessdist.Run]:
     """Read the results of one optimiser by seed, all of whose pairs converged."""
-    found, name = [], {PLAIN: "rmsprop", FOLLOWING: "rmsprop-v"}[setting]
-    for seed in SEEDS[setting]:
-        run = hessdist.open_run(RESULTS / f"stability-digits-{name}-{seed}.h5")
+    found = []
+    for seed in SEEDS:
+        run = hessdist.open_run(RESULTS / f"stability-digits-{FILES[setting]}-{seed}.h5")
         assert run.converged_largest.all()
         assert run.converged_smallest.all()
         found.append(run)
@@ -160,7 +172,7 @@ def numbers() -> dict[str, list[float]]:
         "New directions become": [400, *middle(angle_before(PLAIN, "smallest", LATE))],
         "An optimiser that follows": [
             2000,
-            *first_at(FOLLOWING, "smallest", 2000),
+            *ends(first_at(FOLLOWING, "smallest", 2000)),
             *ends(first_at(PLAIN, "smallest", 2000)),
         ],
         "If the Hessian changes": [
@@ -184,10 +196,11 @@ def test_the_claims() -> None:
         assert as_printed([float(one) for one in values], printed) == printed, begin
 
 
-def test_the_tables_of_both_ends() -> None:
+@pytest.mark.parametrize("setting", FILES)
+def test_the_tables_of_both_ends(setting: str) -> None:
     for row_of, begin in ((large_end, "loss"), (negative_end, "λ_d")):
-        cells = row_below(begin, PLAIN)
-        for values, cell in zip(row_of(PLAIN), cells, strict=True):
+        cells = row_below(begin, setting)
+        for values, cell in zip(row_of(setting), cells, strict=True):
             printed = printed_in(cell)
             assert as_printed([float(one) for one in values], printed) == printed, cell
 
@@ -198,3 +211,129 @@ def row_below(heading: str, setting: str) -> list[str]:
     _, _, below = text.partition(f"| optimiser | {heading}")
     line = next(one for one in below.splitlines() if one.startswith(f"| {setting} |"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def over_all(measure: Callable[..., Numbers], *arguments: object) -> Numbers:
+    """Join what is measured of each of the six settings."""
+    return np.concatenate([measure(setting, *arguments) for setting in FILES])
+
+
+def medians(measure: Callable[..., Numbers], *arguments: object) -> Numbers:
+    """The median of what is measured, of each of the six settings."""
+    return np.array([np.median(measure(setting, *arguments)) for setting in FILES])
+
+
+def first_gap(setting: str) -> Numbers:
+    """λ₁ / λ₂ from step 400 on, over seeds and checkpoints."""
+    return np.concatenate([
+        run.eigenvalues_largest[run.steps >= LATE[0], 0]
+        / run.eigenvalues_largest[run.steps >= LATE[0], 1]
+        for run in runs(setting)
+    ])
+
+
+def at_the_widest_turn() -> tuple[str, int, float, float]:
+    """Where v₁ is farthest from that of the checkpoint before: setting, step, angle, curvature."""
+    angles = {one: angle_before(one, "largest", LATE) for one in FILES}
+    setting = max(angles, key=lambda one: float(angles[one].max()))
+    place = int(angles[setting].argmax())
+    steps = np.concatenate([one["step"][rows(one, LATE)] for one in measured(setting)])
+    curvature = kept(setting, "largest", LATE)[place]
+    return setting, int(steps[place]), float(angles[setting][place]), float(curvature)
+
+
+def shrinks(setting: str) -> Numbers:
+    """By which factor λ_d shrinks from the start to step 2,000, (seeds,)."""
+    return 1 / falls(setting, "smallest", 0)
+
+
+def early_space(setting: str) -> Numbers:
+    """Shares of the largest space between checkpoints 10 to 30 minibatches apart."""
+    return share_before(setting, "largest", EARLY)
+
+
+def first_turns(measure: Callable[..., Numbers], last: int) -> Numbers:
+    """A measure of the negative end up to a step, for SGD and Adam with and without ṽ."""
+    settings = [one for one in FILES if not one.startswith("RMSProp")]
+    return np.concatenate([measure(one, "smallest", (10, last)) for one in settings])
+
+
+def test_what_is_said_of_the_large_end() -> None:
+    setting, step, angle, curvature = at_the_widest_turn()
+    assert f"{angle:.0f} degrees ({setting}, from 500 to {step})" in joined()
+    late = kept_of_all("largest")
+    check("From minibatch 100 to 2,000 λ₁ falls to between", ends(over_all(falls, "largest", 100)))
+    check("of itself, while v₁ turns by", ends(over_all(turned)))
+    check(
+        "at minibatch 500 the space of the ten largest has",
+        ends(100 * over_all(final_in_space, 500)),
+    )
+    check("final one already, and from 400 on", ends(100 * medians(share_before, "largest", LATE)))
+    gaps = over_all(first_gap)
+    check("within it, λ₁ being", [*ends(gaps), 2.0, float(np.median(gaps))][:2])
+    check("times λ₂ (median", [float(np.median(gaps))])
+    check("minibatches old, has", ends(100 * medians(kept, "largest", LATE)))
+    check("of λ₁ on the new Hessian in the median and", [100 * late.min()])
+    check(f"({setting}, from 500 to {step}), it has", [100 * curvature])
+
+
+def test_what_is_said_of_the_negative_end() -> None:
+    check("λ_d does not stabilise: it shrinks by a factor of", ends(over_all(shrinks)))
+    both = [medians(angle_before, "smallest", span) for span in (MIDDLE, LATE)]
+    check("of the one before (medians of", ends(np.concatenate(both)))
+    shares = [over_all(share_before, "smallest", span) for span in (MIDDLE, LATE)]
+    check(
+        "of the whole space of three a share of",
+        sorted(float(np.median(one)) for one in shares),
+    )
+    curvature = over_all(kept, "smallest", MIDDLE)
+    check("curvature on the new Hessian is", [100 * float(np.median(curvature))])
+    late = kept_of_all("smallest")
+    check("it is positive in half of all cases,", [(late < 0).sum(), late.size])
+    check(
+        "(somewhat less with Adam,",
+        [
+            *ends(first_at("Adam + ṽ", "smallest", 2000)),
+            *ends(first_at("Adam", "smallest", 2000)),
+        ],
+    )
+
+
+def test_what_is_said_of_optimisers() -> None:
+    early = over_all(early_space)
+    check("checkpoints 10 to 30 minibatches apart share", [*ends(early)])
+    check("of the space (median", [float(np.median(early))])
+    check("(v_d turns by", ends(first_turns(angle_before, 20)))
+    check("in 10 of them, and keeps", ends(100 * first_turns(kept, 20)))
+
+
+def test_the_errors_and_the_products() -> None:
+    every = [one for setting in FILES for one in measured(setting)]
+    assert {int(one["products"].sum()) for one in every} == {
+        int(numbers_after(PAGE, "the study,", 1)[0])
+    }
+    errors = {
+        name: max(float(np.nanmax(one[f"{name}_error_{end}"])) for one in every for end in ENDS)
+        for name in ("angle", "space")
+    }
+    first = max(
+        float(np.nanmax(one[f"angle_error_{end}"][..., 0])) for one in every for end in ENDS
+    )
+    check("The angles of first vectors are exact to", [first])
+    check("of all compared vectors and spaces to", [max(errors.values())])
+
+
+def kept_of_all(end: str) -> Numbers:
+    """What the vectors of the checkpoint before keep of their curvature, from step 400 on."""
+    return over_all(kept, end, LATE)
+
+
+def joined() -> str:
+    """The page with its lines joined."""
+    return " ".join(PATH.read_text(encoding="utf-8").split())
+
+
+def check(words: str, values: list[float]) -> None:
+    """Compare the numbers after some words with values."""
+    printed = numbers_after(PAGE, words, len(values))
+    assert as_printed([float(one) for one in values], printed) == printed, words
