@@ -41,7 +41,8 @@ def examine() -> list[Component]:
         Component("Python", f"{sys.version.split()[0]} ({sys.executable})"),
     ]
     for check in (_torch, _mpi, _slurm, _gpus, _petsc, _hdf5, _threads, _memory):
-        components += _guarded(check)
+        # What is missing is said once, also where several checks take it.
+        components += [part for part in _guarded(check) if part not in components]
     libraries = (
         "numpy", "h5py", "scipy", "sklearn", "matplotlib", "xarray", "h5netcdf", "safetensors",
     )  # fmt: skip
@@ -107,7 +108,7 @@ def _mpi() -> list[Component]:
 
 def _slurm() -> list[Component]:
     """Say with which word srun starts ranks of this MPI, on the rank that speaks."""
-    if launched_rank() != 0:
+    if launched_rank() != 0 or "SLURM_JOB_ID" not in os.environ:
         return []
     found = mismatches.slurm_launch(import_mpi().Get_library_version(), os.environ)
     return [] if found is None else [Component("srun", *found)]

@@ -151,6 +151,23 @@ def test_other_errors_of_an_import_are_not_hidden() -> None:
         doctor._guarded(_hdf5)
 
 
+def test_what_is_missing_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_torch() -> Any:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    def without_mpi() -> Any:
+        raise DependencyError("mpi4py cannot be imported", "install it")
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for check in ("_torch", "_gpus", "_memory"):
+        monkeypatch.setattr(doctor, check, without_torch)
+    monkeypatch.setattr(doctor, "import_mpi", without_mpi)
+    names = [part.what for part in doctor.examine() if part.remedy]
+    assert names.count("torch") == 1
+    assert "mpi" in names
+    assert "slurm" not in names
+
+
 def test_packages_have_the_names_that_pip_knows() -> None:
     def _library() -> Any:
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets")
