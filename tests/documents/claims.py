@@ -14,8 +14,13 @@ _GROUPS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 
 def claims(page: str) -> list[list[str]]:
     """Return the rows of the first table of docs/studies/PAGE.md, without its heading."""
+    return table_of(page, "| claim")
+
+
+def table_of(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the rows below the first heading that begins with some words."""
     lines = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8").splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith("| claim"))
+    begin = next(i for i, line in enumerate(lines) if line.startswith(heading))
     rows = []
     for line in lines[begin + 2 :]:
         if not line.startswith("|"):
