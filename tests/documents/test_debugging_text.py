@@ -12,6 +12,7 @@ from documents.claims import RESULTS, as_printed, numbers_after
 from numpy.typing import NDArray
 
 import hessdist
+from hessdist.landscape.alarms import count_alarms
 from hessdist.results.units import Measurements
 
 PAGE = "debugging"

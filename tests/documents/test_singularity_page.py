@@ -162,7 +162,7 @@ def separate() -> str:
 
 NUMBERS = {
     "one start: the line is flat": flat,
-    "a separate method for the top directions": separate,
+    "a separate method for the top directions pays": separate,
     "random patterns have other profiles (one network on digits, all runs converged)": patterns,
     "more units, more eigenvalues near zero (MNIST, after training)": singular,
     "two eigenvalues are isolated (blobs)": isolated,
