@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, cells_of, numbers_after, numbers_in, said
+from documents.claims import RESULTS, as_printed, numbers_after, numbers_in, said
 from numpy.typing import NDArray
 
 import hessdist
@@ -99,7 +99,10 @@ def test_the_price(found: Measurements) -> None:
     whole = found["loss"][:, 0, :, -1]
     assert np.isfinite(np.delete(whole, run(found, "0.1", "1"), axis=0)).all()
     due = found["gradients"].tolist()
-    for rate, words in (("0.1", "plain SGD stood at"), ("0.5", "evaluations at 2,800 and 3,200) and")):
+    for rate, words in (
+        ("0.1", "plain SGD stood at"),
+        ("0.5", "evaluations at 2,800 and 3,200) and"),
+    ):
         curve = found["loss"][run(found, rate), 0]
         at = [curve[:, due.index(one)] for one in (2800, 3200)]
         check(words, *ends(np.concatenate(at)))

@@ -187,7 +187,9 @@ def test_what_is_said_of_the_methods(found: Measurements) -> None:
 
 
 def test_the_rate_of_gradient_descent(found: Measurements) -> None:
-    assert f"{powers_of(slopes(found, 50, 500))} between iterations 50 and 500 (least squares)" in TEXT
+    assert (
+        f"{powers_of(slopes(found, 50, 500))} between iterations 50 and 500 (least squares)" in TEXT
+    )
     assert f"From 500 to 2,000 it falls like {powers_of(slopes(found, 500, 2000))}" in TEXT
     above = excess(found)
     at = [k * above[:, k] for k in (50, 500)]
