@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from documents.claims import RESULTS, as_printed, claim, said
+from conftest import ROOT
+from documents.claims import RESULTS, as_printed, claim, numbers_in, said, table_of
 
 import hessdist
 from hessdist.landscape.index_energy import law_against_points
@@ -53,6 +54,59 @@ def test_critical_energies_in_the_points_own_units(law: str, begin: str) -> None
             )
             counts = f"{compared.saddles_below} of {compared.saddles}"
             assert counts in text, (name, row, compared)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", [0, 1])
+def test_points_in_their_own_units(name: str, row: int) -> None:
+    found = points(name)
+    cells = table_of(PAGE, "| weights | φ | points")[2 * NAMES.index(name) + row]
+    index, energy, scale = (tanh(found, row, key) for key in ("index", "energy", "mean_positive"))
+    norms = [float(np.median(tanh(found, row, f"norm_{layer}"))) for layer in ("first", "second")]
+    compared = [
+        law_against_points(
+            index,
+            energy,
+            scale,
+            float(found[f"wishart_{law}"][row]),
+            tanh(found, row, f"index_{law}"),
+        )
+        for law in ("wigner", "bilinear")
+    ]
+    low, middle, high = np.percentile(scale, [25, 50, 75])
+    assert cells[2] == f"{len(index)} of {found['energy'].shape[2]:,}"
+    assert cells[3] == f"{middle:.2g} ({low:.2g} to {shown(high)})"
+    assert cells[4] == ", ".join(f"{norm:.2g}" for norm in norms)
+    assert cells[5] == f"{index.mean():.3f} ± {index.std(ddof=1) / len(index) ** 0.5:.3f}"
+    assert cells[6:8] == [f"{one.predicted:.3f}" for one in compared]
+    assert cells[8:10] == [f"{one.saddles_below} of {one.saddles}" for one in compared]
+    assert cells[10:] == [f"{one.minima_above} of {one.minima}" for one in compared]
+
+
+def shown(value: float) -> str:
+    """Two digits, or a whole number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_minima_and_the_fitted_law(row: int) -> None:
+    found = points("critical-points")
+    cells = table_of(PAGE, "| weights | mean energy of index 0 (points) | range")[row]
+    minima = tanh(found, row, "energy")[tanh(found, row, "index") == 0]
+    mean, error = found["minima_energy"][0, row], found["minima_energy_error"][0, row]
+    fit, spread = found["critical_energy"][0, row], found["critical_energy_error"][0, row]
+    assert cells[1] == f"{mean:.3f} ± {error:.3f} ({len(minima)})"
+    assert cells[2] == f"{minima.min():.3f} to {minima.max():.3f}"
+    assert cells[3] == f"{fit:.3f} ± {spread:.3f}"
+    formula = (1 - found["ratio"][row]) ** 2 / 2
+    assert cells[4] == f"{formula:.3f}"
+    flat = " ".join((ROOT / "docs" / "studies" / f"{PAGE}.md").read_text("utf-8").split())
+    above = f"{(mean - formula) / error:.1f}"
+    assert (f"at φ = 1/8 by {above}" if row == 0 else f"by {above} standard errors") in flat
+    exponent, its_error = found["exponent"][0, row], found["exponent_error"][0, row]
+    assert f"{exponent:.2f} ± {its_error:.2f}" in claim(PAGE, "α ≈ α₀")
+    below = f"{(1.5 - exponent) / its_error:.1f}"
+    assert below in numbers_in(flat[flat.index("With 1,000 searches, 208") :])[:20]
 
 
 def test_the_gradient_of_independent_residuals() -> None:
