@@ -141,7 +141,7 @@ def test_it_leaves_a_network_s_saddle_that_sgd_and_momentum_stay_at(batch_size: 
                 lambda model=model, part=part: there.loss(model(inputs[part]), targets[part]),
                 optimizer,
             )
-        losses[name] = float(there.loss(model(inputs), targets))
+        losses[name] = float(there.loss(model(inputs), targets).detach())
     assert losses["sgd"] == losses["momentum"] == pytest.approx(np.log(3), rel=1e-15)
     assert losses["noisy"] < 0.9 * np.log(3)
 
