@@ -160,7 +160,23 @@ def separate() -> str:
     )
 
 
+def profiles() -> str:
+    """Outliers and λ₁ after training on patterns and on images, at h = 8."""
+    ends = []
+    for data in ("random", "mnist"):
+        found = study(f"singularity-{data}", "architectures")
+        row = [str(name) for name in found["architecture"]].index("8-8")
+        values = found["eigenvalues"][row, 0, 1, : int(found["parameters"][row])].astype(float)
+        ends.append((in_numbers(values, 30).outliers, values[-1]))
+    (outliers, top), (of_images, top_of_images) = ends
+    return (
+        f"{outliers:.0f} outliers where images have {of_images:.0f}, "
+        f"λ₁ {top:.3g} where images have {top_of_images:.3g} (h = 8)"
+    )
+
+
 NUMBERS = {
+    "random patterns have other profiles": profiles,
     "one start: the line is flat": flat,
     "a separate method for the top directions pays": separate,
     "random patterns have other profiles (one network on digits, all runs converged)": patterns,
@@ -181,18 +197,21 @@ def test_the_table_has_the_numbers_of_the_results(claim: str) -> None:
     assert table()[claim][1] == NUMBERS[claim]()
 
 
-@pytest.mark.parametrize("row", [0, 1, 2])
-def test_the_table_of_mnist(row: int) -> None:
-    found = study("singularity-mnist", "architectures")
+TABLES = [("mnist", row) for row in range(3)] + [("random", row) for row in range(2)]
+
+
+@pytest.mark.parametrize(("data", "row"), TABLES)
+def test_the_tables_of_widths(data: str, row: int) -> None:
+    found = study(f"singularity-{data}", "architectures")
     size = int(found["parameters"][row])
     start, end = found["eigenvalues"][row, 0, :, :size].astype(float)
     width = str(found["architecture"][row]).split("-")[0]
-    # The same widths are in the table of random patterns, which comes later.
-    cells = next(
+    # The same widths are in the table of images and, later, in that of random patterns.
+    cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.read_text(encoding="utf-8").splitlines()
         if line.startswith(f"| {width} | {size:,} |")
-    )
+    ][0 if data == "mnist" else 1]
     before, after = in_numbers(start, 30), in_numbers(end, 30)
     loss, norm = (float(found[name][row, 0, 1]) for name in ("loss", "gradient_norm"))
     assert cells[2:7] == [
