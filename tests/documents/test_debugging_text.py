@@ -239,3 +239,18 @@ def test_the_indices_of_critical_points() -> None:
     )
     check("the share of negative eigenvalues would be", 0.5, np.sqrt(0.25 / size))
     check("a point would be a minimum once in 2⁷² =", 2**size / 1e21)
+
+
+# -- the saddle --------------------------------------------------------------------------------
+
+
+def test_minibatches_make_no_noise_at_the_saddle() -> None:
+    found = hessdist.open_run(RESULTS / "saddle-digits-minibatches.h5").studies["saddle"]
+    assert list(found["seed"]) == [0, 1, 2]
+    left = {str(run): own for run, own in zip(found["run"], found["escape"], strict=True)}
+    assert np.isnan(left["SGD"]).all()
+    assert np.isnan(left["SGD, momentum 0.9"]).all()
+    check(
+        "noisy SGD leaves after",
+        *(np.median(left[f"noisy SGD, radius {r}"]) for r in (0.01, 0.1, 1)),
+    )
