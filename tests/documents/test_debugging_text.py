@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, numbers_after
+from documents.claims import RESULTS, as_printed, cells_of, numbers_after, numbers_in
 from numpy.typing import NDArray
 
 import hessdist
@@ -239,3 +240,45 @@ def test_the_indices_of_critical_points() -> None:
     )
     check("the share of negative eigenvalues would be", 0.5, np.sqrt(0.25 / size))
     check("a point would be a minimum once in 2⁷² =", 2**size / 1e21)
+
+
+# -- the saddle --------------------------------------------------------------------------------
+
+
+def test_minibatches_make_no_noise_at_the_saddle() -> None:
+    found = hessdist.open_run(RESULTS / "saddle-digits-minibatches.h5").studies["saddle"]
+    assert list(found["seed"]) == [0, 1, 2]
+    left = {str(run): own for run, own in zip(found["run"], found["escape"], strict=True)}
+    assert np.isnan(left["SGD"]).all()
+    assert np.isnan(left["SGD, momentum 0.9"]).all()
+    check(
+        "noisy SGD leaves after",
+        *(np.median(left[f"noisy SGD, radius {r}"]) for r in (0.01, 0.1, 1)),
+    )
+
+
+# -- a network on digits, at the end of descent ----------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])  # the file of seed 2 is not kept
+def test_the_ends_of_descent(seed: int) -> None:
+    found = hessdist.open_run(RESULTS / f"diagnosis-digits-{seed}.h5").studies["diagnosis"]
+    assert list(found["step"]) == [0, 10, 100, 500, 1500]
+    lowest = found["eigenvalues_smallest"]
+    cells = cells_of(PAGE, f"{seed} | 0.1")
+    for cell, value in zip(
+        cells[1:5],
+        (
+            found["loss"][-1],
+            found["gradient_norm"][-1],
+            found["eigenvalues_largest"][-1, 0],
+            lowest[-1, 0],
+        ),
+        strict=True,
+    ):
+        printed = numbers_in(cell)
+        assert as_printed([float(value)], printed) == printed
+    assert found["converged_smallest"][-1].all()
+    assert int(cells[5]) == (lowest[-1] < 0).sum() < len(lowest[-1])
+    assert (lowest[-2] < 0).all()  # at least ten at step 500
+    assert found["kind"][-1] == "no critical point"
