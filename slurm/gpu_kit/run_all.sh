@@ -103,7 +103,7 @@ else
 fi
 bench=tests/benchmarks
 : > "$out/summary.txt"
-say "kit $made, $(uname -n), $(date -u +%Y-%m-%dT%H:%M:%SZ), $(nproc) cores"
+say "kit $made, $(uname -n), $(date -u +%Y-%m-%dT%H:%M:%SZ), $(getconf _NPROCESSORS_ONLN) cores"
 if command -v nvidia-smi >/dev/null; then say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)"; fi
 part doctor 40 -m hessdist doctor
 failed=0 # it names packages as well that nothing here takes
