@@ -12,7 +12,7 @@ from hessdist.landscape.index_energy import law_against_points
 from hessdist.results.units import Measurements
 
 PAGE = "random-matrices"
-NAMES = ("critical-points", "critical-points-bounded")
+NAMES = ("critical-points", "critical-points-bounded", "critical-points-16")
 
 
 def points(name: str) -> Measurements:
@@ -107,6 +107,39 @@ def test_minima_and_the_fitted_law(row: int) -> None:
     assert f"{exponent:.2f} ± {its_error:.2f}" in claim(PAGE, "α ≈ α₀")
     below = f"{(1.5 - exponent) / its_error:.1f}"
     assert below in numbers_in(flat[flat.index("With 1,000 searches, 208") :])[:20]
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_the_fits_at_six_ratios(row: int) -> None:
+    found = points("critical-points-ratios")
+    cells = table_of(PAGE, "| φ | tanh: ε_c | ½(1 − φ)²")[row]
+
+    def fit(name: str, units: int) -> list[float]:
+        return [float(found[f"{name}{end}"][units, row]) for end in ("", "_error")]
+
+    ratio = float(found["ratio"][row])
+    wanted = [
+        fit("critical_energy", 0),
+        [(1 - ratio) ** 2 / 2],
+        fit("coefficient", 0),
+        fit("critical_energy", 1),
+        [(1 - ratio) / 2],
+        [(1 - ratio / 2) / 2],
+    ]
+    for cell, values in zip(cells[1:], wanted, strict=False):
+        printed = numbers_in(cell)
+        assert as_printed(values, printed) == printed, cells
+    assert numbers_in(cells[7])[0] == f"{float(found['wishart_wigner'][row]):.3f}"
+
+
+def test_searches_that_leave_the_bound() -> None:
+    found = points("critical-points-16")
+    beyond = [int((found["largest_weights"][0, row] >= 4).sum()) for row in range(2)]
+    flat = " ".join((ROOT / "docs" / "studies" / f"{PAGE}.md").read_text("utf-8").split())
+    assert "{} and {} of 200 searches leave the bound".format(*beyond) in flat
+    indices = np.concatenate([tanh(found, row, "index") for row in range(2)])
+    assert f"the {len(indices)} that found a point besides θ = 0" in flat
+    assert f"have indices from {indices.min():.2f} to {indices.max():.2f}" in flat
 
 
 def test_the_gradient_of_independent_residuals() -> None:
