@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +91,18 @@ def _ready_server() -> tuple[str, dict[str, str]]:
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
     return socket, environment
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_modules_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the users' modules that a test module has written, since others use their names."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str) and Path(file).is_relative_to(base):
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if not Path(entry).is_relative_to(base)]
 
 
 @pytest.fixture
