@@ -175,7 +175,16 @@ def profiles() -> str:
     )
 
 
+def fluctuation() -> str:
+    """The mean of λ₁ over starts, and its standard deviation, without networks of loss ln 2."""
+    found = study("singularity-starts", "initialisations")
+    top = found["eigenvalues"][found["loss"] < 0.5, 0].astype(float)
+    mean, spread = (f"{value:.1e}".replace("e-0", "e-") for value in (top.mean(), top.std(ddof=1)))
+    return f"λ₁ = {mean} ± {spread}"
+
+
 NUMBERS = {
+    "the top eigenvalue fluctuates over starts": fluctuation,
     "random patterns have other profiles": profiles,
     "one start: the line is flat": flat,
     "a separate method for the top directions pays": separate,
@@ -291,3 +300,27 @@ def test_every_claim_has_a_verdict_and_a_job() -> None:
         assert seeds.isdigit(), claim
         for name in job.strip("`").split("`, `"):
             assert (ROOT / "jobs" / f"{name}.toml").exists(), claim
+
+
+def test_what_is_said_of_5000_starts() -> None:
+    found = study("singularity-starts", "initialisations")
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    learnt = found["loss"] < 0.5
+    values = found["eigenvalues"][learnt].astype(float)
+    steps = found["steps"]
+    assert found["reached"].all()
+    assert f"after {np.median(steps):,.0f} steps (median; {steps.max():,} at most)" in text
+    assert f"{(~learnt).sum()} of 5,000 have learnt nothing" in text
+    low, high = (
+        f"{value:.1e}".replace("e-0", "e-") for value in np.percentile(values[:, 0], [5, 95])
+    )
+    assert f"90 % of it between {low} and {high}" in text
+    start = found["eigenvalues_start"][:, 0].astype(float)
+    low, high = np.percentile(start, [5, 95])
+    assert f"Before training it is {np.median(start):.1f} ({low:.2f} to {high:.1f})" in text
+    gaps = values[:, :3] / values[:, 1:]
+    assert f"the first three in {100 * (gaps.argmax(axis=1) == 1).mean():.0f} % of" in text
+    ratios = np.median(values[:, 1:3] / values[:, :1], axis=0)
+    assert "λ₂ is {:.2f} λ₁ and λ₃ {:.2f} λ₁ (medians)".format(*ratios) in text
+    least = np.median(found["smallest"][learnt] / values[:, 0])
+    assert f"λ_d −{-least:.2f} λ₁" in text
