@@ -108,6 +108,7 @@ def _mpi() -> list[Component]:
 
 def _slurm() -> list[Component]:
     """Say with which word srun starts ranks of this MPI, on the rank that speaks."""
+    # Outside of an allocation a missing mpi4py would be named here a second time.
     if launched_rank() != 0 or "SLURM_JOB_ID" not in os.environ:
         return []
     found = mismatches.slurm_launch(import_mpi().Get_library_version(), os.environ)

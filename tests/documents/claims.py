@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 from conftest import ROOT
+from numpy.typing import ArrayLike
 
 RESULTS = ROOT / "docs" / "results"
 _NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:e[−-]?\d+)?")
-
 _GROUPS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 
 
@@ -41,13 +42,35 @@ def numbers_in(text: str) -> list[str]:
     return [one.replace("−", "-") for one in _NUMBER.findall(text)]
 
 
+def joined(page: str) -> str:
+    """Return the text of docs/studies/PAGE.md with its lines joined."""
+    text = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8")
+    return " ".join(text.split())
+
+
+def check_after(page: str, words: str, *values: float) -> None:
+    """Compare the numbers that follow some words of a page with values."""
+    printed = numbers_after(page, words, len(values))
+    measured = as_printed([float(one) for one in values], printed)
+    assert measured == printed, (words, measured, printed)
+
+
+def ends(values: ArrayLike) -> list[float]:
+    """Return the least and the most."""
+    return [float(np.min(values)), float(np.max(values))]
+
+
+def middle(values: ArrayLike) -> list[float]:
+    """Return the median, the least and the most."""
+    return [float(np.median(values)), *ends(values)]
+
+
 def numbers_after(page: str, words: str, count: int) -> list[str]:
     """Return the first numbers after the only place of a page at which some words stand.
 
     Lines are joined, and commas that group digits are left out, in the words as well.
     """
-    text = (ROOT / "docs" / "studies" / f"{page}.md").read_text(encoding="utf-8")
-    before, *rest = _GROUPS.sub("", " ".join(text.split())).split(_GROUPS.sub("", words))
+    before, *rest = _GROUPS.sub("", joined(page)).split(_GROUPS.sub("", words))
     assert before, page
     assert len(rest) == 1, (words, len(rest))
     return numbers_in(rest[0])[:count]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from documents.claims import RESULTS, as_printed, cells_of, numbers_after, numbers_in, said
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    cells_of,
+    check_after,
+    joined,
+    middle,
+    numbers_in,
+    said,
+)
 from numpy.typing import NDArray
 
 import hessdist
 from hessdist.results.units import Measurements
 
 PAGE = "negative-curvature"
-TEXT = " ".join((ROOT / f"docs/studies/{PAGE}.md").read_text(encoding="utf-8").split())
+check = partial(check_after, PAGE)
+TEXT = joined(PAGE)
 NAMES = {"always": "curvature-optimizer-mnist", "negative": "curvature-optimizer-mnist-negative"}
 BASES = {"RMSProp": "rmsprop", "Adam": "adam"}
 Numbers = NDArray[np.float64]
@@ -40,23 +49,16 @@ def final(when: str, base: str, rate: str = "") -> Numbers:
     return np.asarray(found(when)["loss"][run(base, rate), :, -1])
 
 
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
-
-
-def middle(values: Numbers) -> list[float]:
+def middle_of_finite(values: Numbers) -> list[float]:
     """The median, the least and the most of those that did not diverge."""
-    known = values[np.isfinite(values)]
-    return [float(np.median(known)), float(known.min()), float(known.max())]
+    return middle(values[np.isfinite(values)])
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_rows_of_the_bases(base: str) -> None:
     cells = cells_of(PAGE, f"{base} | 0")
     printed = numbers_in(cells[1])
-    assert as_printed(middle(final("always", base)), printed) == printed
+    assert as_printed(middle_of_finite(final("always", base)), printed) == printed
     assert cells[2] == "the same"
     assert np.array_equal(final("always", base), final("negative", base))
 
@@ -68,7 +70,7 @@ def test_the_rows_of_steps_along_the_estimate(base: str, rate: str) -> None:
     for when, cell in zip(("always", "negative"), cells[1:3], strict=True):
         own = final(when, base, rate)
         printed = numbers_in(cell)
-        assert as_printed(middle(own), printed[:3]) == printed[:3], (when, cell)
+        assert as_printed(middle_of_finite(own), printed[:3]) == printed[:3], (when, cell)
         assert ("diverged" in cell) == (not np.isfinite(own).all())
     steps = found("negative")["steps_along"][run(base, rate)]
     printed = numbers_in(cells[3])[:2]

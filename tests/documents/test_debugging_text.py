@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, cells_of, numbers_after, numbers_in
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    cells_of,
+    check_after,
+    ends,
+    numbers_after,
+    numbers_in,
+)
 from numpy.typing import NDArray
 
 import hessdist
@@ -17,20 +25,10 @@ from hessdist.landscape.alarms import count_alarms
 from hessdist.results.units import Measurements
 
 PAGE = "debugging"
+check = partial(check_after, PAGE)
 TEXT = (ROOT / "docs" / "studies" / "debugging.md").read_text(encoding="utf-8")
 FORMATS = {"float64": "debugging-digits", "float32": "debugging-digits-float32"}
 Numbers = NDArray[np.float64]
-
-
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
-
-
-def ends(values: NDArray[Any]) -> tuple[float, float]:
-    """The least and the largest."""
-    return float(values.min()), float(values.max())
 
 
 # -- differences of gradients ----------------------------------------------------------------

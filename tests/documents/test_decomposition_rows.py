@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, numbers_after, numbers_in, said
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    check_after,
+    ends,
+    middle,
+    numbers_in,
+    said,
+)
 from numpy.typing import NDArray
 
 import hessdist
 from hessdist.results.units import Measurements
 
 PAGE = "eigenspaces"
+check = partial(check_after, PAGE)
 TEXT = (ROOT / "docs/studies/eigenspaces.md").read_text(encoding="utf-8")
 STEPS = [0, 30, 100, 300, 1000, 3000]
 H, G, S, F = range(4)
@@ -32,12 +43,6 @@ def found() -> Measurements:
     for end in ("largest", "smallest"):
         assert measured[f"converged_{end}"].all()
     return measured
-
-
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
 
 
 def norm_of_s(found: Measurements) -> Numbers:
@@ -79,7 +84,7 @@ def test_the_claim_over_three_seeds(found: Measurements) -> None:
         peaks += [STEPS[int(curve.argmax())] for curve in curves]
         grown = [curve.max() / curve[0] for curve in curves]
         left = [100 * curve[-1] / curve.max() for curve in curves]
-        wanted.append([*_spread(grown), *_spread(left)])
+        wanted.append([*middle(grown), *middle(left)])
     (g_grown, h_grown), (g_left, h_left) = [[row[i : i + 3] for row in wanted] for i in (0, 3)]
     printed = said(PAGE, "The eigenvalues of G grow")
     numbers = [*g_grown, *h_grown, *g_left, *h_left]
@@ -116,10 +121,10 @@ def test_the_outliers(found: Measurements) -> None:
     angles, outliers = found["angle_to_gauss_newton"], found["outliers"]
     peak, last = STEPS.index(300), STEPS.index(3000)
     assert outliers[0, G] == outliers[0, F] == 9
-    check("each of F's nine is within", *_ends(angles[0, F, :9]))
-    check("H has none of them then: its largest eigenvectors are", *_ends(angles[0, H]))
+    check("each of F's nine is within", *ends(angles[0, F, :9]))
+    check("H has none of them then: its largest eigenvectors are", *ends(angles[0, H]))
     assert outliers[peak, H] == outliers[peak, G] == 8
-    check("**all eight outliers of H are G's**,", *_ends(angles[peak, H, :8]))
+    check("**all eight outliers of H are G's**,", *ends(angles[peak, H, :8]))
     check("the first 20 vectors of H are all within", angles[last, H].max())
     check("and the first ten within", angles[last, H, :10].max())
     check(
@@ -133,19 +138,10 @@ def test_the_outliers(found: Measurements) -> None:
 def test_the_trace_of_s_and_the_residuals(found: Measurements) -> None:
     values = zip(found["trace"][:, S], found["trace_error"][:, S], strict=True)
     check("LeNet-5 shows tr S =", *[one for pair in values for one in pair])
-    check("by XTrace, while ‖S‖_F is", *_ends(found["frobenius_norm"][:, S]))
+    check("by XTrace, while ‖S‖_F is", *ends(found["frobenius_norm"][:, S]))
     residuals, norm = found["misfit"], norm_of_s(found)
     check("until step 100 while ‖S‖₂ grows from", norm[0], norm[2])
     check("and they fall to", residuals[3], 300)
     check("while ‖S‖₂ grows on, to", norm[3])
     check("both fall, the residuals by a factor of", residuals[3] / residuals[5])
     check("and ‖S‖₂ by", norm[3] / norm[5])
-
-
-def _spread(values: list[float]) -> list[float]:
-    """The median, the least and the most."""
-    return [float(np.median(values)), float(min(values)), float(max(values))]
-
-
-def _ends(values: Numbers) -> list[float]:
-    return [float(values.min()), float(values.max())]

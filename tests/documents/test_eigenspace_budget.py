@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, numbers_after, numbers_in, said
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    check_after,
+    ends,
+    joined,
+    middle,
+    numbers_in,
+    said,
+)
 from numpy.typing import NDArray
 
 import hessdist
 from hessdist.results.units import Measurements
 
 PAGE = "eigenspaces"
-TEXT = " ".join((ROOT / "docs/studies/eigenspaces.md").read_text(encoding="utf-8").split())
+check = partial(check_after, PAGE)
+TEXT = joined(PAGE)
 RATES = ("0.1", "0.5", "1")
 AVERAGES = ["none", "SWA", "SWAG"]
 Numbers = NDArray[np.float64]
@@ -26,22 +38,6 @@ def found() -> Measurements:
     assert measured["seed"].tolist() == [0, 1, 2]
     assert measured["converged"][np.isfinite(measured["loss"][:, 0, :, -1])].all()
     return measured
-
-
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
-
-
-def middle(values: Numbers) -> list[float]:
-    """The median, the least and the most."""
-    return [float(np.median(values)), float(values.min()), float(values.max())]
-
-
-def ends(values: Numbers) -> list[float]:
-    """The least and the most."""
-    return [float(values.min()), float(values.max())]
 
 
 def run(found: Measurements, rate: str, along: str = "") -> int:

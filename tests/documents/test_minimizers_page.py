@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
-from conftest import ROOT
-from documents.claims import RESULTS, as_printed, cells_of, numbers_after, said
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    cells_of,
+    check_after,
+    ends,
+    joined,
+    middle,
+    said,
+)
 from numpy.typing import NDArray
 
 import hessdist
 from hessdist.results.units import Measurements
 
 PAGE = "eigenspaces"
-TEXT = " ".join((ROOT / "docs/studies/eigenspaces.md").read_text(encoding="utf-8").split())
+check = partial(check_after, PAGE)
+TEXT = joined(PAGE)
 METHODS = ["gradient_descent", "lbfgs", "newton_cg"]
 DESCENT, LBFGS, NEWTON = range(3)
 Numbers = NDArray[np.float64]
@@ -25,22 +36,6 @@ def found() -> Measurements:
     assert measured["method"].tolist() == METHODS
     assert measured["seed"].tolist() == [0, 1, 2, 3, 4]
     return measured
-
-
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
-
-
-def middle(values: Numbers) -> list[float]:
-    """The median, the least and the most."""
-    return [float(np.median(values)), float(values.min()), float(values.max())]
-
-
-def ends(values: Numbers) -> list[float]:
-    """The least and the most."""
-    return [float(values.min()), float(values.max())]
 
 
 def lasts(found: Measurements, name: str) -> Numbers:

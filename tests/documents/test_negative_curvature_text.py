@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
-from conftest import ROOT
-from documents.claims import as_printed, cells_of, numbers_after, numbers_in
+from documents.claims import as_printed, cells_of, check_after, joined, numbers_in
+from documents.claims import ends as extremes
 from documents.test_negative_curvature_page import (
     OTHERS,
     ends,
@@ -20,19 +22,9 @@ from documents.test_negative_curvature_page import (
 from numpy.typing import NDArray
 
 PAGE = "negative-curvature"
-TEXT = " ".join((ROOT / f"docs/studies/{PAGE}.md").read_text(encoding="utf-8").split())
+check = partial(check_after, PAGE)
+TEXT = joined(PAGE)
 Numbers = NDArray[np.float64]
-
-
-def check(words: str, *values: float) -> None:
-    """Compare the numbers that follow some words of the page with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
-
-
-def extremes(values: Numbers) -> tuple[float, float]:
-    """The least and the most."""
-    return float(values.min()), float(values.max())
 
 
 @pytest.mark.parametrize(

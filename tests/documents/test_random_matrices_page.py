@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from documents.claims import RESULTS, as_printed, claim, numbers_in, said, table_of
+from documents.claims import RESULTS, as_printed, claim, joined, numbers_in, said, table_of
 
 import hessdist
 from hessdist.landscape.index_energy import law_against_points
@@ -100,7 +99,7 @@ def test_minima_and_the_fitted_law(row: int) -> None:
     assert cells[3] == f"{fit:.3f} ± {spread:.3f}"
     formula = (1 - found["ratio"][row]) ** 2 / 2
     assert cells[4] == f"{formula:.3f}"
-    flat = " ".join((ROOT / "docs" / "studies" / f"{PAGE}.md").read_text("utf-8").split())
+    flat = joined(PAGE)
     above = f"{(mean - formula) / error:.1f}"
     assert (f"at φ = 1/8 by {above}" if row == 0 else f"by {above} standard errors") in flat
     exponent, its_error = found["exponent"][0, row], found["exponent_error"][0, row]
@@ -135,7 +134,7 @@ def test_the_fits_at_six_ratios(row: int) -> None:
 def test_searches_that_leave_the_bound() -> None:
     found = points("critical-points-16")
     beyond = [int((found["largest_weights"][0, row] >= 4).sum()) for row in range(2)]
-    flat = " ".join((ROOT / "docs" / "studies" / f"{PAGE}.md").read_text("utf-8").split())
+    flat = joined(PAGE)
     assert "{} and {} of 200 searches leave the bound".format(*beyond) in flat
     indices = np.concatenate([tanh(found, row, "index") for row in range(2)])
     assert f"the {len(indices)} that found a point besides θ = 0" in flat

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from documents.claims import RESULTS, as_printed, claim, claims, numbers_after, numbers_in
+from documents.claims import (
+    RESULTS,
+    as_printed,
+    check_after,
+    claim,
+    claims,
+    ends,
+    joined,
+    middle,
+    numbers_after,
+    numbers_in,
+)
 from numpy.typing import NDArray
 
 import hessdist
@@ -16,6 +27,7 @@ from hessdist.results.schema import ENDS
 from hessdist.results.units import Measurements
 
 PAGE = "stability"
+check = partial(check_after, PAGE)
 PATH = ROOT / "docs" / "studies" / "stability.md"
 FILES = {
     "SGD": "sgd",
@@ -111,16 +123,6 @@ def kept(setting: str, end: str, span: tuple[int, int]) -> Numbers:
         ]
         for one in measured(setting)
     ])
-
-
-def ends(values: Numbers) -> list[float]:
-    """The least and the largest."""
-    return [values.min(), values.max()]
-
-
-def middle(values: Numbers) -> list[float]:
-    """The median, the least and the largest."""
-    return [float(np.median(values)), *ends(values)]
 
 
 def large_end(setting: str) -> list[list[float]]:
@@ -259,51 +261,48 @@ def first_turns(measure: Callable[..., Numbers], last: int) -> Numbers:
 
 def test_what_is_said_of_the_large_end() -> None:
     setting, step, angle, curvature = at_the_widest_turn()
-    assert f"{angle:.0f} degrees ({setting}, from 500 to {step})" in joined()
+    assert f"{angle:.0f} degrees ({setting}, from 500 to {step})" in joined(PAGE)
     late = kept_of_all("largest")
-    check("From minibatch 100 to 2,000 λ₁ falls to between", ends(over_all(falls, "largest", 100)))
-    check("of itself, while v₁ turns by", ends(over_all(turned)))
+    check("From minibatch 100 to 2,000 λ₁ falls to between", *ends(over_all(falls, "largest", 100)))
+    check("of itself, while v₁ turns by", *ends(over_all(turned)))
     check(
         "at minibatch 500 the space of the ten largest has",
-        ends(100 * over_all(final_in_space, 500)),
+        *ends(100 * over_all(final_in_space, 500)),
     )
-    check("final one already, and from 400 on", ends(100 * medians(share_before, "largest", LATE)))
+    check("final one already, and from 400 on", *ends(100 * medians(share_before, "largest", LATE)))
     gaps = over_all(first_gap)
-    check("within it, λ₁ being", ends(gaps))
-    check("times λ₂ (median", [float(np.median(gaps))])
-    check("minibatches old, has", ends(100 * medians(kept, "largest", LATE)))
-    check("of λ₁ on the new Hessian in the median and", [100 * late.min()])
-    check(f"({setting}, from 500 to {step}), it has", [100 * curvature])
+    check("within it, λ₁ being", *ends(gaps))
+    check("times λ₂ (median", float(np.median(gaps)))
+    check("minibatches old, has", *ends(100 * medians(kept, "largest", LATE)))
+    check("of λ₁ on the new Hessian in the median and", 100 * late.min())
+    check(f"({setting}, from 500 to {step}), it has", 100 * curvature)
 
 
 def test_what_is_said_of_the_negative_end() -> None:
-    check("λ_d does not stabilise: it shrinks by a factor of", ends(over_all(shrinks)))
+    check("λ_d does not stabilise: it shrinks by a factor of", *ends(over_all(shrinks)))
     both = [medians(angle_before, "smallest", span) for span in (MIDDLE, LATE)]
-    check("of the one before (medians of", ends(np.concatenate(both)))
+    check("of the one before (medians of", *ends(np.concatenate(both)))
     shares = [over_all(share_before, "smallest", span) for span in (MIDDLE, LATE)]
     check(
-        "of the whole space of three a share of",
-        sorted(float(np.median(one)) for one in shares),
+        "of the whole space of three a share of", *sorted(float(np.median(one)) for one in shares)
     )
     curvature = over_all(kept, "smallest", MIDDLE)
-    check("curvature on the new Hessian is", [100 * float(np.median(curvature))])
+    check("curvature on the new Hessian is", 100 * float(np.median(curvature)))
     late = kept_of_all("smallest")
-    check("it is positive in half of all cases,", [(late < 0).sum(), late.size])
+    check("it is positive in half of all cases,", (late < 0).sum(), late.size)
     check(
         "(somewhat less with Adam,",
-        [
-            *ends(first_at("Adam + ṽ", "smallest", 2000)),
-            *ends(first_at("Adam", "smallest", 2000)),
-        ],
+        *ends(first_at("Adam + ṽ", "smallest", 2000)),
+        *ends(first_at("Adam", "smallest", 2000)),
     )
 
 
 def test_what_is_said_of_optimisers() -> None:
     early = over_all(early_space)
-    check("checkpoints 10 to 30 minibatches apart share", [*ends(early)])
-    check("of the space (median", [float(np.median(early))])
-    check("(v_d turns by", ends(first_turns(angle_before, 20)))
-    check("in 10 of them, and keeps", ends(100 * first_turns(kept, 20)))
+    check("checkpoints 10 to 30 minibatches apart share", *ends(early))
+    check("of the space (median", float(np.median(early)))
+    check("(v_d turns by", *ends(first_turns(angle_before, 20)))
+    check("in 10 of them, and keeps", *ends(100 * first_turns(kept, 20)))
 
 
 def test_the_errors_and_the_products() -> None:
@@ -318,24 +317,13 @@ def test_the_errors_and_the_products() -> None:
     first = max(
         float(np.nanmax(one[f"angle_error_{end}"][..., 0])) for one in every for end in ENDS
     )
-    check("The angles of first vectors are exact to", [first])
-    check("of all compared vectors and spaces to", [max(errors.values())])
+    check("The angles of first vectors are exact to", first)
+    check("of all compared vectors and spaces to", max(errors.values()))
 
 
 def kept_of_all(end: str) -> Numbers:
     """What the vectors of the checkpoint before keep of their curvature, from step 400 on."""
     return over_all(kept, end, LATE)
-
-
-def joined() -> str:
-    """The page with its lines joined."""
-    return " ".join(PATH.read_text(encoding="utf-8").split())
-
-
-def check(words: str, values: list[float]) -> None:
-    """Compare the numbers after some words with values."""
-    printed = numbers_after(PAGE, words, len(values))
-    assert as_printed([float(one) for one in values], printed) == printed, words
 
 
 def estimates() -> dict[str, tuple[Measurements, int]]:
@@ -359,15 +347,15 @@ def test_the_estimate_does_not_find_the_direction() -> None:
         name: np.concatenate([one[name][row] for one, row in found.values()])
         for name in ("angle", "angle_to_space")
     }
-    check("100, 200 and 500) it is", ends(angles["angle"]))
-    check("degrees from v_d and", ends(angles["angle_to_space"]))
+    check("100, 200 and 500) it is", *ends(angles["angle"]))
+    check("degrees from v_d and", *ends(angles["angle_to_space"]))
     for base, words in (
         ("sgd", "of SA(5), with steps along it in"),
         ("adam", "(SGD),"),
         ("rmsprop", "(Adam) and"),
     ):
         one, _ = found[base]
-        check(words, [one["steps_along"][list(one["run"]).index(f"{base} + curvature 1"), 0]])
+        check(words, one["steps_along"][list(one["run"]).index(f"{base} + curvature 1"), 0])
 
 
 def test_how_long_the_estimate_makes_no_difference() -> None:
@@ -376,4 +364,4 @@ def test_how_long_the_estimate_makes_no_difference() -> None:
         apart = plain.steps[plain.loss != following.loss]
         last.append(int(plain.steps[plain.steps < apart.min()].max()))
     assert set(last) == {20, 50}
-    assert "are the same up to minibatch 20 or 50" in joined()
+    assert "are the same up to minibatch 20 or 50" in joined(PAGE)
